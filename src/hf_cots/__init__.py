@@ -1,0 +1,24 @@
+"""hf_cots: image-text retrieval models for the Hugging Face Hub. COTS: two streams, one dot product, three levels."""
+
+from .models import (
+    COTSConfig,
+    COTSForPreTraining,
+    COTSImageProcessor,
+    COTSImageTokenizer,
+    COTSImageTokenizerConfig,
+    COTSModel,
+    COTSProcessor,
+)
+
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "COTSConfig",
+    "COTSForPreTraining",
+    "COTSImageProcessor",
+    "COTSImageTokenizer",
+    "COTSImageTokenizerConfig",
+    "COTSModel",
+    "COTSProcessor",
+]

@@ -1,0 +1,174 @@
+"""Configuration of COTS (Lu et al., CVPR 2022, arXiv 2204.07441)."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .configuration_dvae import COTSImageTokenizerConfig
+
+
+@strict
+class COTSConfig(PreTrainedConfig):
+    """Everything that [`COTSModel`] and [`COTSForPreTraining`] need to know. The defaults are COTS-base.
+
+    The paper's code was never released. Each line says where its default comes from: [P] stated by the paper's
+    abstract, [M] recalled from the paper and not confirmed, [D] decided by us where the paper is silent.
+
+    Streams
+        vision_config (`PreTrainedConfig` or `dict`, defaults to ViT-B/16 at 384 pixels [M]): the image stream.
+        text_config (`PreTrainedConfig` or `dict`, defaults to BERT-base-uncased [M]): the text stream.
+        image_tokenizer_config (`COTSImageTokenizerConfig` or `dict`, defaults to DALL-E's at 192 pixels [M]).
+        projection_dim (`int`, defaults to 256 [D]): width of the joint space.
+        image_pooling, text_pooling (`"cls"` or `"mean"`, default `"cls"` [M]): which feature of a stream is its
+            global one. `"mean"` averages the patches, or the words without padding.
+        image_mean, image_std (`list[float]`, default 0.5 [D]): normalisation of `pixel_values`.
+        special_token_ids (`list[int]`, defaults to BERT's): token ids that are never masked.
+        mask_token_id (`int`, defaults to 103, BERT's): the token that stands for a masked word.
+
+    Instance level
+        contrast (`"momentum"` or `"in_batch"`, default `"momentum"` [P]): momentum contrast with queues, or symmetric
+            InfoNCE over the batches of all ranks.
+        momentum (`float`, defaults to 0.99 [M]): weight of the old value in the momentum update.
+        temperature (`float`, defaults to 0.05 [M]); learn_temperature (`bool`, defaults to `False` [M]);
+        min_temperature, max_temperature (`float`, default 0.01 and 0.5 [D]): bounds of a learned temperature.
+        queue_size (`int`, defaults to 12,800 [M]): slots N_Q of the queues.
+        center_keys (`bool`, defaults to `True` [D]): subtract the mean of the step's keys before they are queued.
+        fresh_negatives (`bool`, defaults to `True` [D]): the step's own keys serve as negatives too.
+
+    Token level
+        patch_mask_ratio (`float`, defaults to 0.4 [M]), word_mask_ratio (`float`, defaults to 0.15 [M]).
+        masked_share (`float`, defaults to 1.0 [D]): share of the pairs that take the masked passes.
+        detach_global_features (`bool`, defaults to `False` [D]): stop the token losses' gradient into the other stream.
+
+    Task level
+        task_direction (`"symmetric"`, `"image_to_text"` or `"text_to_image"`, default `"symmetric"` [D]): which KL
+            terms count; `"image_to_text"` is KL(D_T2I || D_I2T), which moves image-to-text towards text-to-image.
+        detach_task_target (`bool`, defaults to `False` [D]): no gradient into the distribution compared with.
+
+    Filter
+        filter_lambda (`float` or `None`, defaults to 2.0 [D]): a pair is dropped if its momentum similarity lies more
+            than this many standard deviations below the mean. `None` switches the filter off.
+        filter_warmup_steps (`int`, defaults to 1,000 [D]): optimizer steps before it starts.
+        similarity_queue_size (`int`, defaults to 12,800 [D]): scores that mean and deviation are taken from.
+
+    Total
+        instance_weight, mvm_weight, mlm_weight, task_weight (`float`, default 1 [D]). A level of weight 0 is not
+            computed, and its parameters do not exist.
+        initializer_range (`float`, defaults to 0.02 [D]): standard deviation of new linear layers.
+
+    Raises:
+        ValueError (or huggingface_hub's `StrictDataclass...Error` around it): if fields contradict one another.
+    """
+
+    model_type = "cots"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="vit", init_kwargs={"image_size": 384}),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert"),
+        "image_tokenizer_config": COTSImageTokenizerConfig,
+    }
+    keys_to_ignore_at_inference = ["kept", "image_embeds", "text_embeds"]
+
+    vision_config: PreTrainedConfig | dict | None = None
+    text_config: PreTrainedConfig | dict | None = None
+    image_tokenizer_config: COTSImageTokenizerConfig | dict | None = None
+    projection_dim: int = 256
+    image_pooling: Literal["cls", "mean"] = "cls"
+    text_pooling: Literal["cls", "mean"] = "cls"
+    image_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
+    special_token_ids: list[int] | tuple[int, ...] = (0, 100, 101, 102, 103)
+    mask_token_id: int = 103
+
+    contrast: Literal["momentum", "in_batch"] = "momentum"
+    momentum: float | int = 0.99
+    temperature: float | int = 0.05
+    learn_temperature: bool = False
+    min_temperature: float | int = 0.01
+    max_temperature: float | int = 0.5
+    queue_size: int = 12_800
+    center_keys: bool = True
+    fresh_negatives: bool = True
+
+    patch_mask_ratio: float | int = 0.4
+    word_mask_ratio: float | int = 0.15
+    masked_share: float | int = 1.0
+    detach_global_features: bool = False
+
+    task_direction: Literal["symmetric", "image_to_text", "text_to_image"] = "symmetric"
+    detach_task_target: bool = False
+
+    filter_lambda: float | int | None = 2.0
+    filter_warmup_steps: int = 1_000
+    similarity_queue_size: int = 12_800
+
+    instance_weight: float | int = 1.0
+    mvm_weight: float | int = 1.0
+    mlm_weight: float | int = 1.0
+    task_weight: float | int = 1.0
+    initializer_range: float = 0.02
+
+    @property
+    def patch_grid(self) -> int:
+        """Patches along one side of the image stream's input."""
+        return self.vision_config.image_size // self.vision_config.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        return self.patch_grid**2
+
+    @property
+    def num_masked_patches(self) -> int:
+        """Exactly this many patches of each image are masked."""
+        return max(1, round(self.patch_mask_ratio * self.num_patches))
+
+    @property
+    def uses_momentum_encoder(self) -> bool:
+        """The momentum encoder makes the keys of the momentum contrast and the scores of the filter."""
+        return self.contrast == "momentum" or self.filter_lambda is not None
+
+    def validate_image_grid(self):
+        """Part of the strict validation: patches must tile the image, and there must be one code per patch."""
+        image_size, patch_size = self.vision_config.image_size, self.vision_config.patch_size
+        for name, size in (("image_size", image_size), ("patch_size", patch_size)):
+            if not isinstance(size, int):
+                raise ValueError(f"vision_config.{name} must be one whole number (square images), got {size}")
+        if image_size % patch_size:
+            raise ValueError(f"vision_config.image_size={image_size} is not divisible by patch_size={patch_size}")
+        codes = self.image_tokenizer_config.grid_size
+        if self.mvm_weight > 0 and codes != self.patch_grid:
+            raise ValueError(
+                f"the image tokenizer gives a grid of {codes} x {codes} codes but the image stream has "
+                f"{self.patch_grid} x {self.patch_grid} patches; set image_tokenizer_config.image_size to "
+                f"{self.patch_grid * self.image_tokenizer_config.downsampling}"
+            )
+
+    def validate_ranges(self):
+        """Part of the strict validation: each number within the range in which its formula means something."""
+        for name in ("projection_dim", "queue_size", "similarity_queue_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("instance_weight", "mvm_weight", "mlm_weight", "task_weight", "filter_warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("patch_mask_ratio", "word_mask_ratio", "masked_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
+        if not 0 < self.min_temperature <= self.temperature <= self.max_temperature:
+            raise ValueError(
+                f"temperature={self.temperature} must lie within the bounds min_temperature={self.min_temperature} "
+                f"and max_temperature={self.max_temperature}, all positive"
+            )
+        if not len(self.image_mean) == len(self.image_std) == 3 or min(self.image_std) <= 0:
+            raise ValueError(f"image_mean and image_std need three entries each, image_std positive; got {self.image_mean}, {self.image_std}")
+
+    def validate_levels(self):
+        """Part of the strict validation: the task level is minimised by two uniform distributions."""
+        if self.task_weight > 0 and self.instance_weight == 0:
+            raise ValueError("task_weight > 0 needs instance_weight > 0: alone, the task level has a trivial optimum")
+
+
+__all__ = ["COTSConfig"]

@@ -1,0 +1,61 @@
+"""Configuration of the image tokenizer, a discrete VAE in DALL-E's shape (Ramesh et al. 2021, appendix A)."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class COTSImageTokenizerConfig(PreTrainedConfig):
+    """Sizes and training weights of [`COTSImageTokenizer`]. The defaults are DALL-E's published encoder and decoder.
+
+    Args:
+        image_size (`int`, defaults to 192): side of the square input in pixels; a multiple of `downsampling`.
+        num_channels (`int`, defaults to 3): colour channels.
+        codebook_size (`int`, defaults to 8192): number of discrete codes.
+        hidden_size (`int`, defaults to 256): width of the first encoder group; group g is 2^g times as wide.
+        decoder_input_size (`int`, defaults to 128): width to which the codes are embedded before decoding.
+        num_groups (`int`, defaults to 4): groups of residual blocks; the resolution halves between groups.
+        blocks_per_group (`int`, defaults to 2): residual blocks in a group.
+        gumbel_temperature (`float`, defaults to 1.0): temperature of the Gumbel-softmax relaxation in training.
+        kl_weight (`float`, defaults to 0.01): weight of the KL divergence from the code distribution to the uniform
+            one, in nats per code position. Our own choice: DALL-E's schedule belongs to its own loss scale.
+    """
+
+    model_type = "cots_image_tokenizer"
+    base_config_key = "image_tokenizer_config"
+
+    image_size: int = 192
+    num_channels: int = 3
+    codebook_size: int = 8192
+    hidden_size: int = 256
+    decoder_input_size: int = 128
+    num_groups: int = 4
+    blocks_per_group: int = 2
+    gumbel_temperature: float | int = 1.0
+    kl_weight: float | int = 0.01
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per code along one side, 2^(num_groups - 1)."""
+        return 2 ** (self.num_groups - 1)
+
+    @property
+    def grid_size(self) -> int:
+        """Codes along one side of an `image_size` input."""
+        return self.image_size // self.downsampling
+
+    def validate_sizes(self):
+        """Part of the strict validation: sizes that cannot be built are refused by name."""
+        for name in ("num_channels", "codebook_size", "decoder_input_size", "num_groups", "blocks_per_group"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.hidden_size < 4:
+            raise ValueError(f"hidden_size must be at least 4, the width of a residual bottleneck; got {self.hidden_size}")
+        if self.image_size < 1 or self.image_size % self.downsampling:
+            raise ValueError(
+                f"image_size={self.image_size} of the image tokenizer is not a positive multiple of {self.downsampling}, "
+                f"the downsampling of its num_groups={self.num_groups}"
+            )
+
+
+__all__ = ["COTSImageTokenizerConfig"]

@@ -1,0 +1,154 @@
+"""The losses of COTS: pure functions, one per equation of Lu et al. 2022 (arXiv 2204.07441).
+
+All of them work in float32 or float64 whatever the autocast dtype, return one value per pair, and leave the weighting
+and the sum to the caller: a pair that the filter drops is a pair of weight 0. Notation: n queries, Q queue slots,
+D joint dimension, tau temperature.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+
+def full_precision(tensor: torch.Tensor) -> torch.Tensor:
+    """float16 and bfloat16 become float32; float32 and float64 stay."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def l2_normalize(features: torch.Tensor, eps: float = 1e-12) -> torch.Tensor:
+    """Rows of unit length, in full precision."""
+    return F.normalize(full_precision(features), dim=-1, eps=eps)
+
+
+def contrast_logits(
+    queries: torch.Tensor,
+    positive_keys: torch.Tensor,
+    queued_keys: torch.Tensor,
+    no_negative: torch.Tensor,
+    temperature: torch.Tensor | float,
+) -> torch.Tensor:
+    """`[ f_i . k_i, f_i . q_1, ..., f_i . q_Q ] / tau`: each query against its positive and the queue.
+
+    Args:
+        queries: (n, D) normalised online embeddings of one modality.
+        positive_keys: (n, D) normalised momentum keys of the other modality, row i of the same pair.
+        queued_keys: (Q, D) queued keys of the other modality.
+        no_negative: (n, Q) bool, true where slot j must not serve as a negative of query i: not yet filled, or of the
+            same image. Such an entry gets the lowest finite logit, so that its probability is exactly 0.
+        temperature: tau.
+
+    Returns:
+        (n, 1 + Q) logits; column 0 is the positive.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        queries, positive_keys = full_precision(queries), full_precision(positive_keys)
+        positive = (queries * positive_keys).sum(dim=-1, keepdim=True) / temperature  # (n, 1)
+        negative = queries @ queued_keys.to(queries.dtype).t() / temperature  # (n, Q)
+        negative = negative.masked_fill(no_negative, torch.finfo(negative.dtype).min)
+        return torch.cat([positive, negative], dim=1)
+
+
+def instance_loss(logits: torch.Tensor) -> torch.Tensor:
+    """`-log softmax(logits)_0` per query: L_I2T or L_T2I before the mean over the batch.
+
+    Args:
+        logits: (n, 1 + Q) of [`contrast_logits`].
+
+    Returns:
+        (n,) losses.
+    """
+    return torch.logsumexp(logits, dim=1) - logits[:, 0]
+
+
+def in_batch_logits(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    query_ids: torch.Tensor,
+    key_ids: torch.Tensor,
+    positives: torch.Tensor,
+    temperature: torch.Tensor | float,
+) -> torch.Tensor:
+    """The same row of logits for in-batch InfoNCE (Radford et al. 2021, CLIP): positive first, then the whole batch.
+
+    Args:
+        queries: (n, D) normalised embeddings of this rank's pairs.
+        keys: (N, D) normalised embeddings of the other modality, of all ranks.
+        query_ids, key_ids: (n,) and (N,) image ids; a key of the query's own image is no negative.
+        positives: (n,) int64, which key belongs to each query.
+        temperature: tau.
+
+    Returns:
+        (n, 1 + N) logits; the positive's own column among the N is masked, as are those of the same image.
+    """
+    same_image = query_ids[:, None] == key_ids[None, :]
+    own = positives[:, None] == torch.arange(len(keys), device=keys.device)[None, :]
+    return contrast_logits(queries, keys[positives], keys, same_image | own, temperature)
+
+
+def task_loss(
+    image_to_text: torch.Tensor,
+    text_to_image: torch.Tensor,
+    direction: Literal["symmetric", "image_to_text", "text_to_image"] = "symmetric",
+    detach_target: bool = False,
+) -> torch.Tensor:
+    """Alignment of the two retrieval tasks: `1/2 ( KL(D_T2I || D_I2T) + KL(D_I2T || D_T2I) )` per pair.
+
+    Entry j of both distributions must stand for the same pair, which is why the queues are index-aligned.
+
+    Args:
+        image_to_text, text_to_image: (n, 1 + Q) logits of the two directions.
+        direction: `"image_to_text"` keeps KL(D_T2I || D_I2T), `"text_to_image"` keeps KL(D_I2T || D_T2I).
+        detach_target: no gradient into the first argument of each KL.
+
+    Returns:
+        (n,) divergences in nats.
+    """
+    log_i2t = full_precision(image_to_text).log_softmax(dim=1)
+    log_t2i = full_precision(text_to_image).log_softmax(dim=1)
+    to_i2t = kl_divergence(log_t2i.detach() if detach_target else log_t2i, log_i2t)
+    to_t2i = kl_divergence(log_i2t.detach() if detach_target else log_i2t, log_t2i)
+    if direction == "image_to_text":
+        return to_i2t
+    if direction == "text_to_image":
+        return to_t2i
+    return (to_i2t + to_t2i) / 2
+
+
+def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    """KL(p || q) per row of two (n, Q) log-probabilities; entries of probability 0 in both add 0."""
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
+
+
+def masked_token_loss(logits: torch.Tensor, targets: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+    """`-1/|M_i| sum_{j in M_i} log p(target_ij)`: L_MVM or L_MLM of each pair (MVLM, the token level).
+
+    Args:
+        logits: (total masked, vocabulary), the heads' output at the masked positions only, in row-major order.
+        targets: (total masked,) int64 codes or word ids.
+        masked: (n, positions) bool, where those positions lie. A row without any adds 0.
+
+    Returns:
+        (n,) losses, each the mean over the row's own masked positions.
+    """
+    token_losses = F.cross_entropy(full_precision(logits), targets, reduction="none")
+    spread = token_losses.new_zeros(masked.shape).masked_scatter(masked, token_losses)  # (n, positions)
+    return spread.sum(dim=1) / masked.sum(dim=1).clamp(min=1)
+
+
+def key_mean(keys: torch.Tensor) -> torch.Tensor:
+    """The mean (D,) of a step's (N, D) keys; zero for a step of one pair, whose centred key would vanish."""
+    return keys.mean(dim=0) if len(keys) > 1 else torch.zeros_like(keys[0])
+
+
+def center_keys(keys: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """Subtract the mean of the step's keys and normalise again ("Centred keys": the cure of the staleness shortcut).
+
+    A fast-moving model makes its fresh keys differ from the queued ones by a common drift, and "fresh or stale" then
+    gives the positive away. Keys that all agree become (nearly) zero, not amplified rounding noise: hence the eps.
+
+    Args:
+        keys: (n, D) normalised keys.
+        mean: (D,) of [`key_mean`] over the whole optimizer step.
+    """
+    return l2_normalize(keys - mean, eps=1e-3)

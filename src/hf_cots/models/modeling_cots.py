@@ -1,0 +1,315 @@
+"""COTS for inference (Lu et al. 2022): two streams that meet only in a dot product.
+
+M images and N texts cost M + N encodings and one matrix product; an image embedding never depends on a text.
+Pre-training lives in `pretraining_cots.py`.
+"""
+
+import functools
+import inspect
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .configuration_cots import COTSConfig
+from .losses import l2_normalize
+
+
+@functools.cache
+def tower_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel]:
+    """A thin subclass of the transformers model that belongs to a config: ours by module, theirs in everything else.
+
+    transformers saves its native models under their older key names, which Trainer's resume does not translate back:
+    native ViT layers would come back re-initialised, with a warning only. A class of this module is left alone.
+
+    Raises:
+        ValueError: if transformers has no plain model for this config.
+    """
+    if config_class not in MODEL_MAPPING:
+        raise ValueError(f"no transformers model is known for {config_class.__name__}; give a vision and a text encoder")
+    native = MODEL_MAPPING[config_class]
+    return type(f"COTS{native.__name__}", (native,), {"__module__": __name__})
+
+
+def build_tower(config: PreTrainedConfig, **options: bool) -> PreTrainedModel:
+    """A randomly initialised tower; of `options`, those that its constructor knows are given to it."""
+    cls = tower_class(type(config))
+    known = inspect.signature(cls.__init__).parameters
+    return cls._from_config(config, **{name: value for name, value in options.items() if name in known})
+
+
+def load_tower(source: str | PreTrainedModel) -> PreTrainedModel:
+    """A pretrained tower from a Hub id, a folder or a model in memory, loaded through its native class.
+
+    Raises:
+        ValueError: if it is a model of several modalities; its towers must be named one by one.
+    """
+    tower = AutoModel.from_pretrained(source) if isinstance(source, str) else source
+    if tower.config.sub_configs:
+        raise ValueError(f"{type(tower).__name__} holds several towers; pass the vision or the text encoder alone")
+    return tower
+
+
+def copy_tower(target: PreTrainedModel, source: PreTrainedModel) -> None:
+    """Copy pretrained weights into one of our towers. The pooler is left behind, the mask token may be new.
+
+    Raises:
+        ValueError: naming the parameters, if anything else is missing.
+    """
+    result = target.load_state_dict(source.state_dict(), strict=False)
+    missing = [key for key in result.missing_keys if not key.endswith("mask_token")]
+    if missing:
+        raise ValueError(f"{type(source).__name__} does not fit {type(target).__name__}; missing: {missing[:5]}")
+
+
+@dataclass
+class COTSOutput(ModelOutput):
+    """
+    Args:
+        logits_per_image (`torch.FloatTensor` of shape `(images, texts)`): cosine similarities over the temperature.
+        logits_per_text (`torch.FloatTensor` of shape `(texts, images)`): its transpose.
+        image_embeds (`torch.FloatTensor` of shape `(images, projection_dim)`): L2-normalised, float32 or wider.
+        text_embeds (`torch.FloatTensor` of shape `(texts, projection_dim)`): L2-normalised, float32 or wider.
+        vision_model_output, text_model_output (`BaseModelOutputWithPooling`): each stream's output; `pooler_output` is
+            the projected feature before normalisation.
+    """
+
+    logits_per_image: torch.FloatTensor | None = None
+    logits_per_text: torch.FloatTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+
+
+class COTSPreTrainedModel(PreTrainedModel):
+    """What the COTS classes share: config, weight initialisation, and what Trainer must know of them."""
+
+    config: COTSConfig
+    config_class = COTSConfig
+    base_model_prefix = "cots"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["ViTEmbeddings", "ViTLayer", "BertEmbeddings", "BertLayer"]
+    # Our forwards take no num_items_in_batch; without this line Trainer would not divide by the accumulation steps.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, COTSModel) and module.log_temperature is not None:
+            init.constant_(module.log_temperature, math.log(self.config.temperature))
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers, with the weights moved to aligned memory.
+
+        A safetensors file is mapped into memory as it lies, mostly off the 64-byte boundaries that fresh tensors have;
+        matrix products then take other code paths and differ in the last bit. Aligned, a loaded model gives exactly
+        the embeddings of the model that was saved.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for tensor in itertools.chain(model.parameters(), model.buffers()):
+            if tensor.device.type == "cpu":
+                tensor.data = tensor.data.clone()
+        return loaded
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Save weights, config and the code of these classes, so that the Auto classes load them without the package."""
+        self.config.auto_map = {
+            "AutoConfig": "configuration_cots.COTSConfig",
+            "AutoModel": "modeling_cots.COTSModel",
+            "AutoModelForZeroShotImageClassification": "modeling_cots.COTSModel",
+        }
+        super().save_pretrained(save_directory, **kwargs)
+
+
+class COTSModel(COTSPreTrainedModel):
+    """Two streams and two projections: what people deploy.
+
+    `COTSModel(COTSConfig())` has 195,375,872 parameters: ViT-B/16 at 384 pixels 86,090,496, BERT-base 108,891,648, both
+    without pooler, and two linear projections 393,728. The mask token's 768 belong to [`COTSForPreTraining`] only.
+
+    Args:
+        config ([`COTSConfig`]).
+        use_mask_token (`bool`, defaults to `False`): give the image stream a mask token, for pre-training.
+    """
+
+    def __init__(self, config: COTSConfig, use_mask_token: bool = False):
+        super().__init__(config)
+        self.vision_model = build_tower(config.vision_config, add_pooling_layer=False, use_mask_token=use_mask_token)
+        self.text_model = build_tower(config.text_config, add_pooling_layer=False)
+        self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim)
+        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim)
+        self.log_temperature = None
+        if config.learn_temperature:
+            self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)))
+        self.post_init()
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls, vision: str | PreTrainedModel, text: str | PreTrainedModel, **config_fields
+    ) -> "COTSModel":
+        """Start from two pretrained towers; the projections are new.
+
+        Args:
+            vision: Hub id, folder or model of an image encoder (ViT, DeiT, BEiT, DINOv2, ...).
+            text: Hub id, folder or model of a text encoder (BERT, MiniLM, RoBERTa, XLM-R, DistilBERT, ...).
+            config_fields: any field of [`COTSConfig`]. The image tokenizer's input size follows the patch grid.
+
+        Raises:
+            ValueError: if a tower holds several modalities or does not fit its config.
+        """
+        vision_tower, text_tower = load_tower(vision), load_tower(text)
+        model = cls(config_from_towers(vision_tower.config, text_tower.config, **config_fields))
+        copy_tower(model.vision_model, vision_tower)
+        copy_tower(model.text_model, text_tower)
+        return model
+
+    @property
+    def temperature(self) -> torch.Tensor | float:
+        """tau: a number, or the learned value within its bounds."""
+        if self.log_temperature is None:
+            return self.config.temperature
+        return self.log_temperature.float().exp().clamp(self.config.min_temperature, self.config.max_temperature)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The text stream's word embeddings."""
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.text_model.set_input_embeddings(value)
+
+    def encode_image(
+        self, pixel_values: torch.FloatTensor, bool_masked_pos: torch.BoolTensor | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """The image stream alone: `last_hidden_state` (n, tokens, hidden) and, as `pooler_output`, the global feature
+        (n, hidden) before projection.
+
+        Args:
+            pixel_values: (n, 3, image_size, image_size), normalised.
+            bool_masked_pos: (n, patches), true where the patch embedding is replaced by the mask token.
+            kwargs: passed on to the tower (`interpolate_pos_encoding=True` for another resolution, say).
+        """
+        if bool_masked_pos is not None:
+            kwargs["bool_masked_pos"] = bool_masked_pos
+        output = self.vision_model(pixel_values=pixel_values, **kwargs)
+        hidden = output.last_hidden_state
+        # Whatever special tokens a tower puts in front, the patches come last.
+        patches = slice(hidden.shape[1] - self.num_patches(pixel_values), None)
+        output.pooler_output = hidden[:, 0] if self.config.image_pooling == "cls" else hidden[:, patches].mean(dim=1)
+        return output
+
+    def num_patches(self, pixel_values: torch.Tensor) -> int:
+        """Patch tokens that the image stream makes of these pixels."""
+        patch_size = self.config.vision_config.patch_size
+        return (pixel_values.shape[-2] // patch_size) * (pixel_values.shape[-1] // patch_size)
+
+    def encode_text(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """The text stream alone: `last_hidden_state` (n, length, hidden) and the global feature (n, hidden).
+
+        Args:
+            input_ids: (n, length).
+            attention_mask: (n, length), 0 on padding; all ones if not given.
+        """
+        output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        hidden = output.last_hidden_state
+        pooled = hidden[:, 0]
+        if self.config.text_pooling == "mean":
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            weights = mask.unsqueeze(-1).to(hidden.dtype)
+            pooled = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+        # BERT's own output class has more fields than a stream's output needs.
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden,
+            pooler_output=pooled,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+    @can_return_tuple
+    def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
+        """Image features; `pooler_output` is the projected feature (n, projection_dim), *not* normalised."""
+        output = self.encode_image(pixel_values, **kwargs)
+        output.pooler_output = self.visual_projection(output.pooler_output)
+        return output
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """Text features; `pooler_output` is the projected feature (n, projection_dim), *not* normalised.
+
+        `token_type_ids` is there for tokenizers that return it: a single text is of type 0 throughout, which is what
+        every tower assumes by itself.
+        """
+        output = self.encode_text(input_ids, attention_mask, **kwargs)
+        output.pooler_output = self.text_projection(output.pooler_output)
+        return output
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> COTSOutput:
+        """Encode images, texts, or both; with both, also compare each with each.
+
+        Args:
+            input_ids, attention_mask: (texts, length).
+            pixel_values: (images, 3, image_size, image_size).
+            interpolate_pos_encoding: accept other image sizes, if the tower can.
+
+        Raises:
+            ValueError: if neither modality is given.
+        """
+        if input_ids is None and pixel_values is None:
+            raise ValueError("COTSModel needs input_ids, pixel_values, or both")
+        output = COTSOutput()
+        if pixel_values is not None:
+            sizes = {"interpolate_pos_encoding": True} if interpolate_pos_encoding else {}
+            output.vision_model_output = self.get_image_features(pixel_values, return_dict=True, **sizes, **kwargs)
+            output.image_embeds = l2_normalize(output.vision_model_output.pooler_output)
+        if input_ids is not None:
+            output.text_model_output = self.get_text_features(input_ids, attention_mask, return_dict=True, **kwargs)
+            output.text_embeds = l2_normalize(output.text_model_output.pooler_output)
+        if output.image_embeds is not None and output.text_embeds is not None:
+            output.logits_per_image = output.image_embeds @ output.text_embeds.t() / self.temperature
+            output.logits_per_text = output.logits_per_image.t()
+        return output
+
+
+def config_from_towers(vision_config: PreTrainedConfig, text_config: PreTrainedConfig, **fields) -> COTSConfig:
+    """A [`COTSConfig`] for two tower configs; the image tokenizer's input size follows the patch grid if not given."""
+    tokenizer = fields.pop("image_tokenizer_config", None) or {}
+    tokenizer = tokenizer.to_dict() if isinstance(tokenizer, PreTrainedConfig) else dict(tokenizer)
+    downsampling = 2 ** (tokenizer.get("num_groups", 4) - 1)
+    tokenizer["image_size"] = vision_config.image_size // vision_config.patch_size * downsampling
+    return COTSConfig(
+        vision_config=vision_config, text_config=text_config, image_tokenizer_config=tokenizer, **fields
+    )
+
+
+__all__ = ["COTSModel", "COTSPreTrainedModel", "COTSOutput"]

@@ -1,0 +1,126 @@
+"""The momentum twin and the index-aligned queues (He et al. 2020, MoCo), and what ranks exchange to share them."""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers import initialization as init
+
+
+@torch.no_grad()
+def update_momentum(twin: nn.Module, online: nn.Module, momentum: float) -> None:
+    """`theta_m <- m * theta_m + (1 - m) * theta` for every parameter of the twin, in grouped calls.
+
+    Args:
+        twin: the momentum encoder. Its parameters are found in `online` by name.
+        online: the trained encoder; it may own parameters that the twin lacks (a mask token).
+        momentum: m; 0 copies.
+
+    Raises:
+        KeyError: if the online encoder lacks a parameter of the twin, as when an adapter was put on one of them only.
+    """
+    trained = dict(online.named_parameters())
+    targets = [parameter for _, parameter in twin.named_parameters()]
+    sources = [trained[name].detach() for name, _ in twin.named_parameters()]
+    torch._foreach_lerp_(targets, sources, 1 - momentum)
+
+
+class KeyQueue(nn.Module):
+    """Two ring buffers of keys, slot j of both always from the same pair, with the image id of that pair.
+
+    All state is in persistent buffers: a resumed run goes on with the same queue.
+
+    Args:
+        size: slots N_Q.
+        dim: joint dimension D.
+    """
+
+    def __init__(self, size: int, dim: int):
+        super().__init__()
+        self.register_buffer("image_keys", torch.zeros(size, dim))
+        self.register_buffer("text_keys", torch.zeros(size, dim))
+        self.register_buffer("image_ids", torch.zeros(size, dtype=torch.long))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
+        self.register_buffer("filled", torch.zeros((), dtype=torch.long))
+
+    def reset_buffers(self) -> None:
+        """Zero what was not loaded from a file (buffers are garbage after a load on the meta device)."""
+        for buffer in self.buffers():
+            init.zeros_(buffer)
+
+    def __len__(self) -> int:
+        return len(self.image_keys)
+
+    @torch.no_grad()
+    def enqueue(self, image_keys: torch.Tensor, text_keys: torch.Tensor, image_ids: torch.Tensor) -> None:
+        """Write (N, D) keys and (N,) ids over the oldest slots. Any N works: of more than N_Q the newest are kept."""
+        size = len(self)
+        image_keys, text_keys, image_ids = image_keys[-size:], text_keys[-size:], image_ids[-size:]
+        slots = (self.pointer + torch.arange(len(image_ids), device=self.pointer.device)) % size
+        self.image_keys[slots] = image_keys.to(self.image_keys.dtype)
+        self.text_keys[slots] = text_keys.to(self.text_keys.dtype)
+        self.image_ids[slots] = image_ids
+        self.pointer.copy_((self.pointer + len(image_ids)) % size)
+        self.filled.copy_((self.filled + len(image_ids)).clamp(max=size))
+
+    def no_negative(self, image_ids: torch.Tensor) -> torch.Tensor:
+        """(n, N_Q) bool: slots that are empty, or that hold a key of the query's own image."""
+        empty = torch.arange(len(self), device=self.filled.device) >= self.filled
+        return empty[None, :] | (self.image_ids[None, :] == image_ids[:, None])
+
+
+class ScoreQueue(nn.Module):
+    """The last `size` momentum similarities of matched pairs, Q^S of the adaptive momentum filter."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.register_buffer("scores", torch.zeros(size))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
+        self.register_buffer("filled", torch.zeros((), dtype=torch.long))
+
+    def reset_buffers(self) -> None:
+        """Zero what was not loaded from a file."""
+        for buffer in self.buffers():
+            init.zeros_(buffer)
+
+    @torch.no_grad()
+    def enqueue(self, scores: torch.Tensor) -> None:
+        """Write (N,) scores over the oldest."""
+        size = len(self.scores)
+        scores = scores[-size:]
+        slots = (self.pointer + torch.arange(len(scores), device=self.pointer.device)) % size
+        self.scores[slots] = scores.to(self.scores.dtype)
+        self.pointer.copy_((self.pointer + len(scores)) % size)
+        self.filled.copy_((self.filled + len(scores)).clamp(max=size))
+
+    def threshold(self, filter_lambda: float) -> torch.Tensor:
+        """`mu - lambda * sigma` of the queued scores; minus infinity, which keeps every pair, until it is full."""
+        spread, mean = torch.std_mean(self.scores.float(), correction=0)
+        full = self.filled == len(self.scores)
+        return torch.where(full, mean - filter_lambda * spread, torch.full_like(mean, -torch.inf))
+
+
+def world_size() -> int:
+    """Processes that train together; 1 without torch.distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Concatenate a tensor over the ranks in rank order, without gradient; ranks may hold different numbers of rows."""
+    if world_size() == 1:
+        return rows
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.zeros_like(count) for _ in range(world_size())]
+    dist.all_gather(counts, count)
+    longest = int(max(counts))
+    padded = rows.new_zeros((longest, *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = [torch.zeros_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(n)] for part, n in zip(parts, counts)])
+
+
+def gather_rows_with_gradient(rows: torch.Tensor) -> torch.Tensor:
+    """The same with gradient to every rank's rows; all ranks must hold equally many."""
+    if world_size() == 1:
+        return rows
+    return torch.cat(torch.distributed.nn.functional.all_gather(rows.contiguous()))

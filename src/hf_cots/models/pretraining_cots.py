@@ -1,0 +1,521 @@
+"""COTS pre-training (Lu et al. 2022): three levels of alignment and the adaptive momentum filter.
+
+One optimizer step, one order:
+
+    begin_step   momentum keys of all its micro-batches -> gather over ranks -> filter -> centre -> enqueue
+    forward      per micro-batch: clean and masked passes, losses; then backward
+    (optimizer step)
+    end_step     momentum update
+
+Given the queue, the loss of a pair does not depend on its micro-batch or rank, so that gradient accumulation and data
+parallelism are exact. `COTSTrainer` keeps this order. Under a plain `Trainer`, forward begins and ends a step of its
+own, which is the same as long as nothing accumulates.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
+
+from .configuration_cots import COTSConfig
+from .configuration_dvae import COTSImageTokenizerConfig
+from .losses import (
+    center_keys,
+    contrast_logits,
+    in_batch_logits,
+    instance_loss,
+    key_mean,
+    l2_normalize,
+    masked_token_loss,
+    task_loss,
+)
+from .masking import draw_masks, mix
+from .modeling_cots import COTSModel, COTSPreTrainedModel
+from .modeling_dvae import COTSImageTokenizer
+from .momentum import (
+    KeyQueue,
+    ScoreQueue,
+    gather_rows,
+    gather_rows_with_gradient,
+    update_momentum,
+    world_size,
+)
+
+
+@dataclass
+class COTSForPreTrainingOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.FloatTensor`, scalar): the weighted sum of the four terms.
+        loss_instance, loss_mvm, loss_mlm, loss_task (`torch.FloatTensor`, scalars): the terms before their weights;
+            0 where a level has weight 0.
+        kept (`torch.BoolTensor` of shape `(batch,)`): which pairs the filter kept.
+        image_embeds, text_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`): L2-normalised.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_instance: torch.FloatTensor | None = None
+    loss_mvm: torch.FloatTensor | None = None
+    loss_mlm: torch.FloatTensor | None = None
+    loss_task: torch.FloatTensor | None = None
+    kept: torch.BoolTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+
+
+class TokenHead(nn.Module):
+    """`head(h_j + A g)`: a hidden state of one stream, informed by the global feature of the other.
+
+    Dense, activation and LayerNorm; the classifier over codes or words is applied by the caller.
+
+    Args:
+        hidden_size: width of this stream.
+        global_size: width of the other stream's global feature.
+        activation, layer_norm_eps: as in this stream's tower.
+    """
+
+    def __init__(self, hidden_size: int, global_size: int, activation: str, layer_norm_eps: float):
+        super().__init__()
+        self.inject = nn.Linear(global_size, hidden_size, bias=False)
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.activation = ACT2FN[activation]
+        self.layer_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+
+    def forward(self, hidden: torch.Tensor, global_features: torch.Tensor) -> torch.Tensor:
+        """(masked, hidden_size) states and the (masked, global_size) feature that belongs to each."""
+        return self.layer_norm(self.activation(self.dense(hidden + self.inject(global_features))))
+
+
+def tower_head(config, global_size: int) -> TokenHead:
+    """A [`TokenHead`] with the activation and epsilon of the tower that `config` describes, BERT's where it has none."""
+    fields = config.to_dict()
+    activation = fields.get("hidden_act", fields.get("activation", "gelu"))
+    return TokenHead(config.hidden_size, global_size, activation, fields.get("layer_norm_eps", 1e-12))
+
+
+class COTSForPreTraining(COTSPreTrainedModel):
+    """[`COTSModel`] with momentum twin, queues, token heads and image tokenizer.
+
+    Its files load as [`COTSModel`] (the rest is left out), and a [`COTSModel`] file loads as this class, with the
+    momentum encoder equal to the online one and empty queues.
+
+    Args:
+        config ([`COTSConfig`]): levels of weight 0 have no parameters here.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^(momentum_encoder|key_queue|score_queue|image_tokenizer|mvm_|mlm_)"]
+
+    def __init__(self, config: COTSConfig):
+        super().__init__(config)
+        image_size, text_size = config.vision_config.hidden_size, config.text_config.hidden_size
+        self.cots = COTSModel(config, use_mask_token=config.mvm_weight > 0)
+        self.momentum_encoder = COTSModel(config) if config.uses_momentum_encoder else None
+        self.key_queue = KeyQueue(config.queue_size, config.projection_dim) if config.contrast == "momentum" else None
+        self.score_queue = ScoreQueue(config.similarity_queue_size) if config.filter_lambda is not None else None
+        self.image_tokenizer, self.mvm_head, self.mlm_head = None, None, None
+        if config.mvm_weight > 0:
+            self.image_tokenizer = COTSImageTokenizer(config.image_tokenizer_config)
+            self.mvm_head = tower_head(config.vision_config, text_size)
+            self.mvm_classifier = nn.Linear(image_size, config.image_tokenizer_config.codebook_size)
+        if config.mlm_weight > 0:
+            self.mlm_head = tower_head(config.text_config, image_size)
+            # The weight is the word embeddings' own.
+            self.mlm_bias = nn.Parameter(torch.zeros(config.text_config.vocab_size))
+        self.register_buffer("steps_seen", torch.zeros((), dtype=torch.long))
+        self.register_buffer("pairs_seen", torch.zeros((), dtype=torch.long))
+        # Keys of the step under way that enter the queue at its end (fresh_negatives=False); never outlive a step.
+        self._pending: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self.post_init()
+        self.train(self.training)  # freezes what is never trained
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision: str | PreTrainedModel,
+        text: str | PreTrainedModel,
+        image_tokenizer: str | COTSImageTokenizer | None = None,
+        **config_fields,
+    ) -> "COTSForPreTraining":
+        """Start pre-training from two pretrained towers, and from a pretrained image tokenizer if one is given.
+
+        Args:
+            vision, text, config_fields: as in [`COTSModel.from_vision_text_pretrained`].
+            image_tokenizer: Hub id, folder or model.
+
+        Raises:
+            ValueError: if a tower does not fit, or the tokenizer's grid cannot be made to fit the patches.
+        """
+        if isinstance(image_tokenizer, str):
+            image_tokenizer = COTSImageTokenizer.from_pretrained(image_tokenizer)
+        if image_tokenizer is not None:
+            config_fields["image_tokenizer_config"] = image_tokenizer.config
+        towers = COTSModel.from_vision_text_pretrained(vision, text, **config_fields)
+        model = cls(towers.config)
+        model.cots.load_state_dict(towers.state_dict(), strict=False)
+        model.reset_momentum()
+        if image_tokenizer is not None:
+            model.set_image_tokenizer(image_tokenizer)
+        return model
+
+    def set_image_tokenizer(self, image_tokenizer: COTSImageTokenizer) -> None:
+        """Take the weights of a trained image tokenizer of the configured sizes.
+
+        Raises:
+            ValueError: if sizes differ from `config.image_tokenizer_config`.
+        """
+        wanted, given = self.config.image_tokenizer_config, image_tokenizer.config
+        for name in ("codebook_size", "hidden_size", "num_groups", "blocks_per_group", "decoder_input_size"):
+            if getattr(wanted, name) != getattr(given, name):
+                raise ValueError(
+                    f"the image tokenizer has {name}={getattr(given, name)}, the config asks for {getattr(wanted, name)}"
+                )
+        if self.image_tokenizer is not None:
+            self.image_tokenizer.load_state_dict(image_tokenizer.state_dict())
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, (KeyQueue, ScoreQueue)):
+            module.reset_buffers()
+        elif isinstance(module, COTSForPreTraining):
+            init.zeros_(module.steps_seen)
+            init.zeros_(module.pairs_seen)
+            if module.mlm_head is not None:
+                init.zeros_(module.mlm_bias)
+            if module.momentum_encoder is not None:
+                online = dict(module.cots.named_parameters())
+                for name, parameter in module.momentum_encoder.named_parameters():
+                    init.copy_(parameter, online[name])
+
+    def train(self, mode: bool = True) -> "COTSForPreTraining":
+        """Keeps momentum encoder and image tokenizer frozen and free of dropout; `from_pretrained` unfreezes them."""
+        super().train(mode)
+        for frozen in (self.momentum_encoder, self.image_tokenizer):
+            if frozen is not None:
+                frozen.requires_grad_(False)
+                frozen.eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.cots.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.cots.set_input_embeddings(value)
+
+    # ------------------------------------------------------------------ the step: keys, filter, queues, momentum
+
+    def reset_momentum(self) -> None:
+        """Make the momentum encoder equal to the online one, as at the start of training."""
+        self.update_momentum(momentum=0.0)
+
+    def update_momentum(self, momentum: float | None = None) -> None:
+        """`theta_m <- m * theta_m + (1 - m) * theta`, with the config's m unless another is given."""
+        if self.momentum_encoder is not None:
+            update_momentum(self.momentum_encoder, self.cots, self.config.momentum if momentum is None else momentum)
+
+    def filter_threshold(self) -> torch.Tensor:
+        """The score below which the step about to begin drops a pair: `mu - lambda * sigma`, or minus infinity while
+        the filter is off, warming up, or its queue is not yet full. Scalar float32."""
+        never = torch.full((), -torch.inf, device=self.steps_seen.device)
+        if self.score_queue is None:
+            return never
+        warm = self.steps_seen >= self.config.filter_warmup_steps
+        return torch.where(warm, self.score_queue.threshold(self.config.filter_lambda), never)
+
+    @torch.no_grad()
+    def begin_step(self, micro_batches: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+        """Compute the momentum keys of a whole optimizer step, filter its pairs, and fill the queues.
+
+        Args:
+            micro_batches: this rank's micro-batches, each with `pixel_values`, `input_ids`, and if there are any
+                `attention_mask` and `image_ids` (n,) int64, at least 0, equal for the captions of one picture.
+
+        Returns:
+            For each micro-batch what forward takes beside it: `image_keys`, `text_keys` (n, D), `image_ids` (n,),
+            `kept` (n,) bool, and `pair_weights` (n,): 0 for a dropped pair; for the others such that the sum over the
+            step, after Trainer's division by micro-batches and ranks, is the mean over all its pairs.
+        """
+        scores, keys, ids = [], [], []
+        gathered: list[tuple[torch.Tensor, ...]] = []
+        seen = self.pairs_seen.clone()
+        for batch in micro_batches:
+            batch_keys = self._momentum_keys(batch)
+            batch_ids = self._image_ids(batch, seen)
+            keys.append(batch_keys)
+            ids.append(batch_ids)
+            scores.append((batch_keys[0] * batch_keys[1]).sum(dim=-1))
+            gathered.append(tuple(gather_rows(rows) for rows in (*batch_keys, batch_ids, scores[-1])))
+            seen += len(gathered[-1][2])
+        all_image_keys, all_text_keys, all_ids, all_scores = (torch.cat(parts) for parts in zip(*gathered))
+
+        threshold = self.filter_threshold()
+        if self.score_queue is not None:
+            self.score_queue.enqueue(all_scores)
+        if self.key_queue is not None:
+            if self.config.center_keys:
+                image_mean, text_mean = key_mean(all_image_keys), key_mean(all_text_keys)
+                keys = [(center_keys(i, image_mean), center_keys(t, text_mean)) for i, t in keys]
+                all_image_keys = center_keys(all_image_keys, image_mean)
+                all_text_keys = center_keys(all_text_keys, text_mean)
+            self._pending = (all_image_keys, all_text_keys, all_ids)
+            if self.config.fresh_negatives:
+                self._enqueue_pending()
+        self.pairs_seen.copy_(seen)
+        self.steps_seen.add_(1)
+
+        share = len(micro_batches) * world_size() / len(all_ids)
+        return [
+            {
+                "image_keys": image_keys,
+                "text_keys": text_keys,
+                "image_ids": batch_ids,
+                "kept": batch_scores >= threshold,
+                "pair_weights": (batch_scores >= threshold).float() * share,
+            }
+            for (image_keys, text_keys), batch_ids, batch_scores in zip(keys, ids, scores)
+        ]
+
+    def end_step(self) -> None:
+        """After the optimizer step: queue what was held back, and update the momentum encoder."""
+        self._enqueue_pending()
+        self.update_momentum()
+
+    def _enqueue_pending(self) -> None:
+        if self._pending is not None:
+            self.key_queue.enqueue(*self._pending)
+        self._pending = None
+
+    def _momentum_keys(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised (n, D) image and text keys; zeros where neither contrast nor filter needs any."""
+        if self.momentum_encoder is None:
+            zeros = torch.zeros(len(batch["input_ids"]), self.config.projection_dim, device=self.device)
+            return zeros, zeros
+        output = self.momentum_encoder(
+            pixel_values=batch["pixel_values"],
+            input_ids=batch["input_ids"],
+            attention_mask=batch.get("attention_mask"),
+        )
+        return output.image_embeds, output.text_embeds
+
+    def _image_ids(self, batch: dict[str, torch.Tensor], seen: torch.Tensor) -> torch.Tensor:
+        """The pictures' ids; without any, each pair gets a negative one that no other pair of the run has."""
+        if batch.get("image_ids") is not None:
+            return batch["image_ids"]
+        count = len(batch["input_ids"])
+        rank = torch.distributed.get_rank() if world_size() > 1 else 0
+        return -1 - (seen + rank * count + torch.arange(count, device=seen.device))
+
+    # ------------------------------------------------------------------ forward
+
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        image_ids: torch.LongTensor | None = None,
+        bool_masked_pos: torch.BoolTensor | None = None,
+        masked_input_ids: torch.LongTensor | None = None,
+        bool_masked_words: torch.BoolTensor | None = None,
+        codebook_indices: torch.LongTensor | None = None,
+        image_keys: torch.FloatTensor | None = None,
+        text_keys: torch.FloatTensor | None = None,
+        kept: torch.BoolTensor | None = None,
+        pair_weights: torch.FloatTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+    ) -> COTSForPreTrainingOutput:
+        """The losses of one micro-batch of n pairs.
+
+        Args:
+            pixel_values: (n, 3, image_size, image_size), normalised with the config's mean and deviation.
+            input_ids, attention_mask: (n, length).
+            image_ids: (n,) int64, equal for the captions of one picture.
+            bool_masked_pos: (n, patches); masked_input_ids, bool_masked_words: (n, length). Of [`masking.draw_masks`];
+                drawn here if not given. A row without masked positions takes no masked pass.
+            codebook_indices: (n, patches) int64 codes of the patches; computed here if not given.
+            image_keys, text_keys, kept, pair_weights: of [`begin_step`]. In training without them forward is a step
+                of its own; in evaluation the queues stay as they are.
+            token_type_ids: ignored, see [`COTSModel.get_text_features`].
+        """
+        batch = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
+        own_step = self.training and pair_weights is None
+        if own_step:
+            self.update_momentum()
+            (step,) = self.begin_step([batch | {"image_ids": image_ids}])
+            image_keys, text_keys, image_ids = step["image_keys"], step["text_keys"], step["image_ids"]
+            kept, pair_weights = step["kept"], step["pair_weights"]
+        elif pair_weights is None:
+            image_keys, text_keys, image_ids, kept, pair_weights = self._evaluation_keys(batch, image_ids)
+
+        clean_image = self.cots.encode_image(pixel_values)
+        clean_text = self.cots.encode_text(input_ids, attention_mask)
+        image_embeds = l2_normalize(self.cots.visual_projection(clean_image.pooler_output))
+        text_embeds = l2_normalize(self.cots.text_projection(clean_text.pooler_output))
+
+        zero = image_embeds.new_zeros(())
+        loss_instance, loss_task, loss_mvm, loss_mlm = zero, zero, zero, zero
+        if self.config.instance_weight > 0:
+            i2t, t2i = self._contrast(image_embeds, text_embeds, image_keys, text_keys, image_ids)
+            loss_instance = (pair_weights * (instance_loss(i2t) + instance_loss(t2i))).sum()
+            if self.config.contrast == "in_batch":
+                loss_instance = loss_instance / 2  # CLIP's symmetric mean
+            if self.config.task_weight > 0:
+                per_pair = task_loss(i2t, t2i, self.config.task_direction, self.config.detach_task_target)
+                loss_task = (pair_weights * per_pair).sum()
+        if self.config.mvm_weight > 0 or self.config.mlm_weight > 0:
+            if bool_masked_pos is None:
+                bool_masked_pos, masked_input_ids, bool_masked_words = self._draw_masks(input_ids)
+            token_weights = pair_weights / self.config.masked_share
+            rows = self._rows_with_masks(bool_masked_pos)
+        if self.config.mvm_weight > 0:
+            losses = self._mvm(pixel_values, codebook_indices, bool_masked_pos, clean_text.pooler_output, rows)
+            loss_mvm = (token_weights[rows] * losses).sum()
+        if self.config.mlm_weight > 0:
+            losses = self._mlm(
+                batch, masked_input_ids, bool_masked_words, clean_image.pooler_output, rows
+            )
+            loss_mlm = (token_weights[rows] * losses).sum()
+        if own_step:
+            self._enqueue_pending()
+        return COTSForPreTrainingOutput(
+            loss=self.config.instance_weight * loss_instance
+            + self.config.mvm_weight * loss_mvm
+            + self.config.mlm_weight * loss_mlm
+            + self.config.task_weight * loss_task,
+            loss_instance=loss_instance.detach(),
+            loss_mvm=loss_mvm.detach(),
+            loss_mlm=loss_mlm.detach(),
+            loss_task=loss_task.detach(),
+            kept=kept,
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
+        )
+
+    @torch.no_grad()
+    def _evaluation_keys(self, batch: dict, image_ids: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """What begin_step would give, without a trace in the model's state: plain means, every pair kept."""
+        image_keys, text_keys = self._momentum_keys(batch)
+        ids = self._image_ids(batch | {"image_ids": image_ids}, self.pairs_seen)
+        if self.config.center_keys:
+            image_keys, text_keys = (center_keys(keys, key_mean(keys)) for keys in (image_keys, text_keys))
+        kept = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+        return image_keys, text_keys, ids, kept, torch.full_like(kept, 1 / len(ids), dtype=torch.float32)
+
+    def _contrast(
+        self,
+        image_embeds: torch.Tensor,
+        text_embeds: torch.Tensor,
+        image_keys: torch.Tensor,
+        text_keys: torch.Tensor,
+        image_ids: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of both directions, the positive in column 0; column j of both stands for the same pair."""
+        temperature = self.cots.temperature
+        if self.config.contrast == "in_batch":
+            all_images, all_texts = gather_rows_with_gradient(image_embeds), gather_rows_with_gradient(text_embeds)
+            all_ids = gather_rows(image_ids)
+            rank = torch.distributed.get_rank() if world_size() > 1 else 0
+            own = rank * len(image_ids) + torch.arange(len(image_ids), device=image_ids.device)
+            return (
+                in_batch_logits(image_embeds, all_texts, image_ids, all_ids, own, temperature),
+                in_batch_logits(text_embeds, all_images, image_ids, all_ids, own, temperature),
+            )
+        no_negative = self.key_queue.no_negative(image_ids)
+        # Clones, because the queue may be written before a delayed backward.
+        queued_images, queued_texts = self.key_queue.image_keys.clone(), self.key_queue.text_keys.clone()
+        return (
+            contrast_logits(image_embeds, text_keys, queued_texts, no_negative, temperature),
+            contrast_logits(text_embeds, image_keys, queued_images, no_negative, temperature),
+        )
+
+    # ------------------------------------------------------------------ token level
+
+    def _draw_masks(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Masks for a batch that brought none, from the number of pairs seen: a resumed run draws the same ones."""
+        first = int(self.pairs_seen)
+        masks = draw_masks(
+            [mix(first + row) for row in range(len(input_ids))],
+            input_ids.cpu().numpy(),
+            **mask_settings(self.config),
+        )
+        tensors = {name: torch.from_numpy(mask).to(input_ids.device) for name, mask in masks.items()}
+        return tensors["bool_masked_pos"], tensors["masked_input_ids"], tensors["bool_masked_words"]
+
+    def _rows_with_masks(self, bool_masked_pos: torch.Tensor) -> torch.Tensor:
+        """Indices of the pairs that take the masked passes. Never empty, or a head would go without gradient, which
+        data parallelism does not forgive; a row without masks adds a loss of 0."""
+        rows = bool_masked_pos.any(dim=1).nonzero().squeeze(1)
+        return rows if len(rows) else rows.new_zeros(1)
+
+    def codebook_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The image tokenizer's view (n, 3, side, side) in [0, 1] of normalised pixels.
+
+        Made from `pixel_values` themselves, so that crop, flip and code grid are those of the patches.
+        """
+        mean = pixel_values.new_tensor(self.config.image_mean).view(1, -1, 1, 1)
+        std = pixel_values.new_tensor(self.config.image_std).view(1, -1, 1, 1)
+        pixels = (pixel_values * std + mean).float().clamp(0, 1)
+        side = self.config.image_tokenizer_config.image_size
+        if pixels.shape[-1] != side:
+            pixels = nn.functional.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
+        return pixels
+
+    def _mvm(
+        self,
+        pixel_values: torch.Tensor,
+        codebook_indices: torch.Tensor | None,
+        bool_masked_pos: torch.Tensor,
+        text_features: torch.Tensor,
+        rows: torch.Tensor,
+    ) -> torch.Tensor:
+        """L_MVM of each of `rows`: the codes of masked patches from the masked image and the clean text's feature."""
+        masked, pixels = bool_masked_pos[rows], pixel_values[rows]
+        if codebook_indices is None:
+            with torch.no_grad():
+                codes = self.image_tokenizer.get_codebook_indices(self.codebook_pixels(pixels)).flatten(1)
+        else:
+            codes = codebook_indices[rows]
+        hidden = self.cots.encode_image(pixels, bool_masked_pos=masked).last_hidden_state
+        hidden = hidden[:, -masked.shape[1] :]  # patches come last
+        features = text_features.detach() if self.config.detach_global_features else text_features
+        informed = self.mvm_head(hidden[masked], features[rows].repeat_interleave(masked.sum(dim=1), dim=0))
+        return masked_token_loss(self.mvm_classifier(informed), codes[masked], masked)
+
+    def _mlm(
+        self,
+        batch: dict[str, torch.Tensor],
+        masked_input_ids: torch.Tensor,
+        bool_masked_words: torch.Tensor,
+        image_features: torch.Tensor,
+        rows: torch.Tensor,
+    ) -> torch.Tensor:
+        """L_MLM of each of `rows`: masked words from the masked text and the clean image's feature."""
+        masked, targets = bool_masked_words[rows], batch["input_ids"][rows]
+        attention_mask = None if batch["attention_mask"] is None else batch["attention_mask"][rows]
+        output: BaseModelOutputWithPooling = self.cots.encode_text(masked_input_ids[rows], attention_mask)
+        features = image_features.detach() if self.config.detach_global_features else image_features
+        informed = self.mlm_head(
+            output.last_hidden_state[masked], features[rows].repeat_interleave(masked.sum(dim=1), dim=0)
+        )
+        logits = nn.functional.linear(informed, self.get_input_embeddings().weight, self.mlm_bias)
+        return masked_token_loss(logits, targets[masked], masked)
+
+
+def mask_settings(config: COTSConfig) -> dict:
+    """The arguments of [`masking.draw_masks`] that a config fixes."""
+    return {
+        "patch_grid": config.patch_grid,
+        "num_masked_patches": config.num_masked_patches,
+        "word_mask_ratio": config.word_mask_ratio,
+        "masked_share": config.masked_share,
+        "special_token_ids": config.special_token_ids,
+        "mask_token_id": config.mask_token_id,
+        "vocab_size": config.text_config.vocab_size,
+    }
+
+
+__all__ = ["COTSForPreTraining", "COTSForPreTrainingOutput", "COTSImageTokenizerConfig"]

@@ -1,0 +1,25 @@
+"""Processor of COTS: the image processor and the tokenizer under one roof."""
+
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+
+
+class COTSProcessorKwargs(ProcessingKwargs, total=False):
+    # Texts are cut at the tokenizer's model_max_length: a long caption must not stop a run.
+    _defaults = {"text_kwargs": {"padding": True, "truncation": True, "return_token_type_ids": False}}
+
+
+class COTSProcessor(ProcessorMixin):
+    """`processor(images=..., text=..., return_tensors="pt")` gives `pixel_values`, `input_ids`, `attention_mask`.
+
+    Args:
+        image_processor ([`COTSImageProcessor`] or any other).
+        tokenizer (any fast tokenizer): texts are padded to the longest of the batch and cut at `model_max_length`.
+    """
+
+    valid_processor_kwargs = COTSProcessorKwargs
+
+    def __init__(self, image_processor=None, tokenizer=None):
+        super().__init__(image_processor, tokenizer)
+
+
+__all__ = ["COTSProcessor"]
