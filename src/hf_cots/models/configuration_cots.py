@@ -163,7 +163,9 @@ class COTSConfig(PreTrainedConfig):
                 f"and max_temperature={self.max_temperature}, all positive"
             )
         if not len(self.image_mean) == len(self.image_std) == 3 or min(self.image_std) <= 0:
-            raise ValueError(f"image_mean and image_std need three entries each, image_std positive; got {self.image_mean}, {self.image_std}")
+            raise ValueError(
+                f"image_mean and image_std need three entries each, image_std positive; got {self.image_mean}, {self.image_std}"
+            )
 
     def validate_levels(self):
         """Part of the strict validation: the task level is minimised by two uniform distributions."""

@@ -50,7 +50,9 @@ class COTSImageTokenizerConfig(PreTrainedConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.hidden_size < 4:
-            raise ValueError(f"hidden_size must be at least 4, the width of a residual bottleneck; got {self.hidden_size}")
+            raise ValueError(
+                f"hidden_size must be at least 4, the width of a residual bottleneck; got {self.hidden_size}"
+            )
         if self.image_size < 1 or self.image_size % self.downsampling:
             raise ValueError(
                 f"image_size={self.image_size} of the image tokenizer is not a positive multiple of {self.downsampling}, "

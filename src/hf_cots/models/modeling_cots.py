@@ -4,6 +4,7 @@ M images and N texts cost M + N encodings and one matrix product; an image embed
 Pre-training lives in `pretraining_cots.py`.
 """
 
+import copy
 import functools
 import inspect
 import itertools
@@ -33,15 +34,23 @@ def tower_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel]:
         ValueError: if transformers has no plain model for this config.
     """
     if config_class not in MODEL_MAPPING:
-        raise ValueError(f"no transformers model is known for {config_class.__name__}; give a vision and a text encoder")
+        raise ValueError(
+            f"no transformers model is known for {config_class.__name__}; give a vision and a text encoder"
+        )
     native = MODEL_MAPPING[config_class]
     return type(f"COTS{native.__name__}", (native,), {"__module__": __name__})
 
 
 def build_tower(config: PreTrainedConfig, **options: bool) -> PreTrainedModel:
-    """A randomly initialised tower; of `options`, those that its constructor knows are given to it."""
+    """A randomly initialised tower; of `options`, those that its constructor knows are given to it.
+
+    BEiT is told by its config, not its constructor, to have a mask token.
+    """
     cls = tower_class(type(config))
     known = inspect.signature(cls.__init__).parameters
+    if options.get("use_mask_token") and getattr(config, "use_mask_token", True) is False:
+        config = copy.copy(config)
+        config.use_mask_token = True
     return cls._from_config(config, **{name: value for name, value in options.items() if name in known})
 
 
@@ -104,6 +113,11 @@ class COTSPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["ViTEmbeddings", "ViTLayer", "BertEmbeddings", "BertLayer"]
     # Our forwards take no num_items_in_batch; without this line Trainer would not divide by the accumulation steps.
     accepts_loss_kwargs = False
+    # What a pre-training file holds beside the two streams; a COTSModel, or a level of weight 0, leaves it out.
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(momentum_encoder|key_queue|score_queue|image_tokenizer|mvm_|mlm_|steps_seen|pairs_seen)",
+        r"vision_model\..*mask_token$",
+    ]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -307,9 +321,7 @@ def config_from_towers(vision_config: PreTrainedConfig, text_config: PreTrainedC
     tokenizer = tokenizer.to_dict() if isinstance(tokenizer, PreTrainedConfig) else dict(tokenizer)
     downsampling = 2 ** (tokenizer.get("num_groups", 4) - 1)
     tokenizer["image_size"] = vision_config.image_size // vision_config.patch_size * downsampling
-    return COTSConfig(
-        vision_config=vision_config, text_config=text_config, image_tokenizer_config=tokenizer, **fields
-    )
+    return COTSConfig(vision_config=vision_config, text_config=text_config, image_tokenizer_config=tokenizer, **fields)
 
 
-__all__ = ["COTSModel", "COTSPreTrainedModel", "COTSOutput"]
+__all__ = ["COTSModel", "COTSOutput", "COTSPreTrainedModel"]

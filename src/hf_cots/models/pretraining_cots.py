@@ -108,8 +108,6 @@ class COTSForPreTraining(COTSPreTrainedModel):
         config ([`COTSConfig`]): levels of weight 0 have no parameters here.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^(momentum_encoder|key_queue|score_queue|image_tokenizer|mvm_|mlm_)"]
-
     def __init__(self, config: COTSConfig):
         super().__init__(config)
         image_size, text_size = config.vision_config.hidden_size, config.text_config.hidden_size
@@ -375,9 +373,7 @@ class COTSForPreTraining(COTSPreTrainedModel):
             losses = self._mvm(pixel_values, codebook_indices, bool_masked_pos, clean_text.pooler_output, rows)
             loss_mvm = (token_weights[rows] * losses).sum()
         if self.config.mlm_weight > 0:
-            losses = self._mlm(
-                batch, masked_input_ids, bool_masked_words, clean_image.pooler_output, rows
-            )
+            losses = self._mlm(batch, masked_input_ids, bool_masked_words, clean_image.pooler_output, rows)
             loss_mlm = (token_weights[rows] * losses).sum()
         if own_step:
             self._enqueue_pending()

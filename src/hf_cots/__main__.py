@@ -1,0 +1,6 @@
+"""`python -m hf_cots` is `hf-cots`."""
+
+from .cli import app
+
+
+app()

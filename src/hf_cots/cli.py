@@ -1,0 +1,104 @@
+"""`hf-cots`: one verb per job. Thin: parse, call, print."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Image-text retrieval with COTS.")
+console = Console()
+
+
+def _fail(error: Exception) -> typer.Exit:
+    """An error that the user can mend, in one line."""
+    Console(stderr=True).print(f"error: {error}", style="red", highlight=False)
+    return typer.Exit(2)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Where model, pictures and results go.")] = Path("runs/demo"),
+    compare: Annotated[bool, typer.Option(help="Also train the same towers with plain InfoNCE.")] = False,
+    smoke: Annotated[bool, typer.Option(help="A few steps only, to see that everything runs.")] = False,
+    seed: Annotated[int, typer.Option(help="Of data order, augmentation, masks and weights.")] = 0,
+) -> None:
+    """Train a small COTS on emoji on a CPU, evaluate it on unseen concepts, and search with it."""
+    from .demo import run_demo
+
+    try:
+        run_demo(output, compare=compare, smoke=smoke, seed=seed)
+    except ModuleNotFoundError as error:
+        raise _fail(error) from None
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def train(context: typer.Context) -> None:
+    """Train on image-text pairs; the flags are those of `python -m hf_cots.train`."""
+    from .train import main
+
+    main(context.args)
+
+
+@app.command()
+def search(
+    model: Annotated[str, typer.Argument(help="Hub id or folder of a trained model.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of pictures, searched with its sub-folders.")],
+    text: Annotated[str, typer.Argument(help="What to look for.")],
+    k: Annotated[int, typer.Option("-k", help="How many files to print.")] = 10,
+) -> None:
+    """Print the picture files that fit a text best, with their scores."""
+    from .search import PictureIndex
+
+    try:
+        index = PictureIndex.from_folder(model, folder, progress=True)
+        matches = index.search(text, k)
+    except (OSError, ValueError) as error:
+        raise _fail(error) from None
+    for broken in index.broken:
+        Console(stderr=True).print(f"left out: {broken}", style="yellow", highlight=False)
+    for match in matches:
+        typer.echo(f"{match.score:.4f}  {match.path}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Hub id or folder of a trained model.")],
+    data: Annotated[str, typer.Argument(help="Hub id, folder, parquet, CSV, JSON lines or tars.")],
+    image_column: Annotated[str, typer.Option(help="Column of pictures or paths.")] = "image",
+    caption_column: Annotated[str, typer.Option(help="Column of texts or of lists of texts.")] = "caption",
+    image_id_column: Annotated[str | None, typer.Option(help="Equal cells mean the same picture.")] = None,
+    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "test",
+    output: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
+) -> None:
+    """Recall@K in both directions on anyone's image-text pairs."""
+    from transformers import AutoModel, AutoProcessor
+
+    from .data import load_pairs
+    from .evaluation import evaluate_retrieval
+
+    try:
+        pairs = load_pairs(data, image_column, caption_column, image_id_column, split)
+        encoder, processor = AutoModel.from_pretrained(model).eval(), AutoProcessor.from_pretrained(model)
+        results = evaluate_retrieval(encoder, processor, pairs, progress=True)
+    except (OSError, ValueError) as error:
+        raise _fail(error) from None
+    console.print(results_as_table(results))
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def results_as_table(results: dict[str, dict[str, float]], title: str | None = None) -> Table:
+    """Rows of recall in percent, for the terminal."""
+    table = Table(title=title)
+    for heading in ("", "R@1", "R@5", "R@10", "median rank", "queries", "gallery"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, values in results.items():
+        recalls = [f"{values[f'R@{k}']:.1f}" for k in (1, 5, 10)]
+        rest = [f"{values['median_rank']:g}", str(values["queries"]), str(values["gallery"])]
+        table.add_row(name.replace("_", " "), *recalls, *rest)
+    return table

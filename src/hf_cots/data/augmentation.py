@@ -1,0 +1,38 @@
+"""Augmentation of training pictures: a pure function of the picture and a random generator."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+@dataclass(frozen=True)
+class RandomCropFlip:
+    """A random crop, resized to a square, and a horizontal flip (RandomResizedCrop of Szegedy et al. 2015).
+
+    Args:
+        size: side of the result in pixels.
+        min_scale: smallest area of the crop as a share of the picture; 0.2 in COTS's recipe, ours for what the paper
+            does not say. 1 keeps the whole area.
+        flip: probability of the flip. Captions that name left and right, or letters, want 0.
+        min_aspect: narrowest crop, width over height; the widest is its inverse.
+    """
+
+    size: int
+    min_scale: float = 0.2
+    flip: float = 0.5
+    min_aspect: float = 3 / 4
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """An RGB picture of `size` x `size` pixels."""
+        width, height = image.size
+        area = rng.uniform(self.min_scale, 1) * width * height
+        aspect = math.exp(rng.uniform(math.log(self.min_aspect), -math.log(self.min_aspect)))
+        crop_width = min(width, max(1, round(math.sqrt(area * aspect))))
+        crop_height = min(height, max(1, round(math.sqrt(area / aspect))))
+        left = int(rng.integers(0, width - crop_width + 1))
+        top = int(rng.integers(0, height - crop_height + 1))
+        box = (left, top, left + crop_width, top + crop_height)
+        crop = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+        return ImageOps.mirror(crop) if rng.random() < self.flip else crop

@@ -1,0 +1,52 @@
+"""From items to batches: augmentation, pixels, tokens and masks, all in the dataloader's workers."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..models import COTSConfig, COTSProcessor
+from ..models.masking import draw_masks, generator
+from ..models.pretraining_cots import mask_settings
+from .augmentation import RandomCropFlip
+
+
+AUGMENTATION_STREAM = 4
+
+
+class COTSCollator:
+    """Items of [`PairDataset`] to the inputs of [`COTSForPreTraining`].
+
+    Randomness comes from each item's own seed: a batch's other items, the number of workers and a restart change
+    nothing.
+
+    Args:
+        processor: makes pixels and tokens.
+        config: the model's; says which masks are needed.
+        augmentation: for training; without it the processor resizes the whole picture.
+    """
+
+    def __init__(self, processor: COTSProcessor, config: COTSConfig, augmentation: RandomCropFlip | None = None):
+        self.processor, self.config, self.augmentation = processor, config, augmentation
+        self.mask_settings = mask_settings(config)
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """`pixel_values`, `input_ids`, `attention_mask`, `image_ids`, and the masks if a token level is on."""
+        images = [item["image"] for item in items]
+        if self.augmentation is not None:
+            images = [
+                self.augmentation(image, generator(item["seed"], AUGMENTATION_STREAM))
+                for image, item in zip(images, items)
+            ]
+        encoded = self.processor(
+            images=images,
+            text=[item["caption"] for item in items],
+            return_tensors="pt",
+            images_kwargs={"do_resize": self.augmentation is None},
+        )
+        batch = dict(encoded)
+        batch["image_ids"] = torch.tensor([item["image_id"] for item in items])
+        if self.config.mvm_weight > 0 or self.config.mlm_weight > 0:
+            masks = draw_masks([item["seed"] for item in items], batch["input_ids"].numpy(), **self.mask_settings)
+            batch |= {name: torch.from_numpy(np.ascontiguousarray(mask)) for name, mask in masks.items()}
+        return batch

@@ -1,0 +1,252 @@
+"""Image-text pairs from a Hub id, a folder, parquet, CSV or JSON lines with paths, or webdataset tars.
+
+All of them become one [`PairDataset`]; pictures stay encoded until a worker needs them.
+"""
+
+import glob
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from torch.utils.data import Dataset, Sampler
+
+from ..models.masking import mix
+from .images import BrokenImage, BrokenImageReport, read_image
+
+
+BUILDERS = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".tar": "webdataset",
+}
+
+
+def load_table(data: str, split: str = "train") -> datasets.Dataset:
+    """Open the data without decoding anything.
+
+    Args:
+        data: a folder (imagefolder with metadata.jsonl, or one of parquet files or tars), a file, a glob pattern
+            such as `shards/*.tar`, or a Hub id.
+        split: which split of a Hub data set, or of a folder that has any.
+
+    Raises:
+        FileNotFoundError: if a path or pattern matches nothing.
+        ValueError: if the kind of a file is unknown or the split does not exist.
+    """
+    path = Path(data)
+    if path.is_dir():
+        kind = next((suffix for suffix in (".parquet", ".tar") if any(path.glob(f"*{suffix}"))), None)
+        if kind is None:
+            return _pick_split(datasets.load_dataset("imagefolder", data_dir=str(path)), data, split)
+        files = sorted(str(file) for file in path.glob(f"*{kind}"))
+    elif path.is_file() or any(sign in data for sign in "*?["):
+        files = sorted(glob.glob(data))
+        if not files:
+            raise FileNotFoundError(f"no file matches {data}")
+    elif path.suffix.lower() in BUILDERS or data.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"no such file or folder: {data}")
+    else:
+        return _pick_split(datasets.load_dataset(data), data, split)
+    suffix = Path(files[0]).suffix.lower()
+    if suffix not in BUILDERS:
+        raise ValueError(f"{files[0]}: cannot read '{suffix}' files; known are {', '.join(BUILDERS)} and folders")
+    options: dict[str, Any] = {"sep": "\t"} if suffix == ".tsv" else {}
+    return datasets.load_dataset(BUILDERS[suffix], data_files=files, split="train", **options)
+
+
+def _pick_split(splits: datasets.DatasetDict, data: str, split: str) -> datasets.Dataset:
+    if split not in splits:
+        raise ValueError(f"{data} has no split '{split}'; it has {', '.join(map(str, splits))}")
+    return splits[split]
+
+
+def load_pairs(
+    data: str,
+    image_column: str = "image",
+    caption_column: str = "caption",
+    image_id_column: str | None = None,
+    split: str = "train",
+    seed: int = 0,
+    report: Path | str | None = None,
+) -> "PairDataset":
+    """Open data as image-text pairs; see [`load_table`] for what `data` may be and [`PairDataset`] for the rest.
+
+    Raises:
+        FileNotFoundError, ValueError: as [`load_table`] and [`PairDataset`] say.
+    """
+    table = load_table(data, split)
+    root = Path(data) if Path(data).is_dir() else Path(data).parent
+    return PairDataset(table, image_column, caption_column, image_id_column, root, seed, report, name=data)
+
+
+class PairDataset(Dataset):
+    """One item per caption: a picture, one of its captions, the picture's id, and the item's random seed.
+
+    An item is asked for by `(epoch, index)`, as [`PairSampler`] does, or by `index` alone (epoch 0). A picture that
+    cannot be read is written to the report, and the next readable pair takes its place: batches keep their size.
+
+    Args:
+        table: rows with a picture and one or several captions. Pictures are an `Image` feature, bytes, or paths.
+        image_column, caption_column: names of its columns; a caption cell is a text or a list of texts.
+        image_id_column: cells that are equal mean "the same picture": such pairs are never each other's negatives. By
+            default the path is the id where pictures are paths, the row otherwise.
+        root: folder that relative paths start from.
+        seed: of augmentation and masks.
+        report: JSON-lines file for broken pictures; without one they are only printed as warnings.
+        name: what errors call the data.
+
+    Raises:
+        ValueError: naming the column that is missing, the rows whose caption is empty, or, if none of the first eight
+            pictures can be read, why.
+    """
+
+    def __init__(
+        self,
+        table: datasets.Dataset,
+        image_column: str = "image",
+        caption_column: str = "caption",
+        image_id_column: str | None = None,
+        root: Path | str = ".",
+        seed: int = 0,
+        report: Path | str | None = None,
+        name: str = "data",
+    ):
+        for flag, column in (
+            ("image_column", image_column),
+            ("caption_column", caption_column),
+            ("image_id_column", image_id_column),
+        ):
+            if column is not None and column not in table.column_names:
+                raise ValueError(
+                    f"{name} has no column '{column}'; it has {', '.join(table.column_names)}. Name one with --{flag}"
+                )
+        if len(table) == 0:
+            raise ValueError(f"{name} holds no rows")
+        if isinstance(table.features[image_column], datasets.Image):
+            table = table.cast_column(image_column, datasets.Image(decode=False))
+        self.table, self.name, self.root, self.seed = table, name, Path(root), seed
+        self.image_column, self.caption_column = image_column, caption_column
+        self.report = BrokenImageReport(report) if report else None
+        self.row_of_pair, self.caption_of_pair = self._index_captions()
+        self.image_ids = self._image_ids(image_id_column)
+        self._check_first_images()
+
+    def _index_captions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row and position of each caption, after checking that none is empty."""
+        rows, positions, empty = [], [], []
+        for row, cell in enumerate(self.table[self.caption_column]):
+            captions = [cell] if isinstance(cell, str) or cell is None else list(cell)
+            if not captions or any(not isinstance(text, str) or not text.strip() for text in captions):
+                empty.append(row)
+            rows.extend([row] * len(captions))
+            positions.extend(range(len(captions)))
+        if empty:
+            shown = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
+            raise ValueError(
+                f"{self.name}: column '{self.caption_column}' is empty in {len(empty)} row(s), counted from 0: {shown}. "
+                "Remove or fill them"
+            )
+        return np.asarray(rows, dtype=np.int64), np.asarray(positions, dtype=np.int32)
+
+    def _image_ids(self, column: str | None) -> np.ndarray:
+        """(rows,) non-negative int64: a hash of the id column or of the path, else the row's number."""
+        if column is None and isinstance(self.table.features[self.image_column], datasets.Value):
+            column = self.image_column if self.table.features[self.image_column].dtype == "string" else None
+        if column is None:
+            return np.arange(len(self.table), dtype=np.int64)
+        digests = (hashlib.blake2b(str(cell).encode(), digest_size=8).digest() for cell in self.table[column])
+        return np.fromiter((int.from_bytes(d, "big") >> 1 for d in digests), dtype=np.int64, count=len(self.table))
+
+    def _check_first_images(self, count: int = 8) -> None:
+        """A wrong column or folder shows at once: then none of the first pictures can be read."""
+        reasons = []
+        for row in range(min(count, len(self.table))):
+            try:
+                self.read_row(row)
+                return
+            except BrokenImage as broken:
+                reasons.append(str(broken))
+        raise ValueError(
+            f"{self.name}: none of the first {len(reasons)} pictures in column '{self.image_column}' can be read; "
+            f"row 0 is {reasons[0]}"
+        )
+
+    def __len__(self) -> int:
+        return len(self.row_of_pair)
+
+    def read_row(self, row: int):
+        """The picture of a row, upright and RGB.
+
+        Raises:
+            BrokenImage: naming the file, or data set and row for a picture that has no name.
+        """
+        cell = self.table[row][self.image_column]
+        name = f"{self.name}, row {row}"
+        if isinstance(cell, dict):
+            path, data = cell.get("path"), cell.get("bytes")
+            if data is not None:
+                return read_image(data, f"{path} ({name})" if path else name)
+            cell = path
+        if isinstance(cell, bytes):
+            return read_image(cell, name)
+        if not isinstance(cell, str):
+            raise BrokenImage(name, f"column '{self.image_column}' holds {type(cell).__name__}, not a picture")
+        return read_image(self.root / cell)
+
+    def caption(self, index: int) -> str:
+        """The caption of pair `index`."""
+        cell = self.table[int(self.row_of_pair[index])][self.caption_column]
+        return cell if isinstance(cell, str) else cell[int(self.caption_of_pair[index])]
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        """`{"image": PIL, "caption": str, "image_id": int, "seed": int}`; the seed is a pure function of (seed, epoch,
+        index).
+
+        Raises:
+            ValueError: if no picture of the whole data can be read.
+        """
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        for candidate in range(index, index + len(self)):
+            pair = candidate % len(self)
+            row = int(self.row_of_pair[pair])
+            try:
+                image = self.read_row(row)
+            except BrokenImage as broken:
+                if self.report:
+                    self.report.add(broken)
+                continue
+            return {
+                "image": image,
+                "caption": self.caption(pair),
+                "image_id": int(self.image_ids[row]),
+                "seed": mix(self.seed, epoch, pair),
+            }
+        raise ValueError(f"{self.name}: no picture can be read")
+
+
+class PairSampler(Sampler):
+    """A new permutation of the pairs each epoch, a pure function of (seed, epoch); yields `(epoch, index)`.
+
+    Args:
+        length: number of pairs.
+        seed: of the order.
+    """
+
+    def __init__(self, length: int, seed: int = 0):
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch])).permutation(self.length)
+        return ((self.epoch, int(index)) for index in order)

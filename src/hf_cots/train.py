@@ -1,0 +1,91 @@
+"""`python -m hf_cots.train` and `torchrun -m hf_cots.train`: train COTS on image-text pairs.
+
+    python -m hf_cots.train --vision google/vit-base-patch16-384 --text google-bert/bert-base-uncased \\
+        --image_tokenizer org/dvae --train_data my_folder --output_dir runs/mine
+    python -m hf_cots.train recipe.yaml --learning_rate 1e-4
+
+The deployable model is left in `output_dir/model`, checkpoints with all training state in `output_dir/checkpoint-*`.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+import transformers
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from .training import COTSTrainer
+from .training.arguments import parse_arguments
+from .training.model_card import results_table, write_model_card
+from .training.setup import build_collator, build_data, build_model, build_processor, build_tokenizer
+
+
+logger = logging.getLogger(__name__)
+
+
+def train(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
+    """Train as the flags say; returns both directions of the final evaluation, nothing without `--eval_data`."""
+    model_arguments, data_arguments, training = parse_arguments(argv)
+    set_seed(training.seed)
+    tokenizer = build_tokenizer(model_arguments)
+    train_pairs, eval_pairs = build_data(data_arguments, training)
+    model = build_model(model_arguments, tokenizer)
+    processor = build_processor(model.config, tokenizer)
+    trainer = COTSTrainer(
+        model=model,
+        args=training,
+        data_collator=build_collator(processor, model.config, data_arguments),
+        train_dataset=train_pairs,
+        eval_dataset=eval_pairs,
+        processing_class=processor,
+    )
+    checkpoint = training.resume_from_checkpoint
+    if checkpoint in ("True", "true", "last"):
+        checkpoint = get_last_checkpoint(training.output_dir)
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+    results = trainer.retrieval(eval_pairs) if eval_pairs is not None else {}
+    if trainer.is_world_process_zero():
+        save_deployable(trainer, data_arguments.train_data, data_arguments.eval_data, results)
+        if results:
+            print(results_table(results))
+    return results
+
+
+def save_deployable(
+    trainer: COTSTrainer, train_data: str, eval_data: str | None, results: dict[str, dict[str, float]]
+) -> None:
+    """Write the two streams, the processor and a model card to `output_dir/model`; push them if asked to."""
+    model, args = trainer.accelerator.unwrap_model(trainer.model), trainer.args
+    # LoRA's adapters become part of the weights.
+    encoder = model.cots if isinstance(model, transformers.PreTrainedModel) else model.merge_and_unload().cots
+    folder = Path(args.output_dir) / "model"
+    encoder.save_pretrained(folder)
+    trainer.processing_class.save_pretrained(folder)
+    write_model_card(
+        folder,
+        encoder.config,
+        f"Trained on `{train_data}` for {trainer.state.global_step} steps of "
+        f"{args.train_batch_size * args.gradient_accumulation_steps * args.world_size} pairs.",
+        results,
+        data_name=eval_data or "held-out pairs",
+        model_name=args.hub_model_id,
+    )
+    logger.info("saved the deployable model in %s", folder)
+    if args.push_to_hub:
+        encoder.push_to_hub(args.hub_model_id)
+        trainer.processing_class.push_to_hub(args.hub_model_id)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point: errors that the user can mend are one line, not a traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        train(argv)
+    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

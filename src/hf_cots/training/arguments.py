@@ -1,0 +1,111 @@
+"""The flags of `python -m hf_cots.train`, in the manner of the transformers example scripts."""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+
+@dataclass
+class ModelArguments:
+    """Where the model comes from: a checkpoint, two pretrained towers, or a config. Exactly one of the three."""
+
+    model: str | None = field(default=None, metadata={"help": "COTS checkpoint: Hub id or folder."})
+    vision: str | None = field(default=None, metadata={"help": "Pretrained image encoder: Hub id or folder."})
+    text: str | None = field(default=None, metadata={"help": "Pretrained text encoder: Hub id or folder."})
+    config: str | None = field(
+        default=None, metadata={"help": "COTS config (Hub id, folder or file) to train from random weights."}
+    )
+    config_overrides: dict | str | None = field(
+        default=None,
+        metadata={"help": 'Fields of COTSConfig, as JSON or as a YAML mapping: {"queue_size": 4096}.'},
+    )
+    image_tokenizer: str | None = field(
+        default=None, metadata={"help": "Trained image tokenizer: Hub id or folder. Needed for mvm_weight > 0."}
+    )
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "Text tokenizer: Hub id or folder. Defaults to the model's or text tower's."}
+    )
+    max_text_length: int = field(default=64, metadata={"help": "Longer texts are cut at this many tokens."})
+    freeze: list[str] = field(
+        default_factory=list, metadata={"help": "Towers that are not trained: vision, text, or both."}
+    )
+    lora_rank: int = field(default=0, metadata={"help": "Train the towers through LoRA of this rank (needs peft)."})
+
+
+@dataclass
+class DataArguments:
+    """What is trained and evaluated on."""
+
+    train_data: str = field(metadata={"help": "Hub id, folder, parquet, CSV, JSON lines, or tars; globs work."})
+    eval_data: str | None = field(default=None, metadata={"help": "The same for evaluation."})
+    train_split: str = field(default="train", metadata={"help": "Split of a Hub data set."})
+    eval_split: str = field(default="test", metadata={"help": "Split of a Hub data set."})
+    image_column: str = field(default="image", metadata={"help": "Column of pictures or paths."})
+    caption_column: str = field(default="caption", metadata={"help": "Column of texts, or of lists of texts."})
+    image_id_column: str | None = field(
+        default=None, metadata={"help": "Column whose equal cells mean the same picture; by default path or row."}
+    )
+    min_scale: float = field(default=0.2, metadata={"help": "Smallest random crop, as a share of the picture's area."})
+    flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
+
+
+@dataclass
+class COTSTrainingArguments(TrainingArguments):
+    """transformers' training arguments with the values that COTS needs."""
+
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Items are pairs, not columns."})
+    ddp_broadcast_buffers: bool | None = field(
+        default=False, metadata={"help": "Ranks keep equal queues by themselves."}
+    )
+    label_names: list[str] | None = field(default_factory=lambda: ["image_ids"])
+    logging_steps: float = field(default=10)
+    text_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the text tower, if it differs."}
+    )
+    vision_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the image tower, if it differs."}
+    )
+
+
+def flags_of(settings: dict) -> list[str]:
+    """A recipe's mapping as command-line flags."""
+    flags = []
+    for name, value in settings.items():
+        flags.append(f"--{name}")
+        if isinstance(value, dict):
+            flags.append(json.dumps(value))
+        elif isinstance(value, list):
+            flags.extend(map(str, value))
+        else:
+            flags.append(str(value))
+    return flags
+
+
+def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, COTSTrainingArguments]:
+    """Flags, or one YAML or JSON file with flags on top: `recipe.yaml --learning_rate 1e-4`.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it holds no mapping, or the overrides are no JSON.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+        recipe = Path(argv[0])
+        settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))  # JSON is YAML too
+        if not isinstance(settings, dict):
+            raise ValueError(f"{recipe} must hold a mapping of flags to values, got {type(settings).__name__}")
+        argv = flags_of(settings) + argv[1:]
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, COTSTrainingArguments), description="Train COTS on image-text pairs."
+    )
+    model, data, training = parser.parse_args_into_dataclasses(args=argv)
+    if isinstance(model.config_overrides, str):
+        try:
+            model.config_overrides = json.loads(model.config_overrides)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"--config_overrides is no JSON: {error}") from None
+    return model, data, training

@@ -1,0 +1,55 @@
+"""What shows a run going wrong while its loss falls: pure functions, computed on each micro-batch and logged."""
+
+import torch
+
+from ..models import COTSForPreTraining
+
+
+@torch.no_grad()
+def batch_accuracy(image_embeds: torch.Tensor, text_embeds: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
+    """Share of the queries of both directions whose own partner scores highest within the micro-batch.
+
+    Other captions of the same picture do not compete. Chance is 1 / n: a loss that falls while this stays at chance
+    has found a shortcut.
+
+    Args:
+        image_embeds, text_embeds: (n, D) normalised.
+        image_ids: (n,).
+    """
+    siblings = (image_ids[:, None] == image_ids[None, :]) & ~torch.eye(
+        len(image_ids), dtype=torch.bool, device=image_ids.device
+    )
+    scores = (image_embeds @ text_embeds.t()).masked_fill(siblings, -torch.inf)
+    own = torch.arange(len(scores), device=scores.device)
+    return ((scores.argmax(dim=1) == own).float().mean() + (scores.argmax(dim=0) == own).float().mean()) / 2
+
+
+@torch.no_grad()
+def embedding_spread(embeds: torch.Tensor) -> torch.Tensor:
+    """`1 - |mean embedding|^2`: 0 if all embeddings agree (collapse), close to 1 if they fill the sphere."""
+    return 1 - embeds.mean(dim=0).square().sum()
+
+
+@torch.no_grad()
+def similarity_to_queue(
+    model: COTSForPreTraining, image_embeds: torch.Tensor, image_ids: torch.Tensor, step_pairs: int
+) -> dict[str, torch.Tensor]:
+    """Mean similarity of images to fresh (this step's) and to stale negatives in the text queue.
+
+    The two agree in a healthy run. Where they part, "fresh or stale" tells positives from negatives: the staleness
+    shortcut.
+
+    Args:
+        model: with a key queue that this step's keys have entered.
+        image_embeds: (n, D) normalised; image_ids: (n,).
+        step_pairs: pairs of the whole optimizer step.
+    """
+    queue = model.key_queue
+    scores = image_embeds.float() @ queue.text_keys.float().t()  # (n, N_Q)
+    age = (queue.pointer - 1 - torch.arange(len(queue), device=queue.pointer.device)) % len(queue)
+    usable = ~queue.no_negative(image_ids)
+    fresh, stale = usable & (age < step_pairs)[None, :], usable & (age >= step_pairs)[None, :]
+    return {
+        name: (scores * chosen).sum() / chosen.sum().clamp(min=1)
+        for name, chosen in (("similarity_fresh", fresh), ("similarity_stale", stale))
+    }

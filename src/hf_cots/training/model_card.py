@@ -1,0 +1,115 @@
+"""The model card that every saved model carries."""
+
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..models import COTSConfig
+
+
+CARD = """---
+{{ card_data }}
+---
+
+# {{ model_name }}
+
+A COTS model (Lu et al., *COTS: Collaborative Two-Stream Vision-Language Pre-Training Model for Cross-Modal Retrieval*,
+CVPR 2022, [arXiv 2204.07441](https://arxiv.org/abs/2204.07441)): two encoders that meet only in a dot product. Trained
+with [hf_cots](https://pypi.org/project/hf-cots/); the paper's authors released no code or weights, and this is not
+their model.
+
+## Use
+
+```python
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("{{ model_name }}", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("{{ model_name }}", trust_remote_code=True)
+outputs = model(**processor(images=images, text=texts, return_tensors="pt"))
+outputs.logits_per_image  # (images, texts); image_embeds and text_embeds are normalised
+```
+
+## Training
+
+{{ training }}
+
+| | |
+|---|---|
+| image stream | {{ vision }} |
+| text stream | {{ text }} |
+| contrast | {{ contrast }} |
+| weights: instance, masked patches, masked words, task | {{ weights }} |
+
+## Results
+
+{{ results }}
+
+## Limits
+
+The model knows what its training pairs showed. Check it on your own data before you rely on it, in particular where a
+wrong or biased answer would harm someone.
+"""
+
+
+def results_table(results: dict[str, dict[str, float]]) -> str:
+    """A Markdown table of both directions."""
+    rows = ["| direction | R@1 | R@5 | R@10 | median rank | queries | gallery |", "|---|---|---|---|---|---|---|"]
+    for direction, values in results.items():
+        recalls = " | ".join(f"{values[f'R@{k}']:.1f}" for k in (1, 5, 10))
+        rows.append(
+            f"| {direction.replace('_', ' ')} | {recalls} | {values['median_rank']:g} | {values['queries']} | "
+            f"{values['gallery']} |"
+        )
+    return "\n".join(rows)
+
+
+def write_model_card(
+    folder: Path | str,
+    config: COTSConfig,
+    training: str,
+    results: dict[str, dict[str, float]] | None = None,
+    data_name: str = "held-out pairs",
+    model_name: str | None = None,
+    licence: str = "apache-2.0",
+) -> None:
+    """Write `README.md` with the card into a model folder.
+
+    Args:
+        folder: the model's.
+        config: its config.
+        training: a sentence or two on data and length of the training.
+        results: `{"text_to_image": ..., "image_to_text": ...}` of [`evaluate_retrieval`], if it was evaluated.
+        data_name: what the results were measured on.
+        model_name: as the Hub will call it; the folder's name if not given.
+        licence: of the weights.
+    """
+    name = model_name or Path(folder).name
+    metrics = [
+        EvalResult("image-text-retrieval", "custom", data_name, metric, value, metric_name=f"{direction} {metric}")
+        for direction, values in (results or {}).items()
+        for metric, value in values.items()
+        if metric.startswith("R@")
+    ]
+    data = ModelCardData(
+        license=licence,
+        library_name="transformers",
+        pipeline_tag="zero-shot-image-classification",
+        tags=["hf_cots", "cots", "image-text-retrieval"],
+        model_name=name,
+        eval_results=metrics or None,
+    )
+    vision, text = config.vision_config, config.text_config
+    weights = (config.instance_weight, config.mvm_weight, config.mlm_weight, config.task_weight)
+    card = ModelCard.from_template(
+        data,
+        template_str=CARD,
+        model_name=name,
+        training=training,
+        vision=f"{vision.model_type}, {vision.image_size} pixels, patches of {vision.patch_size}, width "
+        f"{vision.hidden_size}, {vision.num_hidden_layers} layers",
+        text=f"{text.model_type}, width {text.hidden_size}, {text.num_hidden_layers} layers",
+        contrast=f"{config.contrast}, queue {config.queue_size}, momentum {config.momentum}",
+        weights=", ".join(f"{weight:g}" for weight in weights),
+        results=(f"On {data_name}, in percent:\n\n" + results_table(results)) if results else "Not evaluated.",
+    )
+    card.save(Path(folder) / "README.md")

@@ -1,0 +1,144 @@
+"""From flags to a model, a processor and data, with every contradiction told before training starts."""
+
+import logging
+from pathlib import Path
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from ..data import COTSCollator, PairDataset, RandomCropFlip, load_pairs
+from ..models import COTSConfig, COTSForPreTraining, COTSImageProcessor, COTSImageTokenizer, COTSProcessor
+from .arguments import COTSTrainingArguments, DataArguments, ModelArguments
+
+
+logger = logging.getLogger(__name__)
+
+TOWERS = {"vision": "vision_model", "text": "text_model"}
+
+
+def build_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
+    """The named tokenizer, or the one that comes with the checkpoint, the text tower or the config.
+
+    Raises:
+        ValueError: if it has no mask or padding token, without which no word can be masked or batch be made.
+    """
+    source = arguments.tokenizer or arguments.model or arguments.text or arguments.config
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    for kind in ("mask_token", "pad_token"):
+        if getattr(tokenizer, kind) is None:
+            raise ValueError(f"the tokenizer {source} has no {kind}; name another with --tokenizer")
+    tokenizer.model_max_length = min(arguments.max_text_length, tokenizer.model_max_length)
+    return tokenizer
+
+
+def build_processor(config: COTSConfig, tokenizer: PreTrainedTokenizerBase) -> COTSProcessor:
+    """The processor that fits a config: its image size, mean and deviation."""
+    side = config.vision_config.image_size
+    image_processor = COTSImageProcessor(
+        size={"height": side, "width": side}, image_mean=list(config.image_mean), image_std=list(config.image_std)
+    )
+    return COTSProcessor(image_processor, tokenizer)
+
+
+def cots_config(source: str | None, overrides: dict) -> COTSConfig:
+    """The config of a checkpoint, folder or file, with fields replaced.
+
+    Raises:
+        ValueError: if it is the config of another kind of model.
+    """
+    config = AutoConfig.from_pretrained(source, **overrides)
+    if not isinstance(config, COTSConfig):
+        raise ValueError(f"{source} is no COTS model but '{config.model_type}'")
+    return config
+
+
+def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> COTSForPreTraining:
+    """The model that the flags name, frozen and adapted as they say.
+
+    Raises:
+        ValueError: if not exactly one source is named, the vocabulary is too small for the tokenizer, masked vision
+            modelling has no trained image tokenizer, or a name to freeze is unknown.
+    """
+    sources = [arguments.model, arguments.vision or arguments.text, arguments.config]
+    if sum(source is not None for source in sources) != 1 or bool(arguments.vision) != bool(arguments.text):
+        raise ValueError("name exactly one source of the model: --model, or --vision with --text, or --config")
+    overrides = dict(arguments.config_overrides or {})
+    overrides |= {"mask_token_id": tokenizer.mask_token_id, "special_token_ids": sorted(tokenizer.all_special_ids)}
+    if arguments.vision and arguments.text:
+        model = COTSForPreTraining.from_vision_text_pretrained(
+            arguments.vision, arguments.text, arguments.image_tokenizer, **overrides
+        )
+        untrained = arguments.image_tokenizer is None
+    elif arguments.model:
+        config = cots_config(arguments.model, overrides)
+        model, info = COTSForPreTraining.from_pretrained(arguments.model, config=config, output_loading_info=True)
+        untrained = any(key.startswith("image_tokenizer.") for key in info["missing_keys"])
+    else:
+        model, untrained = COTSForPreTraining(cots_config(arguments.config, overrides)), True
+    if arguments.image_tokenizer and not arguments.vision:
+        model.set_image_tokenizer(COTSImageTokenizer.from_pretrained(arguments.image_tokenizer))
+        untrained = False
+    if model.config.mvm_weight > 0 and untrained:
+        raise ValueError(
+            "mvm_weight > 0 needs a trained image tokenizer: name one with --image_tokenizer, or leave the level off "
+            "with --config_overrides '{\"mvm_weight\": 0}'"
+        )
+    if len(tokenizer) > model.config.text_config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens, the text tower only {model.config.text_config.vocab_size}"
+        )
+    freeze_towers(model, arguments.freeze)
+    return add_lora(model, arguments.lora_rank) if arguments.lora_rank else model
+
+
+def freeze_towers(model: COTSForPreTraining, names: list[str]) -> None:
+    """Take the gradient from the named towers.
+
+    Raises:
+        ValueError: for a name other than "vision" and "text".
+    """
+    for name in names:
+        if name not in TOWERS:
+            raise ValueError(f"--freeze takes {' and '.join(TOWERS)}, got '{name}'")
+        getattr(model.cots, TOWERS[name]).requires_grad_(False)
+
+
+def add_lora(model: COTSForPreTraining, rank: int):
+    """Low-rank adapters (Hu et al. 2022) on the attention of both towers; projections and token heads train in full.
+
+    The momentum encoder gets adapters too, so that it can follow.
+
+    Raises:
+        ModuleNotFoundError: naming the package, if peft is missing.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("--lora_rank needs peft: pip install peft") from None
+    attention = r"(cots|momentum_encoder)\..*\.(q_proj|v_proj|query|value|q_lin|v_lin)"
+    adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=attention))
+    for name, parameter in model.named_parameters():
+        if name.startswith(("cots.visual_projection", "cots.text_projection", "mvm_", "mlm_", "cots.log_temperature")):
+            parameter.requires_grad_(True)
+    model.reset_momentum()
+    model.train()  # freezes the momentum encoder's adapters
+    return adapted
+
+
+def build_data(arguments: DataArguments, training: COTSTrainingArguments) -> tuple[PairDataset, PairDataset | None]:
+    """Training and evaluation pairs; broken pictures are reported in `output_dir/broken_images.jsonl`.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file, column or row that is wrong.
+    """
+    columns = (arguments.image_column, arguments.caption_column, arguments.image_id_column)
+    report = Path(training.output_dir) / "broken_images.jsonl"
+    train = load_pairs(arguments.train_data, *columns, arguments.train_split, training.seed, report)
+    if arguments.eval_data is None:
+        return train, None
+    return train, load_pairs(arguments.eval_data, *columns, arguments.eval_split)
+
+
+def build_collator(processor: COTSProcessor, config: COTSConfig, arguments: DataArguments) -> COTSCollator:
+    """Batches with the flags' augmentation."""
+    augmentation = RandomCropFlip(config.vision_config.image_size, arguments.min_scale, arguments.flip)
+    return COTSCollator(processor, config, augmentation)

@@ -1,0 +1,177 @@
+"""COTSTrainer: transformers' Trainer with COTS's order of a step, its named losses, and evaluation by retrieval."""
+
+import time
+from collections import defaultdict
+
+import torch
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback
+
+from ..data.sources import PairDataset, PairSampler
+from ..evaluation.retrieval import evaluate_retrieval
+from .diagnostics import batch_accuracy, embedding_spread, similarity_to_queue
+
+
+LOSS_TERMS = ("loss_instance", "loss_mvm", "loss_mlm", "loss_task")
+
+
+class StepCallback(TrainerCallback):
+    """Ends COTS's step after the optimizer's, and tells the sampler which epoch begins."""
+
+    def __init__(self, trainer: "COTSTrainer"):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer.model.end_step()
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # accelerate does not reach the sampler of a sharded loader that resumes in mid-epoch.
+        if self.trainer.pair_sampler is not None:
+            self.trainer.pair_sampler.set_epoch(int(state.epoch))
+
+
+class COTSTrainer(Trainer):
+    """Trains [`COTSForPreTraining`] on a [`PairDataset`] with a [`COTSCollator`].
+
+    The momentum keys of a whole optimizer step are computed before its first forward, so that gradient accumulation
+    and data parallelism give the gradients of one large batch. Each term of the loss, the filter, the queue and the
+    signs of a run going wrong are logged by name. `evaluate` reports retrieval on `eval_dataset`.
+
+    Args:
+        processing_class ([`COTSProcessor`]): saved with every checkpoint.
+        Everything else is as for `transformers.Trainer`.
+    """
+
+    def __init__(self, *args, **kwargs):
+        self.pair_sampler: PairSampler | None = None
+        super().__init__(*args, **kwargs)
+        self.add_callback(StepCallback(self))
+        self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
+        self._counts: dict[str, int] = defaultdict(int)
+        self._pairs, self._logged_at, self._step_pairs = 0, time.perf_counter(), 0
+
+    # ------------------------------------------------------------------ data and optimizer
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not isinstance(dataset, PairDataset):
+            return super()._get_train_sampler(train_dataset)
+        self.pair_sampler = PairSampler(len(dataset), self.args.data_seed or self.args.seed)
+        return self.pair_sampler
+
+    def create_optimizer(self, model=None):
+        """Parameter groups with the towers' own learning rates, if any are set, and without decay where usual."""
+        rates = {
+            "vision_model": getattr(self.args, "vision_learning_rate", None),
+            "text_model": getattr(self.args, "text_learning_rate", None),
+        }
+        if self.optimizer is not None or not any(rates.values()):
+            return super().create_optimizer(model)
+        model = self.model if model is None else model
+        decayed = set(self.get_decay_parameter_names(model))
+        groups: dict[tuple[float, float], list[torch.nn.Parameter]] = defaultdict(list)
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                own_rate = next((rate for tower, rate in rates.items() if rate and f"{tower}." in name), None)
+                decay = self.args.weight_decay if name in decayed else 0.0
+                groups[own_rate or self.args.learning_rate, decay].append(parameter)
+        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+        settings = [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
+        self.optimizer = optimizer_class(settings, **options)
+        return self.optimizer
+
+    # ------------------------------------------------------------------ the step
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Collect the micro-batches of an optimizer step and begin the step with all of them."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, num_items
+        batches = [self._prepare_inputs(batch) for batch in batches]
+        threshold = self.model.filter_threshold()
+        with self.compute_loss_context_manager():
+            keys = self.model.begin_step(batches)
+        self._step_pairs = sum(len(batch["input_ids"]) for batch in batches) * self.args.world_size
+        self._pairs += self._step_pairs
+        if torch.isfinite(threshold):
+            self._record("filter_threshold", threshold)
+        return [batch | extra for batch, extra in zip(batches, keys)], num_items
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        if model.training:
+            self._record_outputs(outputs, inputs)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    # ------------------------------------------------------------------ logging
+
+    def _record(self, name: str, value: torch.Tensor) -> None:
+        self._sums[name] += value.detach().float()
+        self._counts[name] += 1
+
+    @torch.no_grad()
+    def _record_outputs(self, outputs, inputs) -> None:
+        """Add one micro-batch to the means that the next log shows."""
+        for term in LOSS_TERMS:
+            self._record(term, outputs[term])
+        images, texts = outputs.image_embeds.float(), outputs.text_embeds.float()
+        ids = inputs.get("image_ids", torch.arange(len(images), device=images.device))
+        self._record("filter_drop_rate", 1 - outputs.kept.float().mean())
+        self._record("batch_accuracy", batch_accuracy(images, texts, ids))
+        self._record("image_spread", embedding_spread(images))
+        self._record("text_spread", embedding_spread(texts))
+        if self.model.key_queue is not None:
+            for name, value in similarity_to_queue(self.model, images, ids, self._step_pairs).items():
+                self._record(name, value)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's log with the means since the last one, over all ranks."""
+        if "loss" in logs and self._counts:
+            names = sorted(self._counts)
+            means = torch.stack([self._sums[name] / self._counts[name] for name in names])
+            means = self.accelerator.reduce(means, reduction="mean")
+            logs |= {name: round(float(mean), 5) for name, mean in zip(names, means)}
+            if self.model.key_queue is not None:
+                logs["queue_filled"] = round(float(self.model.key_queue.filled) / len(self.model.key_queue), 4)
+            logs["temperature"] = round(float(torch.as_tensor(self.model.cots.temperature).detach()), 5)
+            now = time.perf_counter()
+            logs["pairs_per_second"] = round(self._pairs / (now - self._logged_at), 1)
+            report = getattr(self.train_dataset, "report", None)
+            if report is not None:
+                logs["broken_images"] = len(report.names())
+            self._sums.clear()
+            self._counts.clear()
+            self._pairs, self._logged_at = 0, now
+        super().log(logs, start_time)
+
+    # ------------------------------------------------------------------ evaluation
+
+    def retrieval(self, pairs: PairDataset) -> dict[str, dict[str, float]]:
+        """Both directions of [`evaluate_retrieval`] with the model as it stands.
+
+        Every rank computes the same: data small enough to evaluate during training do not repay a split.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        results = evaluate_retrieval(
+            self.model.cots, self.processing_class, pairs, self.args.per_device_eval_batch_size
+        )
+        self.model.train(was_training)
+        return results
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """Retrieval in both directions on a [`PairDataset`]; `eval_text_to_image_R@1` and so on.
+
+        Other data sets are evaluated by `transformers.Trainer`, which reports the loss.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not isinstance(dataset, PairDataset):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        metrics = {
+            f"{metric_key_prefix}_{direction}_{name}": value
+            for direction, values in self.retrieval(dataset).items()
+            for name, value in values.items()
+        }
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics

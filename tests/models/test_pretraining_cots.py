@@ -1,0 +1,420 @@
+"""COTSForPreTraining: its loss against the formulas, exact accumulation, the filter, and what stays frozen."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from . import reference
+from .steps import data, gradients, make, run_step
+
+
+def head(module, hidden, feature):
+    """`layer_norm(gelu(dense(h + A g)))`."""
+    mixed = hidden + module.inject.weight @ feature
+    dense = F.gelu(module.dense.weight @ mixed + module.dense.bias)
+    centred = dense - dense.mean()
+    scale = (centred.pow(2).mean() + module.layer_norm.eps).sqrt()
+    return centred / scale * module.layer_norm.weight + module.layer_norm.bias
+
+
+def reference_loss(model, batch, queue_before):
+    """The total of the paper's terms for a whole step in one batch, pair by pair."""
+    config, tau, n = model.config, model.config.temperature, len(batch["input_ids"])
+    online, twin = model.cots, model.momentum_encoder
+
+    def features(net):
+        image = net.vision_model(pixel_values=batch["pixel_values"]).last_hidden_state[:, 0]
+        text = net.text_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        return image, text.last_hidden_state[:, 0]
+
+    def embeds(net, image, text):
+        image = image @ net.visual_projection.weight.T + net.visual_projection.bias
+        text = text @ net.text_projection.weight.T + net.text_projection.bias
+        return image / image.norm(dim=1, keepdim=True), text / text.norm(dim=1, keepdim=True)
+
+    g_image, g_text = features(online)
+    images, texts = embeds(online, g_image, g_text)
+    with torch.no_grad():
+        image_keys, text_keys = embeds(twin, *features(twin))
+        if config.center_keys:
+            image_keys, text_keys = reference.centered(image_keys), reference.centered(text_keys)
+    # (image key, text key, image id) of what is in the queue, oldest first
+    slots = list(queue_before)
+    if config.fresh_negatives:
+        slots += [(image_keys[i], text_keys[i], int(batch["image_ids"][i])) for i in range(n)]
+    slots = slots[-config.queue_size :]
+    image_queue, text_queue = torch.stack([s[0] for s in slots]), torch.stack([s[1] for s in slots])
+    ignored = [[s[2] == int(batch["image_ids"][i]) for s in slots] for i in range(n)]
+    i2t = reference.instance(images, text_keys, text_queue, ignored, tau)
+    t2i = reference.instance(texts, image_keys, image_queue, ignored, tau)
+    kl = reference.task(images, texts, image_keys, text_keys, image_queue, text_queue, ignored, tau)
+
+    codes = model.image_tokenizer.get_codebook_indices(
+        (batch["pixel_values"] * 0.5 + 0.5).clamp(0, 1).double()
+    ).flatten(1)
+    patches = online.vision_model(
+        pixel_values=batch["pixel_values"], bool_masked_pos=batch["bool_masked_pos"]
+    ).last_hidden_state[:, 1:]
+    words = online.text_model(
+        input_ids=batch["masked_input_ids"], attention_mask=batch["attention_mask"]
+    ).last_hidden_state
+    embeddings = online.text_model.embeddings.word_embeddings.weight
+    mvm, mlm = [], []
+    for i in range(n):
+        terms = [
+            -F.linear(
+                head(model.mvm_head, patches[i, j], g_text[i]), model.mvm_classifier.weight, model.mvm_classifier.bias
+            ).log_softmax(0)[codes[i, j]]
+            for j in range(16)
+            if batch["bool_masked_pos"][i, j]
+        ]
+        mvm.append(sum(terms) / len(terms))
+        terms = [
+            -(embeddings @ head(model.mlm_head, words[i, j], g_image[i]) + model.mlm_bias).log_softmax(0)[
+                batch["input_ids"][i, j]
+            ]
+            for j in range(words.shape[1])
+            if batch["bool_masked_words"][i, j]
+        ]
+        mlm.append(sum(terms) / len(terms))
+    return {
+        "loss_instance": sum(i2t + t2i) / n,
+        "loss_task": sum(a + b for a, b in kl) / 2 / n,
+        "loss_mvm": sum(mvm) / n,
+        "loss_mlm": sum(mlm) / n,
+    }
+
+
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_loss_and_gradient_equal_the_formulas(center, fresh):
+    """The second of two steps, with a wrapped queue: every term and the gradient of every parameter."""
+    weights = {"instance_weight": 0.9, "mvm_weight": 0.5, "mlm_weight": 0.7, "task_weight": 0.3}
+    model = make(center_keys=center, fresh_negatives=fresh, queue_size=12, filter_lambda=None, **weights)
+    first, second = data(model, seed=0), data(model, seed=1)
+    run_step(model, first, [8])
+    model.end_step()
+    model.zero_grad()
+    filled = int(model.key_queue.filled)
+    before = [
+        (model.key_queue.image_keys[j].clone(), model.key_queue.text_keys[j].clone(), int(model.key_queue.image_ids[j]))
+        for j in range(filled)
+    ]
+    assert filled == 8
+    twin = copy.deepcopy(model)
+
+    (step,) = model.begin_step([second])
+    output = model(**(second | step))
+    expected = reference_loss(twin, second, before)
+    for name, value in expected.items():
+        torch.testing.assert_close(output[name], value.detach(), rtol=1e-9, atol=1e-10, msg=lambda m, n=name: n + m)
+    total = sum(weights[f"{name[5:]}_weight"] * value for name, value in expected.items())
+    torch.testing.assert_close(output.loss, total, rtol=1e-9, atol=1e-10)
+    output.loss.backward()
+    total.backward()
+    compared = 0
+    for (name, ours), theirs in zip(gradients(model).items(), gradients(twin).values()):
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9, msg=lambda m, n=name: n + m)
+        compared += bool(theirs.abs().max() > 1e-8)
+    assert compared > 60
+
+
+@pytest.mark.parametrize("sizes", [[4, 4, 4, 4], [5, 5, 6], [1, 15], [1] * 16], ids=str)
+@pytest.mark.parametrize("fresh", [True, False])
+def test_accumulation_is_exact(sizes, fresh):
+    """Three steps of 1 x 16 and of micro-batches: gradients, queues, counters, weights and twin agree to 1e-10."""
+    fields = {"queue_size": 24, "similarity_queue_size": 16, "filter_lambda": 0.5, "fresh_negatives": fresh}
+    whole = make(**fields)
+    parts = copy.deepcopy(whole)
+    for step in range(3):
+        batch, losses = data(whole, 16, seed=step), []
+        for model, micro in ((whole, [16]), (parts, sizes)):
+            model.zero_grad()
+            losses.append(run_step(model, batch, micro))
+        (loss, dropped), (other_loss, other_dropped) = losses
+        assert loss == pytest.approx(other_loss, rel=1e-10)
+        assert dropped == other_dropped
+        assert (dropped > 0) == (step > 0), "the filter must take part once its queue is full"
+        ours = gradients(parts)
+        for name, gradient in gradients(whole).items():
+            torch.testing.assert_close(ours[name], gradient, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: n + m)
+        for model in (whole, parts):
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.grad is not None:
+                        parameter.sub_(1e-3 * parameter.grad)
+            model.end_step()
+        for (name, a), b in zip(whole.named_buffers(), parts.buffers()):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=lambda m, n=name: n + m)
+        for (name, a), b in zip(whole.named_parameters(), parts.parameters()):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=lambda m, n=name: n + m)
+    assert int(whole.pairs_seen) == 16 * 3
+    assert int(whole.steps_seen) == 3
+
+
+def test_forward_alone_is_a_step_of_its_own():
+    """Under a plain Trainer forward equals begin_step, forward; the update of the step before comes first."""
+    auto, manual = make(), make()
+    for seed in range(3):
+        batch = data(auto, seed=seed)
+        loss = auto(**batch).loss
+        manual.update_momentum()
+        (step,) = manual.begin_step([batch])
+        expected = manual(**(batch | step)).loss
+        torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+        assert torch.equal(auto.key_queue.image_keys, manual.key_queue.image_keys)
+        assert torch.equal(
+            auto.momentum_encoder.text_projection.weight, manual.momentum_encoder.text_projection.weight
+        )
+    assert int(auto.key_queue.filled) == 24
+
+
+def test_forward_alone_with_a_queue_of_the_past():
+    """The own keys enter the queue after the loss, not before."""
+    model = make(fresh_negatives=False, task_weight=0.0)
+    assert float(model(**data(model, seed=0)).loss_instance) == pytest.approx(0, abs=1e-12), "nothing to compare with"
+    assert int(model.key_queue.filled) == 8
+    assert float(model(**data(model, seed=1)).loss_instance) > 0.1
+
+
+def contrast_of(model, batch):
+    """Logits of both directions for a step that has begun."""
+    (step,) = model.begin_step([batch])
+    seen = {}
+    original = model._contrast
+
+    def spy(*args):
+        seen["logits"] = original(*args)
+        return seen["logits"]
+
+    model._contrast = spy
+    model(**(batch | step))
+    model._contrast = original
+    return seen["logits"]
+
+
+def test_own_keys_same_pictures_and_empty_slots_are_no_negatives():
+    model = make(queue_size=20)
+    batch = data(model)  # pairs 2i and 2i + 1 share a picture
+    for logits in contrast_of(model, batch):
+        probabilities = logits.softmax(dim=1)
+        assert probabilities.shape == (8, 21)
+        for i in range(8):
+            negatives = set(torch.nonzero(probabilities[i, 1:]).flatten().tolist())
+            assert negatives == {j for j in range(8) if j // 2 != i // 2}
+
+
+def test_pairs_without_ids_exclude_only_themselves_across_steps():
+    model = make(queue_size=20)
+    for seed, expected in ((0, 7), (1, 15)):
+        batch = data(model, seed=seed)
+        del batch["image_ids"]
+        (logits, _) = contrast_of(model, batch)
+        assert ((logits.softmax(dim=1)[:, 1:] > 0).sum(dim=1) == expected).all()
+
+
+@pytest.mark.parametrize("contrast", ["momentum", "in_batch"])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_one_pair_step_is_finite(contrast, fresh):
+    model = make(contrast=contrast, fresh_negatives=fresh)
+    for seed in range(2):
+        output = model(**data(model, pairs=1, seed=seed))
+        output.loss.backward()
+        assert torch.isfinite(output.loss)
+        assert all(torch.isfinite(g).all() for g in gradients(model).values() if g is not None)
+    if contrast == "momentum":
+        assert model.key_queue.image_keys[:2].norm(dim=1).min() > 0.99, "a lone key must not vanish"
+
+
+@pytest.mark.parametrize("contrast", ["momentum", "in_batch"])
+def test_equal_embeddings_are_finite(contrast):
+    """Eight copies of one pair under different ids: the loss is the log of the number of entries."""
+    model = make(contrast=contrast, center_keys=False, filter_lambda=None)
+    batch = {name: tensor[:1].expand(8, *tensor.shape[1:]) for name, tensor in data(model).items()}
+    batch["image_ids"] = torch.arange(8)
+    output = model(**batch)
+    output.loss.backward()
+    halves = 1 if contrast == "in_batch" else 2
+    assert float(output.loss_instance) == pytest.approx(halves * math.log(8), rel=1e-9)
+    assert float(output.loss_task) == pytest.approx(0, abs=1e-9)
+    assert all(torch.isfinite(g).all() for g in gradients(model).values())
+
+
+def test_equal_embeddings_with_centred_keys_are_finite():
+    model = make().float()
+    batch = {name: tensor[:1].expand(8, *tensor.shape[1:]) for name, tensor in data(model).items()}
+    batch |= {"image_ids": torch.arange(8), "pixel_values": batch["pixel_values"].float()}
+    output = model(**batch)
+    output.loss.backward()
+    assert torch.isfinite(output.loss)
+    assert model.key_queue.image_keys.norm(dim=1).max() < 1e-2
+    assert all(torch.isfinite(g).all() for g in gradients(model).values())
+
+
+def prepared_filter(model, batch, lam):
+    """Fill the score queue so that `mu - lambda sigma` is the batch's median score, from mu and sigma both not 0."""
+    image_keys, text_keys = model._momentum_keys(batch)
+    scores = (image_keys * text_keys).sum(dim=1)
+    ordered = scores.sort().values
+    cut = (ordered[3] + ordered[4]) / 2
+    sigma = 0.01
+    queue = cut + lam * sigma + sigma * torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(8)
+    model.score_queue.scores.copy_(queue)
+    model.score_queue.filled.fill_(16)
+    assert queue.mean() - lam * queue.std(correction=0) == pytest.approx(float(cut))
+    return scores, scores >= cut
+
+
+def test_filter_drops_exactly_the_pairs_below_the_threshold():
+    model = make(filter_lambda=1.5, center_keys=True)
+    batch = data(model)
+    scores, expected = prepared_filter(model, batch, 1.5)
+    assert expected.sum() == 4
+    (step,) = model.begin_step([batch])
+    assert torch.equal(step["kept"], expected)
+    assert torch.equal(step["pair_weights"] * 8, expected.float())
+    batch["pixel_values"].requires_grad_()
+    embedded = []
+    hook = model.cots.text_model.embeddings.register_forward_hook(
+        lambda module, args, out: (out.retain_grad(), embedded.append(out))[0]
+    )
+    output = model(**(batch | step))
+    hook.remove()
+    output.loss.backward()
+    assert torch.equal(output.kept, expected)
+    assert (batch["pixel_values"].grad[~expected] == 0).all(), "a dropped picture must have no influence"
+    assert (batch["pixel_values"].grad[expected].abs().amax(dim=(1, 2, 3)) > 0).all()
+    for hidden in embedded[:1]:
+        assert (hidden.grad[~expected] == 0).all()
+    # Keys and scores of dropped pairs are queued all the same.
+    assert int(model.key_queue.filled) == 8
+    torch.testing.assert_close(model.score_queue.scores[:8], scores)
+
+
+def test_filter_divides_by_all_pairs_not_by_the_kept():
+    """The loss with dropped pairs equals the sum over the kept ones divided by the batch size."""
+    model = make(filter_lambda=1.5)
+    batch = data(model)
+    _, kept = prepared_filter(model, batch, 1.5)
+    (step,) = model.begin_step([batch])
+    one_by_one = []
+    for i in range(8):
+        weights = torch.zeros(8, dtype=torch.float64)
+        weights[i] = 1
+        one_by_one.append(model(**(batch | step | {"pair_weights": weights})).loss.item())
+    expected = sum(value for value, keep in zip(one_by_one, kept) if keep) / 8
+    assert model(**(batch | step)).loss.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_filter_waits_for_a_full_queue_and_its_warmup():
+    model = make(filter_lambda=0.0, filter_warmup_steps=3, similarity_queue_size=16)
+    thresholds = []
+    for seed in range(4):
+        thresholds.append(float(model.filter_threshold()))
+        run_step(model, data(model, seed=seed), [8])
+    assert thresholds[:3] == [-math.inf] * 3
+    assert thresholds[3] > -math.inf
+    early = make(filter_lambda=0.0, filter_warmup_steps=0, similarity_queue_size=16)
+    run_step(early, data(early), [8])
+    assert early.filter_threshold() == -math.inf, "half a queue"
+    run_step(early, data(early), [8])
+    assert early.filter_threshold() > -math.inf
+
+
+@pytest.mark.parametrize("contrast", ["momentum", "in_batch"])
+def test_batch_with_every_pair_dropped_is_finite(contrast):
+    model = make(contrast=contrast, filter_lambda=0.0)
+    model.score_queue.scores.fill_(5.0)
+    model.score_queue.filled.fill_(16)
+    output = model(**data(model))
+    output.loss.backward()
+    assert not output.kept.any()
+    assert output.loss.item() == 0
+    for name, gradient in gradients(model).items():
+        assert gradient is not None, name
+        assert (gradient == 0).all(), name
+
+
+@pytest.mark.parametrize("level", ["mvm", "mlm", "task", "instance"])
+def test_a_level_of_weight_zero_is_absent(level):
+    fields = {f"{level}_weight": 0.0}
+    if level == "instance":
+        fields["task_weight"] = 0.0
+    model = make(**fields)
+    names = {name.split(".")[0].split("_")[0] for name, _ in model.named_parameters()}
+    assert ("mvm" in names) == (level != "mvm")
+    assert ("mlm" in names) == (level != "mlm")
+    assert (model.image_tokenizer is None) == (level == "mvm")
+    calls = {"image": 0, "text": 0}
+    model.cots.vision_model.register_forward_hook(lambda *_: calls.__setitem__("image", calls["image"] + 1))
+    model.cots.text_model.register_forward_hook(lambda *_: calls.__setitem__("text", calls["text"] + 1))
+    output = model(**data(model))
+    assert output[f"loss_{level}"] == 0
+    assert calls == {"image": 1 + (level != "mvm"), "text": 1 + (level != "mlm")}
+    output.loss.backward()
+    assert all(g is not None for n, g in gradients(model).items() if level != "instance" or "_projection" not in n)
+
+
+@pytest.mark.parametrize("contrast", ["momentum", "in_batch"])
+@pytest.mark.parametrize("learn", [True, False])
+def test_every_trainable_parameter_gets_a_gradient(contrast, learn):
+    model = make(contrast=contrast, learn_temperature=learn)
+    for seed in range(2):
+        model.zero_grad()
+        model(**data(model, seed=seed)).loss.backward()
+    missing = [n for n, g in gradients(model).items() if g is None or not g.abs().sum() > 0]
+    # A key's bias shifts all attention scores of a query alike: its gradient is zero by construction.
+    assert [n for n in missing if "key.bias" not in n and "k_proj.bias" not in n] == []
+    assert ("cots.log_temperature" in gradients(model)) == learn
+
+
+def test_masked_share_scales_the_sum_and_skips_the_other_rows():
+    model = make(masked_share=0.5, filter_lambda=None)
+    batch = data(model, pairs=16)
+    rows = batch["bool_masked_pos"].any(dim=1)
+    assert 0 < rows.sum() < 16
+    sizes = []
+    model.cots.vision_model.register_forward_hook(lambda m, a, out: sizes.append(len(out.last_hidden_state)))
+    (step,) = model.begin_step([batch])
+    output = model(**(batch | step))
+    assert sizes == [16, int(rows.sum())], "clean, masked"
+    full = make(masked_share=1.0, filter_lambda=None)
+    only = {name: tensor[rows] for name, tensor in batch.items()}
+    (step,) = full.begin_step([only])
+    alone = full(**(only | step))  # the mean over the masked rows
+    for name in ("loss_mvm", "loss_mlm"):
+        torch.testing.assert_close(output[name], alone[name] * int(rows.sum()) / 16 / 0.5, rtol=1e-6, atol=1e-9)
+
+
+def test_detached_global_features_stop_the_token_gradient():
+    for detach in (False, True):
+        model = make(detach_global_features=detach, instance_weight=0.0, task_weight=0.0, mlm_weight=0.0)
+        model(**data(model)).loss.backward()
+        assert (model.cots.text_model.embeddings.word_embeddings.weight.grad is None) == detach
+        assert model.cots.vision_model.embeddings.mask_token.grad.abs().sum() > 0
+
+
+def test_token_level_reads_the_other_stream():
+    """With the other stream's features swapped between pairs both token losses change."""
+    model = make().eval()
+    batch = data(model)
+    weights = torch.full((8,), 1 / 8, dtype=torch.float64)
+    step = model.begin_step([batch])[0] | {"pair_weights": weights}
+    plain = model(**(batch | step))
+    original_text, original_image = model.cots.encode_text, model.cots.encode_image
+
+    def shuffled(original):
+        def encode(*args, **kwargs):
+            output = original(*args, **kwargs)
+            output.pooler_output = output.pooler_output.roll(1, 0)
+            return output
+
+        return encode
+
+    model.cots.encode_text, model.cots.encode_image = shuffled(original_text), shuffled(original_image)
+    other = model(**(batch | step))
+    for name in ("loss_mvm", "loss_mlm"):
+        assert abs(float(other[name] - plain[name])) > 1e-6
