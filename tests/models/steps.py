@@ -26,9 +26,7 @@ def data(model, pairs=8, seed=0):
     batch["input_ids"][0, 6:] = 0
     batch["pixel_values"] = batch["pixel_values"].double()
     batch["image_ids"] = 100 * seed + torch.arange(pairs) // 2
-    drawn = draw_masks(
-        [mix(seed, r) for r in range(pairs)], batch["input_ids"].numpy(), **mask_settings(model.config)
-    )
+    drawn = draw_masks([mix(seed, r) for r in range(pairs)], batch["input_ids"].numpy(), **mask_settings(model.config))
     return batch | {name: torch.from_numpy(mask) for name, mask in drawn.items()}
 
 
@@ -38,8 +36,9 @@ def split(batch, sizes):
 
 
 def run_step(model, batch, sizes):
-    """One accumulated step as Trainer does it: each micro-batch's loss divided by their number. Returns the loss and the number of
-    dropped pairs."""
+    """One accumulated step as Trainer does it: each micro-batch's loss divided by their number.
+
+    Returns the loss and the number of dropped pairs."""
     micro, total, dropped = split(batch, sizes), 0.0, 0
     for piece, step in zip(micro, model.begin_step(micro)):
         loss = model(**(piece | step)).loss / len(sizes)

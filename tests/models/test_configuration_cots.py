@@ -29,7 +29,11 @@ def test_defaults_are_cots_base():
 
 def test_json_round_trip(tmp_path):
     config = tiny_config(
-        contrast="in_batch", temperature=0.2, learn_temperature=True, filter_lambda=None, task_direction="image_to_text"
+        contrast="in_batch",
+        temperature=0.2,
+        learn_temperature=True,
+        filter_lambda=None,
+        task_direction="image_to_text",
     )
     config.save_pretrained(tmp_path)
     text = (tmp_path / "config.json").read_text()
@@ -63,9 +67,15 @@ def test_whole_numbers_are_accepted_for_floats():
     assert tiny_config(filter_lambda=3, task_weight=0, momentum=0).filter_lambda == 3
 
 
-@pytest.mark.parametrize(("contrast", "filter_lambda", "uses"), [
-    ("momentum", 2.0, True), ("momentum", None, True), ("in_batch", 2.0, True), ("in_batch", None, False),
-])
+@pytest.mark.parametrize(
+    ("contrast", "filter_lambda", "uses"),
+    [
+        ("momentum", 2.0, True),
+        ("momentum", None, True),
+        ("in_batch", 2.0, True),
+        ("in_batch", None, False),
+    ],
+)
 def test_momentum_encoder_exists_where_it_is_used(contrast, filter_lambda, uses):
     assert tiny_config(contrast=contrast, filter_lambda=filter_lambda).uses_momentum_encoder == uses
 
@@ -121,10 +131,17 @@ def test_grid_mismatch_does_not_matter_without_the_visual_token_level():
     assert tiny_config(mvm_weight=0.0, image_tokenizer_config={"image_size": 64}).patch_grid == 4
 
 
-@pytest.mark.parametrize(("fields", "name"), [
-    ({"image_size": 100}, "image_size"), ({"image_size": 0}, "image_size"), ({"num_groups": 0}, "num_groups"),
-    ({"codebook_size": 0}, "codebook_size"), ({"hidden_size": 3}, "hidden_size"), ({"num_channels": 0}, "num_channels"),
-])
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"image_size": 100}, "image_size"),
+        ({"image_size": 0}, "image_size"),
+        ({"num_groups": 0}, "num_groups"),
+        ({"codebook_size": 0}, "codebook_size"),
+        ({"hidden_size": 3}, "hidden_size"),
+        ({"num_channels": 0}, "num_channels"),
+    ],
+)
 def test_image_tokenizer_refuses_sizes_that_cannot_be_built(fields, name):
     with pytest.raises(Exception, match=name):
         COTSImageTokenizerConfig(**fields)

@@ -78,15 +78,19 @@ def test_initialisation_is_sane(cls):
         if "image_tokenizer" in name:
             continue
         mean, std = parameter.mean().item(), parameter.std().item() if parameter.numel() > 1 else 0
-        if name.endswith("norm.weight") or "LayerNorm.weight" in name or "layernorm" in name and "weight" in name:
+        if name.endswith("norm.weight") or "LayerNorm.weight" in name or ("layernorm" in name and "weight" in name):
             assert (parameter == 1).all(), name
         elif name.endswith("bias"):
             assert (parameter == 0).all(), name
         else:
             assert abs(mean) < 0.01, name
             assert std < 0.03, name
-    torch.testing.assert_close(model.state_dict()[next(k for k in model.state_dict() if "projection.weight" in k)].std(),
-                               torch.tensor(0.02), rtol=0.15, atol=0)
+    torch.testing.assert_close(
+        model.state_dict()[next(k for k in model.state_dict() if "projection.weight" in k)].std(),
+        torch.tensor(0.02),
+        rtol=0.15,
+        atol=0,
+    )
 
 
 @BOTH
@@ -209,6 +213,33 @@ def test_resize_token_embeddings(cls):
         assert torch.isfinite(streams(**batch).text_embeds).all()
 
 
+@pytest.mark.parametrize("size", [210, 190])
+def test_pretraining_goes_on_after_resizing_the_words(size, tmp_path):
+    """The momentum encoder and the word classifier follow, stay frozen or trained as they were, and are saved."""
+    model = make(COTSForPreTraining).train()
+    with torch.no_grad():
+        model.mlm_bias.copy_(torch.arange(200.0) / 100)
+    model.resize_token_embeddings(size)
+    kept = min(size, 200)
+    assert torch.equal(model.mlm_bias[:kept], torch.arange(float(kept)) / 100)
+    assert (model.mlm_bias[kept:] == 0).all()
+    assert model.mlm_bias.shape == (size,)
+    twin = model.momentum_encoder.get_input_embeddings().weight
+    assert torch.equal(twin, model.get_input_embeddings().weight)
+    assert not twin.requires_grad
+    batch = tiny_batch()
+    batch["input_ids"] = batch["input_ids"].clamp(max=size - 1)
+    output = model(**batch)
+    output.loss.backward()
+    model.update_momentum()
+    assert torch.isfinite(output.loss)
+    assert model.mlm_bias.grad.shape == (size,)
+    model.save_pretrained(tmp_path)
+    loaded = COTSForPreTraining.from_pretrained(tmp_path)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @BOTH
 def test_half_precision_save_and_load(cls, dtype, tmp_path):
@@ -219,9 +250,12 @@ def test_half_precision_save_and_load(cls, dtype, tmp_path):
     with torch.no_grad():
         expected = streams(**batch).image_embeds
     model.to(dtype).save_pretrained(tmp_path)
-    assert load_file(tmp_path / "model.safetensors")[
-        "visual_projection.weight" if cls is COTSModel else "cots.visual_projection.weight"
-    ].dtype == dtype
+    assert (
+        load_file(tmp_path / "model.safetensors")[
+            "visual_projection.weight" if cls is COTSModel else "cots.visual_projection.weight"
+        ].dtype
+        == dtype
+    )
     loaded = cls.from_pretrained(tmp_path)
     assert {p.dtype for p in loaded.parameters()} == {dtype}
     streams = loaded if cls is COTSModel else loaded.cots
@@ -238,7 +272,9 @@ def test_float32_file_loads_as_bf16(tmp_path):
     make(COTSModel).save_pretrained(tmp_path)
     model = COTSModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    assert torch.isfinite(model(**(tiny_batch() | {"pixel_values": torch.randn(8, 3, 32, 32).bfloat16()})).image_embeds).all()
+    assert torch.isfinite(
+        model(**(tiny_batch() | {"pixel_values": torch.randn(8, 3, 32, 32).bfloat16()})).image_embeds
+    ).all()
 
 
 def test_compiled_forward_equals_eager():

@@ -137,7 +137,11 @@ def test_features_are_projected_and_not_normalised():
         assert (output.pooler_output.norm(dim=1) - 1).abs().min() > 1e-3
     as_tuple = model.get_image_features(batch["pixel_values"], return_dict=False)
     assert isinstance(as_tuple, tuple)
-    assert isinstance(model(**batch, return_dict=False), tuple)
+    both, alone = model(**batch, return_dict=False), model(pixel_values=batch["pixel_values"], return_dict=False)
+    assert isinstance(both, tuple)
+    for position, name in enumerate(("logits_per_image", "logits_per_text", "image_embeds", "text_embeds")):
+        assert torch.equal(both[position], model(**batch)[name]), name
+    assert torch.equal(alone[0], both[2]), "the feature-extraction pipelines take the first entry"
     feature = model(**batch).text_model_output.pooler_output
     assert torch.equal(feature, text.pooler_output)
 
@@ -145,8 +149,9 @@ def test_features_are_projected_and_not_normalised():
 def test_mean_pooling_is_the_mean_of_patches_and_of_words_without_padding():
     model, batch = make(image_pooling="mean", text_pooling="mean"), tiny_batch()
     batch["attention_mask"][0, 4:] = 0
-    image, text = model.encode_image(batch["pixel_values"]), model.encode_text(
-        batch["input_ids"], batch["attention_mask"]
+    image, text = (
+        model.encode_image(batch["pixel_values"]),
+        model.encode_text(batch["input_ids"], batch["attention_mask"]),
     )
     patches = torch.stack([image.last_hidden_state[:, j] for j in range(1, 17)]).mean(dim=0)
     torch.testing.assert_close(image.pooler_output, patches)
@@ -173,8 +178,6 @@ def test_another_resolution_by_interpolation():
 
 
 # ------------------------------------------------------------------ other towers
-
-
 
 
 @pytest.mark.parametrize("name", VISION_TOWERS)

@@ -100,7 +100,11 @@ def test_loss_and_gradient_equal_the_formulas(center, fresh):
     model.zero_grad()
     filled = int(model.key_queue.filled)
     before = [
-        (model.key_queue.image_keys[j].clone(), model.key_queue.text_keys[j].clone(), int(model.key_queue.image_ids[j]))
+        (
+            model.key_queue.image_keys[j].clone(),
+            model.key_queue.text_keys[j].clone(),
+            int(model.key_queue.image_ids[j]),
+        )
         for j in range(filled)
     ]
     assert filled == 8
@@ -387,6 +391,19 @@ def test_masked_share_scales_the_sum_and_skips_the_other_rows():
     alone = full(**(only | step))  # the mean over the masked rows
     for name in ("loss_mvm", "loss_mlm"):
         torch.testing.assert_close(output[name], alone[name] * int(rows.sum()) / 16 / 0.5, rtol=1e-6, atol=1e-9)
+
+
+def test_a_batch_whose_pairs_all_skip_the_masked_passes_still_reaches_every_parameter():
+    model = make(masked_share=0.5)
+    batch = data(model)
+    batch["bool_masked_pos"] = torch.zeros_like(batch["bool_masked_pos"])
+    batch["bool_masked_words"] = torch.zeros_like(batch["bool_masked_words"])
+    batch["masked_input_ids"] = batch["input_ids"]
+    output = model(**batch)
+    output.loss.backward()
+    assert output.loss_mvm == output.loss_mlm == 0
+    assert torch.isfinite(output.loss)
+    assert all(g is not None and torch.isfinite(g).all() for g in gradients(model).values())
 
 
 def test_detached_global_features_stop_the_token_gradient():

@@ -1,4 +1,4 @@
-"""COTSForPreTraining as an object: what is frozen, saved, loaded, logged in evaluation, and computed in half precision."""
+"""COTSForPreTraining as an object: what is frozen, saved, loaded, and computed in half precision."""
 
 import copy
 import math
@@ -44,9 +44,7 @@ def test_round_trip_keeps_every_parameter_and_buffer(tmp_path):
         assert torch.equal(value, theirs[name]), name
     assert int(loaded.key_queue.filled) == int(loaded.pairs_seen) == 16
     assert int(loaded.steps_seen) == 2
-    assert not torch.equal(
-        loaded.momentum_encoder.visual_projection.weight, loaded.cots.visual_projection.weight
-    )
+    assert not torch.equal(loaded.momentum_encoder.visual_projection.weight, loaded.cots.visual_projection.weight)
 
 
 def test_frozen_modules_stay_frozen(tmp_path):
@@ -150,6 +148,23 @@ def test_evaluation_leaves_the_state_untouched_and_is_deterministic():
     assert model._pending is None
 
 
+@pytest.mark.parametrize("center", [True, False])
+def test_evaluation_loss_is_that_of_a_step_against_the_present_queue(center):
+    """The same as a training step with the queue of the past, centred keys and all; no pair is dropped."""
+    model = make(fresh_negatives=False, center_keys=center, filter_lambda=0.0)
+    for seed in range(2):
+        run_step(model, data(model, seed=seed), [8])
+        model.end_step()
+    batch = data(model, seed=2)
+    expected = copy.deepcopy(model)
+    (step,) = expected.begin_step([batch])
+    assert not step["kept"].all()
+    step["kept"], step["pair_weights"] = torch.ones(8, dtype=torch.bool), torch.full((8,), 1 / 8).double()
+    wanted, given = expected(**(batch | step)), model.eval()(**batch)
+    for name in ("loss", "loss_instance", "loss_mvm", "loss_mlm", "loss_task"):
+        torch.testing.assert_close(given[name], wanted[name], rtol=1e-9, atol=1e-10)
+
+
 def test_losses_are_named_and_add_up():
     weights = {"instance_weight": 0.5, "mvm_weight": 2.0, "mlm_weight": 0.25, "task_weight": 0.1}
     output = make(**weights)(**data(make()))
@@ -243,7 +258,7 @@ def test_codebook_pixels_follow_the_flip_and_the_resize():
 
 
 def test_targets_are_the_codes_of_the_masked_patches():
-    """Training on given codes equals training on the tokenizer's own; a changed code of an unmasked patch is unseen."""
+    """Given codes equal the tokenizer's own; a changed code of an unmasked patch is unseen."""
     model = make().eval()
     batch = data(model)
     step = model.begin_step([batch])[0]

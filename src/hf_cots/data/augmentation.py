@@ -28,7 +28,8 @@ class RandomCropFlip:
         """An RGB picture of `size` x `size` pixels."""
         width, height = image.size
         area = rng.uniform(self.min_scale, 1) * width * height
-        aspect = math.exp(rng.uniform(math.log(self.min_aspect), -math.log(self.min_aspect)))
+        limit = abs(math.log(self.min_aspect))
+        aspect = math.exp(rng.uniform(-limit, limit))
         crop_width = min(width, max(1, round(math.sqrt(area * aspect))))
         crop_height = min(height, max(1, round(math.sqrt(area / aspect))))
         left = int(rng.integers(0, width - crop_width + 1))

@@ -40,7 +40,7 @@ class COTSConfig(PreTrainedConfig):
     Token level
         patch_mask_ratio (`float`, defaults to 0.4 [M]), word_mask_ratio (`float`, defaults to 0.15 [M]).
         masked_share (`float`, defaults to 1.0 [D]): share of the pairs that take the masked passes.
-        detach_global_features (`bool`, defaults to `False` [D]): stop the token losses' gradient into the other stream.
+        detach_global_features (`bool`, defaults to `False` [D]): no gradient of token losses into the other stream.
 
     Task level
         task_direction (`"symmetric"`, `"image_to_text"` or `"text_to_image"`, default `"symmetric"` [D]): which KL
@@ -164,7 +164,8 @@ class COTSConfig(PreTrainedConfig):
             )
         if not len(self.image_mean) == len(self.image_std) == 3 or min(self.image_std) <= 0:
             raise ValueError(
-                f"image_mean and image_std need three entries each, image_std positive; got {self.image_mean}, {self.image_std}"
+                f"image_mean and image_std need three entries each, image_std positive; got "
+                f"{self.image_mean}, {self.image_std}"
             )
 
     def validate_levels(self):

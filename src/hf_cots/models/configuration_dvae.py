@@ -55,8 +55,8 @@ class COTSImageTokenizerConfig(PreTrainedConfig):
             )
         if self.image_size < 1 or self.image_size % self.downsampling:
             raise ValueError(
-                f"image_size={self.image_size} of the image tokenizer is not a positive multiple of {self.downsampling}, "
-                f"the downsampling of its num_groups={self.num_groups}"
+                f"image_size={self.image_size} of the image tokenizer is not a positive multiple of "
+                f"{self.downsampling}, the downsampling of its num_groups={self.num_groups}"
             )
 
 

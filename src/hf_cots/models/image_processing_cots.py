@@ -16,7 +16,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image, dtype=np.float64)
         # PNG's 16-bit samples arrive as I;16 or I, by version of PIL; TIFF's floats lie in [0, 1] or in [0, 255].
-        scale = 257.0 if values.max(initial=0) > 255 else 1.0 if values.max(initial=0) > 1 else 1 / 255
+        wide = image.mode.startswith("I;16") or values.max(initial=0) > 255
+        scale = 257.0 if wide else 1.0 if values.max(initial=0) > 1 else 1 / 255
         image = Image.fromarray(np.clip(values / scale, 0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -28,7 +29,7 @@ class COTSImageProcessor(PilBackend):
     """Resize to a square, rescale to [0, 1], normalise. Works on PIL images, numpy arrays and tensors.
 
     The whole picture is squeezed into the square, as retrieval models do: a crop could lose what the caption names.
-    PIL does the work on every machine, so that a model gives the same embeddings everywhere; torchvision is not needed.
+    PIL does the work on every machine, so that a model gives the same embeddings everywhere, without torchvision.
     """
 
     resample = PILImageResampling.BICUBIC

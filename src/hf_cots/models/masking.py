@@ -1,7 +1,7 @@
 """Which patches and words are masked: a pure function of a pair's seed.
 
-Randomness is counter-based (Philox): a seed is made from (seed, epoch, sample id), so that a resumed run, another number
-of workers and another batch composition draw the same masks.
+Randomness is counter-based (Philox): a seed is made from (seed, epoch, sample id), so that a resumed run, another
+number of workers and another batch composition draw the same masks.
 """
 
 import math

@@ -141,7 +141,7 @@ class COTSPreTrainedModel(PreTrainedModel):
         return loaded
 
     def save_pretrained(self, save_directory, **kwargs):
-        """Save weights, config and the code of these classes, so that the Auto classes load them without the package."""
+        """Save weights, config and the code of these classes: the Auto classes then load them without the package."""
         self.config.auto_map = {
             "AutoConfig": "configuration_cots.COTSConfig",
             "AutoModel": "modeling_cots.COTSModel",
@@ -153,8 +153,9 @@ class COTSPreTrainedModel(PreTrainedModel):
 class COTSModel(COTSPreTrainedModel):
     """Two streams and two projections: what people deploy.
 
-    `COTSModel(COTSConfig())` has 195,375,872 parameters: ViT-B/16 at 384 pixels 86,090,496, BERT-base 108,891,648, both
-    without pooler, and two linear projections 393,728. The mask token's 768 belong to [`COTSForPreTraining`] only.
+    `COTSModel(COTSConfig())` has 195,375,872 parameters: ViT-B/16 at 384 pixels 86,090,496, BERT-base
+    108,891,648, both without pooler, and two linear projections 393,728. The mask token's 768 belong to
+    [`COTSForPreTraining`] only.
 
     Args:
         config ([`COTSConfig`]).
@@ -301,18 +302,25 @@ class COTSModel(COTSPreTrainedModel):
         """
         if input_ids is None and pixel_values is None:
             raise ValueError("COTSModel needs input_ids, pixel_values, or both")
-        output = COTSOutput()
+        image_output, text_output, image_embeds, text_embeds, logits = None, None, None, None, None
         if pixel_values is not None:
             sizes = {"interpolate_pos_encoding": True} if interpolate_pos_encoding else {}
-            output.vision_model_output = self.get_image_features(pixel_values, return_dict=True, **sizes, **kwargs)
-            output.image_embeds = l2_normalize(output.vision_model_output.pooler_output)
+            image_output = self.get_image_features(pixel_values, return_dict=True, **sizes, **kwargs)
+            image_embeds = l2_normalize(image_output.pooler_output)
         if input_ids is not None:
-            output.text_model_output = self.get_text_features(input_ids, attention_mask, return_dict=True, **kwargs)
-            output.text_embeds = l2_normalize(output.text_model_output.pooler_output)
-        if output.image_embeds is not None and output.text_embeds is not None:
-            output.logits_per_image = output.image_embeds @ output.text_embeds.t() / self.temperature
-            output.logits_per_text = output.logits_per_image.t()
-        return output
+            text_output = self.get_text_features(input_ids, attention_mask, return_dict=True, **kwargs)
+            text_embeds = l2_normalize(text_output.pooler_output)
+        if image_embeds is not None and text_embeds is not None:
+            logits = image_embeds @ text_embeds.t() / self.temperature
+        # In one piece: fields set one by one would stand in another order, which indexing and tuples show.
+        return COTSOutput(
+            logits_per_image=logits,
+            logits_per_text=None if logits is None else logits.t(),
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
+            vision_model_output=image_output,
+            text_model_output=text_output,
+        )
 
 
 def config_from_towers(vision_config: PreTrainedConfig, text_config: PreTrainedConfig, **fields) -> COTSConfig:

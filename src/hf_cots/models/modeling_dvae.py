@@ -4,6 +4,7 @@ The encoder turns an image into a grid of codes, one per 8 x 8 pixels; the decod
 predicts the codes of masked patches (masked vision modelling); only the encoder's argmax is needed for that.
 """
 
+import itertools
 import math
 import shutil
 import sys
@@ -71,7 +72,7 @@ class DVAEEncoder(nn.Module):
             out_size = config.hidden_size * 2**group
             sizes = [width] + [out_size] * config.blocks_per_group
             self.groups.append(
-                nn.Sequential(*(ResidualBlock(a, b, gain, (3, 3, 3, 1)) for a, b in zip(sizes, sizes[1:])))
+                nn.Sequential(*(ResidualBlock(a, b, gain, (3, 3, 3, 1)) for a, b in itertools.pairwise(sizes)))
             )
             width = out_size
         self.head = nn.Conv2d(width, config.codebook_size, 1)
@@ -97,7 +98,7 @@ class DVAEDecoder(nn.Module):
             out_size = config.hidden_size * 2**group
             sizes = [width] + [out_size] * config.blocks_per_group
             self.groups.append(
-                nn.Sequential(*(ResidualBlock(a, b, gain, (1, 3, 3, 3)) for a, b in zip(sizes, sizes[1:])))
+                nn.Sequential(*(ResidualBlock(a, b, gain, (1, 3, 3, 3)) for a, b in itertools.pairwise(sizes)))
             )
             width = out_size
         self.head = nn.Conv2d(width, 2 * config.num_channels, 1)
@@ -139,6 +140,11 @@ class COTSImageTokenizer(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     accepts_loss_kwargs = False
+    # It has no attention: whichever implementation is asked of a model that holds it suits it.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
 
     def __init__(self, config: COTSImageTokenizerConfig):
         super().__init__(config)
@@ -178,13 +184,13 @@ class COTSImageTokenizer(PreTrainedModel):
         factor = self.config.downsampling
         if channels != self.config.num_channels or height % factor or width % factor:
             raise ValueError(
-                f"the image tokenizer takes {self.config.num_channels} channels and sides that are multiples of {factor}; "
-                f"got pixel_values of shape {tuple(pixel_values.shape)}"
+                f"the image tokenizer takes {self.config.num_channels} channels and sides that are multiples of "
+                f"{factor}; got pixel_values of shape {tuple(pixel_values.shape)}"
             )
         return self.encoder(map_pixels(pixel_values).to(self.encoder.stem.weight.dtype))
 
     def get_codebook_indices(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Codes (batch, grid, grid), int64 in [0, codebook_size), of pixels (batch, channels, side, side) in [0, 1]."""
+        """Codes (batch, grid, grid), int64 below codebook_size, of pixels (batch, channels, side, side) in [0, 1]."""
         return self.get_logits(pixel_values).argmax(dim=1)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:

@@ -105,7 +105,7 @@ def world_size() -> int:
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Concatenate a tensor over the ranks in rank order, without gradient; ranks may hold different numbers of rows."""
+    """Concatenate a tensor over the ranks in rank order, without gradient; ranks may hold unequal numbers of rows."""
     if world_size() == 1:
         return rows
     count = torch.tensor([len(rows)], device=rows.device)

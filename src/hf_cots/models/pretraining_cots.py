@@ -92,7 +92,7 @@ class TokenHead(nn.Module):
 
 
 def tower_head(config, global_size: int) -> TokenHead:
-    """A [`TokenHead`] with the activation and epsilon of the tower that `config` describes, BERT's where it has none."""
+    """A [`TokenHead`] with the activation and epsilon of the tower that `config` describes, or else BERT's."""
     fields = config.to_dict()
     activation = fields.get("hidden_act", fields.get("activation", "gelu"))
     return TokenHead(config.hidden_size, global_size, activation, fields.get("layer_norm_eps", 1e-12))
@@ -170,7 +170,8 @@ class COTSForPreTraining(COTSPreTrainedModel):
         for name in ("codebook_size", "hidden_size", "num_groups", "blocks_per_group", "decoder_input_size"):
             if getattr(wanted, name) != getattr(given, name):
                 raise ValueError(
-                    f"the image tokenizer has {name}={getattr(given, name)}, the config asks for {getattr(wanted, name)}"
+                    f"the image tokenizer has {name}={getattr(given, name)}, "
+                    f"the config asks for {getattr(wanted, name)}"
                 )
         if self.image_tokenizer is not None:
             self.image_tokenizer.load_state_dict(image_tokenizer.state_dict())
@@ -204,6 +205,22 @@ class COTSForPreTraining(COTSPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module):
         self.cots.set_input_embeddings(value)
+
+    @torch.no_grad()
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
+        """As in transformers; the momentum encoder's words and the bias of the word classifier follow."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        if self.momentum_encoder is not None:
+            twin = self.momentum_encoder.get_input_embeddings()
+            old, size = twin.num_embeddings, embeddings.num_embeddings
+            self.momentum_encoder.resize_token_embeddings(size)
+            self.momentum_encoder.get_input_embeddings().weight[old:] = embeddings.weight[old:]
+        if self.mlm_head is not None:
+            added = max(0, embeddings.num_embeddings - len(self.mlm_bias))
+            bias = nn.functional.pad(self.mlm_bias, (0, added))[: embeddings.num_embeddings]
+            self.mlm_bias = nn.Parameter(bias.clone())
+        self.train(self.training)  # the new embeddings of the momentum encoder are frozen, too
+        return embeddings
 
     # ------------------------------------------------------------------ the step: keys, filter, queues, momentum
 

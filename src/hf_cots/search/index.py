@@ -51,10 +51,14 @@ class PictureIndex:
         pictures = self._readable(paths)
         self.embeds = encode_images(model, processor, pictures, batch_size, len(paths) if progress else None)  # (n, D)
         if not self.paths:
-            raise ValueError(f"none of {len(paths)} picture files can be read" + "".join(f"; {b}" for b in self.broken[:3]))
+            raise ValueError(
+                f"none of {len(paths)} picture files can be read" + "".join(f"; {b}" for b in self.broken[:3])
+            )
 
     @classmethod
-    def from_folder(cls, model: str, folder: Path | str, batch_size: int = 64, progress: bool = False) -> "PictureIndex":
+    def from_folder(
+        cls, model: str, folder: Path | str, batch_size: int = 64, progress: bool = False
+    ) -> "PictureIndex":
         """Load a model by Hub id or folder and encode every picture below a folder.
 
         Raises:
