@@ -288,7 +288,7 @@ def test_masks_drawn_by_the_model_differ_between_steps_and_rows():
     model = make()
     seen = []
     original = model._draw_masks
-    model._draw_masks = lambda ids: (seen.append(original(ids)), seen[-1])[1]
+    model._draw_masks = lambda *arguments: (seen.append(original(*arguments)), seen[-1])[1]
     batch = {k: v for k, v in data(model).items() if "mask" not in k or k == "attention_mask"}
     batch["input_ids"] = batch["input_ids"][:1].expand(8, -1)
     for _ in range(2):

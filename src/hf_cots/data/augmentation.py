@@ -14,7 +14,7 @@ class RandomCropFlip:
     Args:
         size: side of the result in pixels.
         min_scale: smallest area of the crop as a share of the picture; 0.2 in COTS's recipe, ours for what the paper
-            does not say. 1 keeps the whole area.
+            does not say. 1, with a `min_aspect` of 1, keeps the whole of a square picture.
         flip: probability of the flip. Captions that name left and right, or letters, want 0.
         min_aspect: narrowest crop, width over height; the widest is its inverse.
     """

@@ -5,6 +5,7 @@ All of them become one [`PairDataset`]; pictures stay encoded until a worker nee
 
 import glob
 import hashlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from torch.utils.data import Dataset, Sampler
 from ..models.masking import mix
 from .images import BrokenImage, BrokenImageReport, read_image
 
+
+logger = logging.getLogger(__name__)
 
 BUILDERS = {
     ".parquet": "parquet",
@@ -33,7 +36,7 @@ def load_table(data: str, split: str = "train") -> datasets.Dataset:
     Args:
         data: a folder (imagefolder with metadata.jsonl, or one of parquet files or tars), a file, a glob pattern
             such as `shards/*.tar`, or a Hub id.
-        split: which split of a Hub data set, or of a folder that has any.
+        split: which split of a Hub data set, or of a folder that has several.
 
     Raises:
         FileNotFoundError: if a path or pattern matches nothing.
@@ -43,7 +46,9 @@ def load_table(data: str, split: str = "train") -> datasets.Dataset:
     if path.is_dir():
         kind = next((suffix for suffix in (".parquet", ".tar") if any(path.glob(f"*{suffix}"))), None)
         if kind is None:
-            return _pick_split(datasets.load_dataset("imagefolder", data_dir=str(path)), data, split)
+            splits = datasets.load_dataset("imagefolder", data_dir=str(path))
+            # A folder without splits is one whole, which `datasets` calls "train".
+            return _pick_split(splits, data, split if len(splits) > 1 else next(iter(splits)))
         files = sorted(str(file) for file in path.glob(f"*{kind}"))
     elif path.is_file() or any(sign in data for sign in "*?["):
         files = sorted(glob.glob(data))
@@ -139,7 +144,9 @@ class PairDataset(Dataset):
 
     def _index_captions(self) -> tuple[np.ndarray, np.ndarray]:
         """Row and position of each caption, after checking that none is empty."""
-        rows, positions, empty = [], [], []
+        rows: list[int] = []
+        positions: list[int] = []
+        empty: list[int] = []
         for row, cell in enumerate(self.table[self.caption_column]):
             captions = [cell] if isinstance(cell, str) or cell is None else list(cell)
             if not captions or any(not isinstance(text, str) or not text.strip() for text in captions):
@@ -149,19 +156,31 @@ class PairDataset(Dataset):
         if empty:
             shown = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
             raise ValueError(
-                f"{self.name}: column '{self.caption_column}' is empty in {len(empty)} row(s), counted from 0: {shown}. "
-                "Remove or fill them"
+                f"{self.name}: column '{self.caption_column}' is empty in {len(empty)} row(s), counted from 0: "
+                f"{shown}. Remove or fill them"
             )
         return np.asarray(rows, dtype=np.int64), np.asarray(positions, dtype=np.int32)
 
     def _image_ids(self, column: str | None) -> np.ndarray:
         """(rows,) non-negative int64: a hash of the id column or of the path, else the row's number."""
-        if column is None and isinstance(self.table.features[self.image_column], datasets.Value):
-            column = self.image_column if self.table.features[self.image_column].dtype == "string" else None
+        column = self.image_column if column is None and self._has_paths() else column
         if column is None:
             return np.arange(len(self.table), dtype=np.int64)
         digests = (hashlib.blake2b(str(cell).encode(), digest_size=8).digest() for cell in self.table[column])
         return np.fromiter((int.from_bytes(d, "big") >> 1 for d in digests), dtype=np.int64, count=len(self.table))
+
+    def _has_paths(self) -> bool:
+        feature = self.table.features[self.image_column]
+        return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
+
+    def first_rows(self) -> np.ndarray:
+        """(rows,) int64: for each row the first one that names the same file, or else the row itself."""
+        if not self._has_paths():
+            return np.arange(len(self.table), dtype=np.int64)
+        first: dict[str, int] = {}
+        return np.asarray(
+            [first.setdefault(cell, row) for row, cell in enumerate(self.table[self.image_column])], dtype=np.int64
+        )
 
     def _check_first_images(self, count: int = 8) -> None:
         """A wrong column or folder shows at once: then none of the first pictures can be read."""
@@ -220,6 +239,8 @@ class PairDataset(Dataset):
             except BrokenImage as broken:
                 if self.report:
                     self.report.add(broken)
+                else:
+                    logger.warning("skipped: %s", broken)
                 continue
             return {
                 "image": image,

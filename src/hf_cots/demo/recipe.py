@@ -1,7 +1,7 @@
 """What the demo trains: a small COTS for 3,200 pairs and a few minutes on two CPU cores.
 
-The paper's values are made for millions of pairs. At this size a queue must hold few steps, temperature is learned, and
-the token and task levels weigh less; the model card of `cots-emoji` has the measurements.
+The paper's values are made for millions of pairs. At this size a queue must hold few steps, temperature is learned,
+and the token and task levels weigh less; the model card of `cots-emoji` has the measurements.
 """
 
 from dataclasses import dataclass, field

@@ -34,7 +34,8 @@ class Stopwatch:
     """Seconds by name, and a line on the console when each step begins."""
 
     def __init__(self, console: Console):
-        self.console, self.seconds = console, {}
+        self.console = console
+        self.seconds: dict[str, float] = {}
 
     @contextmanager
     def step(self, name: str, title: str):
@@ -71,12 +72,12 @@ def run_demo(output: Path, compare: bool = False, smoke: bool = False, seed: int
     with watch.step("data", "1/6  The emoji set: pictures and names, split by concept"):
         counts = write_emoji_set(output / "data", seed=0)
         console.print(f"{counts['train']} training pairs, {counts['test']} pairs of unseen concepts")
-        columns = {"caption_column": "text", "image_id_column": "text"}
-        train_pairs = load_pairs(
-            str(output / "data" / "train"), **columns, seed=seed, report=output / "broken_images.jsonl"
-        )
+        # Both styles of an emoji have one name: equal names count as the same picture.
+        report = output / "broken_images.jsonl"
+        train_pairs = load_pairs(str(output / "data" / "train"), "image", "text", "text", seed=seed, report=report)
         held_out = load_table(str(output / "data" / "test"))
-        gallery = PairDataset(held_out.filter(lambda row: row["style"] == TEST_STYLE), name="test", **columns)
+        own_style = held_out.filter(lambda row: row["style"] == TEST_STYLE)
+        gallery = PairDataset(own_style, "image", "text", "text", name="unseen concepts")
 
     with watch.step("image_tokenizer", "2/6  The image tokenizer: a small discrete VAE"):
         tokenizer_config = COTSImageTokenizerConfig(**recipe.tokenizer_config)
@@ -110,16 +111,17 @@ def run_demo(output: Path, compare: bool = False, smoke: bool = False, seed: int
     with watch.step("search", "6/6  A fresh process loads the model and searches"):
         subprocess.run([sys.executable, "-m", "hf_cots.demo.answer", str(output)], check=True)
 
-    report: dict[str, Any] = {"cots": results, "chance": {"text_to_image": chance, "image_to_text": chance}}
+    summary: dict[str, Any] = {"cots": results, "chance": {"text_to_image": chance, "image_to_text": chance}}
     if compare:
-        report |= run_comparison(recipe, train_pairs, gallery, tokenizer, output, seed, watch)
-        console.print(results_as_table({name: report[name]["text_to_image"] for name in report}, "text to image"))
-    report["seconds"] = watch.seconds | {"total": round(sum(watch.seconds.values()), 1)}
-    report["pairs"] = counts
-    report["seed"] = seed
-    (output / "results.json").write_text(json.dumps(report, indent=2) + "\n")
+        summary |= run_comparison(recipe, train_pairs, gallery, tokenizer, output, seed, watch)
+        rows = {name: values["text_to_image"] for name, values in summary.items()}
+        console.print(results_as_table(rows, "text to image, recall in percent"))
+    summary["seconds"] = watch.seconds | {"total": round(sum(watch.seconds.values()), 1)}
+    summary["pairs"] = counts
+    summary["seed"] = seed
+    (output / "results.json").write_text(json.dumps(summary, indent=2) + "\n")
     console.print(f"all in {output}/: results.json, results.png, losses.png, dvae.png, model/")
-    return report
+    return summary
 
 
 def pretrain(

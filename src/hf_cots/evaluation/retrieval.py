@@ -8,6 +8,7 @@ gives every pair the same score gets exactly the chance level.
 import logging
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from ..data.images import BrokenImage
@@ -103,7 +104,7 @@ def evaluate_retrieval(
 ) -> dict[str, dict[str, float]]:
     """Both directions on a data set: all its pictures against all its captions.
 
-    Pictures that cannot be read are named in a warning and left out with their captions.
+    A file that several rows name, one caption each, is one picture. Pictures that cannot be read are named in a warning and left out with their captions.
 
     Args:
         model, processor: an encoder in evaluation mode and its processor.
@@ -115,9 +116,11 @@ def evaluate_retrieval(
         `{"text_to_image": ..., "image_to_text": ...}`, each as [`retrieval_metrics`] says.
     """
     rows: list[int] = []
+    first_rows = pairs.first_rows()
+    distinct = np.unique(first_rows).tolist()
 
     def readable():
-        for row in range(len(pairs.table)):
+        for row in distinct:
             try:
                 image = pairs.read_row(row)
             except BrokenImage as broken:
@@ -126,9 +129,9 @@ def evaluate_retrieval(
             rows.append(row)
             yield image
 
-    image_embeds = encode_images(model, processor, readable(), batch_size, len(pairs.table) if progress else None)
+    image_embeds = encode_images(model, processor, readable(), batch_size, len(distinct) if progress else None)
     present = set(rows)
-    texts: Sequence[int] = [index for index in range(len(pairs)) if int(pairs.row_of_pair[index]) in present]
+    texts: Sequence[int] = [i for i, row in enumerate(first_rows[pairs.row_of_pair].tolist()) if row in present]
     text_embeds = encode_texts(model, processor, [pairs.caption(index) for index in texts])
     image_ids = torch.from_numpy(pairs.image_ids[rows])
     text_ids = torch.from_numpy(pairs.image_ids[pairs.row_of_pair[texts]])

@@ -46,7 +46,7 @@ def build_tower(config: PreTrainedConfig, **options: bool) -> PreTrainedModel:
 
     BEiT is told by its config, not its constructor, to have a mask token.
     """
-    cls = tower_class(type(config))
+    cls = tower_class(type(config))  # type: ignore[arg-type]
     known = inspect.signature(cls.__init__).parameters
     if options.get("use_mask_token") and getattr(config, "use_mask_token", True) is False:
         config = copy.copy(config)

@@ -104,6 +104,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """This process among those that train together."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     """Concatenate a tensor over the ranks in rank order, without gradient; ranks may hold unequal numbers of rows."""
     if world_size() == 1:

@@ -13,6 +13,7 @@ own, which is the same as long as nothing accumulates.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,6 +43,7 @@ from .momentum import (
     ScoreQueue,
     gather_rows,
     gather_rows_with_gradient,
+    rank,
     update_momentum,
     world_size,
 )
@@ -115,9 +117,11 @@ class COTSForPreTraining(COTSPreTrainedModel):
         self.momentum_encoder = COTSModel(config) if config.uses_momentum_encoder else None
         self.key_queue = KeyQueue(config.queue_size, config.projection_dim) if config.contrast == "momentum" else None
         self.score_queue = ScoreQueue(config.similarity_queue_size) if config.filter_lambda is not None else None
-        self.image_tokenizer, self.mvm_head, self.mlm_head = None, None, None
+        self.image_tokenizer: Any = None
+        self.mvm_head: Any = None
+        self.mlm_head: Any = None
         if config.mvm_weight > 0:
-            self.image_tokenizer = COTSImageTokenizer(config.image_tokenizer_config)
+            self.image_tokenizer = COTSImageTokenizer(config.image_tokenizer_config)  # type: ignore[arg-type]
             self.mvm_head = tower_head(config.vision_config, text_size)
             self.mvm_classifier = nn.Linear(image_size, config.image_tokenizer_config.codebook_size)
         if config.mlm_weight > 0:
@@ -160,7 +164,7 @@ class COTSForPreTraining(COTSPreTrainedModel):
             model.set_image_tokenizer(image_tokenizer)
         return model
 
-    def set_image_tokenizer(self, image_tokenizer: COTSImageTokenizer) -> None:
+    def set_image_tokenizer(self, image_tokenizer: Any) -> None:
         """Take the weights of a trained image tokenizer of the configured sizes.
 
         Raises:
@@ -237,7 +241,7 @@ class COTSForPreTraining(COTSPreTrainedModel):
         """The score below which the step about to begin drops a pair: `mu - lambda * sigma`, or minus infinity while
         the filter is off, warming up, or its queue is not yet full. Scalar float32."""
         never = torch.full((), -torch.inf, device=self.steps_seen.device)
-        if self.score_queue is None:
+        if self.score_queue is None or self.config.filter_lambda is None:
             return never
         warm = self.steps_seen >= self.config.filter_warmup_steps
         return torch.where(warm, self.score_queue.threshold(self.config.filter_lambda), never)
@@ -251,16 +255,18 @@ class COTSForPreTraining(COTSPreTrainedModel):
                 `attention_mask` and `image_ids` (n,) int64, at least 0, equal for the captions of one picture.
 
         Returns:
-            For each micro-batch what forward takes beside it: `image_keys`, `text_keys` (n, D), `image_ids` (n,),
-            `kept` (n,) bool, and `pair_weights` (n,): 0 for a dropped pair; for the others such that the sum over the
-            step, after Trainer's division by micro-batches and ranks, is the mean over all its pairs.
+            For each micro-batch what forward takes beside it: `image_keys`, `text_keys` (n, D), `image_ids` and
+            `pair_numbers` (n,) int64, `kept` (n,) bool, and `pair_weights` (n,): 0 for a dropped pair; for the others
+            such that the sum over the step, after Trainer's division by micro-batches and ranks, is the mean over all
+            its pairs.
         """
-        scores, keys, ids = [], [], []
+        scores, keys, ids, numbers = [], [], [], []
         gathered: list[tuple[torch.Tensor, ...]] = []
         seen = self.pairs_seen.clone()
         for batch in micro_batches:
             batch_keys = self._momentum_keys(batch)
-            batch_ids = self._image_ids(batch, seen)
+            numbers.append(self._pair_numbers(batch, seen))
+            batch_ids = self._image_ids(batch, numbers[-1])
             keys.append(batch_keys)
             ids.append(batch_ids)
             scores.append((batch_keys[0] * batch_keys[1]).sum(dim=-1))
@@ -289,10 +295,11 @@ class COTSForPreTraining(COTSPreTrainedModel):
                 "image_keys": image_keys,
                 "text_keys": text_keys,
                 "image_ids": batch_ids,
+                "pair_numbers": batch_numbers,
                 "kept": batch_scores >= threshold,
                 "pair_weights": (batch_scores >= threshold).float() * share,
             }
-            for (image_keys, text_keys), batch_ids, batch_scores in zip(keys, ids, scores)
+            for (image_keys, text_keys), batch_ids, batch_scores, batch_numbers in zip(keys, ids, scores, numbers)
         ]
 
     def end_step(self) -> None:
@@ -317,13 +324,16 @@ class COTSForPreTraining(COTSPreTrainedModel):
         )
         return output.image_embeds, output.text_embeds
 
-    def _image_ids(self, batch: dict[str, torch.Tensor], seen: torch.Tensor) -> torch.Tensor:
-        """The pictures' ids; without any, each pair gets a negative one that no other pair of the run has."""
-        if batch.get("image_ids") is not None:
-            return batch["image_ids"]
+    @staticmethod
+    def _pair_numbers(batch: dict[str, torch.Tensor], seen: torch.Tensor) -> torch.Tensor:
+        """(n,) the place of each pair in the run: `seen` pairs came before this micro-batch, over all ranks."""
         count = len(batch["input_ids"])
-        rank = torch.distributed.get_rank() if world_size() > 1 else 0
-        return -1 - (seen + rank * count + torch.arange(count, device=seen.device))
+        return seen + rank() * count + torch.arange(count, device=seen.device)
+
+    @staticmethod
+    def _image_ids(batch: dict[str, torch.Tensor], pair_numbers: torch.Tensor) -> torch.Tensor:
+        """The pictures' ids; without any, each pair gets a negative one that no other pair of the run has."""
+        return -1 - pair_numbers if batch.get("image_ids") is None else batch["image_ids"]
 
     # ------------------------------------------------------------------ forward
 
@@ -339,6 +349,7 @@ class COTSForPreTraining(COTSPreTrainedModel):
         codebook_indices: torch.LongTensor | None = None,
         image_keys: torch.FloatTensor | None = None,
         text_keys: torch.FloatTensor | None = None,
+        pair_numbers: torch.LongTensor | None = None,
         kept: torch.BoolTensor | None = None,
         pair_weights: torch.FloatTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
@@ -352,8 +363,8 @@ class COTSForPreTraining(COTSPreTrainedModel):
             bool_masked_pos: (n, patches); masked_input_ids, bool_masked_words: (n, length). Of [`masking.draw_masks`];
                 drawn here if not given. A row without masked positions takes no masked pass.
             codebook_indices: (n, patches) int64 codes of the patches; computed here if not given.
-            image_keys, text_keys, kept, pair_weights: of [`begin_step`]. In training without them forward is a step
-                of its own; in evaluation the queues stay as they are.
+            image_keys, text_keys, pair_numbers, kept, pair_weights: of [`begin_step`]. In training without them
+                forward is a step of its own; in evaluation the queues stay as they are.
             token_type_ids: ignored, see [`COTSModel.get_text_features`].
         """
         batch = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
@@ -362,9 +373,11 @@ class COTSForPreTraining(COTSPreTrainedModel):
             self.update_momentum()
             (step,) = self.begin_step([batch | {"image_ids": image_ids}])
             image_keys, text_keys, image_ids = step["image_keys"], step["text_keys"], step["image_ids"]
-            kept, pair_weights = step["kept"], step["pair_weights"]
+            pair_numbers, kept, pair_weights = step["pair_numbers"], step["kept"], step["pair_weights"]
         elif pair_weights is None:
-            image_keys, text_keys, image_ids, kept, pair_weights = self._evaluation_keys(batch, image_ids)
+            pair_numbers = self._pair_numbers(batch, self.pairs_seen)
+            image_ids = self._image_ids({"image_ids": image_ids}, pair_numbers)
+            image_keys, text_keys, kept, pair_weights = self._evaluation_keys(batch)
 
         clean_image = self.cots.encode_image(pixel_values)
         clean_text = self.cots.encode_text(input_ids, attention_mask)
@@ -383,7 +396,7 @@ class COTSForPreTraining(COTSPreTrainedModel):
                 loss_task = (pair_weights * per_pair).sum()
         if self.config.mvm_weight > 0 or self.config.mlm_weight > 0:
             if bool_masked_pos is None:
-                bool_masked_pos, masked_input_ids, bool_masked_words = self._draw_masks(input_ids)
+                bool_masked_pos, masked_input_ids, bool_masked_words = self._draw_masks(input_ids, pair_numbers)
             token_weights = pair_weights / self.config.masked_share
             rows = self._rows_with_masks(bool_masked_pos)
         if self.config.mvm_weight > 0:
@@ -409,14 +422,13 @@ class COTSForPreTraining(COTSPreTrainedModel):
         )
 
     @torch.no_grad()
-    def _evaluation_keys(self, batch: dict, image_ids: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    def _evaluation_keys(self, batch: dict) -> tuple[torch.Tensor, ...]:
         """What begin_step would give, without a trace in the model's state: plain means, every pair kept."""
         image_keys, text_keys = self._momentum_keys(batch)
-        ids = self._image_ids(batch | {"image_ids": image_ids}, self.pairs_seen)
         if self.config.center_keys:
             image_keys, text_keys = (center_keys(keys, key_mean(keys)) for keys in (image_keys, text_keys))
-        kept = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-        return image_keys, text_keys, ids, kept, torch.full_like(kept, 1 / len(ids), dtype=torch.float32)
+        kept = torch.ones(len(image_keys), dtype=torch.bool, device=image_keys.device)
+        return image_keys, text_keys, kept, torch.full_like(kept, 1 / len(kept), dtype=torch.float32)
 
     def _contrast(
         self,
@@ -431,8 +443,7 @@ class COTSForPreTraining(COTSPreTrainedModel):
         if self.config.contrast == "in_batch":
             all_images, all_texts = gather_rows_with_gradient(image_embeds), gather_rows_with_gradient(text_embeds)
             all_ids = gather_rows(image_ids)
-            rank = torch.distributed.get_rank() if world_size() > 1 else 0
-            own = rank * len(image_ids) + torch.arange(len(image_ids), device=image_ids.device)
+            own = rank() * len(image_ids) + torch.arange(len(image_ids), device=image_ids.device)
             return (
                 in_batch_logits(image_embeds, all_texts, image_ids, all_ids, own, temperature),
                 in_batch_logits(text_embeds, all_images, image_ids, all_ids, own, temperature),
@@ -447,14 +458,10 @@ class COTSForPreTraining(COTSPreTrainedModel):
 
     # ------------------------------------------------------------------ token level
 
-    def _draw_masks(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Masks for a batch that brought none, from the number of pairs seen: a resumed run draws the same ones."""
-        first = int(self.pairs_seen)
-        masks = draw_masks(
-            [mix(first + row) for row in range(len(input_ids))],
-            input_ids.cpu().numpy(),
-            **mask_settings(self.config),
-        )
+    def _draw_masks(self, input_ids: torch.Tensor, pair_numbers: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Masks for a batch that brought none, from each pair's place in the run: a resumed run draws the same."""
+        seeds = [mix(number) for number in pair_numbers.tolist()]
+        masks = draw_masks(seeds, input_ids.cpu().numpy(), **mask_settings(self.config))
         tensors = {name: torch.from_numpy(mask).to(input_ids.device) for name, mask in masks.items()}
         return tensors["bool_masked_pos"], tensors["masked_input_ids"], tensors["bool_masked_words"]
 

@@ -3,7 +3,7 @@
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
 
-class COTSProcessorKwargs(ProcessingKwargs, total=False):
+class COTSProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
     # Texts are cut at the tokenizer's model_max_length: a long caption must not stop a run.
     _defaults = {"text_kwargs": {"padding": True, "truncation": True, "return_token_type_ids": False}}
 

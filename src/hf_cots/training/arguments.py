@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -72,9 +73,11 @@ class COTSTrainingArguments(TrainingArguments):
 
 
 def flags_of(settings: dict) -> list[str]:
-    """A recipe's mapping as command-line flags."""
+    """A recipe's mapping as command-line flags; entries without a value keep the flag's default."""
     flags = []
     for name, value in settings.items():
+        if value is None or value == []:
+            continue
         flags.append(f"--{name}")
         if isinstance(value, dict):
             flags.append(json.dumps(value))
@@ -90,7 +93,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if it holds no mapping, or the overrides are no JSON.
+        ValueError: if it holds no mapping, or the overrides are no JSON or no mapping.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
@@ -108,4 +111,6 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
             model.config_overrides = json.loads(model.config_overrides)
         except json.JSONDecodeError as error:
             raise ValueError(f"--config_overrides is no JSON: {error}") from None
+    if not isinstance(model.config_overrides, dict | None):
+        raise ValueError(f"--config_overrides must be a mapping of fields to values, got {model.config_overrides!r}")
     return model, data, training

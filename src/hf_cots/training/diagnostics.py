@@ -45,6 +45,8 @@ def similarity_to_queue(
         step_pairs: pairs of the whole optimizer step.
     """
     queue = model.key_queue
+    if queue is None:
+        raise ValueError("a model without momentum contrast has no queue")
     scores = image_embeds.float() @ queue.text_keys.float().t()  # (n, N_Q)
     age = (queue.pointer - 1 - torch.arange(len(queue), device=queue.pointer.device)) % len(queue)
     usable = ~queue.no_negative(image_ids)

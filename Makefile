@@ -1,0 +1,33 @@
+# Two commands on a fresh machine with Python 3.10+, git and make: `make demo` and `make test`.
+.PHONY: help demo test check clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH ?= torch==2.13.0
+
+help:
+	@echo "make demo    train a small COTS on a CPU, evaluate it, search with it (runs/demo)"
+	@echo "make test    run the tests"
+	@echo "make check   lint and type-check"
+
+# torch first and by version: alone it comes as a CPU build where the machine provides one.
+$(BIN)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+demo: $(BIN)/.installed
+	$(BIN)/hf-cots demo --output runs/demo
+
+test: $(BIN)/.installed
+	$(BIN)/python -m pytest
+
+check: $(BIN)/.installed
+	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
