@@ -27,7 +27,7 @@ class DemoRecipe:
     steps: int = 1_100
     batch_size: int = 32
     learning_rate: float = 1e-3
-    text_learning_rate: float = 1e-4
+    freeze: tuple[str, ...] = ("text",)
     weight_decay: float = 0.05
     min_scale: float = 0.5
     flip: float = 0.5

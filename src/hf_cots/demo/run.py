@@ -22,7 +22,7 @@ from ..models import COTSForPreTraining, COTSImageTokenizer, COTSImageTokenizerC
 from ..train import save_deployable
 from ..training import COTSTrainer, COTSTrainingArguments
 from ..training.image_tokenizer import train_image_tokenizer
-from ..training.setup import build_processor
+from ..training.setup import build_processor, freeze_towers
 from .pictures import draw_losses, draw_reconstructions
 from .recipe import PLAIN, TEST_STYLE, DemoRecipe, text_tower_folder, vision_config
 
@@ -144,12 +144,12 @@ def pretrain(
         image_tokenizer,
         **(recipe.config | config_fields),
     )
+    freeze_towers(model, list(recipe.freeze))
     arguments = COTSTrainingArguments(
         output_dir=str(output),
         max_steps=recipe.steps,
         per_device_train_batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
-        text_learning_rate=recipe.text_learning_rate,
         weight_decay=recipe.weight_decay,
         lr_scheduler_type="cosine",
         warmup_steps=0.1,

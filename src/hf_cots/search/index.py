@@ -67,7 +67,9 @@ class PictureIndex:
         folder = Path(folder)
         if not folder.is_dir():
             raise FileNotFoundError(f"no such folder: {folder}")
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+        paths = sorted(
+            path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and not path.is_dir()
+        )
         if not paths:
             raise FileNotFoundError(f"no picture ({', '.join(sorted(PICTURE_SUFFIXES))}) below {folder}")
         encoder = AutoModel.from_pretrained(model).eval()

@@ -4,7 +4,6 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments

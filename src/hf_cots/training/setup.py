@@ -1,5 +1,6 @@
 """From flags to a model, a processor and data, with every contradiction told before training starts."""
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -15,12 +16,25 @@ logger = logging.getLogger(__name__)
 TOWERS = {"vision": "vision_model", "text": "text_model"}
 
 
+def check_source(arguments: ModelArguments) -> None:
+    """Exactly one source of the model must be named.
+
+    Raises:
+        ValueError: if there is none, or more than one.
+    """
+    sources = [arguments.model, arguments.vision or arguments.text, arguments.config]
+    if sum(source is not None for source in sources) != 1 or bool(arguments.vision) != bool(arguments.text):
+        raise ValueError("name exactly one source of the model: --model, or --vision with --text, or --config")
+
+
 def build_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
     """The named tokenizer, or the one that comes with the checkpoint, the text tower or the config.
 
     Raises:
-        ValueError: if it has no mask or padding token, without which no word can be masked or batch be made.
+        ValueError: if not exactly one source of the model is named, or the tokenizer has no mask or padding token,
+            without which no word can be masked or batch be made.
     """
+    check_source(arguments)
     source = arguments.tokenizer or arguments.model or arguments.text or arguments.config
     tokenizer = AutoTokenizer.from_pretrained(source)
     for kind in ("mask_token", "pad_token"):
@@ -43,25 +57,27 @@ def cots_config(source: str | None, overrides: dict) -> COTSConfig:
     """The config of a checkpoint, folder or file, with fields replaced.
 
     Raises:
-        ValueError: if it is the config of another kind of model.
+        ValueError: if it is the config of another kind of model, or contradicts itself with the new fields.
     """
-    config = AutoConfig.from_pretrained(source, **overrides)
+    config = AutoConfig.from_pretrained(source)
     if not isinstance(config, COTSConfig):
         raise ValueError(f"{source} is no COTS model but '{config.model_type}'")
-    return config
+    # Made anew, because fields that are set one by one escape the validation.
+    return COTSConfig.from_dict(config.to_dict() | overrides)
 
 
 def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> COTSForPreTraining:
     """The model that the flags name, frozen and adapted as they say.
 
     Raises:
-        ValueError: if not exactly one source is named, the vocabulary is too small for the tokenizer, masked vision
+        ValueError: if not exactly one source is named, an override is no field of the config, the vocabulary is too small for the tokenizer, masked vision
             modelling has no trained image tokenizer, or a name to freeze is unknown.
     """
-    sources = [arguments.model, arguments.vision or arguments.text, arguments.config]
-    if sum(source is not None for source in sources) != 1 or bool(arguments.vision) != bool(arguments.text):
-        raise ValueError("name exactly one source of the model: --model, or --vision with --text, or --config")
+    check_source(arguments)
     overrides = dict(arguments.config_overrides or {})
+    unknown = sorted(set(overrides) - {field.name for field in dataclasses.fields(COTSConfig)})
+    if unknown:
+        raise ValueError(f"--config_overrides names what is no field of COTSConfig: {', '.join(unknown)}")
     overrides |= {"mask_token_id": tokenizer.mask_token_id, "special_token_ids": sorted(tokenizer.all_special_ids)}
     if arguments.vision and arguments.text:
         model = COTSForPreTraining.from_vision_text_pretrained(

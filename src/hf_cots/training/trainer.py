@@ -2,16 +2,19 @@
 
 import time
 from collections import defaultdict
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from ..data.sources import PairDataset, PairSampler
 from ..evaluation.retrieval import evaluate_retrieval
 from .diagnostics import batch_accuracy, embedding_spread, similarity_to_queue
 
 
+BESIDE_ADAPTERS = "cots_state.safetensors"
 LOSS_TERMS = ("loss_instance", "loss_mvm", "loss_mlm", "loss_task")
 
 
@@ -102,6 +105,26 @@ class COTSTrainer(Trainer):
         if model.training:
             self._record_outputs(outputs, inputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    # ------------------------------------------------------------------ checkpoints of adapters
+
+    def _save(self, output_dir: str | None = None, state_dict=None):
+        """peft saves the adapters alone; projections, token heads and queues must be saved beside them."""
+        super()._save(output_dir, state_dict)
+        if not isinstance(self.model, PreTrainedModel):
+            state = self.model.get_base_model().state_dict()
+            beside = {
+                name: tensor.contiguous()
+                for name, tensor in state.items()
+                if not any(part in name for part in ("lora_", "vision_model.", "text_model.", "image_tokenizer."))
+            }
+            save_file(beside, Path(output_dir or self.args.output_dir) / BESIDE_ADAPTERS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        beside = Path(resume_from_checkpoint) / BESIDE_ADAPTERS
+        if not isinstance(self.model, PreTrainedModel) and beside.is_file():
+            self.model.get_base_model().load_state_dict(load_file(beside), strict=False)
 
     # ------------------------------------------------------------------ logging
 
