@@ -260,7 +260,7 @@ def test_equal_embeddings_with_centred_keys_are_finite():
 
 def prepared_filter(model, batch, lam):
     """Fill the score queue so that `mu - lambda sigma` is the batch's median score, from mu and sigma both not 0."""
-    image_keys, text_keys = model._momentum_keys(batch)
+    image_keys, text_keys = model._momentum_keys(batch, {})
     scores = (image_keys * text_keys).sum(dim=1)
     ordered = scores.sort().values
     cut = (ordered[3] + ordered[4]) / 2

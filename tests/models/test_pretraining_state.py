@@ -66,7 +66,7 @@ def test_twin_runs_without_dropout():
     config.vision_config.hidden_dropout_prob = 0.5
     model = COTSForPreTraining(config).train()
     batch = tiny_batch()
-    a, b = model._momentum_keys(batch), model._momentum_keys(batch)
+    a, b = model._momentum_keys(batch, {}), model._momentum_keys(batch, {})
     assert torch.equal(a[0], b[0])
 
 

@@ -203,8 +203,8 @@ def write_emoji_set(folder: Path, size: int = 72, test_share: float = 0.16, seed
         rows[side].append(pair)
     for side, pairs in rows.items():
         (folder / side).mkdir(parents=True, exist_ok=True)  # exists unless it is empty
-        lines = [json.dumps(asdict(pair), ensure_ascii=False) for pair in pairs]
-        (folder / side / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        lines = [json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs]
+        (folder / side / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
     counts = {side: len(pairs) for side, pairs in rows.items()}
     done.write_text(json.dumps({"settings": settings, "pairs": counts}))
     return counts

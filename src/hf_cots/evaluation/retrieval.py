@@ -104,7 +104,8 @@ def evaluate_retrieval(
 ) -> dict[str, dict[str, float]]:
     """Both directions on a data set: all its pictures against all its captions.
 
-    A file that several rows name, one caption each, is one picture. Pictures that cannot be read are named in a warning and left out with their captions.
+    A file that several rows name, one caption each, is one picture. Pictures that cannot be read are named in a
+    warning and left out with their captions.
 
     Args:
         model, processor: an encoder in evaluation mode and its processor.

@@ -100,6 +100,11 @@ def tower_head(config, global_size: int) -> TokenHead:
     return TokenHead(config.hidden_size, global_size, activation, fields.get("layer_norm_eps", 1e-12))
 
 
+def is_frozen(tower: nn.Module) -> bool:
+    """Whether no parameter of a tower is trained."""
+    return not any(parameter.requires_grad for parameter in tower.parameters())
+
+
 class COTSForPreTraining(COTSPreTrainedModel):
     """[`COTSModel`] with momentum twin, queues, token heads and image tokenizer.
 
@@ -196,8 +201,12 @@ class COTSForPreTraining(COTSPreTrainedModel):
                     init.copy_(parameter, online[name])
 
     def train(self, mode: bool = True) -> "COTSForPreTraining":
-        """Keeps momentum encoder and image tokenizer frozen and free of dropout; `from_pretrained` unfreezes them."""
+        """Keeps momentum encoder and image tokenizer frozen and free of dropout (`from_pretrained` unfreezes them); a
+        tower that is not trained is kept free of dropout too."""
         super().train(mode)
+        for tower in (self.cots.vision_model, self.cots.text_model):
+            if is_frozen(tower):
+                tower.eval()
         for frozen in (self.momentum_encoder, self.image_tokenizer):
             if frozen is not None:
                 frozen.requires_grad_(False)
@@ -258,13 +267,14 @@ class COTSForPreTraining(COTSPreTrainedModel):
             For each micro-batch what forward takes beside it: `image_keys`, `text_keys` (n, D), `image_ids` and
             `pair_numbers` (n,) int64, `kept` (n,) bool, and `pair_weights` (n,): 0 for a dropped pair; for the others
             such that the sum over the step, after Trainer's division by micro-batches and ranks, is the mean over all
-            its pairs.
+            its pairs; and `image_features` or `text_features` (n, hidden) of a tower that is frozen.
         """
-        scores, keys, ids, numbers = [], [], [], []
+        scores, keys, ids, numbers, frozen = [], [], [], [], []
         gathered: list[tuple[torch.Tensor, ...]] = []
         seen = self.pairs_seen.clone()
         for batch in micro_batches:
-            batch_keys = self._momentum_keys(batch)
+            frozen.append(self._frozen_features(batch))
+            batch_keys = self._momentum_keys(batch, frozen[-1])
             numbers.append(self._pair_numbers(batch, seen))
             batch_ids = self._image_ids(batch, numbers[-1])
             keys.append(batch_keys)
@@ -298,8 +308,11 @@ class COTSForPreTraining(COTSPreTrainedModel):
                 "pair_numbers": batch_numbers,
                 "kept": batch_scores >= threshold,
                 "pair_weights": (batch_scores >= threshold).float() * share,
+                **batch_frozen,
             }
-            for (image_keys, text_keys), batch_ids, batch_scores, batch_numbers in zip(keys, ids, scores, numbers)
+            for (image_keys, text_keys), batch_ids, batch_scores, batch_numbers, batch_frozen in zip(
+                keys, ids, scores, numbers, frozen
+            )
         ]
 
     def end_step(self) -> None:
@@ -312,17 +325,32 @@ class COTSForPreTraining(COTSPreTrainedModel):
             self.key_queue.enqueue(*self._pending)
         self._pending = None
 
-    def _momentum_keys(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _momentum_keys(
+        self, batch: dict[str, torch.Tensor], frozen: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised (n, D) image and text keys; zeros where neither contrast nor filter needs any."""
-        if self.momentum_encoder is None:
+        twin = self.momentum_encoder
+        if twin is None:
             zeros = torch.zeros(len(batch["input_ids"]), self.config.projection_dim, device=self.device)
             return zeros, zeros
-        output = self.momentum_encoder(
-            pixel_values=batch["pixel_values"],
-            input_ids=batch["input_ids"],
-            attention_mask=batch.get("attention_mask"),
-        )
-        return output.image_embeds, output.text_embeds
+        image, text = frozen.get("image_features"), frozen.get("text_features")
+        if image is None:
+            image = twin.encode_image(batch["pixel_values"]).pooler_output
+        if text is None:
+            text = twin.encode_text(batch["input_ids"], batch.get("attention_mask")).pooler_output
+        return l2_normalize(twin.visual_projection(image)), l2_normalize(twin.text_projection(text))
+
+    @torch.no_grad()
+    def _frozen_features(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Global features of the towers that are not trained. Such a tower is its own momentum twin, and one pass
+        through it serves keys and losses alike."""
+        features = {}
+        if is_frozen(self.cots.vision_model):
+            features["image_features"] = self.cots.encode_image(batch["pixel_values"]).pooler_output
+        if is_frozen(self.cots.text_model):
+            output = self.cots.encode_text(batch["input_ids"], batch.get("attention_mask"))
+            features["text_features"] = output.pooler_output
+        return features
 
     @staticmethod
     def _pair_numbers(batch: dict[str, torch.Tensor], seen: torch.Tensor) -> torch.Tensor:
@@ -352,6 +380,8 @@ class COTSForPreTraining(COTSPreTrainedModel):
         pair_numbers: torch.LongTensor | None = None,
         kept: torch.BoolTensor | None = None,
         pair_weights: torch.FloatTensor | None = None,
+        image_features: torch.FloatTensor | None = None,
+        text_features: torch.FloatTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
     ) -> COTSForPreTrainingOutput:
         """The losses of one micro-batch of n pairs.
@@ -363,8 +393,8 @@ class COTSForPreTraining(COTSPreTrainedModel):
             bool_masked_pos: (n, patches); masked_input_ids, bool_masked_words: (n, length). Of [`masking.draw_masks`];
                 drawn here if not given. A row without masked positions takes no masked pass.
             codebook_indices: (n, patches) int64 codes of the patches; computed here if not given.
-            image_keys, text_keys, pair_numbers, kept, pair_weights: of [`begin_step`]. In training without them
-                forward is a step of its own; in evaluation the queues stay as they are.
+            image_keys, text_keys, pair_numbers, kept, pair_weights, image_features, text_features: of [`begin_step`].
+                In training without them forward is a step of its own; in evaluation the queues stay as they are.
             token_type_ids: ignored, see [`COTSModel.get_text_features`].
         """
         batch = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
@@ -374,15 +404,18 @@ class COTSForPreTraining(COTSPreTrainedModel):
             (step,) = self.begin_step([batch | {"image_ids": image_ids}])
             image_keys, text_keys, image_ids = step["image_keys"], step["text_keys"], step["image_ids"]
             pair_numbers, kept, pair_weights = step["pair_numbers"], step["kept"], step["pair_weights"]
+            image_features, text_features = step.get("image_features"), step.get("text_features")
         elif pair_weights is None:
             pair_numbers = self._pair_numbers(batch, self.pairs_seen)
             image_ids = self._image_ids({"image_ids": image_ids}, pair_numbers)
             image_keys, text_keys, kept, pair_weights = self._evaluation_keys(batch)
 
-        clean_image = self.cots.encode_image(pixel_values)
-        clean_text = self.cots.encode_text(input_ids, attention_mask)
-        image_embeds = l2_normalize(self.cots.visual_projection(clean_image.pooler_output))
-        text_embeds = l2_normalize(self.cots.text_projection(clean_text.pooler_output))
+        if image_features is None:
+            image_features = self.cots.encode_image(pixel_values).pooler_output
+        if text_features is None:
+            text_features = self.cots.encode_text(input_ids, attention_mask).pooler_output
+        image_embeds = l2_normalize(self.cots.visual_projection(image_features))
+        text_embeds = l2_normalize(self.cots.text_projection(text_features))
 
         zero = image_embeds.new_zeros(())
         loss_instance, loss_task, loss_mvm, loss_mlm = zero, zero, zero, zero
@@ -400,10 +433,10 @@ class COTSForPreTraining(COTSPreTrainedModel):
             token_weights = pair_weights / self.config.masked_share
             rows = self._rows_with_masks(bool_masked_pos)
         if self.config.mvm_weight > 0:
-            losses = self._mvm(pixel_values, codebook_indices, bool_masked_pos, clean_text.pooler_output, rows)
+            losses = self._mvm(pixel_values, codebook_indices, bool_masked_pos, text_features, rows)
             loss_mvm = (token_weights[rows] * losses).sum()
         if self.config.mlm_weight > 0:
-            losses = self._mlm(batch, masked_input_ids, bool_masked_words, clean_image.pooler_output, rows)
+            losses = self._mlm(batch, masked_input_ids, bool_masked_words, image_features, rows)
             loss_mlm = (token_weights[rows] * losses).sum()
         if own_step:
             self._enqueue_pending()
@@ -424,7 +457,7 @@ class COTSForPreTraining(COTSPreTrainedModel):
     @torch.no_grad()
     def _evaluation_keys(self, batch: dict) -> tuple[torch.Tensor, ...]:
         """What begin_step would give, without a trace in the model's state: plain means, every pair kept."""
-        image_keys, text_keys = self._momentum_keys(batch)
+        image_keys, text_keys = self._momentum_keys(batch, {})
         if self.config.center_keys:
             image_keys, text_keys = (center_keys(keys, key_mean(keys)) for keys in (image_keys, text_keys))
         kept = torch.ones(len(image_keys), dtype=torch.bool, device=image_keys.device)

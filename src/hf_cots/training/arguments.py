@@ -14,8 +14,10 @@ class ModelArguments:
     """Where the model comes from: a checkpoint, two pretrained towers, or a config. Exactly one of the three."""
 
     model: str | None = field(default=None, metadata={"help": "COTS checkpoint: Hub id or folder."})
-    vision: str | None = field(default=None, metadata={"help": "Pretrained image encoder: Hub id or folder."})
-    text: str | None = field(default=None, metadata={"help": "Pretrained text encoder: Hub id or folder."})
+    vision: str | None = field(
+        default=None, metadata={"help": "Image encoder: Hub id or folder, or a config as JSON to learn from scratch."}
+    )
+    text: str | None = field(default=None, metadata={"help": "Text encoder: the same."})
     config: str | None = field(
         default=None, metadata={"help": "COTS config (Hub id, folder or file) to train from random weights."}
     )

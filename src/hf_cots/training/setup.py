@@ -1,10 +1,11 @@
 """From flags to a model, a processor and data, with every contradiction told before training starts."""
 
 import dataclasses
+import json
 import logging
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import COTSCollator, PairDataset, RandomCropFlip, load_pairs
 from ..models import COTSConfig, COTSForPreTraining, COTSImageProcessor, COTSImageTokenizer, COTSProcessor
@@ -53,6 +54,20 @@ def build_processor(config: COTSConfig, tokenizer: PreTrainedTokenizerBase) -> C
     return COTSProcessor(image_processor, tokenizer)
 
 
+def tower(source: str) -> str | PreTrainedModel:
+    """A pretrained tower's name as it is; of a JSON mapping, a tower with random weights.
+
+    Raises:
+        ValueError: if the mapping is no JSON or names no `model_type`.
+    """
+    if not source.startswith("{"):
+        return source
+    fields = json.loads(source)
+    if "model_type" not in fields:
+        raise ValueError(f"a tower from scratch needs a model_type, got {source}")
+    return AutoModel.from_config(AutoConfig.for_model(**fields))
+
+
 def cots_config(source: str | None, overrides: dict) -> COTSConfig:
     """The config of a checkpoint, folder or file, with fields replaced.
 
@@ -70,8 +85,9 @@ def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -
     """The model that the flags name, frozen and adapted as they say.
 
     Raises:
-        ValueError: if not exactly one source is named, an override is no field of the config, the vocabulary is too small for the tokenizer, masked vision
-            modelling has no trained image tokenizer, or a name to freeze is unknown.
+        ValueError: if not exactly one source is named, an override is no field of the config, the vocabulary is too
+            small for the tokenizer, masked vision modelling has no trained image tokenizer, or a name to freeze is
+            unknown.
     """
     check_source(arguments)
     overrides = dict(arguments.config_overrides or {})
@@ -81,7 +97,7 @@ def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -
     overrides |= {"mask_token_id": tokenizer.mask_token_id, "special_token_ids": sorted(tokenizer.all_special_ids)}
     if arguments.vision and arguments.text:
         model = COTSForPreTraining.from_vision_text_pretrained(
-            arguments.vision, arguments.text, arguments.image_tokenizer, **overrides
+            tower(arguments.vision), tower(arguments.text), arguments.image_tokenizer, **overrides
         )
         untrained = arguments.image_tokenizer is None
     elif arguments.model:

@@ -51,7 +51,7 @@ class COTSTrainer(Trainer):
         self.add_callback(StepCallback(self))
         self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
         self._counts: dict[str, int] = defaultdict(int)
-        self._pairs, self._logged_at, self._step_pairs = 0, time.perf_counter(), 0
+        self._pairs, self._logged_at, self._step_pairs, self._step_batches = 0, time.perf_counter(), 0, 0
 
     # ------------------------------------------------------------------ data and optimizer
 
@@ -95,6 +95,7 @@ class COTSTrainer(Trainer):
         with self.compute_loss_context_manager():
             keys = self.model.begin_step(batches)
         self._step_pairs = sum(len(batch["input_ids"]) for batch in batches) * self.args.world_size
+        self._step_batches = len(batches) * self.args.world_size
         self._pairs += self._step_pairs
         if torch.isfinite(threshold):
             self._record("filter_threshold", threshold)
@@ -139,7 +140,8 @@ class COTSTrainer(Trainer):
             self._record(term, outputs[term])
         images, texts = outputs.image_embeds.float(), outputs.text_embeds.float()
         ids = inputs.get("image_ids", torch.arange(len(images), device=images.device))
-        self._record("filter_drop_rate", 1 - outputs.kept.float().mean())
+        # Weighted so that the mean over micro-batches of unequal size is the share of the step's pairs.
+        self._record("filter_drop_rate", (~outputs.kept).sum() * self._step_batches / max(1, self._step_pairs))
         self._record("batch_accuracy", batch_accuracy(images, texts, ids))
         self._record("image_spread", embedding_spread(images))
         self._record("text_spread", embedding_spread(texts))

@@ -1,0 +1,45 @@
+"""A tower that is not trained is encoded once per step, for keys and losses alike."""
+
+import pytest
+import torch
+
+from hf_cots import COTSForPreTraining
+from tests.tiny import tiny_batch, tiny_config
+
+
+@pytest.mark.parametrize(
+    ("tower", "feature"), [("vision_model", "image_features"), ("text_model", "text_features")], ids=["vision", "text"]
+)
+def test_features_of_a_frozen_tower_come_with_the_keys_and_change_nothing(tower, feature):
+    torch.manual_seed(0)
+    model = COTSForPreTraining(tiny_config())
+    getattr(model.cots, tower).requires_grad_(False)
+    model.train()
+    assert not getattr(model.cots, tower).training
+    batch = tiny_batch()
+    (step,) = model.begin_step([batch])
+    assert step[feature].shape[0] == 8
+    assert len([name for name in step if name.endswith("_features")]) == 1
+    given = model(**batch, **step)
+    computed = model(**batch, **{name: value for name, value in step.items() if name != feature})
+    for term in ("loss_instance", "loss_mvm", "loss_mlm", "loss_task"):
+        torch.testing.assert_close(given[term], computed[term])
+
+
+def test_a_frozen_tower_is_not_run_again(monkeypatch):
+    model = COTSForPreTraining(tiny_config(mlm_weight=0.0))
+    model.cots.text_model.requires_grad_(False)
+    model.train()
+    batch = tiny_batch()
+    (step,) = model.begin_step([batch])
+    monkeypatch.setattr(model.cots, "encode_text", lambda *_: pytest.fail("the frozen tower ran twice"))
+    model(**batch, **step).loss.backward()
+    assert all(parameter.grad is None for parameter in model.cots.text_model.parameters())
+    assert model.cots.text_projection.weight.grad is not None
+
+
+def test_towers_that_train_give_no_features():
+    model = COTSForPreTraining(tiny_config()).train()
+    (step,) = model.begin_step([tiny_batch()])
+    assert "image_features" not in step
+    assert "text_features" not in step
