@@ -90,7 +90,7 @@ def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -
             unknown.
     """
     check_source(arguments)
-    overrides = dict(arguments.config_overrides or {})
+    overrides = dict(arguments.config_overrides or {})  # type: ignore[arg-type]  # parse_arguments reads texts
     unknown = sorted(set(overrides) - {field.name for field in dataclasses.fields(COTSConfig)})
     if unknown:
         raise ValueError(f"--config_overrides names what is no field of COTSConfig: {', '.join(unknown)}")

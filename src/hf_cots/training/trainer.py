@@ -59,7 +59,9 @@ class COTSTrainer(Trainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not isinstance(dataset, PairDataset):
             return super()._get_train_sampler(train_dataset)
-        self.pair_sampler = PairSampler(len(dataset), self.args.data_seed or self.args.seed)
+        self.pair_sampler = PairSampler(
+            len(dataset), self.args.seed if self.args.data_seed is None else self.args.data_seed
+        )
         return self.pair_sampler
 
     def create_optimizer(self, model=None):

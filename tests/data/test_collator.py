@@ -1,0 +1,91 @@
+"""Batches: keys, shapes, and the same numbers whatever the company, the number of workers or the moment."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from hf_cots import COTSConfig
+from hf_cots.data import COTSCollator, PairSampler, RandomCropFlip, load_pairs
+from tests.tiny import tiny_config
+from tests.worlds import World, tiny_processor
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return load_pairs(str(World(tmp_path_factory.mktemp("world")).imagefolder), seed=3)
+
+
+def world_config(**fields) -> COTSConfig:
+    return tiny_config(special_token_ids=[0, 1, 2, 3, 4], mask_token_id=4, **fields)
+
+
+def collator(augment=True, **fields):
+    return COTSCollator(tiny_processor(), world_config(**fields), RandomCropFlip(32) if augment else None)
+
+
+def test_names_shapes_and_types(pairs):
+    batch = collator()([pairs[i] for i in (0, 17, 5)])  # "red ...": 3 words, "light blue ...": 4
+    length = 6
+    expected = {
+        "pixel_values": ((3, 3, 32, 32), torch.float32),
+        "input_ids": ((3, length), torch.int64),
+        "attention_mask": ((3, length), torch.int64),
+        "image_ids": ((3,), torch.int64),
+        "bool_masked_pos": ((3, 16), torch.bool),
+        "masked_input_ids": ((3, length), torch.int64),
+        "bool_masked_words": ((3, length), torch.bool),
+    }
+    assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in batch.items()} == expected
+    assert batch["image_ids"].tolist() == [0, 17, 5]
+    assert batch["attention_mask"].sum(dim=1).tolist() == [5, 6, 5]
+    assert batch["bool_masked_pos"].sum(dim=1).tolist() == [6, 6, 6]
+    assert batch["bool_masked_words"].sum(dim=1).tolist() == [1, 1, 1]
+    assert not (batch["bool_masked_words"] & (batch["input_ids"] < 5)).any()
+    unmasked = ~batch["bool_masked_words"]
+    assert torch.equal(batch["masked_input_ids"][unmasked], batch["input_ids"][unmasked])
+
+
+@pytest.mark.parametrize(("mvm", "mlm", "masks"), [(0, 0, False), (1, 0, True), (0, 1, True)])
+def test_masks_come_only_where_a_token_level_is_on(pairs, mvm, mlm, masks):
+    batch = collator(mvm_weight=mvm, mlm_weight=mlm)([pairs[0], pairs[1]])
+    names = {"bool_masked_pos", "masked_input_ids", "bool_masked_words"}
+    assert names & set(batch) == (names if masks else set())
+
+
+def test_without_augmentation_the_processor_resizes(pairs):
+    batch = collator(augment=False)([pairs[0], pairs[20]])
+    pixels = np.stack([np.asarray(pairs[i]["image"]) for i in (0, 20)]).transpose(0, 3, 1, 2)
+    torch.testing.assert_close(batch["pixel_values"], torch.tensor(pixels / 127.5 - 1, dtype=torch.float32))
+
+
+def test_augmentation_follows_the_seed_of_the_item(pairs):
+    collate = collator()
+    first, again = collate([pairs[(1, 4)]]), collate([pairs[(1, 4)]])
+    other_epoch = collate([pairs[(2, 4)]])
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["pixel_values"], other_epoch["pixel_values"])
+
+
+def test_an_item_does_not_depend_on_its_company(pairs):
+    collate = collator()
+    alone = collate([pairs[(1, 4)]])
+    crowd = collate([pairs[(1, i)] for i in (16, 4, 9)])
+    length = alone["input_ids"].shape[1]
+    assert crowd["input_ids"].shape[1] > length
+    for name, rows in alone.items():
+        row = crowd[name][1]
+        assert torch.equal(row[:length] if rows.shape[1:] == (length,) else row, rows[0]), name
+
+
+def test_the_number_of_workers_changes_nothing(pairs):
+    def load(workers):
+        sampler = PairSampler(len(pairs), 1)
+        sampler.set_epoch(2)
+        return list(DataLoader(pairs, 16, sampler=sampler, num_workers=workers, collate_fn=collator()))
+
+    alone, parallel = load(0), load(2)
+    assert len(alone) == len(parallel) == 3
+    for one, other in zip(alone, parallel):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)

@@ -1,0 +1,269 @@
+"""Every source of data gives the same pairs; wrong data is told by name; broken pictures stop nothing."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+from hf_cots.data import PairDataset, PairSampler, load_pairs
+from hf_cots.data.images import BrokenImage, BrokenImageReport, read_image
+from hf_cots.models.masking import mix
+from tests.worlds import World, all_pairs, break_pictures, draw, encoded
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World(tmp_path_factory.mktemp("world"))
+
+
+def in_memory(captions, pictures=None, **columns):
+    """A table of encoded pictures and caption cells."""
+    pictures = pictures or [encoded(draw("red", "circle", "left"))] * len(captions)
+    return datasets.Dataset.from_dict({"image": pictures, "caption": captions, **columns})
+
+
+def keep_items(items):
+    """A collator that changes nothing."""
+    return items
+
+
+SOURCES = {
+    "imagefolder": (lambda w: w.imagefolder, {}),
+    "parquet": (lambda w: w.parquet, {}),
+    "csv": (lambda w: w.paths_in(".csv"), {}),
+    "tsv": (lambda w: w.paths_in(".tsv"), {}),
+    "jsonl": (lambda w: w.paths_in(".jsonl"), {}),
+    "tar_folder": (lambda w: w.tars, {"image_column": "png", "caption_column": "txt"}),
+    "tar_glob": (lambda w: w.tars / "*.tar", {"image_column": "png", "caption_column": "txt"}),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_each_source_gives_the_same_pairs(world, source):
+    path, columns = SOURCES[source]
+    pairs = load_pairs(str(path(world)), **columns)
+    assert len(pairs) == 40
+    for index, (_, picture, caption) in enumerate(all_pairs()):
+        item = pairs[index]
+        assert item["caption"] == caption
+        assert item["image"].mode == "RGB"
+        assert np.array_equal(np.asarray(item["image"]), np.asarray(picture))
+    assert len(set(pairs.image_ids.tolist())) == 40
+    assert pairs.image_ids.min() >= 0
+
+
+def test_a_folder_of_parquet_files_is_read_whole(world, tmp_path):
+    for name in ("a.parquet", "b.parquet"):
+        (tmp_path / name).write_bytes(world.parquet.read_bytes())
+    assert len(load_pairs(str(tmp_path))) == 80
+
+
+def test_a_folder_without_splits_needs_none(world):
+    """`hf-cots evaluate` asks for the split "test", which a plain folder does not have."""
+    assert len(load_pairs(str(world.imagefolder), split="test")) == 40
+
+
+def test_splits_of_a_folder(tmp_path):
+    for split, colour in (("train", "red"), ("test", "green")):
+        folder = tmp_path / split
+        folder.mkdir()
+        draw(colour, "circle", "left").save(folder / "a.png")
+        World.write_metadata(folder, [{"file_name": "a.png", "caption": colour}])
+    assert load_pairs(str(tmp_path), split="test").caption(0) == "green"
+    assert load_pairs(str(tmp_path)).caption(0) == "red"
+    with pytest.raises(ValueError, match=r"no split 'validation'; it has .*train"):
+        load_pairs(str(tmp_path), split="validation")
+
+
+def test_many_captions_of_a_picture_share_its_id():
+    pictures = [encoded(draw(colour, "circle", "left")) for colour in ("red", "green", "black")]
+    pairs = PairDataset(in_memory([["a", "b", "c"], ["d"], ["e", "f"]], pictures))
+    assert [pairs[i]["caption"] for i in range(len(pairs))] == list("abcdef")
+    assert [pairs[i]["image_id"] for i in range(len(pairs))] == [0, 0, 0, 1, 2, 2]
+    assert [pairs[i]["image"].getpixel((8, 15)) for i in (2, 3, 4)] == [(220, 30, 30), (20, 160, 40), (10, 10, 10)]
+    assert len({pairs[i]["seed"] for i in range(len(pairs))}) == 6
+
+
+def test_equal_cells_of_the_id_column_mean_the_same_picture():
+    pairs = PairDataset(in_memory(list("abcd"), number=[5, 9, 5, 7]), image_id_column="number")
+    first, second, third, fourth = (pairs[i]["image_id"] for i in range(4))
+    assert first == third
+    assert len({first, second, fourth}) == 3
+
+
+def test_equal_paths_are_the_same_picture(world, tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("image,caption\n" + "".join(f"{world.imagefolder}/{n},x\n" for n in ("p00.png", "p01.png") * 2))
+    ids = load_pairs(str(path)).image_ids
+    assert ids[0] == ids[2] != ids[1] == ids[3]
+
+
+@pytest.mark.parametrize("flag", ["image_column", "caption_column", "image_id_column"])
+def test_a_missing_column_is_named_with_its_flag(world, flag):
+    with pytest.raises(ValueError, match=rf"no column 'nothing'; it has image, caption.*--{flag}"):
+        load_pairs(str(world.imagefolder), **{flag: "nothing"})
+
+
+@pytest.mark.parametrize("empty", ["", "  \n", None])
+def test_rows_of_empty_captions_are_named(empty):
+    with pytest.raises(ValueError, match=r"'caption' is empty in 2 row\(s\), counted from 0: 1, 3\."):
+        PairDataset(in_memory(["a", empty, "b", empty]))
+
+
+@pytest.mark.parametrize("cell", [[], ["a", ""], None])
+def test_rows_of_empty_caption_lists_are_named(cell):
+    with pytest.raises(ValueError, match=r"1 row\(s\), counted from 0: 1\."):
+        PairDataset(in_memory([["a"], cell]))
+
+
+def test_only_the_first_empty_rows_are_listed():
+    with pytest.raises(ValueError, match=r"12 row\(s\).*: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, \.\.\."):
+        PairDataset(in_memory([""] * 12))
+
+
+def test_a_table_without_rows_is_refused():
+    with pytest.raises(ValueError, match="holds no rows"):
+        PairDataset(in_memory(["a"]).select([]))
+
+
+@pytest.mark.parametrize("name", ["nothing.parquet", "nothing.csv", "*.tar", "./nothing"])
+def test_a_missing_file_is_named(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=name.strip("*./")):
+        load_pairs(str(tmp_path / name))
+
+
+def test_an_unknown_kind_of_file_is_refused(tmp_path):
+    path = tmp_path / "pairs.xlsx"
+    path.write_text("?")
+    with pytest.raises(ValueError, match=r"pairs\.xlsx: cannot read '\.xlsx' files; known are .*\.parquet"):
+        load_pairs(str(path))
+
+
+def test_unreadable_first_pictures_stop_the_run_before_it_starts(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"image": f"gone/{i}.png", "caption": "x"}) + "\n" for i in range(20)))
+    with pytest.raises(ValueError, match=r"none of the first 8 pictures in column 'image'.*gone/0\.png: no such file"):
+        load_pairs(str(path))
+    with pytest.raises(ValueError, match="holds int, not a picture"):
+        PairDataset(in_memory(["a", "b"], [1, 2]))
+
+
+def test_one_readable_first_picture_is_enough():
+    pictures = [b"no picture"] * 7 + [encoded(draw("red", "circle", "left"))]
+    assert len(PairDataset(in_memory(list("abcdefgh"), pictures))) == 8
+
+
+# ---------------------------------------------------------------------- order and seeds
+
+
+def order(seed, epoch, length=50):
+    sampler = PairSampler(length, seed)
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def test_the_order_is_a_pure_function_of_seed_and_epoch():
+    np.random.seed(0)
+    first = order(3, 5)
+    np.random.seed(1)
+    assert order(3, 5) == first
+    assert [epoch for epoch, _ in first] == [5] * 50
+    assert sorted(index for _, index in first) == list(range(50))
+    indices = [[index for _, index in order(seed, epoch)] for seed, epoch in ((3, 5), (3, 6), (4, 5), (5, 3))]
+    assert len({tuple(each) for each in indices}) == 4
+    assert len(PairSampler(50)) == 50
+
+
+def test_the_seed_of_an_item_depends_on_seed_epoch_and_index_only(world):
+    pairs, again = (load_pairs(str(world.imagefolder), seed=3) for _ in range(2))
+    other = load_pairs(str(world.imagefolder), seed=4)
+    _ = again[(0, 17)], again[(9, 3)]  # the history of use changes nothing
+    assert pairs[(2, 5)]["seed"] == again[(2, 5)]["seed"] == mix(3, 2, 5)
+    assert pairs[5]["seed"] == pairs[(0, 5)]["seed"]
+    seeds = {pairs[(2, 5)]["seed"], pairs[(5, 2)]["seed"], pairs[(2, 6)]["seed"], other[(2, 5)]["seed"]}
+    assert len(seeds) == 4
+
+
+# ---------------------------------------------------------------------- broken pictures
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """A folder of broken and whole pictures, and a JSON-lines file in which whole ones lie between broken ones."""
+    folder = tmp_path_factory.mktemp("broken")
+    reasons = break_pictures(folder)
+    names = []
+    for i, name in enumerate(reasons):
+        draw("red", "circle", "left").save(folder / f"whole{i}.png")
+        names += [f"whole{i}.png", name]
+    rows = [{"image": name, "caption": f"caption of {name}"} for name in names]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder, reasons
+
+
+def test_every_broken_picture_is_told_with_the_reason(broken):
+    folder, reasons = broken
+    for name, reason in reasons.items():
+        with pytest.raises(BrokenImage, match=reason) as caught:
+            read_image(folder / name)
+        assert caught.value.name == str(folder / name)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_pictures_are_reported_once_and_batches_keep_their_size(broken, tmp_path, workers):
+    folder, reasons = broken
+    report = tmp_path / "deep" / "report.jsonl"
+    pairs = load_pairs(str(folder / "pairs.jsonl"), report=report)
+    loader = DataLoader(pairs, 4, sampler=PairSampler(len(pairs)), num_workers=workers, collate_fn=keep_items)
+    for _ in range(2):
+        batches = list(loader)
+        assert [len(batch) for batch in batches] == [4, 4, 4]
+        items = [item for batch in batches for item in batch]
+        assert all(item["caption"].startswith("caption of whole") for item in items)
+    lines = [json.loads(line) for line in report.read_text().splitlines()]
+    assert sorted(line["image"] for line in lines) == sorted(str(folder / name) for name in reasons)
+    for line in lines:
+        assert reasons[line["image"].rpartition("/")[2]] in line["reason"]
+
+
+def test_the_next_readable_pair_takes_the_place_of_a_broken_one(broken):
+    folder, _ = broken
+    pairs = load_pairs(str(folder / "pairs.jsonl"))
+    assert pairs[(4, 1)]["caption"] == "caption of whole1.png"
+    assert pairs[(4, 1)]["seed"] == pairs[(4, 2)]["seed"]
+    assert pairs[len(pairs) - 1]["caption"] == "caption of whole0.png"  # after the last comes the first
+
+
+def test_without_a_report_a_broken_picture_is_a_warning(broken, caplog):
+    folder, _ = broken
+    pairs = load_pairs(str(folder / "pairs.jsonl"))
+    assert "truncated.png" not in caplog.text
+    _ = pairs[1]
+    assert "truncated.png" in caplog.text
+
+
+def test_broken_bytes_are_named_by_data_set_and_row():
+    pictures = [encoded(draw("red", "circle", "left")), b"nothing"]
+    pairs = PairDataset(in_memory(["a", "b"], pictures), name="shapes")
+    with pytest.raises(BrokenImage, match="shapes, row 1"):
+        pairs.read_row(1)
+
+
+def test_data_that_breaks_altogether_is_an_error(tmp_path):
+    draw("red", "circle", "left").save(tmp_path / "a.png")
+    (tmp_path / "pairs.csv").write_text("image,caption\na.png,x\n")
+    pairs = load_pairs(str(tmp_path / "pairs.csv"))
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ValueError, match="no picture can be read"):
+        pairs[0]
+
+
+def test_a_report_survives_a_torn_last_line(tmp_path):
+    report = BrokenImageReport(tmp_path / "report.jsonl")
+    assert report.names() == set()
+    report.add(BrokenImage("a.png", "why"))
+    with open(report.path, "a") as file:
+        file.write('{"image": "b.p')
+    assert report.names() == {"a.png"}

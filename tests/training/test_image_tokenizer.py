@@ -1,0 +1,58 @@
+"""Training the image tokenizer."""
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from hf_cots.data import RandomCropFlip, load_pairs
+from hf_cots.training.image_tokenizer import AugmentedPictures, train_image_tokenizer
+from tests.worlds import World, tiny_image_tokenizer_config
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return load_pairs(str(World(tmp_path_factory.mktemp("world")).imagefolder))
+
+
+def train(pairs, folder, steps=10, **settings):
+    return train_image_tokenizer(tiny_image_tokenizer_config(), pairs, folder, steps, batch_size=8, **settings)
+
+
+def reconstruction_error(model, pairs):
+    pictures = AugmentedPictures(pairs, RandomCropFlip(32, 1, 0, 1))
+    pixels = torch.stack([pictures[(0, i)]["pixel_values"] for i in range(len(pairs))])
+    with torch.no_grad():
+        return (model.decode(model.get_codebook_indices(pixels)) - pixels).abs().mean().item()
+
+
+def test_training_saves_what_it_returns(pairs, tmp_path):
+    model = train(pairs, tmp_path / "one")
+    assert not model.training
+    loaded = AutoModel.from_pretrained(tmp_path / "one")
+    assert type(loaded).__name__ == "COTSImageTokenizer"
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_seed_decides(pairs, tmp_path):
+    weights = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        torch.manual_seed(len(weights) + 100)
+        weights.append(train(pairs, tmp_path / name, steps=3, seed=seed).state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+
+
+def test_pictures_are_pixels_from_0_to_1_and_follow_the_seed(pairs):
+    pictures = AugmentedPictures(pairs, RandomCropFlip(32))
+    assert len(pictures) == 40
+    pixels = pictures[(1, 3)]["pixel_values"]
+    assert (pixels.shape, pixels.dtype) == ((3, 32, 32), torch.float32)
+    assert pixels.min() >= 0
+    assert pixels.max() == 1
+    assert torch.equal(pictures[(1, 3)]["pixel_values"], pixels)
+    assert not torch.equal(pictures[(2, 3)]["pixel_values"], pixels)
+
+
+def test_longer_training_reconstructs_better(pairs, tmp_path):
+    short, long = (train(pairs, tmp_path / str(n), steps=n, min_scale=0.9, flip=0) for n in (2, 120))
+    assert reconstruction_error(long, pairs) < 0.7 * reconstruction_error(short, pairs)

@@ -1,0 +1,376 @@
+"""Whole training runs of a few steps: logs, exact accumulation, exact resumption, and every way of running."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
+
+from hf_cots import COTSForPreTraining
+from hf_cots.data import COTSCollator, PairDataset, load_pairs
+from hf_cots.train import train
+from hf_cots.training import COTSTrainer
+from hf_cots.training.arguments import parse_arguments
+from hf_cots.training.setup import build_collator, build_data, build_model, build_processor, build_tokenizer
+from tests.worlds import World, all_pairs, checkpoint, log_history, tiny_processor
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World(tmp_path_factory.mktemp("world"))
+
+
+def run(world, folder, overrides=None, dropout=0.0, **settings):
+    """Train and return the last checkpoint and the log of each step."""
+    settings = {"save_strategy": "steps", "save_steps": settings.get("max_steps", 3)} | settings
+    train(world.flags(folder, overrides, dropout, **settings))
+    steps = int(settings.get("max_steps", 3))
+    return checkpoint(folder, steps), [line for line in log_history(folder, steps) if "loss" in line]
+
+
+def make_trainer(world, folder, overrides=None, **settings):
+    """The trainer that `hf_cots.train` would make."""
+    model_arguments, data, training = parse_arguments(world.flags(folder, overrides, **settings))
+    tokenizer = build_tokenizer(model_arguments)
+    pairs, eval_pairs = build_data(data, training)
+    model = build_model(model_arguments, tokenizer)
+    processor = build_processor(model.config, tokenizer)
+    return COTSTrainer(
+        model=model,
+        args=training,
+        data_collator=build_collator(processor, model.config, data),
+        train_dataset=pairs,
+        eval_dataset=eval_pairs,
+        processing_class=processor,
+    )
+
+
+# ---------------------------------------------------------------------- what a run leaves and logs
+
+
+@pytest.fixture(scope="module")
+def finished(world):
+    folder = world.root / "finished"
+    results = train(world.flags(folder, eval_data=world.imagefolder, save_strategy="steps", save_steps=3))
+    return folder, results
+
+
+def test_a_run_leaves_a_model_that_loads(finished, world):
+    folder, results = finished
+    model, processor = AutoModel.from_pretrained(folder / "model"), AutoProcessor.from_pretrained(folder / "model")
+    assert type(model).__name__ == "COTSModel"
+    trained = checkpoint(folder, 3)
+    assert torch.equal(model.visual_projection.weight, trained["cots.visual_projection.weight"])
+    captions = [caption for _, _, caption in all_pairs()]
+    pictures = [picture for _, picture, _ in all_pairs()]
+    with torch.no_grad():
+        scores = model.eval()(**processor(images=pictures, text=captions, return_tensors="pt")).logits_per_image
+    own_best = scores.argmax(dim=0) == torch.arange(40)
+    assert results["text_to_image"]["R@1"] == pytest.approx(100 * own_best.float().mean().item())
+
+
+def test_a_run_leaves_a_model_card(finished, world):
+    folder, results = finished
+    card = (folder / "model" / "README.md").read_text()
+    assert f"Trained on `{world.imagefolder}` for 3 steps of 8 pairs." in card
+    assert f"{results['image_to_text']['R@5']:.1f}" in card
+    assert card.startswith("---\n")
+    assert "library_name: transformers" in card
+
+
+def test_logs_name_everything(finished):
+    folder, _ = finished
+    lines = [line for line in log_history(folder, 3) if "loss" in line]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    names = {"loss_instance", "loss_mvm", "loss_mlm", "loss_task", "filter_drop_rate", "batch_accuracy"}
+    names |= {"image_spread", "text_spread", "similarity_fresh", "similarity_stale", "queue_filled"}
+    names |= {"pairs_per_second", "temperature", "broken_images", "grad_norm"}
+    for line in lines:
+        assert names <= line.keys()
+        terms = sum(line[f"loss_{term}"] for term in ("instance", "mvm", "mlm", "task"))
+        assert line["loss"] == pytest.approx(terms, rel=1e-4)
+        assert line["pairs_per_second"] > 0
+        assert line["broken_images"] == 0
+    assert [line["queue_filled"] for line in lines] == pytest.approx([1 / 3, 2 / 3, 1], abs=1e-3)
+    assert "filter_threshold" not in lines[0]  # still warming up
+    assert lines[0]["filter_drop_rate"] == 0
+    assert all("filter_threshold" in line for line in lines[1:])
+
+
+def test_in_batch_contrast_logs_no_queue(world, tmp_path):
+    _, lines = run(world, tmp_path, {"contrast": "in_batch", "filter_lambda": None}, max_steps=1)
+    assert not {"queue_filled", "similarity_fresh", "similarity_stale", "filter_threshold"} & lines[0].keys()
+    assert lines[0]["loss_instance"] > 0
+
+
+def test_every_epoch_shows_each_pair_once_in_a_new_order(world, tmp_path, monkeypatch):
+    asked = []
+    original = PairDataset.__getitem__
+    monkeypatch.setattr(PairDataset, "__getitem__", lambda self, key: asked.append(key) or original(self, key))
+    run(world, tmp_path, max_steps=15)
+    epochs = [[index for epoch, index in asked[40 * n : 40 * (n + 1)] if epoch == n] for n in range(3)]
+    assert all(sorted(epoch) == list(range(40)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+# ---------------------------------------------------------------------- exactness
+
+
+def assert_same_state(one, other, **tolerance):
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+
+
+@pytest.fixture(scope="module")
+def one_batch_of_eight(world):
+    return run(world, world.root / "eight", optim="sgd", learning_rate=0.01)
+
+
+@pytest.mark.parametrize(("size", "count"), [(4, 2), (1, 8)])
+def test_accumulation_gives_the_state_of_one_large_batch(world, one_batch_of_eight, tmp_path, size, count):
+    """Weights, momentum weights, queues and counters after three steps with all four levels on.
+
+    Only the order of float32 sums differs. SGD, because Adam divides by the gradient's own size: where that is all
+    but zero, rounding decides the sign of a whole step. Centred keys get more room: the texts of an untrained model
+    lie within 0.003 of one another, so that taking the mean away magnifies what rounding left some 300 times.
+    """
+    settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": count}
+    state, lines = run(world, tmp_path, optim="sgd", learning_rate=0.01, **settings)
+    expected, expected_lines = one_batch_of_eight
+    assert max(line["filter_drop_rate"] for line in expected_lines) > 0
+    assert int(state["pairs_seen"]) == 24
+    assert int(state["steps_seen"]) == 3
+    keys = {name for name in expected if name.endswith("_keys")}
+    assert len(keys) == 2
+    for names, room in ((keys, 3e-4), (expected.keys() - keys, 2e-5)):
+        assert_same_state({n: state[n] for n in names}, {n: expected[n] for n in names}, rtol=1e-4, atol=room)
+    for line, wanted in zip(lines, expected_lines):
+        for name in ("loss", "loss_instance", "loss_mvm", "loss_mlm", "loss_task", "grad_norm", "filter_drop_rate"):
+            assert line[name] == pytest.approx(wanted[name], rel=2e-4, abs=2e-5), name
+
+
+def test_micro_batches_of_unequal_size_are_exact(world, tmp_path):
+    """An epoch of 40 pairs as one step: 40, or 16 + 16 + 8. A mean of three means would weigh the last ones double."""
+    settings = {"optim": "sgd", "learning_rate": 0.01, "max_steps": 2}
+    whole, lines = run(world, tmp_path / "whole", per_device_train_batch_size=40, **settings)
+    settings |= {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 3}
+    pieces, again = run(world, tmp_path / "pieces", **settings)
+    keys = {name for name in whole if name.endswith("_keys")}
+    for names, room in ((keys, 3e-4), (whole.keys() - keys, 2e-5)):
+        assert_same_state({n: pieces[n] for n in names}, {n: whole[n] for n in names}, rtol=1e-4, atol=room)
+    for line, wanted in zip(again, lines):
+        for name in ("loss", "grad_norm"):
+            assert line[name] == pytest.approx(wanted[name], rel=2e-4), name
+        # What is logged by name is the mean over the step too.
+        assert line["loss_instance"] == pytest.approx(wanted["loss_instance"], rel=2e-4)
+        assert line["filter_drop_rate"] == pytest.approx(wanted["filter_drop_rate"], rel=1e-3)
+
+
+def test_three_steps_move_weights_momentum_and_queues(world, one_batch_of_eight):
+    """Without which the comparison above would prove nothing."""
+    state, _ = one_batch_of_eight
+    start = make_trainer(world, world.root / "start").model.state_dict()
+    moved = {name for name, tensor in state.items() if name in start and not torch.equal(tensor, start[name])}
+    for part in ("cots.vision_model", "cots.text_model", "cots.text_projection", "momentum_encoder.vision_model"):
+        assert any(name.startswith(part) for name in moved), part
+    assert {"key_queue.image_keys", "key_queue.text_keys", "score_queue.scores", "mlm_bias"} <= moved
+    assert not any(name.startswith("image_tokenizer") for name in moved)
+
+
+@pytest.mark.parametrize("contrast", ["momentum", "in_batch"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path, contrast):
+    """With dropout, across the end of an epoch (five steps), queues and momentum weights included."""
+    settings = {"max_steps": 6, "save_steps": 3, "dropout": 0.1}
+    overrides = {"contrast": contrast, "fresh_negatives": contrast == "in_batch"}
+    whole, lines = run(world, tmp_path / "whole", overrides, **settings)
+    resumed, again = run(
+        world, tmp_path / "resumed", overrides, resume_from_checkpoint=tmp_path / "whole" / "checkpoint-3", **settings
+    )
+    assert_same_state(resumed, whole, rtol=0, atol=0)
+    assert [line["loss"] for line in again] == [line["loss"] for line in lines]
+    middle = checkpoint(tmp_path / "whole", 3)
+    assert not torch.equal(middle["cots.visual_projection.weight"], whole["cots.visual_projection.weight"])
+
+
+def test_resuming_from_the_last_checkpoint(world, tmp_path):
+    whole, _ = run(world, tmp_path, max_steps=4, save_steps=2)
+    resumed, _ = run(world, tmp_path, max_steps=4, save_steps=2, resume_from_checkpoint="last")
+    assert_same_state(resumed, whole, rtol=0, atol=0)
+
+
+def test_a_lora_run_resumes_with_all_that_it_trained(world, tmp_path):
+    """Adapters, but also projections, token heads, queues and momentum weights, which are no adapters."""
+    pytest.importorskip("peft")
+    settings = {"lora_rank": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    states = []
+    for name, checkpoint_folder in (("whole", None), ("resumed", tmp_path / "whole" / "checkpoint-2")):
+        trainer = make_trainer(world, tmp_path / name, **settings)
+        trainer.train(resume_from_checkpoint=checkpoint_folder)
+        states.append({key: tensor.clone() for key, tensor in trainer.model.state_dict().items()})
+    assert_same_state(states[1], states[0], rtol=0, atol=0)
+
+
+# ---------------------------------------------------------------------- ways of running
+
+
+WAYS = {
+    "bf16": {"bf16": True},
+    "activation_checkpointing": {"activation_checkpointing": True},
+    "compiled": {"torch_compile": True, "torch_compile_backend": "aot_eager"},
+    "accumulated": {"gradient_accumulation_steps": 2},
+    "lora": {"lora_rank": 2},
+    "frozen": {"freeze": "vision"},
+    "workers": {"dataloader_num_workers": 2},
+    "in_batch": {"overrides": {"contrast": "in_batch", "filter_lambda": None}},
+    "learned_temperature": {"overrides": {"learn_temperature": True}},
+    "share": {"overrides": {"masked_share": 0.5}},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_step_in_every_way(world, tmp_path, way):
+    if way == "lora":
+        pytest.importorskip("peft")
+    settings = dict(WAYS[way])
+    overrides = settings.pop("overrides", None)
+    trainer = make_trainer(world, tmp_path, overrides, max_steps=1, **settings)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    after = dict(trainer.model.named_parameters())
+    moved = {name for name in before if not torch.equal(before[name], after[name].detach().cpu())}
+    assert any("cots.text_projection" in name for name in moved)
+    assert any("cots.text_model" in name for name in moved)
+    assert any("cots.vision_model" in name for name in moved) == (way != "frozen")
+    assert any("momentum_encoder." in name for name in moved) or way == "in_batch"
+    assert all(torch.isfinite(p).all() for p in after.values())
+    assert not any("image_tokenizer" in name for name in moved)
+    (line,) = (entry for entry in trainer.state.log_history if "loss" in entry)
+    assert line["grad_norm"] > 0
+    assert line["loss_mvm"] > 0
+
+
+@pytest.mark.parametrize("way", ["activation_checkpointing", "compiled", "workers"])
+def test_ways_that_must_not_change_the_result(world, tmp_path, way):
+    plain, _ = run(world, tmp_path / "plain", optim="sgd", learning_rate=0.01, max_steps=2)
+    other, _ = run(world, tmp_path / "other", optim="sgd", learning_rate=0.01, max_steps=2, **WAYS[way])
+    assert_same_state(other, plain, rtol=1e-4, atol=2e-5)
+
+
+def test_a_lora_run_leaves_plain_weights(world, tmp_path):
+    pytest.importorskip("peft")
+    train(world.flags(tmp_path, lora_rank=2, max_steps=2))
+    model, info = AutoModel.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    start = make_trainer(world, tmp_path).model.cots
+    query = "text_model.encoder.layer.0.attention.self.query.weight"
+    assert not torch.equal(model.state_dict()[query], start.state_dict()[query])
+
+
+def test_the_towers_learn_at_their_own_rates(world, tmp_path):
+    trainer = make_trainer(
+        world, tmp_path, text_learning_rate=1e-5, vision_learning_rate=3e-5, weight_decay=0.1, max_steps=1
+    )
+    trainer.create_optimizer()
+    names = {id(p): name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    for group in trainer.optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names.pop(id(parameter))
+            tower = name.split(".")[1] if "_model." in name else "rest"
+            assert group["lr"] == {"text_model": 1e-5, "vision_model": 3e-5, "rest": 1e-3}[tower], name
+            plain = name.endswith("bias") or "norm" in name.lower()
+            assert group["weight_decay"] == (0 if plain else 0.1), name
+    assert not names
+
+
+def test_evaluation_during_training(world, tmp_path):
+    trainer = make_trainer(world, tmp_path, max_steps=4, eval_strategy="steps", eval_steps=2, eval_data=world.parquet)
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "eval_text_to_image_R@1" in line]
+    assert [line["step"] for line in lines] == [2, 4]
+    assert trainer.model.training
+    for direction in ("text_to_image", "image_to_text"):
+        for name in ("R@1", "R@5", "R@10", "median_rank"):
+            assert 0 <= lines[0][f"eval_{direction}_{name}"] <= 100
+        assert lines[0][f"eval_{direction}_gallery"] == 40
+    assert int(trainer.model.steps_seen) == 4  # evaluation leaves no trace
+
+
+def test_a_picture_that_breaks_is_skipped_and_counted(world, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name, picture, _ in all_pairs()[:16]:
+        picture.save(pictures / name)
+    World.write_metadata(pictures, [{"file_name": name, "caption": text} for name, _, text in all_pairs()[:16]])
+    (pictures / "p03.png").write_bytes(b"<html>")
+    _, lines = run(world, tmp_path / "out", train_data=pictures, max_steps=4, dataloader_num_workers=1)
+    assert lines[-1]["broken_images"] == 1
+    assert [line["queue_filled"] for line in lines] == pytest.approx([1 / 3, 2 / 3, 1, 1], abs=1e-3)
+    (line,) = (tmp_path / "out" / "broken_images.jsonl").read_text().splitlines()
+    assert json.loads(line)["image"].startswith(str(pictures / "p03.png"))
+
+
+def test_a_plain_trainer_trains_the_model(world, tmp_path):
+    model = make_trainer(world, tmp_path, {"filter_lambda": None}).model
+    twin = model.momentum_encoder.visual_projection.weight.clone()
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=40,
+        per_device_train_batch_size=8,
+        learning_rate=1e-3,
+        logging_steps=10,
+        remove_unused_columns=False,
+        label_names=["image_ids"],
+        report_to="none",
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    pairs = load_pairs(str(world.imagefolder))
+    trainer = Trainer(
+        model=model, args=arguments, data_collator=COTSCollator(tiny_processor(), model.config), train_dataset=pairs
+    )
+    trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert losses[-1] < 0.8 * losses[0]
+    assert int(model.steps_seen) == 40
+    assert int(model.pairs_seen) == 320
+    assert not torch.equal(model.momentum_encoder.visual_projection.weight, twin)
+
+
+# ---------------------------------------------------------------------- learning
+
+
+LEVELS = {"mvm_weight": 0.25, "mlm_weight": 0.25, "task_weight": 0.1, "temperature": 0.07, "filter_lambda": None}
+
+
+def test_the_world_is_learned(world, tmp_path):
+    """All levels on. Chance is an R@5 of 12.5 and an R@1 of 2.5."""
+    overrides = LEVELS | {"queue_size": 64, "masked_share": 0.5, "learn_temperature": True}
+    settings = {"max_steps": 200, "learning_rate": 2e-3, "per_device_train_batch_size": 16, "min_scale": 0.9}
+    results = train(
+        world.flags(tmp_path, overrides, eval_data=world.imagefolder, logging_steps=100, warmup_steps=10, **settings)
+    )
+    for direction in results.values():
+        assert direction["R@5"] > 50
+        assert direction["R@1"] > 10
+
+
+def test_the_staleness_shortcut_does_not_fool_a_run(world, tmp_path):
+    """A queue of eight batches and a high learning rate: old keys are easily told from new ones."""
+    overrides = LEVELS | {"queue_size": 64, "mvm_weight": 0, "mlm_weight": 0, "task_weight": 0}
+    settings = {"max_steps": 300, "learning_rate": 3e-3, "per_device_train_batch_size": 8, "min_scale": 0.9}
+    results = train(
+        world.flags(tmp_path, overrides, eval_data=world.imagefolder, logging_steps=100, warmup_steps=10, **settings)
+    )
+    for direction in results.values():
+        assert direction["R@5"] > 40
+
+
+def test_a_checkpoint_is_a_pretraining_model(finished):
+    folder, _ = finished
+    model = COTSForPreTraining.from_pretrained(folder / "checkpoint-3")
+    state = checkpoint(folder, 3)
+    assert torch.equal(model.key_queue.image_keys, state["key_queue.image_keys"])
+    assert int(model.steps_seen) == 3

@@ -1,0 +1,232 @@
+"""A tiny world of coloured shapes with captions, in every form that data comes in, and tiny towers that learn it."""
+
+import io
+import json
+import tarfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import datasets
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+from transformers import BertConfig, BertModel, BertTokenizer, ViTConfig, ViTModel
+
+from hf_cots import COTSImageProcessor, COTSImageTokenizer, COTSImageTokenizerConfig, COTSModel, COTSProcessor
+
+
+SIDE = 32
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (20, 160, 40),
+    "light blue": (120, 180, 255),  # two words: texts differ in length, so that batches are padded
+    "yellow": (240, 220, 30),
+    "black": (10, 10, 10),
+}
+SHAPES = ("square", "circle")
+PLACES = {"left": (2, 9), "right": (18, 9), "top": (9, 2), "bottom": (9, 18)}
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4: not BERT's own
+
+
+def draw(colour: str, shape: str, place: str) -> Image.Image:
+    """One shape of 12 pixels on white."""
+    picture = Image.new("RGB", (SIDE, SIDE), "white")
+    pen, (left, top) = ImageDraw.Draw(picture), PLACES[place]
+    paint = pen.rectangle if shape == "square" else pen.ellipse
+    paint((left, top, left + 11, top + 11), fill=COLOURS[colour])
+    return picture
+
+
+def encoded(picture: Image.Image, kind: str = "PNG") -> bytes:
+    """The bytes of a picture file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def all_pairs() -> list[tuple[str, Image.Image, str]]:
+    """40 pictures: file name, picture, caption. No two captions are equal."""
+    kinds = [(colour, shape, place) for colour in COLOURS for shape in SHAPES for place in PLACES]
+    return [(f"p{i:02d}.png", draw(*kind), " ".join(kind)) for i, kind in enumerate(kinds)]
+
+
+def tiny_tokenizer() -> BertTokenizer:
+    """Word pieces: the special tokens, the world's words, the letters."""
+    words = sorted({word for _, _, caption in all_pairs() for word in caption.split()} | {"a", "the"})
+    letters = [prefix + letter for letter in "abcdefghijklmnopqrstuvwxyz" for prefix in ("", "##")]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*SPECIAL, *words, *letters]))}
+    return BertTokenizer(vocab=vocabulary, do_lower_case=True, model_max_length=24)
+
+
+def tiny_processor() -> COTSProcessor:
+    """The processor of models of this world."""
+    image_processor = COTSImageProcessor(
+        size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    return COTSProcessor(image_processor, tiny_tokenizer())
+
+
+@dataclass(frozen=True)
+class World:
+    """Folders and files of the world below `root`; each is written when it is first asked for."""
+
+    root: Path
+
+    @cached_property
+    def imagefolder(self) -> Path:
+        folder = self.root / "pictures"
+        folder.mkdir()
+        for name, picture, _ in all_pairs():
+            picture.save(folder / name)
+        self.write_metadata(folder, [{"file_name": name, "caption": caption} for name, _, caption in all_pairs()])
+        return folder
+
+    @staticmethod
+    def write_metadata(folder: Path, rows: list[dict]) -> None:
+        (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    @cached_property
+    def parquet(self) -> Path:
+        path = self.root / "pairs.parquet"
+        rows = {
+            "image": [{"bytes": encoded(picture), "path": name} for name, picture, _ in all_pairs()],
+            "caption": [caption for _, _, caption in all_pairs()],
+        }
+        features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+        return path
+
+    def paths_in(self, suffix: str) -> Path:
+        """A CSV, TSV or JSON-lines file beside the picture folder, with relative paths."""
+        path = self.root / f"pairs{suffix}"
+        rows = [(f"{self.imagefolder.name}/{name}", caption) for name, _, caption in all_pairs()]
+        if suffix == ".jsonl":
+            lines = [json.dumps({"image": image, "caption": caption}) for image, caption in rows]
+        else:
+            sign = {".csv": ",", ".tsv": "\t"}[suffix]
+            lines = [sign.join(row) for row in [("image", "caption"), *rows]]
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    @cached_property
+    def tars(self) -> Path:
+        """A folder of two webdataset shards with the columns `png` and `txt`."""
+        folder = self.root / "tars"
+        folder.mkdir()
+        for shard in range(2):
+            with tarfile.open(folder / f"shard-{shard}.tar", "w") as tar:
+                for name, picture, caption in all_pairs()[20 * shard : 20 * (shard + 1)]:
+                    for suffix, data in (("png", encoded(picture)), ("txt", caption.encode())):
+                        entry = tarfile.TarInfo(f"{Path(name).stem}.{suffix}")
+                        entry.size = len(data)
+                        tar.addfile(entry, io.BytesIO(data))
+        return folder
+
+    def towers(self, dropout: float = 0.0) -> tuple[Path, Path]:
+        """Folders of a ViT and of a BERT with its tokenizer, both of random weights."""
+        vision, text = self.root / f"vision-{dropout}", self.root / f"text-{dropout}"
+        if not vision.is_dir():
+            torch.manual_seed(0)
+            sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+            drop = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+            ViTModel(ViTConfig(image_size=SIDE, patch_size=8, **sizes, **drop)).save_pretrained(vision)
+            tokenizer = tiny_tokenizer()
+            config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=40, **sizes, **drop)
+            BertModel(config).save_pretrained(text)
+            tokenizer.save_pretrained(text)
+        return vision, text
+
+    @cached_property
+    def image_tokenizer(self) -> Path:
+        folder = self.root / "dvae"
+        torch.manual_seed(1)
+        COTSImageTokenizer(tiny_image_tokenizer_config()).save_pretrained(folder)
+        return folder
+
+    @cached_property
+    def model(self) -> Path:
+        """A folder with an untrained COTSModel and its processor."""
+        folder = self.root / "model"
+        torch.manual_seed(2)
+        vision, text = self.towers()
+        fields = {"projection_dim": 16, "image_tokenizer_config": tiny_image_tokenizer_config()}
+        COTSModel.from_vision_text_pretrained(str(vision), str(text), **fields).save_pretrained(folder)
+        tiny_processor().save_pretrained(folder)
+        return folder
+
+    def settings(self, output_dir: Path, overrides: dict | None = None, dropout: float = 0.0, **settings) -> dict:
+        """Flags of a run on the image folder with all four levels on; `overrides` are fields of the config."""
+        vision, text = self.towers(dropout)
+        fields = {
+            "projection_dim": 16,
+            "queue_size": 24,
+            "similarity_queue_size": 8,
+            "filter_warmup_steps": 1,
+            "filter_lambda": 1.0,
+            "momentum": 0.9,
+        }
+        defaults = {
+            "vision": vision,
+            "text": text,
+            "image_tokenizer": self.image_tokenizer,
+            "config_overrides": fields | (overrides or {}),
+            "train_data": self.imagefolder,
+            "output_dir": output_dir,
+            "max_steps": 3,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "dataloader_pin_memory": False,
+            "flip": 0,
+            "seed": 7,
+        }
+        merged = defaults | settings
+        return {name: value for name, value in merged.items() if value is not None}
+
+    def flags(self, output_dir: Path, overrides: dict | None = None, dropout: float = 0.0, **settings) -> list[str]:
+        """The same as a command line; a setting of None leaves the flag out."""
+        words = []
+        for name, value in self.settings(output_dir, overrides, dropout, **settings).items():
+            words += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
+        return words
+
+
+def tiny_image_tokenizer_config() -> COTSImageTokenizerConfig:
+    """One code per 8 x 8 pixels, as the towers' patches."""
+    return COTSImageTokenizerConfig(
+        image_size=SIDE, codebook_size=64, hidden_size=8, decoder_input_size=8, blocks_per_group=1
+    )
+
+
+def checkpoint(output_dir: Path, step: int) -> dict[str, torch.Tensor]:
+    """All weights, momentum weights and queues of a checkpoint."""
+    return load_file(output_dir / f"checkpoint-{step}" / "model.safetensors")
+
+
+def log_history(output_dir: Path, step: int) -> list[dict]:
+    """What was logged up to a checkpoint."""
+    state = json.loads((output_dir / f"checkpoint-{step}" / "trainer_state.json").read_text())
+    return state["log_history"]
+
+
+def break_pictures(folder: Path) -> dict[str, str]:
+    """Six broken files in a folder, by name, with what is wrong with each."""
+    whole = encoded(draw("red", "circle", "left").resize((200, 200)))
+    (folder / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "page.jpg").write_bytes(b"<!DOCTYPE html><html><body>404</body></html>")
+    Image.new("1", (20_000, 10_000)).save(folder / "bomb.png")
+    (folder / "folder.png").mkdir()
+    return {
+        "truncated.png": "truncated",
+        "empty.png": "cannot identify",
+        "page.jpg": "cannot identify",
+        "bomb.png": "DecompressionBomb",
+        "folder.png": "IsADirectoryError",
+        "missing.png": "no such file",
+    }
