@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 
 import transformers
+from huggingface_hub import create_repo, upload_folder
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from .training import COTSTrainer
+from .training import COTSTrainer, COTSTrainingArguments
 from .training.arguments import parse_arguments
 from .training.model_card import results_table, write_model_card
 from .training.setup import build_collator, build_data, build_model, build_processor, build_tokenizer
@@ -32,6 +33,8 @@ def train(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     train_pairs, eval_pairs = build_data(data_arguments, training)
     model = build_model(model_arguments, tokenizer)
     processor = build_processor(model.config, tokenizer)
+    # What goes to the Hub is the deployable model; Trainer itself would push the checkpoints.
+    push, training.push_to_hub = training.push_to_hub, False
     trainer = COTSTrainer(
         model=model,
         args=training,
@@ -42,21 +45,23 @@ def train(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     )
     checkpoint = training.resume_from_checkpoint
     if checkpoint in ("True", "true", "last"):
-        checkpoint = get_last_checkpoint(training.output_dir)
+        checkpoint = get_last_checkpoint(training.output_dir) if Path(training.output_dir).is_dir() else None
     trainer.train(resume_from_checkpoint=checkpoint)
 
     results = trainer.retrieval(eval_pairs) if eval_pairs is not None else {}
     if trainer.is_world_process_zero():
-        save_deployable(trainer, data_arguments.train_data, data_arguments.eval_data, results)
+        folder = save_deployable(trainer, data_arguments.train_data, data_arguments.eval_data, results)
         if results:
             print(results_table(results))
+        if push:
+            push_folder(folder, training)
     return results
 
 
 def save_deployable(
     trainer: COTSTrainer, train_data: str, eval_data: str | None, results: dict[str, dict[str, float]]
-) -> None:
-    """Write the two streams, the processor and a model card to `output_dir/model`; push them if asked to."""
+) -> Path:
+    """Write the two streams, the processor and a model card to `output_dir/model`, and return that folder."""
     model, args = trainer.accelerator.unwrap_model(trainer.model), trainer.args
     # LoRA's adapters become part of the weights.
     encoder = model.cots if isinstance(model, transformers.PreTrainedModel) else model.merge_and_unload().cots
@@ -73,9 +78,14 @@ def save_deployable(
         model_name=args.hub_model_id,
     )
     logger.info("saved the deployable model in %s", folder)
-    if args.push_to_hub:
-        encoder.push_to_hub(args.hub_model_id)
-        trainer.processing_class.push_to_hub(args.hub_model_id)
+    return folder
+
+
+def push_folder(folder: Path, args: COTSTrainingArguments) -> None:
+    """Upload the deployable model to `--hub_model_id`, or to a repository named like `output_dir`."""
+    name = args.hub_model_id or Path(args.output_dir).resolve().name
+    repo = create_repo(name, private=args.hub_private_repo, token=args.hub_token, exist_ok=True)
+    upload_folder(repo_id=repo.repo_id, folder_path=folder, token=args.hub_token, commit_message="Add model")
 
 
 def main(argv: list[str] | None = None) -> None:
