@@ -15,7 +15,7 @@ console = Console()
 
 def _fail(error: Exception) -> typer.Exit:
     """An error that the user can mend, in one line."""
-    Console(stderr=True).print(f"error: {error}", style="red", highlight=False)
+    Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False)
     return typer.Exit(2)
 
 
@@ -27,12 +27,12 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of data order, augmentation, masks and weights.")] = 0,
 ) -> None:
     """Train a small COTS on emoji on a CPU, evaluate it on unseen concepts, and search with it."""
-    from .demo import run_demo
-
     try:
+        from .demo import run_demo
+
         run_demo(output, compare=compare, smoke=smoke, seed=seed)
     except ModuleNotFoundError as error:
-        raise _fail(error) from None
+        raise _fail(ModuleNotFoundError(f"{error}. The demo needs: pip install 'hf-cots[demo]'")) from None
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
@@ -59,7 +59,7 @@ def search(
     except (OSError, ValueError) as error:
         raise _fail(error) from None
     for broken in index.broken:
-        Console(stderr=True).print(f"left out: {broken}", style="yellow", highlight=False)
+        Console(stderr=True).print(f"left out: {broken}", style="yellow", highlight=False, markup=False)
     for match in matches:
         typer.echo(f"{match.score:.4f}  {match.path}")
 

@@ -75,7 +75,7 @@ def save_deployable(
         f"{args.train_batch_size * args.gradient_accumulation_steps * args.world_size} pairs.",
         results,
         data_name=eval_data or "held-out pairs",
-        model_name=args.hub_model_id,
+        model_name=args.hub_model_id or Path(args.output_dir).resolve().name,
     )
     logger.info("saved the deployable model in %s", folder)
     return folder
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         train(argv)
-    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+    except (OSError, ModuleNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -26,7 +26,9 @@ def data(model, pairs=8, seed=0):
     batch["input_ids"][0, 6:] = 0
     batch["pixel_values"] = batch["pixel_values"].double()
     batch["image_ids"] = 100 * seed + torch.arange(pairs) // 2
-    drawn = draw_masks([mix(seed, r) for r in range(pairs)], batch["input_ids"].numpy(), **mask_settings(model.config))
+    drawn = draw_masks(
+        [mix(seed, r) for r in range(pairs)], batch["input_ids"].numpy(), None, **mask_settings(model.config)
+    )
     return batch | {name: torch.from_numpy(mask) for name, mask in drawn.items()}
 
 

@@ -18,7 +18,7 @@ def text(words, length, seed=0):
 
 
 def masks(seeds, input_ids, share=1.0, grid=6, count=14):
-    return draw_masks(seeds, input_ids, grid, count, 0.3, share, SPECIAL, 103, 1000)
+    return draw_masks(seeds, input_ids, None, grid, count, 0.3, share, SPECIAL, 103, 1000)
 
 
 @pytest.mark.parametrize("grid", [1, 2, 3, 4, 7, 14, 24, 32])

@@ -47,6 +47,9 @@ class COTSCollator:
         batch = dict(encoded)
         batch["image_ids"] = torch.tensor([item["image_id"] for item in items])
         if self.config.mvm_weight > 0 or self.config.mlm_weight > 0:
-            masks = draw_masks([item["seed"] for item in items], batch["input_ids"].numpy(), **self.mask_settings)
+            seeds = [item["seed"] for item in items]
+            masks = draw_masks(
+                seeds, batch["input_ids"].numpy(), batch["attention_mask"].numpy(), **self.mask_settings
+            )
             batch |= {name: torch.from_numpy(np.ascontiguousarray(mask)) for name, mask in masks.items()}
         return batch

@@ -90,7 +90,7 @@ def package_folder(package: str) -> Path:
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(f"the emoji set needs the package '{package}': pip install 'hf-cots[demo]'")
+        raise ModuleNotFoundError(f"the package '{package}' is missing: pip install 'hf-cots[demo]'")
     return Path(spec.submodule_search_locations[0])
 
 

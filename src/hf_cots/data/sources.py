@@ -148,7 +148,7 @@ class PairDataset(Dataset):
         positions: list[int] = []
         empty: list[int] = []
         for row, cell in enumerate(self.table[self.caption_column]):
-            captions = [cell] if isinstance(cell, str) or cell is None else list(cell)
+            captions = list(cell) if isinstance(cell, (list, tuple)) else [cell]
             if not captions or any(not isinstance(text, str) or not text.strip() for text in captions):
                 empty.append(row)
             rows.extend([row] * len(captions))
@@ -156,31 +156,35 @@ class PairDataset(Dataset):
         if empty:
             shown = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
             raise ValueError(
-                f"{self.name}: column '{self.caption_column}' is empty in {len(empty)} row(s), counted from 0: "
-                f"{shown}. Remove or fill them"
+                f"{self.name}: column '{self.caption_column}' is empty or no text in {len(empty)} row(s), counted "
+                f"from 0: {shown}. Remove or fill them"
             )
         return np.asarray(rows, dtype=np.int64), np.asarray(positions, dtype=np.int32)
 
     def _image_ids(self, column: str | None) -> np.ndarray:
         """(rows,) non-negative int64: a hash of the id column or of the path, else the row's number."""
-        column = self.image_column if column is None and self._has_paths() else column
-        if column is None:
+        cells = self._paths() if column is None else self.table[column]
+        if cells is None:
             return np.arange(len(self.table), dtype=np.int64)
-        digests = (hashlib.blake2b(str(cell).encode(), digest_size=8).digest() for cell in self.table[column])
+        digests = (hashlib.blake2b(str(cell).encode(), digest_size=8).digest() for cell in cells)
         return np.fromiter((int.from_bytes(d, "big") >> 1 for d in digests), dtype=np.int64, count=len(self.table))
 
-    def _has_paths(self) -> bool:
-        feature = self.table.features[self.image_column]
-        return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
+    def _paths(self) -> list[str] | None:
+        """Each row's picture file, or None where the pictures themselves are in the table."""
+        feature, first = self.table.features[self.image_column], self.table[0][self.image_column]
+        if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
+            return list(self.table[self.image_column])
+        if isinstance(first, dict) and first.get("bytes") is None and first.get("path"):
+            return [cell["path"] for cell in self.table[self.image_column]]
+        return None
 
     def first_rows(self) -> np.ndarray:
         """(rows,) int64: for each row the first one that names the same file, or else the row itself."""
-        if not self._has_paths():
+        paths = self._paths()
+        if paths is None:
             return np.arange(len(self.table), dtype=np.int64)
         first: dict[str, int] = {}
-        return np.asarray(
-            [first.setdefault(cell, row) for row, cell in enumerate(self.table[self.image_column])], dtype=np.int64
-        )
+        return np.asarray([first.setdefault(path, row) for row, path in enumerate(paths)], dtype=np.int64)
 
     def _check_first_images(self, count: int = 8) -> None:
         """A wrong column or folder shows at once: then none of the first pictures can be read."""

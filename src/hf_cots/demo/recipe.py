@@ -24,8 +24,8 @@ class DemoRecipe:
 
     tokenizer_steps: int = 300
     tokenizer_batch: int = 32
-    steps: int = 1_100
-    batch_size: int = 32
+    steps: int = 1_000
+    batch_size: int = 64
     learning_rate: float = 1e-3
     freeze: tuple[str, ...] = ("text",)
     weight_decay: float = 0.05
@@ -49,7 +49,7 @@ class DemoRecipe:
             "temperature": 0.07,
             "learn_temperature": True,
             "momentum": 0.9,
-            "queue_size": 256,
+            "queue_size": 512,
             "masked_share": 0.25,
             "mvm_weight": 0.25,
             "mlm_weight": 0.25,

@@ -68,8 +68,13 @@ def retrieval_metrics(
         ties.
 
     Raises:
-        ValueError: if there is nothing to compare, or a query has no correct answer in the gallery.
+        ValueError: if there is nothing to compare, an embedding is not finite (NaN would win every comparison), or a
+            query has no correct answer in the gallery.
     """
+    for name, embeds in (("query", query_embeds), ("gallery", gallery_embeds)):
+        broken = (~torch.isfinite(embeds).all(dim=1)).nonzero().flatten()
+        if len(broken):
+            raise ValueError(f"{len(broken)} {name} embeddings are not finite, the first is number {int(broken[0])}")
     if len(query_embeds) == 0 or len(gallery_embeds) == 0:
         raise ValueError(f"nothing to compare: {len(query_embeds)} queries, {len(gallery_embeds)} gallery entries")
     hits: dict[int, list[torch.Tensor]] = {k: [] for k in KS}

@@ -152,6 +152,10 @@ class COTSConfig(PreTrainedConfig):
         for name in ("instance_weight", "mvm_weight", "mlm_weight", "task_weight", "filter_warmup_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.filter_lambda is not None and self.filter_lambda < 0:
+            raise ValueError(
+                f"filter_lambda must not be negative (None switches the filter off), got {self.filter_lambda}"
+            )
         for name in ("patch_mask_ratio", "word_mask_ratio", "masked_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
@@ -170,6 +174,15 @@ class COTSConfig(PreTrainedConfig):
 
     def validate_levels(self):
         """Part of the strict validation: the task level is minimised by two uniform distributions."""
+        if not any((self.instance_weight, self.mvm_weight, self.mlm_weight, self.task_weight)):
+            raise ValueError(
+                "instance_weight, mvm_weight, mlm_weight and task_weight are all 0: nothing to learn from"
+            )
+        if self.mlm_weight > 0 and self.mask_token_id >= self.text_config.vocab_size:
+            raise ValueError(
+                f"mask_token_id={self.mask_token_id} is outside the text tower's vocabulary of "
+                f"{self.text_config.vocab_size}; set mask_token_id and special_token_ids to the tokenizer's"
+            )
         if self.task_weight > 0 and self.instance_weight == 0:
             raise ValueError("task_weight > 0 needs instance_weight > 0: alone, the task level has a trivial optimum")
 

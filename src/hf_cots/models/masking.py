@@ -62,6 +62,7 @@ def word_mask(
     ratio: float,
     mask_token_id: int,
     vocab_size: int,
+    attention_mask: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """BERT's word masking (Devlin et al. 2019): of the chosen words 80% become [MASK], 10% a random word, 10% stay.
 
@@ -70,12 +71,16 @@ def word_mask(
 
     Args:
         input_ids: (length,) token ids of one text, padding included.
-        special_token_ids: ids that are never masked; the padding id is one of them.
+        special_token_ids: ids that are never masked.
+        attention_mask: (length,), 0 on padding.
 
     Returns:
         The masked ids and a bool array of the positions to predict, both (length,).
     """
-    words = np.flatnonzero(~np.isin(input_ids, special_token_ids))
+    maskable = ~np.isin(input_ids, special_token_ids)
+    if attention_mask is not None:
+        maskable &= attention_mask != 0
+    words = np.flatnonzero(maskable)
     masked_ids, masked = input_ids.copy(), np.zeros(len(input_ids), dtype=bool)
     if len(words) == 0:
         return masked_ids, masked
@@ -90,6 +95,7 @@ def word_mask(
 def draw_masks(
     seeds: list[int],
     input_ids: np.ndarray,
+    attention_mask: np.ndarray | None,
     patch_grid: int,
     num_masked_patches: int,
     word_mask_ratio: float,
@@ -106,6 +112,7 @@ def draw_masks(
     Args:
         seeds: one seed per pair, of [`mix`].
         input_ids: (n, length) int64.
+        attention_mask: (n, length), 0 on padding, which is never masked whatever its id.
 
     Returns:
         `bool_masked_pos` (n, patches), `masked_input_ids` (n, length), `bool_masked_words` (n, length).
@@ -118,6 +125,12 @@ def draw_masks(
             continue
         patches[row] = block_mask(generator(seed, PATCH_STREAM), patch_grid, num_masked_patches)
         masked_ids[row], words[row] = word_mask(
-            generator(seed, WORD_STREAM), input_ids[row], special, word_mask_ratio, mask_token_id, vocab_size
+            generator(seed, WORD_STREAM),
+            input_ids[row],
+            special,
+            word_mask_ratio,
+            mask_token_id,
+            vocab_size,
+            None if attention_mask is None else attention_mask[row],
         )
     return {"bool_masked_pos": patches, "masked_input_ids": masked_ids, "bool_masked_words": words}

@@ -47,6 +47,11 @@ def build_tower(config: PreTrainedConfig, **options: bool) -> PreTrainedModel:
     BEiT is told by its config, not its constructor, to have a mask token.
     """
     cls = tower_class(type(config))  # type: ignore[arg-type]
+    if options.get("use_mask_token") and "bool_masked_pos" not in inspect.signature(cls.forward).parameters:
+        raise ValueError(
+            f"{cls.__name__} cannot mask patches, which masked vision modelling needs; take another vision tower, or "
+            "set mvm_weight=0"
+        )
     known = inspect.signature(cls.__init__).parameters
     if options.get("use_mask_token") and getattr(config, "use_mask_token", True) is False:
         config = copy.copy(config)
@@ -199,6 +204,12 @@ class COTSModel(COTSPreTrainedModel):
         if self.log_temperature is None:
             return self.config.temperature
         return self.log_temperature.float().exp().clamp(self.config.min_temperature, self.config.max_temperature)
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        """Bring a learned temperature back within its bounds, beyond which it would get no gradient."""
+        if self.log_temperature is not None:
+            self.log_temperature.clamp_(math.log(self.config.min_temperature), math.log(self.config.max_temperature))
 
     def get_input_embeddings(self) -> nn.Module:
         """The text stream's word embeddings."""

@@ -246,6 +246,23 @@ class COTSForPreTraining(COTSPreTrainedModel):
         if self.momentum_encoder is not None:
             update_momentum(self.momentum_encoder, self.cots, self.config.momentum if momentum is None else momentum)
 
+    def new_queues(self, queue_size: int | None = None, similarity_queue_size: int | None = None) -> None:
+        """Start with empty queues, of other sizes if any are given: what fine-tuning on new data wants.
+
+        Raises:
+            ValueError (wrapped by the config's validation): if a size is not positive.
+        """
+        queue_size, score_size = queue_size or self.config.queue_size, similarity_queue_size
+        self.config.queue_size = queue_size
+        self.config.similarity_queue_size = score_size or self.config.similarity_queue_size
+        self.config.validate_ranges()
+        if self.key_queue is not None:
+            self.key_queue = KeyQueue(queue_size, self.config.projection_dim).to(self.device)
+        if self.score_queue is not None:
+            self.score_queue = ScoreQueue(self.config.similarity_queue_size).to(self.device)
+        self.steps_seen.zero_()
+        self.pairs_seen.zero_()
+
     def filter_threshold(self) -> torch.Tensor:
         """The score below which the step about to begin drops a pair: `mu - lambda * sigma`, or minus infinity while
         the filter is off, warming up, or its queue is not yet full. Scalar float32."""
@@ -318,6 +335,7 @@ class COTSForPreTraining(COTSPreTrainedModel):
     def end_step(self) -> None:
         """After the optimizer step: queue what was held back, and update the momentum encoder."""
         self._enqueue_pending()
+        self.cots.clamp_temperature()
         self.update_momentum()
 
     def _enqueue_pending(self) -> None:
@@ -400,6 +418,7 @@ class COTSForPreTraining(COTSPreTrainedModel):
         batch = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
         own_step = self.training and pair_weights is None
         if own_step:
+            self.cots.clamp_temperature()
             self.update_momentum()
             (step,) = self.begin_step([batch | {"image_ids": image_ids}])
             image_keys, text_keys, image_ids = step["image_keys"], step["text_keys"], step["image_ids"]
@@ -429,7 +448,9 @@ class COTSForPreTraining(COTSPreTrainedModel):
                 loss_task = (pair_weights * per_pair).sum()
         if self.config.mvm_weight > 0 or self.config.mlm_weight > 0:
             if bool_masked_pos is None:
-                bool_masked_pos, masked_input_ids, bool_masked_words = self._draw_masks(input_ids, pair_numbers)
+                bool_masked_pos, masked_input_ids, bool_masked_words = self._draw_masks(
+                    input_ids, attention_mask, pair_numbers
+                )
             token_weights = pair_weights / self.config.masked_share
             rows = self._rows_with_masks(bool_masked_pos)
         if self.config.mvm_weight > 0:
@@ -491,10 +512,13 @@ class COTSForPreTraining(COTSPreTrainedModel):
 
     # ------------------------------------------------------------------ token level
 
-    def _draw_masks(self, input_ids: torch.Tensor, pair_numbers: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _draw_masks(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, pair_numbers: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         """Masks for a batch that brought none, from each pair's place in the run: a resumed run draws the same."""
+        attended = None if attention_mask is None else attention_mask.cpu().numpy()
         seeds = [mix(number) for number in pair_numbers.tolist()]
-        masks = draw_masks(seeds, input_ids.cpu().numpy(), **mask_settings(self.config))
+        masks = draw_masks(seeds, input_ids.cpu().numpy(), attended, **mask_settings(self.config))
         tensors = {name: torch.from_numpy(mask).to(input_ids.device) for name, mask in masks.items()}
         return tensors["bool_masked_pos"], tensors["masked_input_ids"], tensors["bool_masked_words"]
 

@@ -70,7 +70,7 @@ def write_model_card(
     results: dict[str, dict[str, float]] | None = None,
     data_name: str = "held-out pairs",
     model_name: str | None = None,
-    licence: str = "apache-2.0",
+    licence: str | None = None,
 ) -> None:
     """Write `README.md` with the card into a model folder.
 
@@ -81,7 +81,7 @@ def write_model_card(
         results: `{"text_to_image": ..., "image_to_text": ...}` of [`evaluate_retrieval`], if it was evaluated.
         data_name: what the results were measured on.
         model_name: as the Hub will call it; the folder's name if not given.
-        licence: of the weights.
+        licence: of the weights; the owner of the training data knows it.
     """
     name = model_name or Path(folder).name
     metrics = [

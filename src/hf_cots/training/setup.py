@@ -5,7 +5,14 @@ import json
 import logging
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ..data import COTSCollator, PairDataset, RandomCropFlip, load_pairs
 from ..models import COTSConfig, COTSForPreTraining, COTSImageProcessor, COTSImageTokenizer, COTSProcessor
@@ -14,6 +21,8 @@ from .arguments import COTSTrainingArguments, DataArguments, ModelArguments
 
 logger = logging.getLogger(__name__)
 
+# What LoRA trains in full: everything new. The momentum encoder's share of it stays frozen.
+BESIDE_TOWERS = ("cots.visual_projection", "cots.text_projection", "mvm_", "mlm_", "cots.log_temperature")
 TOWERS = {"vision": "vision_model", "text": "text_model"}
 
 
@@ -68,6 +77,18 @@ def tower(source: str) -> str | PreTrainedModel:
     return AutoModel.from_config(AutoConfig.for_model(**fields))
 
 
+def tower_normalisation(source: str) -> dict[str, list[float]]:
+    """Mean and deviation that a pretrained image tower was trained with, if an image processor lies beside it."""
+    if source.startswith("{"):
+        return {}
+    try:
+        processor = AutoImageProcessor.from_pretrained(source)
+    except (OSError, ValueError):
+        logger.warning("no image processor beside %s: pixels are normalised with mean and deviation 0.5", source)
+        return {}
+    return {"image_mean": list(processor.image_mean), "image_std": list(processor.image_std)}
+
+
 def cots_config(source: str | None, overrides: dict) -> COTSConfig:
     """The config of a checkpoint, folder or file, with fields replaced.
 
@@ -96,13 +117,16 @@ def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -
         raise ValueError(f"--config_overrides names what is no field of COTSConfig: {', '.join(unknown)}")
     overrides |= {"mask_token_id": tokenizer.mask_token_id, "special_token_ids": sorted(tokenizer.all_special_ids)}
     if arguments.vision and arguments.text:
+        overrides = tower_normalisation(arguments.vision) | overrides
         model = COTSForPreTraining.from_vision_text_pretrained(
             tower(arguments.vision), tower(arguments.text), arguments.image_tokenizer, **overrides
         )
         untrained = arguments.image_tokenizer is None
     elif arguments.model:
+        sizes = {name: overrides.pop(name) for name in ("queue_size", "similarity_queue_size") if name in overrides}
         config = cots_config(arguments.model, overrides)
         model, info = COTSForPreTraining.from_pretrained(arguments.model, config=config, output_loading_info=True)
+        model.new_queues(**sizes)
         untrained = any(key.startswith("image_tokenizer.") for key in info["missing_keys"])
     else:
         model, untrained = COTSForPreTraining(cots_config(arguments.config, overrides)), True
@@ -118,8 +142,14 @@ def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens, the text tower only {model.config.text_config.vocab_size}"
         )
+    longest = getattr(model.config.text_config, "max_position_embeddings", tokenizer.model_max_length)
+    if tokenizer.model_max_length > longest:
+        raise ValueError(
+            f"--max_text_length {tokenizer.model_max_length} is more than the text tower's {longest} positions"
+        )
+    adapted = add_lora(model, arguments.lora_rank) if arguments.lora_rank else model
     freeze_towers(model, arguments.freeze)
-    return add_lora(model, arguments.lora_rank) if arguments.lora_rank else model
+    return adapted
 
 
 def freeze_towers(model: COTSForPreTraining, names: list[str]) -> None:
@@ -132,6 +162,7 @@ def freeze_towers(model: COTSForPreTraining, names: list[str]) -> None:
         if name not in TOWERS:
             raise ValueError(f"--freeze takes {' and '.join(TOWERS)}, got '{name}'")
         getattr(model.cots, TOWERS[name]).requires_grad_(False)
+    model.train(model.training)  # a tower that is not trained loses its dropout at once
 
 
 def add_lora(model: COTSForPreTraining, rank: int):
@@ -149,7 +180,7 @@ def add_lora(model: COTSForPreTraining, rank: int):
     attention = r"(cots|momentum_encoder)\..*\.(q_proj|v_proj|query|value|q_lin|v_lin)"
     adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=attention))
     for name, parameter in model.named_parameters():
-        if name.startswith(("cots.visual_projection", "cots.text_projection", "mvm_", "mlm_", "cots.log_temperature")):
+        if name.startswith(BESIDE_TOWERS) or name.endswith("mask_token"):
             parameter.requires_grad_(True)
     model.reset_momentum()
     model.train()  # freezes the momentum encoder's adapters

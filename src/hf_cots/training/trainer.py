@@ -14,6 +14,8 @@ from ..evaluation.retrieval import evaluate_retrieval
 from .diagnostics import batch_accuracy, embedding_spread, similarity_to_queue
 
 
+# Parts that a LoRA checkpoint leaves out: the adapters have peft's own file, the rest is as it was loaded.
+FROM_TOWERS = ("lora_", "vision_model.", "text_model.", "image_tokenizer.")
 BESIDE_ADAPTERS = "cots_state.safetensors"
 LOSS_TERMS = ("loss_instance", "loss_mvm", "loss_mlm", "loss_task")
 
@@ -48,6 +50,11 @@ class COTSTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         self.pair_sampler: PairSampler | None = None
         super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"{self.args.n_gpu} GPUs in one process would split each batch behind the queue's back: start one "
+                "process per GPU with torchrun, or name one GPU in CUDA_VISIBLE_DEVICES"
+            )
         self.add_callback(StepCallback(self))
         self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
         self._counts: dict[str, int] = defaultdict(int)
@@ -63,6 +70,10 @@ class COTSTrainer(Trainer):
             len(dataset), self.args.seed if self.args.data_seed is None else self.args.data_seed
         )
         return self.pair_sampler
+
+    def get_decay_parameter_names(self, model) -> list[str]:
+        """transformers' choice without the temperature: decay would pull it towards 1."""
+        return [name for name in super().get_decay_parameter_names(model) if not name.endswith("log_temperature")]
 
     def create_optimizer(self, model=None):
         """Parameter groups with the towers' own learning rates, if any are set, and without decay where usual."""
@@ -119,7 +130,7 @@ class COTSTrainer(Trainer):
             beside = {
                 name: tensor.contiguous()
                 for name, tensor in state.items()
-                if not any(part in name for part in ("lora_", "vision_model.", "text_model.", "image_tokenizer."))
+                if name.endswith("mask_token") or not any(part in name for part in FROM_TOWERS)
             }
             save_file(beside, Path(output_dir or self.args.output_dir) / BESIDE_ADAPTERS)
 
@@ -147,7 +158,8 @@ class COTSTrainer(Trainer):
         self._record("batch_accuracy", batch_accuracy(images, texts, ids))
         self._record("image_spread", embedding_spread(images))
         self._record("text_spread", embedding_spread(texts))
-        if self.model.key_queue is not None:
+        # With fresh_negatives=False the step's own keys are not in the queue yet.
+        if self.model.key_queue is not None and self.model.config.fresh_negatives:
             for name, value in similarity_to_queue(self.model, images, ids, self._step_pairs).items():
                 self._record(name, value)
 
