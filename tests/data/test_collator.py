@@ -37,7 +37,8 @@ def test_names_shapes_and_types(pairs):
         "bool_masked_words": ((3, length), torch.bool),
     }
     assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in batch.items()} == expected
-    assert batch["image_ids"].tolist() == [0, 17, 5]
+    assert batch["image_ids"].tolist() == [int(pairs.image_ids[row]) for row in (0, 17, 5)]
+    assert len(set(batch["image_ids"].tolist())) == 3
     assert batch["attention_mask"].sum(dim=1).tolist() == [5, 6, 5]
     assert batch["bool_masked_pos"].sum(dim=1).tolist() == [6, 6, 6]
     assert batch["bool_masked_words"].sum(dim=1).tolist() == [1, 1, 1]

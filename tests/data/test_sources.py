@@ -5,6 +5,7 @@ import json
 import datasets
 import numpy as np
 import pytest
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from hf_cots.data import PairDataset, PairSampler, load_pairs
@@ -108,7 +109,7 @@ def test_a_missing_column_is_named_with_its_flag(world, flag):
 
 @pytest.mark.parametrize("empty", ["", "  \n", None])
 def test_rows_of_empty_captions_are_named(empty):
-    with pytest.raises(ValueError, match=r"'caption' is empty in 2 row\(s\), counted from 0: 1, 3\."):
+    with pytest.raises(ValueError, match=r"'caption' is empty or no text in 2 row\(s\), counted from 0: 1, 3\."):
         PairDataset(in_memory(["a", empty, "b", empty]))
 
 
@@ -267,3 +268,21 @@ def test_a_report_survives_a_torn_last_line(tmp_path):
     with open(report.path, "a") as file:
         file.write('{"image": "b.p')
     assert report.names() == {"a.png"}
+
+
+def test_numbers_for_captions_are_refused_by_row():
+    table = datasets.Dataset.from_dict({"image": ["a.png", "b.png"], "caption": [1, 2]})
+    with pytest.raises(ValueError, match="empty or no text in 2 row"):
+        PairDataset(table)
+
+
+def test_rows_of_one_imagefolder_file_are_one_picture(tmp_path):
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    Image.new("RGB", (8, 8), "blue").save(tmp_path / "b.png")
+    rows = [("a.png", "red"), ("a.png", "a red square"), ("b.png", "blue")]
+    lines = [json.dumps({"file_name": name, "caption": caption}) for name, caption in rows]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    pairs = load_pairs(str(tmp_path))
+    ids = {pairs.caption(i): int(pairs.image_ids[pairs.row_of_pair[i]]) for i in range(3)}
+    assert ids["red"] == ids["a red square"] != ids["blue"]
+    assert len(set(pairs.first_rows().tolist())) == 2

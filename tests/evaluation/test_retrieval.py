@@ -201,3 +201,11 @@ def test_evaluation_takes_pictures_one_batch_at_a_time(world, model, processor, 
     evaluate_retrieval(model, processor, load_pairs(str(world.imagefolder)), batch_size=16)
     assert sizes == [16, 16, 8]
     assert np.sum(sizes) == 40
+
+
+@pytest.mark.parametrize("side", ["query", "gallery"])
+def test_embeddings_that_are_no_numbers_are_refused(side):
+    embeds = {"query": torch.eye(3), "gallery": torch.eye(3)}
+    embeds[side] = embeds[side].clone().index_fill(0, torch.tensor([1]), float("nan"))
+    with pytest.raises(ValueError, match=f"1 {side} embeddings are not finite, the first is number 1"):
+        retrieval_metrics(embeds["query"], embeds["gallery"], torch.arange(3), torch.arange(3))

@@ -154,3 +154,14 @@ def test_masked_share_is_the_share_of_rows_with_masks():
     assert everything["bool_masked_pos"].any(axis=1).all()
     # A smaller share is a subset with unchanged masks.
     assert np.array_equal(everything["bool_masked_pos"][patches], drawn["bool_masked_pos"][patches])
+
+
+def test_padding_is_known_by_the_attention_mask_whatever_its_id():
+    """RoBERTa pads with id 1, which no list of BERT's special tokens holds."""
+    input_ids = np.full((1, 12), 1)
+    input_ids[0, :3] = [500, 501, 502]
+    attended = (np.arange(12) < 3)[None].astype(int)
+    for seed in range(50):
+        drawn = draw_masks([seed], input_ids, attended, 4, 6, 0.9, 1.0, SPECIAL, 103, 1000)
+        assert drawn["bool_masked_words"][0, :3].sum() == 3
+        assert not drawn["bool_masked_words"][0, 3:].any()

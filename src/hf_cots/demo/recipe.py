@@ -15,7 +15,7 @@ from ..data.emoji import package_folder
 IMAGE_SIZE, PATCH_SIZE = 64, 16
 TEST_STYLE = "twemoji"  # the held-out gallery: one picture a name
 
-TEXT_QUERIES = ("a smiling face", "an animal with wings", "something to eat", "a means of transport", "playing sports")
+TEXT_QUERIES = ("a happy face", "a clock", "a person in a wheelchair", "a red heart", "waves of water")
 
 
 @dataclass(frozen=True)

@@ -178,11 +178,6 @@ class COTSConfig(PreTrainedConfig):
             raise ValueError(
                 "instance_weight, mvm_weight, mlm_weight and task_weight are all 0: nothing to learn from"
             )
-        if self.mlm_weight > 0 and self.mask_token_id >= self.text_config.vocab_size:
-            raise ValueError(
-                f"mask_token_id={self.mask_token_id} is outside the text tower's vocabulary of "
-                f"{self.text_config.vocab_size}; set mask_token_id and special_token_ids to the tokenizer's"
-            )
         if self.task_weight > 0 and self.instance_weight == 0:
             raise ValueError("task_weight > 0 needs instance_weight > 0: alone, the task level has a trivial optimum")
 

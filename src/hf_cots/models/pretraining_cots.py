@@ -20,11 +20,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from .configuration_cots import COTSConfig
-from .configuration_dvae import COTSImageTokenizerConfig
 from .losses import (
     center_keys,
     contrast_logits,
@@ -117,6 +115,11 @@ class COTSForPreTraining(COTSPreTrainedModel):
 
     def __init__(self, config: COTSConfig):
         super().__init__(config)
+        if config.mlm_weight > 0 and config.mask_token_id >= config.text_config.vocab_size:
+            raise ValueError(
+                f"mask_token_id={config.mask_token_id} is outside the text tower's vocabulary of "
+                f"{config.text_config.vocab_size}; set mask_token_id and special_token_ids to the tokenizer's"
+            )
         image_size, text_size = config.vision_config.hidden_size, config.text_config.hidden_size
         self.cots = COTSModel(config, use_mask_token=config.mvm_weight > 0)
         self.momentum_encoder = COTSModel(config) if config.uses_momentum_encoder else None
@@ -246,20 +249,18 @@ class COTSForPreTraining(COTSPreTrainedModel):
         if self.momentum_encoder is not None:
             update_momentum(self.momentum_encoder, self.cots, self.config.momentum if momentum is None else momentum)
 
-    def new_queues(self, queue_size: int | None = None, similarity_queue_size: int | None = None) -> None:
-        """Start with empty queues, of other sizes if any are given: what fine-tuning on new data wants.
+    def new_queues(self, queue_size: int, similarity_queue_size: int) -> None:
+        """Start with empty queues of these sizes: what training on new data wants.
 
         Raises:
-            ValueError (wrapped by the config's validation): if a size is not positive.
+            ValueError: if a size is not positive.
         """
-        queue_size, score_size = queue_size or self.config.queue_size, similarity_queue_size
-        self.config.queue_size = queue_size
-        self.config.similarity_queue_size = score_size or self.config.similarity_queue_size
+        self.config.queue_size, self.config.similarity_queue_size = queue_size, similarity_queue_size
         self.config.validate_ranges()
         if self.key_queue is not None:
             self.key_queue = KeyQueue(queue_size, self.config.projection_dim).to(self.device)
         if self.score_queue is not None:
-            self.score_queue = ScoreQueue(self.config.similarity_queue_size).to(self.device)
+            self.score_queue = ScoreQueue(similarity_queue_size).to(self.device)
         self.steps_seen.zero_()
         self.pairs_seen.zero_()
 
@@ -573,7 +574,7 @@ class COTSForPreTraining(COTSPreTrainedModel):
         """L_MLM of each of `rows`: masked words from the masked text and the clean image's feature."""
         masked, targets = bool_masked_words[rows], batch["input_ids"][rows]
         attention_mask = None if batch["attention_mask"] is None else batch["attention_mask"][rows]
-        output: BaseModelOutputWithPooling = self.cots.encode_text(masked_input_ids[rows], attention_mask)
+        output = self.cots.encode_text(masked_input_ids[rows], attention_mask)
         features = image_features.detach() if self.config.detach_global_features else image_features
         informed = self.mlm_head(
             output.last_hidden_state[masked], features[rows].repeat_interleave(masked.sum(dim=1), dim=0)
@@ -595,4 +596,4 @@ def mask_settings(config: COTSConfig) -> dict:
     }
 
 
-__all__ = ["COTSForPreTraining", "COTSForPreTrainingOutput", "COTSImageTokenizerConfig"]
+__all__ = ["COTSForPreTraining", "COTSForPreTrainingOutput"]

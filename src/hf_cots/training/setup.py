@@ -123,10 +123,11 @@ def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -
         )
         untrained = arguments.image_tokenizer is None
     elif arguments.model:
-        sizes = {name: overrides.pop(name) for name in ("queue_size", "similarity_queue_size") if name in overrides}
+        sizes = {name: overrides.pop(name, None) for name in ("queue_size", "similarity_queue_size")}
         config = cots_config(arguments.model, overrides)
         model, info = COTSForPreTraining.from_pretrained(arguments.model, config=config, output_loading_info=True)
-        model.new_queues(**sizes)
+        # Queues of another run hold keys of its data, under its ids.
+        model.new_queues(**{name: getattr(config, name) if size is None else size for name, size in sizes.items()})
         untrained = any(key.startswith("image_tokenizer.") for key in info["missing_keys"])
     else:
         model, untrained = COTSForPreTraining(cots_config(arguments.config, overrides)), True
