@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Image-text retrieval with COTS.")
@@ -79,6 +78,7 @@ def evaluate(
 
     from .data import load_pairs
     from .evaluation import evaluate_retrieval
+    from .evaluation.tables import terminal_table
 
     try:
         pairs = load_pairs(data, image_column, caption_column, image_id_column, split)
@@ -86,19 +86,7 @@ def evaluate(
         results = evaluate_retrieval(encoder, processor, pairs, progress=True)
     except (OSError, ValueError) as error:
         raise _fail(error) from None
-    console.print(results_as_table(results))
+    console.print(terminal_table(results))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(results, indent=2) + "\n")
-
-
-def results_as_table(results: dict[str, dict[str, float]], title: str | None = None) -> Table:
-    """Rows of recall in percent, for the terminal."""
-    table = Table(title=title)
-    for heading in ("", "R@1", "R@5", "R@10", "median rank", "queries", "gallery"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for name, values in results.items():
-        recalls = [f"{values[f'R@{k}']:.1f}" for k in (1, 5, 10)]
-        rest = [f"{values['median_rank']:g}", str(values["queries"]), str(values["gallery"])]
-        table.add_row(name.replace("_", " "), *recalls, *rest)
-    return table

@@ -16,9 +16,10 @@ from huggingface_hub import create_repo, upload_folder
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from .evaluation.tables import markdown_table
 from .training import COTSTrainer, COTSTrainingArguments
 from .training.arguments import parse_arguments
-from .training.model_card import results_table, write_model_card
+from .training.model_card import write_model_card
 from .training.setup import build_collator, build_data, build_model, build_processor, build_tokenizer
 
 
@@ -52,7 +53,7 @@ def train(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     if trainer.is_world_process_zero():
         folder = save_deployable(trainer, data_arguments.train_data, data_arguments.eval_data, results)
         if results:
-            print(results_table(results))
+            print(markdown_table(results))
         if push:
             push_folder(folder, training)
     return results

@@ -1,6 +1,7 @@
 """Flags, files of flags, and both together."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -125,3 +126,14 @@ def test_a_file_that_holds_no_mapping(tmp_path, text):
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"recipe\.yaml must hold a mapping"):
         parse_arguments([str(tmp_path / "recipe.yaml")])
+
+
+@pytest.mark.parametrize("recipe", sorted((Path(__file__).parents[2] / "model_cards").glob("*/recipe.yaml")), ids=str)
+def test_every_recipe_of_the_model_cards_parses(recipe):
+    model, data, training = parse_arguments([str(recipe)])
+    assert model.vision
+    assert model.text or recipe.parent.name == "cots-emoji", (
+        "the text tower of cots-emoji is named on the command line"
+    )
+    assert data.train_data
+    assert training.learning_rate > 0

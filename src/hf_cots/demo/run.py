@@ -13,11 +13,11 @@ from typing import Any
 from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, ViTModel, set_seed
 
-from ..cli import results_as_table
 from ..data import COTSCollator, PairDataset, RandomCropFlip, load_pairs
 from ..data.emoji import write_emoji_set
 from ..data.sources import load_table
 from ..evaluation.retrieval import chance_level
+from ..evaluation.tables import terminal_table
 from ..models import COTSForPreTraining, COTSImageTokenizer, COTSImageTokenizerConfig
 from ..train import save_deployable
 from ..training import COTSTrainer, COTSTrainingArguments
@@ -102,7 +102,7 @@ def run_demo(output: Path, compare: bool = False, smoke: bool = False, seed: int
     with watch.step("evaluation", "4/6  Evaluation on unseen concepts"):
         results = trainer.retrieval(gallery)
         chance = chance_level(len(gallery), len(gallery.table))
-        console.print(results_as_table(results | {"chance": chance}, "COTS, recall in percent"))
+        console.print(terminal_table(results | {"chance": chance}, "COTS, recall in percent"))
 
     with watch.step("save", "5/6  Saving the model folder"):
         save_deployable(trainer, "the emoji set, training concepts", "unseen emoji concepts", results)
@@ -115,7 +115,7 @@ def run_demo(output: Path, compare: bool = False, smoke: bool = False, seed: int
     if compare:
         summary |= run_comparison(recipe, train_pairs, gallery, tokenizer, output, seed, watch)
         rows = {name: values["text_to_image"] for name, values in summary.items()}
-        console.print(results_as_table(rows, "text to image, recall in percent"))
+        console.print(terminal_table(rows, "text to image, recall in percent"))
     summary["seconds"] = watch.seconds | {"total": round(sum(watch.seconds.values()), 1)}
     summary["pairs"] = counts
     summary["seed"] = seed

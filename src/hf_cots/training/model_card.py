@@ -4,6 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..evaluation.tables import markdown_table
 from ..models import COTSConfig
 
 
@@ -49,18 +50,6 @@ outputs.logits_per_image  # (images, texts); image_embeds and text_embeds are no
 The model knows what its training pairs showed. Check it on your own data before you rely on it, in particular where a
 wrong or biased answer would harm someone.
 """
-
-
-def results_table(results: dict[str, dict[str, float]]) -> str:
-    """A Markdown table of both directions."""
-    rows = ["| direction | R@1 | R@5 | R@10 | median rank | queries | gallery |", "|---|---|---|---|---|---|---|"]
-    for direction, values in results.items():
-        recalls = " | ".join(f"{values[f'R@{k}']:.1f}" for k in (1, 5, 10))
-        rows.append(
-            f"| {direction.replace('_', ' ')} | {recalls} | {values['median_rank']:g} | {values['queries']} | "
-            f"{values['gallery']} |"
-        )
-    return "\n".join(rows)
 
 
 def write_model_card(
@@ -110,6 +99,6 @@ def write_model_card(
         text=f"{text.model_type}, width {text.hidden_size}, {text.num_hidden_layers} layers",
         contrast=f"{config.contrast}, queue {config.queue_size}, momentum {config.momentum}",
         weights=", ".join(f"{weight:g}" for weight in weights),
-        results=(f"On {data_name}, in percent:\n\n" + results_table(results)) if results else "Not evaluated.",
+        results=(f"On {data_name}, in percent:\n\n" + markdown_table(results)) if results else "Not evaluated.",
     )
     card.save(Path(folder) / "README.md")
