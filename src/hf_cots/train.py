@@ -14,11 +14,11 @@ from pathlib import Path
 import transformers
 from huggingface_hub import create_repo, upload_folder
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from .evaluation.tables import markdown_table
 from .training import COTSTrainer, COTSTrainingArguments
 from .training.arguments import parse_arguments
+from .training.checkpoints import last_checkpoint
 from .training.model_card import write_model_card
 from .training.setup import build_collator, build_data, build_model, build_processor, build_tokenizer
 
@@ -46,7 +46,7 @@ def train(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     )
     checkpoint = training.resume_from_checkpoint
     if checkpoint in ("True", "true", "last"):
-        checkpoint = get_last_checkpoint(training.output_dir) if Path(training.output_dir).is_dir() else None
+        checkpoint = last_checkpoint(training.output_dir)  # the first start of a run has none
     trainer.train(resume_from_checkpoint=checkpoint)
 
     results = trainer.retrieval(eval_pairs) if eval_pairs is not None else {}

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from hf_cots import COTSConfig
-from hf_cots.data import COTSCollator, PairSampler, RandomCropFlip, load_pairs
+from hf_cots.data import COTSCollator, PairBatches, RandomCropFlip, load_pairs
 from tests.tiny import tiny_config
 from tests.worlds import World, tiny_processor
 
@@ -81,12 +81,28 @@ def test_an_item_does_not_depend_on_its_company(pairs):
 
 def test_the_number_of_workers_changes_nothing(pairs):
     def load(workers):
-        sampler = PairSampler(len(pairs), 1)
-        sampler.set_epoch(2)
-        return list(DataLoader(pairs, 16, sampler=sampler, num_workers=workers, collate_fn=collator()))
+        batches = PairBatches(len(pairs), 16, seed=1)
+        batches.set_epoch(2)
+        return list(DataLoader(pairs, batch_sampler=batches, num_workers=workers, collate_fn=collator()))
 
-    alone, parallel = load(0), load(2)
-    assert len(alone) == len(parallel) == 3
-    for one, other in zip(alone, parallel):
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[name], other[name]) for name in one)
+    alone, *others = load(0), load(1), load(3)
+    assert len(alone) == 3
+    for other in others:
+        assert len(other) == 3
+        for one, same in zip(alone, other):
+            assert one.keys() == same.keys()
+            assert all(torch.equal(one[name], same[name]) for name in one)
+
+
+def test_items_that_are_none_are_left_out(pairs):
+    whole, without = collator()([pairs[3], pairs[5]]), collator()([None, pairs[3], None, pairs[5]])
+    assert all(torch.equal(whole[name], without[name]) for name in whole)
+
+
+@pytest.mark.parametrize("items", [[], [None, None]])
+def test_a_batch_of_no_pairs_has_every_column(pairs, items):
+    wanted, empty = collator()([pairs[3]]), collator()(items)
+    assert wanted.keys() == empty.keys()
+    for name in wanted:
+        assert len(empty[name]) == 0
+        assert empty[name].dtype == wanted[name].dtype

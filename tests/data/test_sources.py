@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from hf_cots.data import PairDataset, PairSampler, load_pairs
+from hf_cots.data import PairBatches, PairDataset, load_pairs
 from hf_cots.data.images import BrokenImage, BrokenImageReport, read_image
 from hf_cots.models.masking import mix
 from tests.worlds import World, all_pairs, break_pictures, draw, encoded
@@ -156,25 +156,7 @@ def test_one_readable_first_picture_is_enough():
     assert len(PairDataset(in_memory(list("abcdefgh"), pictures))) == 8
 
 
-# ---------------------------------------------------------------------- order and seeds
-
-
-def order(seed, epoch, length=50):
-    sampler = PairSampler(length, seed)
-    sampler.set_epoch(epoch)
-    return list(sampler)
-
-
-def test_the_order_is_a_pure_function_of_seed_and_epoch():
-    np.random.seed(0)
-    first = order(3, 5)
-    np.random.seed(1)
-    assert order(3, 5) == first
-    assert [epoch for epoch, _ in first] == [5] * 50
-    assert sorted(index for _, index in first) == list(range(50))
-    indices = [[index for _, index in order(seed, epoch)] for seed, epoch in ((3, 5), (3, 6), (4, 5), (5, 3))]
-    assert len({tuple(each) for each in indices}) == 4
-    assert len(PairSampler(50)) == 50
+# ---------------------------------------------------------------------- seeds
 
 
 def test_the_seed_of_an_item_depends_on_seed_epoch_and_index_only(world):
@@ -217,7 +199,8 @@ def test_broken_pictures_are_reported_once_and_batches_keep_their_size(broken, t
     folder, reasons = broken
     report = tmp_path / "deep" / "report.jsonl"
     pairs = load_pairs(str(folder / "pairs.jsonl"), report=report)
-    loader = DataLoader(pairs, 4, sampler=PairSampler(len(pairs)), num_workers=workers, collate_fn=keep_items)
+    batches = PairBatches(len(pairs), 4)
+    loader = DataLoader(pairs, batch_sampler=batches, num_workers=workers, collate_fn=keep_items)
     for _ in range(2):
         batches = list(loader)
         assert [len(batch) for batch in batches] == [4, 4, 4]
@@ -264,10 +247,16 @@ def test_data_that_breaks_altogether_is_an_error(tmp_path):
 def test_a_report_survives_a_torn_last_line(tmp_path):
     report = BrokenImageReport(tmp_path / "report.jsonl")
     assert report.names() == set()
-    report.add(BrokenImage("a.png", "why"))
+    report.add("a.png", "why")
     with open(report.path, "a") as file:
         file.write('{"image": "b.p')
+    report = BrokenImageReport(report.path)  # the run starts again
     assert report.names() == {"a.png"}
+    report.add("b.png", "why", used=True)
+    report.add("a.png", "why")
+    assert report.names() == BrokenImageReport(report.path).names() == {"a.png", "b.png"}
+    assert report.skipped() == 1
+    assert len(report.path.read_text().splitlines()) == 3  # the torn line keeps to itself
 
 
 def test_numbers_for_captions_are_refused_by_row():

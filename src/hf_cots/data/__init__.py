@@ -1,8 +1,19 @@
 """What goes in: sources of image-text pairs, augmentation, batches, and the emoji set."""
 
 from .augmentation import RandomCropFlip
+from .batches import PairBatches
 from .collator import COTSCollator
-from .sources import PairDataset, PairSampler, load_pairs
+from .sources import PairDataset, load_pairs
+from .streams import PairStream, StreamBatches, load_stream
 
 
-__all__ = ["COTSCollator", "PairDataset", "PairSampler", "RandomCropFlip", "load_pairs"]
+__all__ = [
+    "COTSCollator",
+    "PairBatches",
+    "PairDataset",
+    "PairStream",
+    "RandomCropFlip",
+    "StreamBatches",
+    "load_pairs",
+    "load_stream",
+]

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..models import COTSConfig, COTSProcessor
 from ..models.masking import draw_masks, generator
@@ -12,6 +13,8 @@ from .augmentation import RandomCropFlip
 
 
 AUGMENTATION_STREAM = 4
+# Gives a batch of no rows its columns.
+NO_PAIR = {"image": Image.new("RGB", (1, 1)), "caption": "", "image_id": 0, "seed": 0}
 
 
 class COTSCollator:
@@ -30,8 +33,16 @@ class COTSCollator:
         self.processor, self.config, self.augmentation = processor, config, augmentation
         self.mask_settings = mask_settings(config)
 
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """`pixel_values`, `input_ids`, `attention_mask`, `image_ids`, and the masks if a token level is on."""
+    def __call__(self, items: list[dict[str, Any] | None]) -> dict[str, torch.Tensor]:
+        """`pixel_values`, `input_ids`, `attention_mask`, `image_ids`, and the masks if a token level is on.
+
+        Items that are None are left out. What remains may be a batch of no rows: a rank's share of a ragged batch.
+        """
+        usable = [item for item in items if item is not None]
+        batch = self._collate(usable or [NO_PAIR])
+        return batch if usable else {name: rows[:0] for name, rows in batch.items()}
+
+    def _collate(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         images = [item["image"] for item in items]
         if self.augmentation is not None:
             images = [

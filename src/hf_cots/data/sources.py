@@ -6,13 +6,13 @@ All of them become one [`PairDataset`]; pictures stay encoded until a worker nee
 import glob
 import hashlib
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-from torch.utils.data import Dataset, Sampler
+from PIL import Image
+from torch.utils.data import Dataset
 
 from ..models.masking import mix
 from .images import BrokenImage, BrokenImageReport, read_image
@@ -30,13 +30,16 @@ BUILDERS = {
 }
 
 
-def load_table(data: str, split: str = "train") -> datasets.Dataset:
+def load_table(
+    data: str, split: str = "train", streaming: bool = False
+) -> datasets.Dataset | datasets.IterableDataset:
     """Open the data without decoding anything.
 
     Args:
         data: a folder (imagefolder with metadata.jsonl, or one of parquet files or tars), a file, a glob pattern
             such as `shards/*.tar`, or a Hub id.
         split: which split of a Hub data set, or of a folder that has several.
+        streaming: read rows as they are needed, and keep no copy on this machine.
 
     Raises:
         FileNotFoundError: if a path or pattern matches nothing.
@@ -46,7 +49,7 @@ def load_table(data: str, split: str = "train") -> datasets.Dataset:
     if path.is_dir():
         kind = next((suffix for suffix in (".parquet", ".tar") if any(path.glob(f"*{suffix}"))), None)
         if kind is None:
-            splits = datasets.load_dataset("imagefolder", data_dir=str(path))
+            splits = datasets.load_dataset("imagefolder", data_dir=str(path), streaming=streaming)
             # A folder without splits is one whole, which `datasets` calls "train".
             return _pick_split(splits, data, split if len(splits) > 1 else next(iter(splits)))
         files = sorted(str(file) for file in path.glob(f"*{kind}"))
@@ -57,15 +60,15 @@ def load_table(data: str, split: str = "train") -> datasets.Dataset:
     elif path.suffix.lower() in BUILDERS or data.startswith((".", "/", "~")):
         raise FileNotFoundError(f"no such file or folder: {data}")
     else:
-        return _pick_split(datasets.load_dataset(data), data, split)
+        return _pick_split(datasets.load_dataset(data, streaming=streaming), data, split)
     suffix = Path(files[0]).suffix.lower()
     if suffix not in BUILDERS:
         raise ValueError(f"{files[0]}: cannot read '{suffix}' files; known are {', '.join(BUILDERS)} and folders")
     options: dict[str, Any] = {"sep": "\t"} if suffix == ".tsv" else {}
-    return datasets.load_dataset(BUILDERS[suffix], data_files=files, split="train", **options)
+    return datasets.load_dataset(BUILDERS[suffix], data_files=files, split="train", streaming=streaming, **options)
 
 
-def _pick_split(splits: datasets.DatasetDict, data: str, split: str) -> datasets.Dataset:
+def _pick_split(splits: dict[str, Any], data: str, split: str) -> datasets.Dataset | datasets.IterableDataset:
     if split not in splits:
         raise ValueError(f"{data} has no split '{split}'; it has {', '.join(map(str, splits))}")
     return splits[split]
@@ -86,14 +89,59 @@ def load_pairs(
         FileNotFoundError, ValueError: as [`load_table`] and [`PairDataset`] say.
     """
     table = load_table(data, split)
-    root = Path(data) if Path(data).is_dir() else Path(data).parent
-    return PairDataset(table, image_column, caption_column, image_id_column, root, seed, report, name=data)
+    return PairDataset(table, image_column, caption_column, image_id_column, root_of(data), seed, report, name=data)
+
+
+def root_of(data: str) -> Path:
+    """The folder that relative paths in the data start from."""
+    return Path(data) if Path(data).is_dir() else Path(data).parent
+
+
+def check_columns(name: str, present: list[str], **wanted: str | None) -> None:
+    """Every wanted column, by the name of its flag, must be present.
+
+    Raises:
+        ValueError: naming the one that is not.
+    """
+    for flag, column in wanted.items():
+        if column is not None and column not in present:
+            raise ValueError(f"{name} has no column '{column}'; it has {', '.join(present)}. Name one with --{flag}")
+
+
+def identity(text: str) -> int:
+    """A non-negative int64 that stands for a path or another name of a picture."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def read_cell(cell: Any, name: str, column: str, root: Path, report: BrokenImageReport | None = None) -> Image.Image:
+    """The picture of a table's cell (an `Image` feature that is not decoded, bytes, or a path), upright and RGB.
+
+    Args:
+        cell: what the table holds.
+        name: what to call a picture that has no path.
+        column: where the cell is from, for errors.
+        root: folder that relative paths start from.
+        report: told of pictures that are used, but odd.
+
+    Raises:
+        BrokenImage: naming the file.
+    """
+    if isinstance(cell, dict):
+        path, data = cell.get("path"), cell.get("bytes")
+        if data is not None:
+            return read_image(data, f"{path} ({name})" if path else name, report)
+        cell = path
+    if isinstance(cell, bytes):
+        return read_image(cell, name, report)
+    if not isinstance(cell, str):
+        raise BrokenImage(name, f"column '{column}' holds {type(cell).__name__}, not a picture")
+    return read_image(root / cell, report=report)
 
 
 class PairDataset(Dataset):
     """One item per caption: a picture, one of its captions, the picture's id, and the item's random seed.
 
-    An item is asked for by `(epoch, index)`, as [`PairSampler`] does, or by `index` alone (epoch 0). A picture that
+    An item is asked for by `(epoch, index)`, as [`PairBatches`] does, or by `index` alone (epoch 0). A picture that
     cannot be read is written to the report, and the next readable pair takes its place: batches keep their size.
 
     Args:
@@ -122,15 +170,13 @@ class PairDataset(Dataset):
         report: Path | str | None = None,
         name: str = "data",
     ):
-        for flag, column in (
-            ("image_column", image_column),
-            ("caption_column", caption_column),
-            ("image_id_column", image_id_column),
-        ):
-            if column is not None and column not in table.column_names:
-                raise ValueError(
-                    f"{name} has no column '{column}'; it has {', '.join(table.column_names)}. Name one with --{flag}"
-                )
+        check_columns(
+            name,
+            table.column_names,
+            image_column=image_column,
+            caption_column=caption_column,
+            image_id_column=image_id_column,
+        )
         if len(table) == 0:
             raise ValueError(f"{name} holds no rows")
         if isinstance(table.features[image_column], datasets.Image):
@@ -166,8 +212,7 @@ class PairDataset(Dataset):
         cells = self._paths() if column is None else self.table[column]
         if cells is None:
             return np.arange(len(self.table), dtype=np.int64)
-        digests = (hashlib.blake2b(str(cell).encode(), digest_size=8).digest() for cell in cells)
-        return np.fromiter((int.from_bytes(d, "big") >> 1 for d in digests), dtype=np.int64, count=len(self.table))
+        return np.fromiter((identity(str(cell)) for cell in cells), dtype=np.int64, count=len(self.table))
 
     def _paths(self) -> list[str] | None:
         """Each row's picture file, or None where the pictures themselves are in the table."""
@@ -203,24 +248,14 @@ class PairDataset(Dataset):
     def __len__(self) -> int:
         return len(self.row_of_pair)
 
-    def read_row(self, row: int):
+    def read_row(self, row: int) -> Image.Image:
         """The picture of a row, upright and RGB.
 
         Raises:
             BrokenImage: naming the file, or data set and row for a picture that has no name.
         """
         cell = self.table[row][self.image_column]
-        name = f"{self.name}, row {row}"
-        if isinstance(cell, dict):
-            path, data = cell.get("path"), cell.get("bytes")
-            if data is not None:
-                return read_image(data, f"{path} ({name})" if path else name)
-            cell = path
-        if isinstance(cell, bytes):
-            return read_image(cell, name)
-        if not isinstance(cell, str):
-            raise BrokenImage(name, f"column '{self.image_column}' holds {type(cell).__name__}, not a picture")
-        return read_image(self.root / cell)
+        return read_cell(cell, f"{self.name}, row {row}", self.image_column, self.root, self.report)
 
     def caption(self, index: int) -> str:
         """The caption of pair `index`."""
@@ -242,7 +277,7 @@ class PairDataset(Dataset):
                 image = self.read_row(row)
             except BrokenImage as broken:
                 if self.report:
-                    self.report.add(broken)
+                    self.report.add(broken.name, broken.reason)
                 else:
                     logger.warning("skipped: %s", broken)
                 continue
@@ -253,25 +288,3 @@ class PairDataset(Dataset):
                 "seed": mix(self.seed, epoch, pair),
             }
         raise ValueError(f"{self.name}: no picture can be read")
-
-
-class PairSampler(Sampler):
-    """A new permutation of the pairs each epoch, a pure function of (seed, epoch); yields `(epoch, index)`.
-
-    Args:
-        length: number of pairs.
-        seed: of the order.
-    """
-
-    def __init__(self, length: int, seed: int = 0):
-        self.length, self.seed, self.epoch = length, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch])).permutation(self.length)
-        return ((self.epoch, int(index)) for index in order)

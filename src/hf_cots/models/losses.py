@@ -136,9 +136,14 @@ def masked_token_loss(logits: torch.Tensor, targets: torch.Tensor, masked: torch
     return spread.sum(dim=1) / masked.sum(dim=1).clamp(min=1)
 
 
+def pair_scores(image_keys: torch.Tensor, text_keys: torch.Tensor) -> torch.Tensor:
+    """`s_i = k^I_i . k^T_i`, (n,): what the adaptive momentum filter judges a pair by; of keys not yet centred."""
+    return (image_keys * text_keys).sum(dim=-1)
+
+
 def key_mean(keys: torch.Tensor) -> torch.Tensor:
     """The mean (D,) of a step's (N, D) keys; zero for a step of one pair, whose centred key would vanish."""
-    return keys.mean(dim=0) if len(keys) > 1 else torch.zeros_like(keys[0])
+    return keys.mean(dim=0) if len(keys) > 1 else keys.new_zeros(keys.shape[1:])
 
 
 def center_keys(keys: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:

@@ -109,23 +109,34 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Concatenate a tensor over the ranks in rank order, without gradient; ranks may hold unequal numbers of rows."""
+def row_counts(count: int, device: torch.device) -> list[int]:
+    """How many rows each rank holds, in rank order; this one holds `count`."""
+    if world_size() == 1:
+        return [count]
+    own = torch.tensor([count], device=device)
+    counts = [torch.zeros_like(own) for _ in range(world_size())]
+    dist.all_gather(counts, own)
+    return torch.cat(counts).tolist()
+
+
+def _padded(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """Rows of zeros behind this rank's own, up to the largest rank's number: collectives want equal shapes."""
+    return torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])])
+
+
+def gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """Concatenate a tensor over the ranks in rank order, without gradient; `counts` are those of [`row_counts`]."""
     if world_size() == 1:
         return rows
-    count = torch.tensor([len(rows)], device=rows.device)
-    counts = [torch.zeros_like(count) for _ in range(world_size())]
-    dist.all_gather(counts, count)
-    longest = int(max(counts))
-    padded = rows.new_zeros((longest, *rows.shape[1:]))
-    padded[: len(rows)] = rows
+    padded = _padded(rows, counts)
     parts = [torch.zeros_like(padded) for _ in counts]
     dist.all_gather(parts, padded)
-    return torch.cat([part[: int(n)] for part, n in zip(parts, counts)])
+    return torch.cat([part[:n] for part, n in zip(parts, counts)])
 
 
-def gather_rows_with_gradient(rows: torch.Tensor) -> torch.Tensor:
-    """The same with gradient to every rank's rows; all ranks must hold equally many."""
+def gather_rows_with_gradient(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """The same with gradient to every rank's rows."""
     if world_size() == 1:
         return rows
-    return torch.cat(torch.distributed.nn.functional.all_gather(rows.contiguous()))
+    parts = torch.distributed.nn.functional.all_gather(_padded(rows, counts))
+    return torch.cat([part[:n] for part, n in zip(parts, counts)])

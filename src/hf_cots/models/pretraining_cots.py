@@ -31,6 +31,7 @@ from .losses import (
     key_mean,
     l2_normalize,
     masked_token_loss,
+    pair_scores,
     task_loss,
 )
 from .masking import draw_masks, mix
@@ -42,6 +43,7 @@ from .momentum import (
     gather_rows,
     gather_rows_with_gradient,
     rank,
+    row_counts,
     update_momentum,
     world_size,
 )
@@ -287,51 +289,41 @@ class COTSForPreTraining(COTSPreTrainedModel):
             such that the sum over the step, after Trainer's division by micro-batches and ranks, is the mean over all
             its pairs; and `image_features` or `text_features` (n, hidden) of a tower that is frozen.
         """
-        scores, keys, ids, numbers, frozen = [], [], [], [], []
-        gathered: list[tuple[torch.Tensor, ...]] = []
         seen = self.pairs_seen.clone()
+        steps: list[dict[str, torch.Tensor]] = []
+        gathered: list[tuple[torch.Tensor, ...]] = []
         for batch in micro_batches:
-            frozen.append(self._frozen_features(batch))
-            batch_keys = self._momentum_keys(batch, frozen[-1])
-            numbers.append(self._pair_numbers(batch, seen))
-            batch_ids = self._image_ids(batch, numbers[-1])
-            keys.append(batch_keys)
-            ids.append(batch_ids)
-            scores.append((batch_keys[0] * batch_keys[1]).sum(dim=-1))
-            gathered.append(tuple(gather_rows(rows) for rows in (*batch_keys, batch_ids, scores[-1])))
-            seen += len(gathered[-1][2])
-        all_image_keys, all_text_keys, all_ids, all_scores = (torch.cat(parts) for parts in zip(*gathered))
+            step = self._frozen_features(batch)
+            step["image_keys"], step["text_keys"] = self._momentum_keys(batch, step)
+            counts = row_counts(len(batch["input_ids"]), seen.device)
+            step["pair_numbers"] = self._pair_numbers(seen, counts)
+            step["image_ids"] = self._image_ids(batch, step["pair_numbers"])
+            gathered.append(tuple(gather_rows(step[key], counts) for key in ("image_keys", "text_keys", "image_ids")))
+            steps.append(step)
+            seen += sum(counts)
+        image_keys, text_keys, image_ids = (torch.cat(parts) for parts in zip(*gathered))
 
         threshold = self.filter_threshold()
+        # A rank or a micro-batch of a ragged last step may hold fewer pairs than the others, or none.
+        share = len(micro_batches) * world_size() / max(1, len(image_ids))
+        for step in steps:
+            step["kept"] = pair_scores(step["image_keys"], step["text_keys"]) >= threshold
+            step["pair_weights"] = step["kept"].to(step["image_keys"].dtype) * share
         if self.score_queue is not None:
-            self.score_queue.enqueue(all_scores)
+            self.score_queue.enqueue(pair_scores(image_keys, text_keys))
         if self.key_queue is not None:
             if self.config.center_keys:
-                image_mean, text_mean = key_mean(all_image_keys), key_mean(all_text_keys)
-                keys = [(center_keys(i, image_mean), center_keys(t, text_mean)) for i, t in keys]
-                all_image_keys = center_keys(all_image_keys, image_mean)
-                all_text_keys = center_keys(all_text_keys, text_mean)
-            self._pending = (all_image_keys, all_text_keys, all_ids)
+                image_mean, text_mean = key_mean(image_keys), key_mean(text_keys)
+                image_keys, text_keys = center_keys(image_keys, image_mean), center_keys(text_keys, text_mean)
+                for step in steps:
+                    step["image_keys"] = center_keys(step["image_keys"], image_mean)
+                    step["text_keys"] = center_keys(step["text_keys"], text_mean)
+            self._pending = (image_keys, text_keys, image_ids)
             if self.config.fresh_negatives:
                 self._enqueue_pending()
         self.pairs_seen.copy_(seen)
         self.steps_seen.add_(1)
-
-        share = len(micro_batches) * world_size() / len(all_ids)
-        return [
-            {
-                "image_keys": image_keys,
-                "text_keys": text_keys,
-                "image_ids": batch_ids,
-                "pair_numbers": batch_numbers,
-                "kept": batch_scores >= threshold,
-                "pair_weights": (batch_scores >= threshold).float() * share,
-                **batch_frozen,
-            }
-            for (image_keys, text_keys), batch_ids, batch_scores, batch_numbers, batch_frozen in zip(
-                keys, ids, scores, numbers, frozen
-            )
-        ]
+        return steps
 
     def end_step(self) -> None:
         """After the optimizer step: queue what was held back, and update the momentum encoder."""
@@ -372,10 +364,10 @@ class COTSForPreTraining(COTSPreTrainedModel):
         return features
 
     @staticmethod
-    def _pair_numbers(batch: dict[str, torch.Tensor], seen: torch.Tensor) -> torch.Tensor:
-        """(n,) the place of each pair in the run: `seen` pairs came before this micro-batch, over all ranks."""
-        count = len(batch["input_ids"])
-        return seen + rank() * count + torch.arange(count, device=seen.device)
+    def _pair_numbers(seen: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        """(n,) the place in the run of each of this rank's pairs: `seen` pairs came before this micro-batch, whose
+        ranks hold `counts`."""
+        return seen + sum(counts[: rank()]) + torch.arange(counts[rank()], device=seen.device)
 
     @staticmethod
     def _image_ids(batch: dict[str, torch.Tensor], pair_numbers: torch.Tensor) -> torch.Tensor:
@@ -426,7 +418,7 @@ class COTSForPreTraining(COTSPreTrainedModel):
             pair_numbers, kept, pair_weights = step["pair_numbers"], step["kept"], step["pair_weights"]
             image_features, text_features = step.get("image_features"), step.get("text_features")
         elif pair_weights is None:
-            pair_numbers = self._pair_numbers(batch, self.pairs_seen)
+            pair_numbers = self._pair_numbers(self.pairs_seen, row_counts(len(input_ids), input_ids.device))
             image_ids = self._image_ids({"image_ids": image_ids}, pair_numbers)
             image_keys, text_keys, kept, pair_weights = self._evaluation_keys(batch)
 
@@ -496,9 +488,10 @@ class COTSForPreTraining(COTSPreTrainedModel):
         """Logits of both directions, the positive in column 0; column j of both stands for the same pair."""
         temperature = self.cots.temperature
         if self.config.contrast == "in_batch":
-            all_images, all_texts = gather_rows_with_gradient(image_embeds), gather_rows_with_gradient(text_embeds)
-            all_ids = gather_rows(image_ids)
-            own = rank() * len(image_ids) + torch.arange(len(image_ids), device=image_ids.device)
+            counts = row_counts(len(image_ids), image_ids.device)
+            all_images, all_texts = (gather_rows_with_gradient(e, counts) for e in (image_embeds, text_embeds))
+            all_ids = gather_rows(image_ids, counts)
+            own = sum(counts[: rank()]) + torch.arange(len(image_ids), device=image_ids.device)
             return (
                 in_batch_logits(image_embeds, all_texts, image_ids, all_ids, own, temperature),
                 in_batch_logits(text_embeds, all_images, image_ids, all_ids, own, temperature),
@@ -524,10 +517,10 @@ class COTSForPreTraining(COTSPreTrainedModel):
         return tensors["bool_masked_pos"], tensors["masked_input_ids"], tensors["bool_masked_words"]
 
     def _rows_with_masks(self, bool_masked_pos: torch.Tensor) -> torch.Tensor:
-        """Indices of the pairs that take the masked passes. Never empty, or a head would go without gradient, which
-        data parallelism does not forgive; a row without masks adds a loss of 0."""
+        """Indices of the pairs that take the masked passes. If none does, the first pair goes through them with a
+        loss of 0."""
         rows = bool_masked_pos.any(dim=1).nonzero().squeeze(1)
-        return rows if len(rows) else rows.new_zeros(1)
+        return rows if len(rows) else rows.new_zeros(min(1, len(bool_masked_pos)))
 
     def codebook_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The image tokenizer's view (n, 3, side, side) in [0, 1] of normalised pixels.

@@ -51,6 +51,10 @@ class DataArguments:
     image_id_column: str | None = field(
         default=None, metadata={"help": "Column whose equal cells mean the same picture; by default path or row."}
     )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the training data as needed, without a copy or an index (--max_steps)."}
+    )
+    shuffle_block: int = field(default=1000, metadata={"help": "Pairs of a stream that are shuffled together."})
     min_scale: float = field(default=0.2, metadata={"help": "Smallest random crop, as a share of the picture's area."})
     flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
 

@@ -16,6 +16,8 @@ def batch_accuracy(image_embeds: torch.Tensor, text_embeds: torch.Tensor, image_
         image_embeds, text_embeds: (n, D) normalised.
         image_ids: (n,).
     """
+    if len(image_ids) == 0:
+        return image_embeds.new_zeros(())
     siblings = (image_ids[:, None] == image_ids[None, :]) & ~torch.eye(
         len(image_ids), dtype=torch.bool, device=image_ids.device
     )
@@ -27,7 +29,7 @@ def batch_accuracy(image_embeds: torch.Tensor, text_embeds: torch.Tensor, image_
 @torch.no_grad()
 def embedding_spread(embeds: torch.Tensor) -> torch.Tensor:
     """`1 - |mean embedding|^2`: 0 if all embeddings agree (collapse), close to 1 if they fill the sphere."""
-    return 1 - embeds.mean(dim=0).square().sum()
+    return 1 - (embeds.sum(dim=0) / max(1, len(embeds))).square().sum()
 
 
 @torch.no_grad()

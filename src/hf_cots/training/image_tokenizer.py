@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from ..data.augmentation import RandomCropFlip
 from ..data.collator import AUGMENTATION_STREAM
-from ..data.sources import PairDataset, PairSampler
+from ..data.sources import PairDataset
 from ..models import COTSImageTokenizer, COTSImageTokenizerConfig
 from ..models.masking import generator
+from .pair_trainer import PairTrainer
 
 
 class AugmentedPictures(Dataset):
@@ -32,13 +33,6 @@ class AugmentedPictures(Dataset):
         item = self.pairs[key]
         picture = self.augmentation(item["image"], generator(item["seed"], AUGMENTATION_STREAM))
         return {"pixel_values": torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255).permute(2, 0, 1)}
-
-
-class TokenizerTrainer(Trainer):
-    """Trainer that draws the pictures in the order of [`PairSampler`]."""
-
-    def _get_train_sampler(self, train_dataset=None):
-        return PairSampler(len(self.train_dataset), self.args.seed)
 
 
 def train_image_tokenizer(
@@ -78,6 +72,6 @@ def train_image_tokenizer(
         seed=seed,
     )
     pictures = AugmentedPictures(pairs, RandomCropFlip(config.image_size, min_scale, flip))
-    TokenizerTrainer(model=model, args=arguments, train_dataset=pictures).train()
+    PairTrainer(model=model, args=arguments, train_dataset=pictures).train()
     model.eval().save_pretrained(output_dir)
     return model

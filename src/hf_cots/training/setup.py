@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..data import COTSCollator, PairDataset, RandomCropFlip, load_pairs
+from ..data import COTSCollator, PairDataset, PairStream, RandomCropFlip, load_pairs, load_stream
 from ..models import COTSConfig, COTSForPreTraining, COTSImageProcessor, COTSImageTokenizer, COTSProcessor
 from .arguments import COTSTrainingArguments, DataArguments, ModelArguments
 
@@ -188,7 +188,9 @@ def add_lora(model: COTSForPreTraining, rank: int):
     return adapted
 
 
-def build_data(arguments: DataArguments, training: COTSTrainingArguments) -> tuple[PairDataset, PairDataset | None]:
+def build_data(
+    arguments: DataArguments, training: COTSTrainingArguments
+) -> tuple[PairDataset | PairStream, PairDataset | None]:
     """Training and evaluation pairs; broken pictures are reported in `output_dir/broken_images.jsonl`.
 
     Raises:
@@ -196,7 +198,8 @@ def build_data(arguments: DataArguments, training: COTSTrainingArguments) -> tup
     """
     columns = (arguments.image_column, arguments.caption_column, arguments.image_id_column)
     report = Path(training.output_dir) / "broken_images.jsonl"
-    train = load_pairs(arguments.train_data, *columns, arguments.train_split, training.seed, report)
+    source = (arguments.train_data, *columns, arguments.train_split, training.seed, report)
+    train = load_stream(*source, arguments.shuffle_block) if arguments.streaming else load_pairs(*source)
     if arguments.eval_data is None:
         return train, None
     return train, load_pairs(arguments.eval_data, *columns, arguments.eval_split)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.utils.data import Sampler
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
-from ..data.sources import PairDataset, PairSampler
+from ..data.sources import PairDataset
 from ..evaluation.retrieval import evaluate_retrieval
 from .diagnostics import batch_accuracy, embedding_spread, similarity_to_queue
+from .pair_trainer import PairTrainer
 
 
 # Parts that a LoRA checkpoint leaves out: the adapters have peft's own file, the rest is as it was loaded.
@@ -21,7 +21,7 @@ LOSS_TERMS = ("loss_instance", "loss_mvm", "loss_mlm", "loss_task")
 
 
 class StepCallback(TrainerCallback):
-    """Ends COTS's step after the optimizer's, and tells the sampler which epoch begins."""
+    """Ends COTS's step after the optimizer's."""
 
     def __init__(self, trainer: "COTSTrainer"):
         self.trainer = trainer
@@ -29,13 +29,8 @@ class StepCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         self.trainer.model.end_step()
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        # accelerate does not reach the sampler of a sharded loader that resumes in mid-epoch.
-        if self.trainer.pair_sampler is not None:
-            self.trainer.pair_sampler.set_epoch(int(state.epoch))
 
-
-class COTSTrainer(Trainer):
+class COTSTrainer(PairTrainer):
     """Trains [`COTSForPreTraining`] on a [`PairDataset`] with a [`COTSCollator`].
 
     The momentum keys of a whole optimizer step are computed before its first forward, so that gradient accumulation
@@ -48,7 +43,6 @@ class COTSTrainer(Trainer):
     """
 
     def __init__(self, *args, **kwargs):
-        self.pair_sampler: PairSampler | None = None
         super().__init__(*args, **kwargs)
         if self.args.n_gpu > 1:
             raise ValueError(
@@ -60,16 +54,7 @@ class COTSTrainer(Trainer):
         self._counts: dict[str, int] = defaultdict(int)
         self._pairs, self._logged_at, self._step_pairs, self._step_batches = 0, time.perf_counter(), 0, 0
 
-    # ------------------------------------------------------------------ data and optimizer
-
-    def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not isinstance(dataset, PairDataset):
-            return super()._get_train_sampler(train_dataset)
-        self.pair_sampler = PairSampler(
-            len(dataset), self.args.seed if self.args.data_seed is None else self.args.data_seed
-        )
-        return self.pair_sampler
+    # ------------------------------------------------------------------ optimizer
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """transformers' choice without the temperature: decay would pull it towards 1."""
@@ -104,10 +89,10 @@ class COTSTrainer(Trainer):
         if not batches:
             return batches, num_items
         batches = [self._prepare_inputs(batch) for batch in batches]
-        threshold = self.model.filter_threshold()
+        threshold, seen = self.model.filter_threshold(), self.model.pairs_seen.clone()
         with self.compute_loss_context_manager():
             keys = self.model.begin_step(batches)
-        self._step_pairs = sum(len(batch["input_ids"]) for batch in batches) * self.args.world_size
+        self._step_pairs = int(self.model.pairs_seen - seen)
         self._step_batches = len(batches) * self.args.world_size
         self._pairs += self._step_pairs
         if torch.isfinite(threshold):
@@ -142,9 +127,9 @@ class COTSTrainer(Trainer):
 
     # ------------------------------------------------------------------ logging
 
-    def _record(self, name: str, value: torch.Tensor) -> None:
-        self._sums[name] += value.detach().float()
-        self._counts[name] += 1
+    def _record(self, name: str, value: torch.Tensor, count: int = 1) -> None:
+        self._sums[name] += count * value.detach().float()
+        self._counts[name] += count
 
     @torch.no_grad()
     def _record_outputs(self, outputs, inputs) -> None:
@@ -155,20 +140,22 @@ class COTSTrainer(Trainer):
         ids = inputs.get("image_ids", torch.arange(len(images), device=images.device))
         # Weighted so that the mean over micro-batches of unequal size is the share of the step's pairs.
         self._record("filter_drop_rate", (~outputs.kept).sum() * self._step_batches / max(1, self._step_pairs))
-        self._record("batch_accuracy", batch_accuracy(images, texts, ids))
-        self._record("image_spread", embedding_spread(images))
-        self._record("text_spread", embedding_spread(texts))
+        some = int(len(images) > 0)  # a rank may have no pair of a ragged last batch
+        self._record("batch_accuracy", batch_accuracy(images, texts, ids), some)
+        self._record("image_spread", embedding_spread(images), some)
+        self._record("text_spread", embedding_spread(texts), some)
         # With fresh_negatives=False the step's own keys are not in the queue yet.
         if self.model.key_queue is not None and self.model.config.fresh_negatives:
             for name, value in similarity_to_queue(self.model, images, ids, self._step_pairs).items():
-                self._record(name, value)
+                self._record(name, value, some)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log with the means since the last one, over all ranks."""
         if "loss" in logs and self._counts:
             names = sorted(self._counts)
-            means = torch.stack([self._sums[name] / self._counts[name] for name in names])
-            means = self.accelerator.reduce(means, reduction="mean")
+            sums = torch.stack([self._sums[name] for name in names])
+            counts = torch.tensor([self._counts[name] for name in names], device=sums.device)
+            means = self.accelerator.reduce(sums) / self.accelerator.reduce(counts)
             logs |= {name: round(float(mean), 5) for name, mean in zip(names, means)}
             if self.model.key_queue is not None:
                 logs["queue_filled"] = round(float(self.model.key_queue.filled) / len(self.model.key_queue), 4)
@@ -177,7 +164,7 @@ class COTSTrainer(Trainer):
             logs["pairs_per_second"] = round(self._pairs / (now - self._logged_at), 1)
             report = getattr(self.train_dataset, "report", None)
             if report is not None:
-                logs["broken_images"] = len(report.names())
+                logs["broken_images"] = report.skipped()
             self._sums.clear()
             self._counts.clear()
             self._pairs, self._logged_at = 0, now

@@ -1,0 +1,47 @@
+"""The order of the pairs: a permutation per epoch, cut into shares that give the whole when put together."""
+
+import numpy as np
+import pytest
+
+from hf_cots.data import PairBatches
+
+
+def epoch_of(seed, epoch, length=50, size=8, **share):
+    batches = PairBatches(length, size, seed, **share)
+    batches.set_epoch(epoch)
+    return list(batches)
+
+
+def flat(batches):
+    return [key for batch in batches for key in batch]
+
+
+def test_the_order_is_a_pure_function_of_seed_and_epoch():
+    np.random.seed(0)
+    first = epoch_of(3, 5)
+    np.random.seed(1)
+    assert epoch_of(3, 5) == first
+    assert [epoch for epoch, _ in flat(first)] == [5] * 50
+    assert sorted(index for _, index in flat(first)) == list(range(50))
+    orders = [[i for _, i in flat(epoch_of(seed, epoch))] for seed, epoch in ((3, 5), (3, 6), (4, 5), (5, 3))]
+    assert len({tuple(each) for each in orders}) == 4
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 8, 9, 24, 25, 27, 31, 50])
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_the_shares_of_all_ranks_are_the_batch_of_one_process(length, ranks):
+    """Also of the last batch, which may hold fewer pairs than there are ranks."""
+    whole = epoch_of(1, 2, length, 8)
+    shares = [epoch_of(1, 2, length, 8 // ranks, rank=rank, world_size=ranks) for rank in range(ranks)]
+    assert all(len(share) == len(whole) for share in shares)
+    for batch, *parts in zip(whole, *shares):
+        assert flat(parts) == batch
+        sizes = [len(part) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(("length", "full", "all_of_it"), [(50, 6, 7), (48, 6, 6), (7, 0, 1)])
+def test_lengths_and_the_ragged_batch_left_out(length, full, all_of_it):
+    assert len(PairBatches(length, 8)) == all_of_it == len(epoch_of(0, 0, length))
+    assert len(PairBatches(length, 8, drop_last=True)) == full == len(epoch_of(0, 0, length, drop_last=True))
+    assert epoch_of(0, 0, length)[:full] == epoch_of(0, 0, length, drop_last=True)
