@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_cots import COTSConfig
-from .losses import l2_normalize
+from .losses import full_precision, l2_normalize
 
 
 @functools.cache
@@ -81,6 +81,12 @@ def copy_tower(target: PreTrainedModel, source: PreTrainedModel) -> None:
     missing = [key for key in result.missing_keys if not key.endswith("mask_token")]
     if missing:
         raise ValueError(f"{type(source).__name__} does not fit {type(target).__name__}; missing: {missing[:5]}")
+
+
+def at_least_one_row(rows: torch.Tensor) -> torch.Tensor:
+    """A blank row in place of none. A rank may have no pair of a ragged last batch; the towers cannot reshape an empty
+    one, and every parameter must take part in each rank's backward pass."""
+    return rows if len(rows) else rows.new_zeros(1, *rows.shape[1:])
 
 
 @dataclass
@@ -203,7 +209,8 @@ class COTSModel(COTSPreTrainedModel):
         """tau: a number, or the learned value within its bounds."""
         if self.log_temperature is None:
             return self.config.temperature
-        return self.log_temperature.float().exp().clamp(self.config.min_temperature, self.config.max_temperature)
+        temperature = full_precision(self.log_temperature).exp()
+        return temperature.clamp(self.config.min_temperature, self.config.max_temperature)
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:
@@ -230,9 +237,9 @@ class COTSModel(COTSPreTrainedModel):
             kwargs: passed on to the tower (`interpolate_pos_encoding=True` for another resolution, say).
         """
         if bool_masked_pos is not None:
-            kwargs["bool_masked_pos"] = bool_masked_pos
-        output = self.vision_model(pixel_values=pixel_values, **kwargs)
-        hidden = output.last_hidden_state
+            kwargs["bool_masked_pos"] = at_least_one_row(bool_masked_pos)
+        output = self.vision_model(pixel_values=at_least_one_row(pixel_values), **kwargs)
+        output.last_hidden_state = hidden = output.last_hidden_state[: len(pixel_values)]
         # Whatever special tokens a tower puts in front, the patches come last.
         patches = slice(hidden.shape[1] - self.num_patches(pixel_values), None)
         output.pooler_output = hidden[:, 0] if self.config.image_pooling == "cls" else hidden[:, patches].mean(dim=1)
@@ -252,8 +259,9 @@ class COTSModel(COTSPreTrainedModel):
             input_ids: (n, length).
             attention_mask: (n, length), 0 on padding; all ones if not given.
         """
-        output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        hidden = output.last_hidden_state
+        tower_mask = attention_mask if len(input_ids) else None  # a blank text that is all padding would give NaN
+        output = self.text_model(input_ids=at_least_one_row(input_ids), attention_mask=tower_mask, **kwargs)
+        hidden = output.last_hidden_state[: len(input_ids)]
         pooled = hidden[:, 0]
         if self.config.text_pooling == "mean":
             mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask

@@ -5,6 +5,8 @@ import torch.distributed as dist
 from torch import nn
 from transformers import initialization as init
 
+from .losses import full_precision
+
 
 @torch.no_grad()
 def update_momentum(twin: nn.Module, online: nn.Module, momentum: float) -> None:
@@ -94,7 +96,7 @@ class ScoreQueue(nn.Module):
 
     def threshold(self, filter_lambda: float) -> torch.Tensor:
         """`mu - lambda * sigma` of the queued scores; minus infinity, which keeps every pair, until it is full."""
-        spread, mean = torch.std_mean(self.scores.float(), correction=0)
+        spread, mean = torch.std_mean(full_precision(self.scores), correction=0)
         full = self.filled == len(self.scores)
         return torch.where(full, mean - filter_lambda * spread, torch.full_like(mean, -torch.inf))
 
