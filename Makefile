@@ -1,5 +1,5 @@
 # Two commands on a fresh machine with Python 3.10+, git and make: `make demo` and `make test`.
-.PHONY: help demo test check clean
+.PHONY: help demo test check soak clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,6 +9,7 @@ TORCH ?= torch==2.13.0
 help:
 	@echo "make demo    train a small COTS on a CPU, evaluate it, search with it (runs/demo)"
 	@echo "make test    run the tests"
+	@echo "make soak    kill a training run twenty times and compare it with an uninterrupted one"
 	@echo "make check   lint and type-check"
 
 # torch first and by version: alone it comes as a CPU build where the machine provides one.
@@ -23,6 +24,9 @@ demo: $(BIN)/.installed
 
 test: $(BIN)/.installed
 	$(BIN)/python -m pytest
+
+soak: $(BIN)/.installed
+	$(BIN)/python -m pytest -m soak -s
 
 check: $(BIN)/.installed
 	$(BIN)/ruff format --check src tests

@@ -215,18 +215,22 @@ def log_history(output_dir: Path, step: int) -> list[dict]:
 
 
 def break_pictures(folder: Path) -> dict[str, str]:
-    """Six broken files in a folder, by name, with what is wrong with each."""
+    """Broken files in a folder, and one that is not there, by name, with what is wrong with each."""
     whole = encoded(draw("red", "circle", "left").resize((200, 200)))
     (folder / "truncated.png").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.png").write_bytes(b"")
     (folder / "page.jpg").write_bytes(b"<!DOCTYPE html><html><body>404</body></html>")
     Image.new("1", (20_000, 10_000)).save(folder / "bomb.png")
     (folder / "folder.png").mkdir()
+    Image.new("RGB", (1, 1)).save(folder / "pixel.png")
+    Image.new("RGB", (30_000, 40)).save(folder / "strip.png")
     return {
         "truncated.png": "truncated",
         "empty.png": "cannot identify",
         "page.jpg": "cannot identify",
         "bomb.png": "DecompressionBomb",
         "folder.png": "IsADirectoryError",
+        "pixel.png": "1 x 1 pixels show nothing",
+        "strip.png": "30000 x 40 pixels show nothing",
         "missing.png": "no such file",
     }

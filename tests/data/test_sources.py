@@ -203,7 +203,7 @@ def test_broken_pictures_are_reported_once_and_batches_keep_their_size(broken, t
     loader = DataLoader(pairs, batch_sampler=batches, num_workers=workers, collate_fn=keep_items)
     for _ in range(2):
         batches = list(loader)
-        assert [len(batch) for batch in batches] == [4, 4, 4]
+        assert [len(batch) for batch in batches] == [4, 4, 4, 4]
         items = [item for batch in batches for item in batch]
         assert all(item["caption"].startswith("caption of whole") for item in items)
     lines = [json.loads(line) for line in report.read_text().splitlines()]
