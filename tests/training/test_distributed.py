@@ -31,13 +31,17 @@ def world(tmp_path_factory):
     return world
 
 
+# Processes before and after a checkpoint.
+RESUMED = [(2, 2), (1, 2), (2, 4)]
+
+
 def folder_of(world, contrast, processes, count=1):
     return world.root / f"{contrast}-{processes}-{count}"
 
 
 def flags(world, contrast, processes, count=1, folder=None):
     settings = {"per_device_train_batch_size": BATCH // processes // count, "gradient_accumulation_steps": count}
-    settings |= {"max_steps": STEPS, "save_strategy": "steps", "save_steps": STEPS}
+    settings |= {"max_steps": STEPS, "save_strategy": "steps", "save_steps": STEPS // 2}
     settings["train_data"] = world.root / "ragged.csv"
     if processes > 1:
         settings["ddp_backend"] = "gloo"
@@ -67,10 +71,18 @@ def runs(world):
             hf_cots.train.train(flags(world, contrast, 1))
     errors = {}
     for processes in (2, 4):
-        ways = [way for way in WAYS if way[1] == processes]
+        starts = [flags(world, *way) for way in WAYS if way[1] == processes]
+        starts += [resumed(world, *pair) for pair in RESUMED if pair[1] == processes]
         script = str(ROOT / "tests" / "training" / "ranks.py")
-        errors[processes] = torchrun(processes, script, *[json.dumps(flags(world, *way)) for way in ways])
+        errors[processes] = torchrun(processes, script, *map(json.dumps, starts))
     return errors
+
+
+def resumed(world, before, processes):
+    """Flags of a run that goes on, in mid-epoch, from the checkpoint of a run with another or the same number."""
+    start = folder_of(world, "momentum", before) / f"checkpoint-{STEPS // 2}"
+    words = flags(world, "momentum", processes, folder=world.root / f"resumed-{before}-{processes}")
+    return [*words, "--resume_from_checkpoint", str(start)]
 
 
 def final_states(world, runs, contrast, processes, count):
@@ -94,6 +106,17 @@ def test_many_ranks_give_the_state_of_one(world, runs, contrast, processes, coun
     for name in one:
         torch.testing.assert_close(
             many[name], one[name], rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize(("before", "processes"), RESUMED)
+def test_a_run_resumes_in_mid_epoch_on_as_many_ranks_or_others(world, runs, before, processes):
+    folder = world.root / f"resumed-{before}-{processes}"
+    assert (folder / f"checkpoint-{STEPS}" / "complete.json").is_file(), runs[processes][-4000:]
+    one, resumed = checkpoint(folder_of(world, "momentum", 1), STEPS), checkpoint(folder, STEPS)
+    for name in one:
+        torch.testing.assert_close(
+            resumed[name], one[name], rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 

@@ -11,6 +11,7 @@ from hf_cots.data import COTSCollator, PairDataset, load_pairs
 from hf_cots.train import train
 from hf_cots.training import COTSTrainer
 from hf_cots.training.arguments import parse_arguments
+from hf_cots.training.checkpoints import last_checkpoint
 from hf_cots.training.setup import build_collator, build_data, build_model, build_processor, build_tokenizer
 from tests.worlds import World, all_pairs, checkpoint, log_history, tiny_processor
 
@@ -191,6 +192,44 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path, 
     assert [line["loss"] for line in again] == [line["loss"] for line in lines]
     middle = checkpoint(tmp_path / "whole", 3)
     assert not torch.equal(middle["cots.visual_projection.weight"], whole["cots.visual_projection.weight"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_stream_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path, workers):
+    """In mid-block, with accumulation, across the end of a pass (40 pairs, 16 to a step)."""
+    settings = {"max_steps": 6, "save_steps": 2, "dropout": 0.1, "streaming": True, "shuffle_block": 12}
+    settings |= {"train_data": world.parquet, "gradient_accumulation_steps": 2, "dataloader_num_workers": workers}
+    whole, lines = run(world, tmp_path / "whole", **settings)
+    for stop in (2, 4):
+        resumed, again = run(
+            world,
+            tmp_path / f"from-{stop}",
+            resume_from_checkpoint=tmp_path / "whole" / f"checkpoint-{stop}",
+            **settings,
+        )
+        assert_same_state(resumed, whole, rtol=0, atol=0)
+        assert [line["loss"] for line in again] == [line["loss"] for line in lines]
+    assert int(whole["pairs_seen"]) == 96
+
+
+def test_a_stream_needs_a_number_of_steps(world, tmp_path):
+    flags = world.flags(tmp_path, streaming=True, max_steps=None, num_train_epochs=1)
+    with pytest.raises(ValueError, match="max_steps"):
+        train(flags)
+
+
+def test_a_checkpoint_that_is_not_whole_is_refused_and_passed_over(world, tmp_path):
+    run(world, tmp_path, max_steps=4, save_steps=2)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+    weights = tmp_path / "checkpoint-4" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    with pytest.raises(ValueError, match=r"cannot resume: .*model\.safetensors"):
+        train(world.flags(tmp_path, max_steps=4, resume_from_checkpoint=tmp_path / "checkpoint-4"))
+    (tmp_path / "checkpoint-2" / "complete.json").unlink()
+    assert last_checkpoint(tmp_path) is None
+    with pytest.raises(ValueError, match=r"checkpoint-2 has no complete\.json"):
+        train(world.flags(tmp_path, max_steps=4, resume_from_checkpoint=tmp_path / "checkpoint-2"))
 
 
 def test_resuming_from_the_last_checkpoint(world, tmp_path):
