@@ -11,6 +11,7 @@ import logging
 import sys
 from pathlib import Path
 
+import torch
 import transformers
 from huggingface_hub import create_repo, upload_folder
 from transformers import set_seed
@@ -50,8 +51,9 @@ def train(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     trainer.train(resume_from_checkpoint=checkpoint)
 
     results = trainer.retrieval(eval_pairs) if eval_pairs is not None else {}
+    state = trainer.whole_state()
     if trainer.is_world_process_zero():
-        folder = save_deployable(trainer, data_arguments.train_data, data_arguments.eval_data, results)
+        folder = save_deployable(trainer, data_arguments.train_data, data_arguments.eval_data, results, state)
         if results:
             print(markdown_table(results))
         if push:
@@ -60,14 +62,26 @@ def train(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
 
 
 def save_deployable(
-    trainer: COTSTrainer, train_data: str, eval_data: str | None, results: dict[str, dict[str, float]]
+    trainer: COTSTrainer,
+    train_data: str,
+    eval_data: str | None,
+    results: dict[str, dict[str, float]],
+    state: dict[str, torch.Tensor] | None = None,
 ) -> Path:
-    """Write the two streams, the processor and a model card to `output_dir/model`, and return that folder."""
+    """Write the two streams, the processor and a model card to `output_dir/model`, and return that folder.
+
+    Args:
+        trainer: after training.
+        train_data, eval_data, results: what the card says.
+        state: of [`COTSTrainer.whole_state`], where parameters are sharded.
+    """
     model, args = trainer.accelerator.unwrap_model(trainer.model), trainer.args
     # LoRA's adapters become part of the weights.
     encoder = model.cots if isinstance(model, transformers.PreTrainedModel) else model.merge_and_unload().cots
     folder = Path(args.output_dir) / "model"
-    encoder.save_pretrained(folder)
+    if state is not None:
+        state = {name.removeprefix("cots."): rows for name, rows in state.items() if name.startswith("cots.")}
+    encoder.save_pretrained(folder, state_dict=state)
     trainer.processing_class.save_pretrained(folder)
     write_model_card(
         folder,

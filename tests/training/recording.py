@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from hf_cots.training import COTSTrainer
@@ -15,7 +16,8 @@ def queue_hash(model) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         if "queue" in name or "_seen" in name or name.startswith("momentum_encoder"):
-            digest.update(name.encode() + tensor.numpy().tobytes())
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            digest.update(name.encode() + whole.numpy().tobytes())
     return digest.hexdigest()
 
 

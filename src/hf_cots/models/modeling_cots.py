@@ -181,7 +181,7 @@ class COTSModel(COTSPreTrainedModel):
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim)
         self.log_temperature = None
         if config.learn_temperature:
-            self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)))
+            self.log_temperature = nn.Parameter(torch.tensor([math.log(config.temperature)]))  # FSDP shards no scalars
         self.post_init()
 
     @classmethod

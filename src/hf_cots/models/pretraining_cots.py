@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -572,7 +573,10 @@ class COTSForPreTraining(COTSPreTrainedModel):
         informed = self.mlm_head(
             output.last_hidden_state[masked], features[rows].repeat_interleave(masked.sum(dim=1), dim=0)
         )
-        logits = nn.functional.linear(informed, self.get_input_embeddings().weight, self.mlm_bias)
+        words = self.get_input_embeddings()
+        if isinstance(words, FSDPModule):
+            words.unshard()  # a sharded module gathers its weight for its own forward only
+        logits = nn.functional.linear(informed, words.weight, self.mlm_bias)
         return masked_token_loss(logits, targets[masked], masked)
 
 

@@ -2,10 +2,13 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import PreTrainedModel, TrainerCallback
 
 from ..data.sources import PairDataset
@@ -80,6 +83,29 @@ class COTSTrainer(PairTrainer):
         settings = [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
         self.optimizer = optimizer_class(settings, **options)
         return self.optimizer
+
+    # ------------------------------------------------------------------ sharded parameters (FSDP2)
+
+    def _prepare_for_training(self, *args, **kwargs):
+        """FSDP gathers shards around `forward`; the beginning of a step uses the model's parameters too."""
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            register_fsdp_forward_method(self.model, "begin_step")
+        return prepared
+
+    @contextmanager
+    def whole_parameters(self) -> Iterator[None]:
+        """Within, parts of the model can be called; the transformer layers go on gathering their own shards."""
+        sharded = isinstance(self.model, FSDPModule)
+        if sharded:
+            self.model.unshard()
+        yield
+        if sharded:
+            self.model.reshard()
+
+    def whole_state(self) -> dict[str, torch.Tensor] | None:
+        """The unsharded state dict if the parameters are sharded, else None. Every rank must ask for it."""
+        return self.accelerator.get_state_dict(self.model) if isinstance(self.model, FSDPModule) else None
 
     # ------------------------------------------------------------------ the step
 
@@ -159,7 +185,8 @@ class COTSTrainer(PairTrainer):
             logs |= {name: round(float(mean), 5) for name, mean in zip(names, means)}
             if self.model.key_queue is not None:
                 logs["queue_filled"] = round(float(self.model.key_queue.filled) / len(self.model.key_queue), 4)
-            logs["temperature"] = round(float(torch.as_tensor(self.model.cots.temperature).detach()), 5)
+            with self.whole_parameters():
+                logs["temperature"] = round(float(torch.as_tensor(self.model.cots.temperature).detach()), 5)
             now = time.perf_counter()
             logs["pairs_per_second"] = round(self._pairs / (now - self._logged_at), 1)
             report = getattr(self.train_dataset, "report", None)
@@ -179,9 +206,10 @@ class COTSTrainer(PairTrainer):
         """
         was_training = self.model.training
         self.model.eval()
-        results = evaluate_retrieval(
-            self.model.cots, self.processing_class, pairs, self.args.per_device_eval_batch_size
-        )
+        with self.whole_parameters():
+            results = evaluate_retrieval(
+                self.model.cots, self.processing_class, pairs, self.args.per_device_eval_batch_size
+            )
         self.model.train(was_training)
         return results
 
