@@ -29,8 +29,8 @@ soak: $(BIN)/.installed
 	$(BIN)/python -m pytest -m soak -s
 
 check: $(BIN)/.installed
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 
 clean:

@@ -4,7 +4,7 @@ import torch
 
 from hf_cots import COTSForPreTraining
 from hf_cots.models.masking import draw_masks, mix
-from hf_cots.models.pretraining_cots import mask_settings
+from hf_cots.models.token_level import mask_settings
 from tests.tiny import tiny_batch, tiny_config
 
 

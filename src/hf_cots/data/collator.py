@@ -8,7 +8,7 @@ from PIL import Image
 
 from ..models import COTSConfig, COTSProcessor
 from ..models.masking import draw_masks, generator
-from ..models.pretraining_cots import mask_settings
+from ..models.token_level import mask_settings
 from .augmentation import RandomCropFlip
 
 

@@ -32,6 +32,7 @@ class DemoRecipe:
     min_scale: float = 0.5
     flip: float = 0.5
     logging_steps: int = 20
+    bf16: bool = False
     tokenizer_config: dict[str, Any] = field(
         default_factory=lambda: {
             "image_size": IMAGE_SIZE // PATCH_SIZE * 8,

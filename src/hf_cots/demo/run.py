@@ -154,6 +154,7 @@ def pretrain(
         lr_scheduler_type="cosine",
         warmup_steps=0.1,
         logging_steps=recipe.logging_steps,
+        bf16=recipe.bf16,
         save_strategy="no",
         report_to="none",
         use_cpu=True,

@@ -20,7 +20,6 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
 
 from .configuration_cots import COTSConfig
@@ -48,6 +47,7 @@ from .momentum import (
     update_momentum,
     world_size,
 )
+from .token_level import mask_settings, tower_head
 
 
 @dataclass
@@ -69,36 +69,6 @@ class COTSForPreTrainingOutput(ModelOutput):
     kept: torch.BoolTensor | None = None
     image_embeds: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
-
-
-class TokenHead(nn.Module):
-    """`head(h_j + A g)`: a hidden state of one stream, informed by the global feature of the other.
-
-    Dense, activation and LayerNorm; the classifier over codes or words is applied by the caller.
-
-    Args:
-        hidden_size: width of this stream.
-        global_size: width of the other stream's global feature.
-        activation, layer_norm_eps: as in this stream's tower.
-    """
-
-    def __init__(self, hidden_size: int, global_size: int, activation: str, layer_norm_eps: float):
-        super().__init__()
-        self.inject = nn.Linear(global_size, hidden_size, bias=False)
-        self.dense = nn.Linear(hidden_size, hidden_size)
-        self.activation = ACT2FN[activation]
-        self.layer_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-
-    def forward(self, hidden: torch.Tensor, global_features: torch.Tensor) -> torch.Tensor:
-        """(masked, hidden_size) states and the (masked, global_size) feature that belongs to each."""
-        return self.layer_norm(self.activation(self.dense(hidden + self.inject(global_features))))
-
-
-def tower_head(config, global_size: int) -> TokenHead:
-    """A [`TokenHead`] with the activation and epsilon of the tower that `config` describes, or else BERT's."""
-    fields = config.to_dict()
-    activation = fields.get("hidden_act", fields.get("activation", "gelu"))
-    return TokenHead(config.hidden_size, global_size, activation, fields.get("layer_norm_eps", 1e-12))
 
 
 def is_frozen(tower: nn.Module) -> bool:
@@ -578,19 +548,6 @@ class COTSForPreTraining(COTSPreTrainedModel):
             words.unshard()  # a sharded module gathers its weight for its own forward only
         logits = nn.functional.linear(informed, words.weight, self.mlm_bias)
         return masked_token_loss(logits, targets[masked], masked)
-
-
-def mask_settings(config: COTSConfig) -> dict:
-    """The arguments of [`masking.draw_masks`] that a config fixes."""
-    return {
-        "patch_grid": config.patch_grid,
-        "num_masked_patches": config.num_masked_patches,
-        "word_mask_ratio": config.word_mask_ratio,
-        "masked_share": config.masked_share,
-        "special_token_ids": config.special_token_ids,
-        "mask_token_id": config.mask_token_id,
-        "vocab_size": config.text_config.vocab_size,
-    }
 
 
 __all__ = ["COTSForPreTraining", "COTSForPreTrainingOutput"]

@@ -1,0 +1,57 @@
+"""The token level's own parts: the heads that see the other stream's global feature, and the masks' settings.
+
+Masked vision-language modelling (MVLM, Lu et al. 2022) has no cross-stream network:
+`p(. | h_j, g) = softmax(head(h_j + A g))`.
+"""
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+from .configuration_cots import COTSConfig
+
+
+class TokenHead(nn.Module):
+    """`head(h_j + A g)`: a hidden state of one stream, informed by the global feature of the other.
+
+    Dense, activation and LayerNorm; the classifier over codes or words is applied by the caller.
+
+    Args:
+        hidden_size: width of this stream.
+        global_size: width of the other stream's global feature.
+        activation, layer_norm_eps: as in this stream's tower.
+    """
+
+    def __init__(self, hidden_size: int, global_size: int, activation: str, layer_norm_eps: float):
+        super().__init__()
+        self.inject = nn.Linear(global_size, hidden_size, bias=False)
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.activation = ACT2FN[activation]
+        self.layer_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+
+    def forward(self, hidden: torch.Tensor, global_features: torch.Tensor) -> torch.Tensor:
+        """(masked, hidden_size) states and the (masked, global_size) feature that belongs to each."""
+        return self.layer_norm(self.activation(self.dense(hidden + self.inject(global_features))))
+
+
+def tower_head(config, global_size: int) -> TokenHead:
+    """A [`TokenHead`] with the activation and epsilon of the tower that `config` describes, or else BERT's."""
+    fields = config.to_dict()
+    activation = fields.get("hidden_act", fields.get("activation", "gelu"))
+    return TokenHead(config.hidden_size, global_size, activation, fields.get("layer_norm_eps", 1e-12))
+
+
+def mask_settings(config: COTSConfig) -> dict:
+    """The arguments of [`masking.draw_masks`] that a config fixes."""
+    return {
+        "patch_grid": config.patch_grid,
+        "num_masked_patches": config.num_masked_patches,
+        "word_mask_ratio": config.word_mask_ratio,
+        "masked_share": config.masked_share,
+        "special_token_ids": config.special_token_ids,
+        "mask_token_id": config.mask_token_id,
+        "vocab_size": config.text_config.vocab_size,
+    }
+
+
+__all__ = ["TokenHead", "mask_settings", "tower_head"]
