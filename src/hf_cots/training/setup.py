@@ -22,7 +22,14 @@ from .arguments import COTSTrainingArguments, DataArguments, ModelArguments
 logger = logging.getLogger(__name__)
 
 # What LoRA trains in full: everything new. The momentum encoder's share of it stays frozen.
-BESIDE_TOWERS = ("cots.visual_projection", "cots.text_projection", "mvm_", "mlm_", "cots.log_temperature")
+BESIDE_TOWERS = (
+    "cots.visual_projection",
+    "cots.text_projection",
+    "mvm_",
+    "mlm_",
+    "cots.log_temperature",
+    "logit_bias",
+)
 TOWERS = {"vision": "vision_model", "text": "text_model"}
 
 
