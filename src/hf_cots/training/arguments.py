@@ -51,6 +51,9 @@ class DataArguments:
     image_id_column: str | None = field(
         default=None, metadata={"help": "Column whose equal cells mean the same picture; by default path or row."}
     )
+    keep_mask: str | None = field(
+        default=None, metadata={"help": "keep_mask.json of `hf-cots audit`: pairs of the training data to leave out."}
+    )
     streaming: bool = field(
         default=False, metadata={"help": "Read the training data as needed, without a copy or an index (--max_steps)."}
     )

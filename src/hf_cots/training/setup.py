@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from ..data import COTSCollator, PairDataset, PairStream, RandomCropFlip, load_pairs, load_stream
+from ..data.keep_mask import apply_keep_mask
 from ..models import COTSConfig, COTSForPreTraining, COTSImageProcessor, COTSImageTokenizer, COTSProcessor
 from .arguments import COTSTrainingArguments, DataArguments, ModelArguments
 
@@ -206,7 +207,11 @@ def build_data(
     columns = (arguments.image_column, arguments.caption_column, arguments.image_id_column)
     report = Path(training.output_dir) / "broken_images.jsonl"
     source = (arguments.train_data, *columns, arguments.train_split, training.seed, report)
+    if arguments.streaming and arguments.keep_mask:
+        raise ValueError("--keep_mask needs pairs that can be counted: leave out --streaming")
     train = load_stream(*source, arguments.shuffle_block) if arguments.streaming else load_pairs(*source)
+    if arguments.keep_mask:
+        apply_keep_mask(train, arguments.keep_mask)
     if arguments.eval_data is None:
         return train, None
     return train, load_pairs(arguments.eval_data, *columns, arguments.eval_split)
