@@ -22,10 +22,10 @@ def trained(world):
     """A checkpoint whose words can be told from the picture only."""
     folder = world.root / "run"
     overrides = {"contrast": "in_batch", "filter_lambda": None, "task_weight": 0.0, "masked_share": 0.5}
-    settings = {"max_steps": 120, "learning_rate": 3e-3, "per_device_train_batch_size": 20, "logging_steps": 40}
-    hf_cots.train.train(world.flags(folder, overrides, save_strategy="steps", save_steps=120, **settings))
-    assert checkpoint(folder, 120)
-    return folder / "checkpoint-120"
+    settings = {"max_steps": 300, "learning_rate": 3e-3, "per_device_train_batch_size": 20, "logging_steps": 100}
+    hf_cots.train.train(world.flags(folder, overrides, save_strategy="steps", save_steps=300, **settings))
+    assert checkpoint(folder, 300)
+    return folder / "checkpoint-300"
 
 
 def test_a_trained_level_needs_the_other_stream(world, trained):
