@@ -190,14 +190,13 @@ def test_a_file_named_by_several_rows_is_one_picture_of_the_gallery(world, model
 
 def test_evaluation_takes_pictures_one_batch_at_a_time(world, model, processor, monkeypatch):
     sizes = []
-    forward = type(model).forward
+    get_image_features = type(model).get_image_features
 
-    def watched(self, *args, pixel_values=None, **kwargs):
-        if pixel_values is not None:
-            sizes.append(len(pixel_values))
-        return forward(self, *args, pixel_values=pixel_values, **kwargs)
+    def watched(self, pixel_values, **kwargs):
+        sizes.append(len(pixel_values))
+        return get_image_features(self, pixel_values, **kwargs)
 
-    monkeypatch.setattr(type(model), "forward", watched)
+    monkeypatch.setattr(type(model), "get_image_features", watched)
     evaluate_retrieval(model, processor, load_pairs(str(world.imagefolder)), batch_size=16)
     assert sizes == [16, 16, 8]
     assert np.sum(sizes) == 40

@@ -5,19 +5,12 @@ with the probability that a random order of the tied entries would put it among 
 gives every pair the same score gets exactly the chance level.
 """
 
-import logging
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 
-from ..data.images import BrokenImage
 from ..data.sources import PairDataset
 from ..models import COTSModel, COTSProcessor
-from .encoding import encode_images, encode_texts
+from .encoders import DualEncoder, encode_pairs
 
-
-logger = logging.getLogger(__name__)
 
 KS = (1, 5, 10)
 
@@ -121,27 +114,9 @@ def evaluate_retrieval(
     Returns:
         `{"text_to_image": ..., "image_to_text": ...}`, each as [`retrieval_metrics`] says.
     """
-    rows: list[int] = []
-    first_rows = pairs.first_rows()
-    distinct = np.unique(first_rows).tolist()
-
-    def readable():
-        for row in distinct:
-            try:
-                image = pairs.read_row(row)
-            except BrokenImage as broken:
-                logger.warning("left out: %s", broken)
-                continue
-            rows.append(row)
-            yield image
-
-    image_embeds = encode_images(model, processor, readable(), batch_size, len(distinct) if progress else None)
-    present = set(rows)
-    texts: Sequence[int] = [i for i, row in enumerate(first_rows[pairs.row_of_pair].tolist()) if row in present]
-    text_embeds = encode_texts(model, processor, [pairs.caption(index) for index in texts])
-    image_ids = torch.from_numpy(pairs.image_ids[rows])
-    text_ids = torch.from_numpy(pairs.image_ids[pairs.row_of_pair[texts]])
+    encoded = encode_pairs(DualEncoder(model, processor), pairs, batch_size, progress)
+    images, texts = (encoded.image_embeds, encoded.image_ids), (encoded.text_embeds, encoded.text_ids)
     return {
-        "text_to_image": retrieval_metrics(text_embeds, image_embeds, text_ids, image_ids),
-        "image_to_text": retrieval_metrics(image_embeds, text_embeds, image_ids, text_ids),
+        "text_to_image": retrieval_metrics(texts[0], images[0], texts[1], images[1]),
+        "image_to_text": retrieval_metrics(images[0], texts[0], images[1], texts[1]),
     }
