@@ -4,6 +4,7 @@ A query is hit at K if *any* of its correct answers is among the first K. Ties a
 memory does not grow with queries x gallery: see `metrics.py` and `ranking.py`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from ..data.sources import PairDataset
 from .encoders import DualEncoder, EncodedPairs, encode_pairs
 from .metrics import chance_level, concatenate, summarise
+from .protocols import mean_of_folds
 from .ranking import BLOCK, rank_queries
 from .transductive import Rescoring
 
@@ -30,21 +32,57 @@ class Direction:
         columns: (n,) float64 each, as [`hf_cots.evaluation.metrics.per_query_metrics`] says.
         query_ids: (n,) int64, the image id of each query: queries with equal ids are resampled together.
         gallery_ids: (m,) int64.
+        query_folds, gallery_folds: (n,) and (m,) int64, ascending from 0. A query meets the gallery of its fold only.
     """
 
     columns: dict[str, np.ndarray]
     query_ids: np.ndarray
     gallery_ids: np.ndarray
+    query_folds: np.ndarray
+    gallery_folds: np.ndarray
+
+    @classmethod
+    def of_one_gallery(cls, columns: dict[str, np.ndarray], query_ids: np.ndarray, gallery_ids: np.ndarray):
+        """A direction without folds."""
+        return cls(columns, query_ids, gallery_ids, np.zeros_like(query_ids), np.zeros_like(gallery_ids))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Direction"]) -> "Direction":
+        """Directions of one gallery each, as the folds of one direction."""
+        return cls(
+            concatenate(part.columns for part in parts),
+            np.concatenate([part.query_ids for part in parts]),
+            np.concatenate([part.gallery_ids for part in parts]),
+            np.concatenate([part.query_folds + fold for fold, part in enumerate(parts)]),
+            np.concatenate([part.gallery_folds + fold for fold, part in enumerate(parts)]),
+        )
+
+    def folds(self) -> list["Direction"]:
+        """The inverse of `joined`."""
+        parts = []
+        for fold in range(int(self.query_folds[-1]) + 1):
+            queries, gallery = self.query_folds == fold, self.gallery_folds == fold
+            columns = {name: column[queries] for name, column in self.columns.items()}
+            parts.append(self.of_one_gallery(columns, self.query_ids[queries], self.gallery_ids[gallery]))
+        return parts
 
     def metrics(self) -> dict[str, float]:
-        """All metrics over the queries, as [`retrieval_metrics`] returns them."""
-        return summarise(self.columns) | {"queries": len(self.query_ids), "gallery": len(self.gallery_ids)}
+        """All metrics over the queries, as [`retrieval_metrics`] returns them; the mean over folds."""
+        return self._with_sizes([summarise(part.columns) for part in self.folds()])
 
     def chance(self) -> dict[str, float]:
         """The same metrics for guessing."""
-        ids, counts = np.unique(self.gallery_ids, return_counts=True)
-        positives = counts[np.searchsorted(ids, self.query_ids)]
-        return chance_level(len(self.query_ids), len(self.gallery_ids), positives)
+        levels = []
+        for part in self.folds():
+            ids, counts = np.unique(part.gallery_ids, return_counts=True)
+            positives = counts[np.searchsorted(ids, part.query_ids)]
+            levels.append(chance_level(len(part.query_ids), len(part.gallery_ids), positives))
+        return self._with_sizes(levels)
+
+    def _with_sizes(self, of_folds: list[dict[str, float]]) -> dict[str, float]:
+        """Mean over folds, the number of all queries, and the size of a fold's gallery."""
+        gallery = round(len(self.gallery_ids) / len(of_folds))
+        return mean_of_folds(of_folds) | {"queries": len(self.query_ids), "gallery": gallery}
 
 
 def rank_direction(
@@ -75,7 +113,7 @@ def rank_direction(
     columns = rank_queries(query_embeds, gallery_embeds, query_ids, gallery_ids, block, bias, biased, share)
     if state and state.num_processes > 1:
         columns = concatenate(gather_object([columns]))
-    return Direction(columns, query_ids.numpy(), gallery_ids.numpy())
+    return Direction.of_one_gallery(columns, query_ids.numpy(), gallery_ids.numpy())
 
 
 def rank_both(
