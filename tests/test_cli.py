@@ -65,14 +65,37 @@ def test_evaluate_prints_a_table_and_writes_json(world, tmp_path):
     assert result.exit_code == 0, result.output
     assert "text to image" in result.output
     results = json.loads(output.read_text())
-    assert results.keys() == {"text_to_image", "image_to_text"}
-    for values in results.values():
-        assert values.keys() == {"R@1", "R@5", "R@10", "median_rank", "queries", "gallery"}
+    for direction in ("text_to_image", "image_to_text"):
+        values = results[direction]
+        assert values.keys() >= {"R@1", "R@5", "R@10", "median_rank", "queries", "gallery", "intervals"}
         assert values["gallery"] == 40
+        low, high = values["intervals"]["R@10"]
+        assert low <= values["R@10"] <= high
+        assert f"{values['R@10']:.1f} [{low:.1f}, {high:.1f}]" in result.output
+    assert "transductive" not in results
+    assert "comparison" not in results
 
 
 def test_evaluate_takes_a_plain_folder(world):
     assert call("evaluate", world.model, world.imagefolder).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--compare", "/nothing/model"], "no such model folder: /nothing/model"),
+        (["--compare", "/nothing/results.json"], "no such file: /nothing/results.queries.parquet"),
+        (["--querybank", "/nothing.csv"], "no such file or folder: /nothing.csv"),
+        (["--beta", "0", "--dual-softmax"], "beta must be above 0"),
+        (["--protocol", "coco-5k"], "needs --image-root"),
+    ],
+)
+def test_evaluate_finds_mistakes_before_it_encodes(world, monkeypatch, flags, message):
+    monkeypatch.setattr("hf_cots.evaluation.run.evaluate_encoder", None)  # would be a TypeError
+    result = call("evaluate", world.model, world.parquet, *flags)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
 
 
 def test_evaluate_names_a_missing_column(world):

@@ -1,6 +1,5 @@
 """`hf-cots`: one verb per job. Thin: parse, call, print."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -65,28 +64,63 @@ def search(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Hub id or folder of a trained model.")],
-    data: Annotated[str, typer.Argument(help="Hub id, folder, parquet, CSV, JSON lines or tars.")],
+    model: Annotated[str, typer.Argument(help="Hub id or folder of any dual encoder.")],
+    data: Annotated[
+        str, typer.Argument(help="Hub id, folder, parquet, CSV, JSON lines or tars; or a protocol's JSON.")
+    ],
     image_column: Annotated[str, typer.Option(help="Column of pictures or paths.")] = "image",
     caption_column: Annotated[str, typer.Option(help="Column of texts or of lists of texts.")] = "caption",
     image_id_column: Annotated[str | None, typer.Option(help="Equal cells mean the same picture.")] = None,
     split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "test",
-    output: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="coco-5k, coco-1k or flickr30k.")] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Folder of a protocol's pictures.")] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON file; the query table and the page lie beside it.")] = None,
+    compare: Annotated[str | None, typer.Option(help="Another model, or results.json of an earlier run.")] = None,
+    dual_softmax: Annotated[bool, typer.Option("--dual-softmax", help="Also report dual softmax.")] = False,
+    querybank: Annotated[str | None, typer.Option(help="Training pairs: also report QB-Norm.")] = None,
+    beta: Annotated[float, typer.Option(help="Inverse temperature of these two.")] = 20.0,
+    check_overlap: Annotated[str | None, typer.Option(help="Training pairs to look for the test data in.")] = None,
+    failures: Annotated[int, typer.Option(min=0, help="Worst queries to show on the page.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures in a forward pass.")] = 64,
+    resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of bootstrap and randomisation test.")] = 0,
 ) -> None:
-    """Recall@K in both directions on anyone's image-text pairs."""
-    from transformers import AutoModel, AutoProcessor
+    """Retrieval in both directions on anyone's image-text pairs, with intervals and a page of failures.
 
-    from .data import load_pairs
-    from .evaluation import evaluate_retrieval
-    from .evaluation.tables import terminal_table
+    `torchrun --nproc-per-node N -m hf_cots evaluate ...` divides the queries among N processes.
+    """
+    from .evaluation.run import EvaluationRun
+    from .evaluation.tables import report_tables
 
+    def show(report: dict) -> None:
+        for table in report_tables(report):
+            console.print(table)
+        for picture in report["data"]["left_out"]:
+            Console(stderr=True).print(f"left out: {picture}", style="yellow", highlight=False, markup=False)
+        if "overlap" in report:
+            console.print(report["overlap"]["summary"], highlight=False, markup=False)
+
+    run = EvaluationRun(
+        model=model,
+        data=data,
+        image_column=image_column,
+        caption_column=caption_column,
+        image_id_column=image_id_column,
+        split=split,
+        protocol=protocol,
+        image_root=image_root,
+        compare=compare,
+        dual_softmax=dual_softmax,
+        querybank=querybank,
+        beta=beta,
+        check_overlap=check_overlap,
+        output=output,
+        failures=failures,
+        batch_size=batch_size,
+        resamples=resamples,
+        seed=seed,
+    )
     try:
-        pairs = load_pairs(data, image_column, caption_column, image_id_column, split)
-        encoder, processor = AutoModel.from_pretrained(model).eval(), AutoProcessor.from_pretrained(model)
-        results = evaluate_retrieval(encoder, processor, pairs, progress=True)
-    except (OSError, ValueError) as error:
+        run.run(show)
+    except (OSError, ValueError, ModuleNotFoundError) as error:
         raise _fail(error) from None
-    console.print(terminal_table(results))
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(results, indent=2) + "\n")

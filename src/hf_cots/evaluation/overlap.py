@@ -139,9 +139,9 @@ def check_overlap(test: PairDataset, train: PairDataset, distance: int = 4, prog
         if same is None and distances[number] > distance:
             continue
         other = int(nearest[number]) if same is None else same
-        name = _picture_name(train, train_rows[other])
+        name = picture_name(train, train_rows[other])
         bits = int(distances[number]) if same is None else 0
-        pictures.append(PictureMatch(_picture_name(test, row), name, bits, same is not None))
+        pictures.append(PictureMatch(picture_name(test, row), name, bits, same is not None))
     said = {normalised_caption(text): text for text in _captions(train)}
     matches = [(text, said.get(normalised_caption(text))) for text in _captions(test)]
     return Overlap(
@@ -197,7 +197,8 @@ def _hash_pictures(pairs: PairDataset, broken: list[str], progress: bool) -> tup
     return rows, pixels, np.asarray(hashes, dtype=np.uint64)
 
 
-def _picture_name(pairs: PairDataset, row: int) -> str:
+def picture_name(pairs: PairDataset, row: int) -> str:
+    """The file of a row's picture as the data names it, or else data set and row."""
     cell = pairs.table[row][pairs.image_column]
     path = cell.get("path") if isinstance(cell, dict) else cell
     return path if isinstance(path, str) else f"{pairs.name}, row {row}"
