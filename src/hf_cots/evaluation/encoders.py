@@ -286,11 +286,36 @@ class EncodedPairs:
     broken: list[BrokenImage]
 
 
+def encode_rows(
+    encoder: Encoder, pairs: PairDataset, rows: Sequence[int], batch_size: int = 64, progress: bool = False
+) -> tuple[torch.Tensor, list[int], list[BrokenImage]]:
+    """Encode the pictures of some rows. Those that cannot be read are named in a warning and left out.
+
+    Returns:
+        (n, D) embeddings as [`Encoder`] says, the n rows that could be read, and the others.
+    """
+    read: list[int] = []
+    unreadable: list[BrokenImage] = []
+
+    def readable():
+        for row in rows:
+            try:
+                image = pairs.read_row(row)
+            except BrokenImage as broken:
+                logger.warning("left out: %s", broken)
+                unreadable.append(broken)
+                continue
+            read.append(row)
+            yield image
+
+    return encoder.encode_images(readable(), batch_size, len(rows) if progress else None), read, unreadable
+
+
 def encode_pairs(encoder: Encoder, pairs: PairDataset, batch_size: int = 64, progress: bool = False) -> EncodedPairs:
     """Encode all pictures and all captions of a data set, each once.
 
-    A file that several rows name, one caption each, is one picture. Pictures that cannot be read are named in a
-    warning and left out with their captions.
+    A file that several rows name, one caption each, is one picture. Pictures that cannot be read are left out with
+    their captions.
 
     Args:
         encoder: what encodes.
@@ -298,32 +323,17 @@ def encode_pairs(encoder: Encoder, pairs: PairDataset, batch_size: int = 64, pro
         batch_size: pictures in a forward pass.
         progress: show a progress bar.
     """
-    rows: list[int] = []
-    unreadable: list[BrokenImage] = []
     first_rows = pairs.first_rows()
     distinct = np.unique(first_rows).tolist()
-
-    def readable():
-        for row in distinct:
-            try:
-                image = pairs.read_row(row)
-            except BrokenImage as broken:
-                logger.warning("left out: %s", broken)
-                unreadable.append(broken)
-                continue
-            rows.append(row)
-            yield image
-
-    image_embeds = encoder.encode_images(readable(), batch_size, len(distinct) if progress else None)
+    image_embeds, rows, broken = encode_rows(encoder, pairs, distinct, batch_size, progress)
     present = set(rows)
     captions = [i for i, row in enumerate(first_rows[pairs.row_of_pair].tolist()) if row in present]
-    text_embeds = encoder.encode_texts([pairs.caption(index) for index in captions])
     return EncodedPairs(
         image_embeds=image_embeds,
-        text_embeds=text_embeds,
+        text_embeds=encoder.encode_texts([pairs.caption(index) for index in captions]),
         image_ids=torch.from_numpy(pairs.image_ids[rows]),
         text_ids=torch.from_numpy(pairs.image_ids[pairs.row_of_pair[captions]]),
         rows=rows,
         captions=captions,
-        broken=unreadable,
+        broken=broken,
     )

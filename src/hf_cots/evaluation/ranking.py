@@ -181,11 +181,11 @@ def tie_groups(scores: Scores, answers: Answers, queries: slice, block: int) -> 
         for _, tile in scores.tiles(part, 4 * block):
             for total, counted in zip((above, at_least), count_above(tile, levels)):
                 total += counted
-        yield len(levels), _groups_of_levels(levels.numpy(), above.numpy(), at_least.numpy())
+        yield len(levels), groups_of_levels(levels.numpy(), above.numpy(), at_least.numpy())
         start = part.stop
 
 
-def _groups_of_levels(levels: np.ndarray, above: np.ndarray, at_least: np.ndarray) -> TieGroups:
+def groups_of_levels(levels: np.ndarray, above: np.ndarray, at_least: np.ndarray) -> TieGroups:
     """Equal levels of a row become one group with as many correct answers."""
     answer = np.isfinite(levels)
     first = answer & np.c_[np.ones(len(levels), dtype=bool), levels[:, 1:] != levels[:, :-1]]
