@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from hf_cots.data.images import BrokenImage
 from hf_cots.evaluation import image_retrieval
 from hf_cots.evaluation.image_retrieval import LabelledEmbeddings, encode_labelled, retrieve_images
 from hf_cots.evaluation.labelled import load_labelled_images
-from tests.evaluation.lookup import Lookup
+from tests.evaluation.known import KnownEncoder
 
 
 def random_set(n=30, classes=6, styles=2, seed=0, name="x"):
@@ -75,14 +76,14 @@ def test_a_constant_model_gets_exactly_the_chance_level():
 
 
 def test_pictures_alone_with_their_label_ask_nothing():
-    lonely = LabelledEmbeddings(torch.eye(4), ["a", "a", "b", "c"], [0, 1, 2, 3], ["x.png: gone"])
+    lonely = LabelledEmbeddings(torch.eye(4), ["a", "a", "b", "c"], [0, 1, 2, 3], [BrokenImage("x.png", "gone")])
     result = retrieve_images(lonely)
     assert result.queries.tolist() == [0, 1]
     report = result.to_dict()
-    assert report["queries_without_answer"] == 2
+    assert report["image_to_image"]["queries_without_answer"] == 2
     assert report["image_to_image"]["queries"] == 2
     assert report["image_to_image"]["gallery"] == 3  # the others, with those that ask nothing
-    assert report["broken"] == ["x.png: gone"]
+    assert [broken.name for broken in result.broken] == ["x.png"]
     with pytest.raises(ValueError, match="none of 3 pictures has another of its label in its gallery"):
         retrieve_images(LabelledEmbeddings(torch.eye(3), ["a", "b", "c"], [0, 1, 2], []))
 
@@ -118,8 +119,8 @@ def test_a_table_of_styles_is_searched_across_them(tmp_path):
         rows.append({"file_name": f"{number}.png", "concept": label, "style": style})
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = load_labelled_images(str(tmp_path), label_column="concept", columns=("style",))
-    alone = retrieve_images(encode_labelled(Lookup(vectors), data))
-    across = retrieve_images(encode_labelled(Lookup(vectors), data, across="style"))
+    alone = retrieve_images(encode_labelled(KnownEncoder(vectors), data))
+    across = retrieve_images(encode_labelled(KnownEncoder(vectors), data, across="style"))
     assert alone.metrics()["R@1"] == 0  # the other concept in the same style is nearer
     assert across.metrics()["R@1"] > 0
     assert across.gallery.tolist() == [2, 2, 2, 2]
@@ -132,7 +133,7 @@ def test_a_file_named_twice_does_not_find_itself(tmp_path):
     rows = [{"image": f"{name}.png", "label": "a"} for name in ("red", "red", "lime")]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = load_labelled_images(str(tmp_path / "x.jsonl"))
-    embeddings = encode_labelled(Lookup({COLOURS["red"]: [1, 0], COLOURS["lime"]: [0, 1]}), data)
+    embeddings = encode_labelled(KnownEncoder({COLOURS["red"]: [1, 0], COLOURS["lime"]: [0, 1]}), data)
     assert len(embeddings.labels) == 2
     assert retrieve_images(embeddings).gallery.tolist() == [1, 1]
 
@@ -146,7 +147,7 @@ def test_broken_pictures_are_left_out_and_named(tmp_path):
             )
     (tmp_path / "a" / "1.png").write_bytes(b"nothing")
     vectors = {COLOURS["red"]: [1, 0], COLOURS["lime"]: [0, 1]}
-    report = retrieve_images(encode_labelled(Lookup(vectors), load_labelled_images(str(tmp_path)))).to_dict()
-    assert report["image_to_image"]["queries"] == 5
-    assert report["image_to_image"]["mAP"] == 100
-    assert "a/1.png" in report["broken"][0]
+    result = retrieve_images(encode_labelled(KnownEncoder(vectors), load_labelled_images(str(tmp_path))))
+    assert len(result.queries) == 5
+    assert result.metrics()["mAP"] == 100
+    assert [broken.name.endswith("a/1.png") for broken in result.broken] == [True]

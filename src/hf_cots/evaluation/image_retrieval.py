@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data.images import BrokenImage
 from .bootstrap import bootstrap_intervals
 from .encoders import Encoder, encode_rows
 from .labelled import LabelledImages
@@ -36,7 +37,7 @@ class LabelledEmbeddings:
     embeds: torch.Tensor
     labels: list[str]
     groups: list
-    broken: list[str]
+    broken: list[BrokenImage]
 
 
 def encode_labelled(
@@ -51,7 +52,7 @@ def encode_labelled(
     rows = np.unique(data.pictures.first_rows()).tolist()
     embeds, read, broken = encode_rows(encoder, data.pictures, rows, batch_size, progress)
     groups = [(data.name, row) if across is None else data.columns[across][row] for row in read]
-    return LabelledEmbeddings(embeds, [data.labels[row] for row in read], groups, [str(each) for each in broken])
+    return LabelledEmbeddings(embeds, [data.labels[row] for row in read], groups, broken)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class ImageRetrieval:
     positives: np.ndarray
     queries: np.ndarray
     without_answer: int
-    broken: list[str]
+    broken: list[BrokenImage]
 
     def metrics(self, index: np.ndarray | slice = slice(None)) -> dict[str, float]:
         """mAP, R@1, R@5, R@10 (hit@K) and MRR in percent."""
@@ -86,14 +87,16 @@ class ImageRetrieval:
         return {name: means[name] for name in SHOWN}
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: figures, intervals, chance, what was left out."""
-        sizes = {"queries": len(self.queries), "gallery": int(self.gallery.max())}
-        return {
-            "image_to_image": self.metrics() | sizes,
-            "intervals": {"image_to_image": bootstrap_intervals(self.metrics, len(self.queries))},
-            "chance": self.chance(),
+        """For JSON: figures with their intervals, chance."""
+        sizes = {
+            "queries": len(self.queries),
             "queries_without_answer": self.without_answer,
-            "broken": self.broken,
+            "gallery": int(self.gallery.max()),
+        }
+        intervals = bootstrap_intervals(self.metrics, len(self.queries))
+        return {
+            "image_to_image": self.metrics() | sizes | {"intervals": intervals},
+            "chance": {"image_to_image": self.chance()},
         }
 
 

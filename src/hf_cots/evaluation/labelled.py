@@ -18,12 +18,14 @@ class LabelledImages:
         labels: (rows) the label of each row, as text.
         classes: the distinct labels: in the order of the `ClassLabel` feature where there is one, else sorted.
         columns: the cells of further columns that were asked for, as text.
+        label_column: the labels' own column.
     """
 
     pictures: PairDataset
     labels: list[str]
     classes: list[str]
     columns: dict[str, list[str]]
+    label_column: str
 
     @property
     def name(self) -> str:
@@ -64,9 +66,8 @@ def load_labelled_images(
     table = table.select_columns([image_column]) if image_column in table.column_names else table
     table = table.add_column("label as text", labels)
     root = folder if folder.is_dir() else folder.parent
-    return LabelledImages(
-        PairDataset(table, image_column, "label as text", root=root, name=data), labels, classes, kept
-    )
+    pictures = PairDataset(table, image_column, "label as text", root=root, name=data)
+    return LabelledImages(pictures, labels, classes, kept, label_column)
 
 
 def _is_folder_of_classes(folder: Path) -> bool:

@@ -6,6 +6,8 @@ beside it).
 """
 
 import csv
+import hashlib
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,13 @@ class TextPairs:
     first: list[str]
     second: list[str]
     scores: np.ndarray
+
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits: blake2b over texts and scores, in their order."""
+        digest = hashlib.blake2b(digest_size=16)
+        for row in zip(self.first, self.second, self.scores.tolist()):
+            digest.update(json.dumps(row).encode())
+        return digest.hexdigest()
 
 
 def load_text_pairs(
@@ -131,11 +140,11 @@ class TextMatching:
         return {"spearman": spearman(cosines, scores), "pearson": pearson(cosines, scores)}
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: figures, intervals, chance."""
+        """For JSON: figures with their intervals, chance."""
+        intervals = bootstrap_intervals(self.metrics, len(self.scores))
         return {
-            "text_matching": self.metrics() | {"pairs": len(self.scores)},
-            "intervals": {"text_matching": bootstrap_intervals(self.metrics, len(self.scores))},
-            "chance": {"spearman": 0.0, "pearson": 0.0},
+            "text_matching": self.metrics() | {"pairs": len(self.scores), "intervals": intervals},
+            "chance": {"text_matching": {"spearman": 0.0, "pearson": 0.0}},
         }
 
 

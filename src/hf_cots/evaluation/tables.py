@@ -98,8 +98,30 @@ def _rescored(rescored: dict[str, Any], directions: dict[str, Any]) -> Table:
     return table
 
 
-def _with_interval(value: float, interval: list[float]) -> str:
-    return f"{value:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]"
+def task_table(report: dict[str, Any], task: str, digits: int = 1) -> Table:
+    """The figures of a task with their intervals beside chance, and its sizes.
+
+    Args:
+        report: of [`hf_cots.evaluation.tasks`].
+        task: its entry, such as "zero_shot".
+        digits: after the point.
+    """
+    values, chance = report[task], report["chance"][task]
+    table = Table(title=f"{report['model']['name']}: {task.replace('_', ' ')}, 95% intervals", title_justify="left")
+    for heading in ("", report["data"]["name"], "chance"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for metric, value in values.items():
+        label = metric.replace("_", " ")
+        if metric in chance:
+            figure = _with_interval(value, values["intervals"][metric], digits)
+            table.add_row(label, figure, f"{chance[metric]:.{digits}f}")
+        elif metric != "intervals":
+            table.add_row(label, str(value), "")
+    return table
+
+
+def _with_interval(value: float, interval: list[float], digits: int = 1) -> str:
+    return f"{value:.{digits}f} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
 
 
 def _difference(values: dict[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data.images import BrokenImage
 from ..models.losses import l2_normalize
 from .bootstrap import bootstrap_intervals
 from .encoders import Encoder, encode_rows
@@ -113,7 +114,7 @@ class Classification:
     correct: np.ndarray
     classes: list[str]
     rows: list[int]
-    broken: list[str]
+    broken: list[BrokenImage]
 
     def metrics(self, index: np.ndarray | slice = slice(None)) -> dict[str, float]:
         """`top1` and `top5` in percent, and `mean_per_class_top1`, the mean over the classes that have pictures."""
@@ -129,18 +130,18 @@ class Classification:
         return guess | {"mean_per_class_top1": guess["top1"]}
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: figures, intervals, chance, the figures of each class, broken pictures."""
+        """For JSON: figures with their intervals, chance, the figures of each class."""
         counts = np.bincount(self.correct, minlength=len(self.classes)).tolist()
+        sizes = {"images": len(self.correct), "classes": len(self.classes)}
         per_class = {
             label: {"images": count} | ({"top1": float(self.hits["top1"][self.correct == c].mean())} if count else {})
             for c, (label, count) in enumerate(zip(self.classes, counts))
         }
+        intervals = bootstrap_intervals(self.metrics, len(self.correct))
         return {
-            "zero_shot": self.metrics() | {"images": len(self.correct), "classes": len(self.classes)},
-            "intervals": {"zero_shot": bootstrap_intervals(self.metrics, len(self.correct))},
-            "chance": self.chance(),
+            "zero_shot": self.metrics() | sizes | {"intervals": intervals},
+            "chance": {"zero_shot": self.chance()},
             "per_class": per_class,
-            "broken": self.broken,
         }
 
 
@@ -178,4 +179,4 @@ def classify(
         for _, tile in scores.tiles(part, len(classes)):  # all classes in one
             for k in TOP:
                 hits[f"top{k}"][part] = 100 * top_k_probability(tile, correct[part], k).numpy()
-    return Classification(hits, correct.numpy(), classes, read, [str(each) for each in broken])
+    return Classification(hits, correct.numpy(), classes, read, broken)
