@@ -28,8 +28,8 @@ test: $(BIN)/.installed
 	$(BIN)/python -m pytest
 
 check: $(BIN)/.installed
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests benchmarks metrics
+	$(BIN)/ruff check src tests benchmarks metrics
 	$(BIN)/mypy
 
 clean:

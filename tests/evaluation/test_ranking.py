@@ -1,13 +1,20 @@
 """Streaming ranks against plain sorting; exact scores, whatever the block, the share or the place in the gallery."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from hf_cots.evaluation import ranking
 from hf_cots.evaluation.metrics import concatenate, summarise
 from hf_cots.evaluation.ranking import Scores, count_above, nearest, rank_queries
 from hf_cots.evaluation.retrieval import rank_direction
+from hf_cots.evaluation.stored import open_embeddings
 from tests.evaluation.brute import metrics_of_order
 
 
@@ -122,15 +129,6 @@ def test_a_query_with_very_many_answers_does_not_widen_the_levels_of_the_others(
     assert max(rows * places for rows, places in sizes) <= 4 * 16**2
 
 
-def test_memory_mapped_embeddings_need_no_copy(tmp_path):
-    queries, gallery, query_ids, gallery_ids = many_to_many()
-    np.save(tmp_path / "gallery.npy", gallery.numpy())
-    mapped = torch.from_numpy(np.load(tmp_path / "gallery.npy", mmap_mode="c"))
-    assert_same(
-        rank_queries(queries, mapped, query_ids, gallery_ids), rank_queries(queries, gallery, query_ids, gallery_ids)
-    )
-
-
 @pytest.mark.parametrize("k", [1, 3, 100])
 def test_nearest_equals_sorting(k):
     queries, gallery, *_ = many_to_many()
@@ -153,3 +151,80 @@ def test_a_missing_answer_is_named_in_every_share():
 def test_metrics_of_a_perfect_model():
     embeds = torch.eye(12)
     assert summarise(rank_queries(embeds, embeds, torch.arange(12), torch.arange(12)))["mAP"] == 100
+
+
+# ---------------------------------------------------------------------- stored embeddings
+
+
+def test_stored_embeddings_are_ranked_like_those_in_memory(tmp_path):
+    queries, gallery, query_ids, gallery_ids = many_to_many()
+    np.save(tmp_path / "gallery.npy", gallery.numpy())
+    save_file({"images": gallery, "texts": queries}, tmp_path / "both.safetensors")
+    save_file({"images": gallery}, tmp_path / "one.safetensors")
+    stored = [
+        open_embeddings(tmp_path / "gallery.npy"),
+        open_embeddings(tmp_path / "one.safetensors"),
+        open_embeddings(tmp_path / "both.safetensors", "images"),
+    ]
+    expected = rank_queries(queries, gallery, query_ids, gallery_ids)
+    for each in stored:
+        assert_same(rank_queries(queries, each, query_ids, gallery_ids), expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("kind", ["npy", "safetensors"])
+def test_stored_embeddings_and_scores_are_not_held_in_memory(tmp_path, kind):
+    """400 MB of embeddings and 1,600 MB of scores for a process that may hold a tenth of either."""
+    script = tmp_path / "measure.py"
+    script.write_text(
+        "import sys, threading, torch\n"
+        "from pathlib import Path\n"
+        "from hf_cots.evaluation.ranking import rank_queries\n"
+        "from hf_cots.evaluation.stored import open_embeddings\n"
+        "torch.set_num_threads(1)\n"
+        "def held():\n"
+        "    status = Path('/proc/self/status').read_text()\n"
+        "    return int(status.split('RssAnon:')[1].split()[0]) / 1000\n"
+        "embeds = open_embeddings(sys.argv[1])\n"
+        "ids = torch.arange(len(embeds))\n"
+        "rank_queries(embeds[:2], embeds[:2], ids[:2], ids[:2])\n"
+        "before, peak, done = held(), 0, threading.Event()\n"
+        "def watch():\n"
+        "    global peak\n"
+        "    while not done.wait(0.002): peak = max(peak, held())\n"
+        "thread = threading.Thread(target=watch); thread.start()\n"
+        "rank_queries(embeds[:1000], embeds, ids[:1000], ids, block=256)\n"
+        "done.set(); thread.join()\n"
+        "print(peak - before)\n"
+    )
+    embeds = torch.randn(200_000, 500)
+    path = tmp_path / f"embeds.{kind}"
+    if kind == "npy":
+        np.save(path, embeds.numpy())
+    else:
+        save_file({"embeds": embeds}, path)
+    environment = os.environ | {"PYTHONPATH": str(Path(ranking.__file__).parents[2])}
+    command = [sys.executable, str(script), str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert float(done.stdout) < 40, done.stderr[-2000:]
+
+
+def test_what_is_no_embedding_file_is_named(tmp_path):
+    np.save(tmp_path / "flat.npy", np.ones(3))
+    np.save(tmp_path / "whole.npy", np.ones((3, 2), dtype=np.int64))
+    save_file({"a": torch.ones(2, 2), "b": torch.ones(2, 2)}, tmp_path / "two.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    (tmp_path / "embeds.pt").write_bytes(b"nothing")
+    for name, message in {
+        "flat.npy": r"holds torch.float64 of shape \(3,\), not one vector a row",
+        "whole.npy": "holds torch.int64",
+        "two.safetensors": "holds a, b: name one of them",
+        "broken.safetensors": "broken.safetensors: ",
+        "embeds.pt": "from .npy or .safetensors files",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            open_embeddings(tmp_path / name)
+    with pytest.raises(ValueError, match=r"two.safetensors: .*c"):
+        open_embeddings(tmp_path / "two.safetensors", "c")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        open_embeddings(tmp_path / "absent.npy")

@@ -260,3 +260,8 @@ def _first_best(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
         return scores.max(dim=1, keepdim=True)
     best, order = scores.sort(dim=1, descending=True, stable=True)
     return best[:, :k], order[:, :k]
+
+
+def first_of_each(ids: torch.Tensor) -> torch.Tensor:
+    """(k,) ascending indices of the first occurrence of each of the k distinct ids."""
+    return torch.from_numpy(np.sort(np.unique(ids.numpy(), return_index=True)[1]))
