@@ -10,7 +10,14 @@ from PIL import Image, ImageDraw
 from scipy.fft import dctn
 
 from hf_cots.data import PairDataset, load_pairs
-from hf_cots.evaluation.overlap import check_overlap, nearest_hashes, normalised_caption, perceptual_hash
+from hf_cots.evaluation.overlap import (
+    Fingerprints,
+    check_overlap,
+    colour_grid,
+    nearest_alike,
+    normalised_caption,
+    perceptual_hash,
+)
 from tests.worlds import World, all_pairs, encoded
 
 
@@ -65,21 +72,54 @@ def test_pictures_without_structure_have_one_hash():
     assert len({perceptual_hash(Image.new("RGB", (40, 30), colour)) for colour in ("red", "blue", "white")}) == 1
 
 
+def random_fingerprints(count, seed):
+    """Few bits and few colours, so that many pictures are alike."""
+    random = np.random.default_rng(seed)
+    hashes = random.integers(0, 2**10, size=count, dtype=np.uint64)
+    colours = random.choice([10, 50, 90], size=(count, 1)) + np.zeros((1, 48), dtype=np.int64)
+    return Fingerprints(list(range(count)), [], hashes, colours.astype(np.int16))
+
+
 @pytest.mark.parametrize("block", [1, 3, 100])
-def test_nearest_hashes_equal_a_loop(block):
-    random = np.random.default_rng(0)
-    queries, gallery = (random.integers(0, 2**64, size=n, dtype=np.uint64) for n in (7, 11))
-    gallery[4] = gallery[9] = queries[2]
-    places, distances = nearest_hashes(queries, gallery, block)
-    for query, place, distance in zip(queries.tolist(), places.tolist(), distances.tolist()):
-        expected = [(query ^ other).bit_count() for other in gallery.tolist()]
-        assert (distance, place) == (min(expected), expected.index(min(expected)))
+@pytest.mark.parametrize("distance", [1, 2])
+def test_the_nearest_picture_that_is_alike_equals_a_loop(block, distance):
+    queries, gallery = random_fingerprints(25, 0), random_fingerprints(40, 1)
+    places, distances = nearest_alike(queries, gallery, distance, block)
+    assert (places == -1).any()
+    assert (places >= 0).any()
+    for number, (query, colours) in enumerate(zip(queries.hashes.tolist(), queries.colours)):
+        alike = [
+            ((query ^ other).bit_count(), place)
+            for place, other in enumerate(gallery.hashes.tolist())
+            if (query ^ other).bit_count() <= distance and np.abs(colours - gallery.colours[place]).max() <= 48
+        ]
+        assert (distances[number], places[number]) == min(alike, default=(65, -1))
 
 
-def test_an_empty_gallery_has_nothing_near():
-    places, distances = nearest_hashes(np.zeros(2, dtype=np.uint64), np.zeros(0, dtype=np.uint64))
-    assert places.tolist() == [-1, -1]
-    assert distances.tolist() == [65, 65]
+def test_a_flag_in_other_colours_is_another_flag():
+    def flag(*colours):
+        picture = Image.new("RGB", (90, 60))
+        for number, colour in enumerate(colours):
+            picture.paste(colour, (30 * number, 0, 30 * number + 30, 60))
+        return picture
+
+    france, other = flag((0, 0, 139), "white", "crimson"), flag("crimson", (255, 255, 150), (0, 80, 0))
+    assert (perceptual_hash(france) ^ perceptual_hash(other)).bit_count() <= 4
+    train = pairs_of("train", [encoded(other), saved(france.resize((120, 80)), 70)])
+    found = check_overlap(pairs_of("test", [encoded(france)]), train).pictures
+    assert [(m.train, m.identical) for m in found] == [("train, row 1", False)]
+
+
+def test_the_colours_of_copies_are_within_range():
+    for seed in range(8):
+        picture = scene(seed)
+        for copy in (
+            picture.resize((97, 97)),
+            Image.open(io.BytesIO(saved(picture, 40))),
+            picture.point(lambda v: v * 0.9),
+        ):
+            assert np.abs(colour_grid(picture) - colour_grid(copy)).max() <= 26
+    assert colour_grid(Image.new("RGB", (9, 9), (1, 2, 3))).tolist() == [1, 2, 3] * 16
 
 
 def test_copies_are_found_whatever_their_form():
@@ -165,7 +205,7 @@ def test_the_report_is_one_line_and_goes_into_json():
     overlap = check_overlap(test, pairs_of("train", [saved(scene(1), 60), encoded(scene(2))], ["A", "c"]))
     assert overlap.summary() == (
         "of 2 test pictures 1 are pixel for pixel among the 2 training pictures and 1 more are nearly (perceptual "
-        "hashes within 4 of 64 bits); of 2 captions 1 are among the 2 training captions"
+        "hashes within 4 of 64 bits, like colours); of 2 captions 1 are among the 2 training captions"
     )
     restored = json.loads(json.dumps(overlap.to_dict()))
     assert restored["pictures"][1] == {

@@ -20,6 +20,7 @@ from ..data.sources import PairDataset
 logger = logging.getLogger(__name__)
 
 SIDE, LOW = 32, 8
+GRID, COLOUR_RANGE = 4, 48
 
 
 def _cosines() -> np.ndarray:
@@ -41,6 +42,12 @@ def perceptual_hash(picture: Image.Image) -> int:
     frequencies = (_cosines() @ grey @ _cosines().T).round(6)  # without noise, so that no structure is exactly zero
     bits = frequencies > np.median(frequencies)
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def colour_grid(picture: Image.Image) -> np.ndarray:
+    """(48,) int16: the mean colours of 4 x 4 fields, 0 to 255. A perceptual hash sees no colour, and would take one
+    flag for another; copies keep within `COLOUR_RANGE` of these numbers."""
+    return np.asarray(picture.resize((GRID, GRID), Image.Resampling.BOX), dtype=np.int16).ravel()
 
 
 def normalised_caption(text: str) -> str:
@@ -100,7 +107,7 @@ class Overlap:
         return (
             f"of {self.test_pictures:,} test pictures {identical:,} are pixel for pixel among the "
             f"{self.train_pictures:,} training pictures and {len(self.pictures) - identical:,} more are nearly "
-            f"(perceptual hashes within {self.distance} of 64 bits); of {self.test_captions:,} captions "
+            f"(perceptual hashes within {self.distance} of 64 bits, like colours); of {self.test_captions:,} captions "
             f"{len(self.captions):,} are among the {self.train_captions:,} training captions"
         )
 
@@ -113,9 +120,9 @@ def check_overlap(test: PairDataset, train: PairDataset, distance: int = 4, prog
     """Look for the pictures and captions of a test set in a training set.
 
     Equal pixels are found after decoding, so that a copy in another container or with other metadata counts, and a
-    file that is equal byte for byte all the more. Pictures that are alike are found by [`perceptual_hash`]; all pairs
-    of hashes are compared, but a block at a time, and of each picture only two hashes are kept. For each test picture
-    the first training picture with the same pixels is reported, or else the nearest one.
+    file that is equal byte for byte all the more. Pictures that are alike are found by [`nearest_alike`]; all pairs of
+    hashes are compared, but a block at a time, and of each picture some hundred bytes are kept. For each test picture
+    the first training picture with the same pixels is reported, or else the nearest one that is alike.
 
     Args:
         test, train: the two sets.
@@ -129,26 +136,23 @@ def check_overlap(test: PairDataset, train: PairDataset, distance: int = 4, prog
     if not 0 <= distance <= 64:
         raise ValueError(f"a distance of perceptual hashes is 0 to 64 bits, got {distance}")
     broken: list[str] = []
-    test_rows, test_pixels, test_hashes = _hash_pictures(test, broken, progress)
-    train_rows, train_pixels, train_hashes = _hash_pictures(train, broken, progress)
-    nearest, distances = nearest_hashes(test_hashes, train_hashes)
-    first_with = dict(zip(reversed(train_pixels), reversed(range(len(train_pixels)))))
+    tests, trains = (Fingerprints.of(pairs, broken, progress) for pairs in (test, train))
+    nearest, distances = nearest_alike(tests, trains, distance)
+    first_with = dict(zip(reversed(trains.pixels), reversed(range(len(trains.pixels)))))
     pictures = []
-    for number, (row, pixels) in enumerate(zip(test_rows, test_pixels)):
-        same = first_with.get(pixels)
-        if same is None and distances[number] > distance:
-            continue
-        other = int(nearest[number]) if same is None else same
-        name = picture_name(train, train_rows[other])
-        bits = int(distances[number]) if same is None else 0
-        pictures.append(PictureMatch(picture_name(test, row), name, bits, same is not None))
+    for number, (row, pixels) in enumerate(zip(tests.rows, tests.pixels)):
+        identical = pixels in first_with
+        other = first_with[pixels] if identical else int(nearest[number])
+        if other >= 0:
+            names = picture_name(test, row), picture_name(train, trains.rows[other])
+            pictures.append(PictureMatch(*names, 0 if identical else int(distances[number]), identical))
     said = {normalised_caption(text): text for text in _captions(train)}
     matches = [(text, said.get(normalised_caption(text))) for text in _captions(test)]
     return Overlap(
         pictures=pictures,
         captions=[CaptionMatch(text, other) for text, other in matches if other is not None],
-        test_pictures=len(test_rows),
-        train_pictures=len(train_rows),
+        test_pictures=len(tests.rows),
+        train_pictures=len(trains.rows),
         test_captions=len(test),
         train_captions=len(train),
         distance=distance,
@@ -156,45 +160,76 @@ def check_overlap(test: PairDataset, train: PairDataset, distance: int = 4, prog
     )
 
 
-def nearest_hashes(queries: np.ndarray, gallery: np.ndarray, block: int = 2048) -> tuple[np.ndarray, np.ndarray]:
-    """For each hash the nearest one of a gallery, the first of equally near ones, and how many bits lie between.
+@dataclass(frozen=True)
+class Fingerprints:
+    """What is kept of the distinct pictures of a data set.
+
+    Attributes:
+        rows: (n) rows of the pictures that could be read.
+        pixels: (n) digests of size and pixels.
+        hashes: (n,) uint64, of [`perceptual_hash`].
+        colours: (n, 48) int16, of [`colour_grid`].
+    """
+
+    rows: list[int]
+    pixels: list[bytes]
+    hashes: np.ndarray
+    colours: np.ndarray
+
+    @classmethod
+    def of(cls, pairs: PairDataset, broken: list[str], progress: bool = False) -> "Fingerprints":
+        """Read all pictures of a data set; those that cannot be read are added to `broken`."""
+        rows, pixels, hashes, colours = [], [], [], []
+        for row in tqdm(np.unique(pairs.first_rows()).tolist(), desc=f"hashing {pairs.name}", disable=not progress):
+            try:
+                picture = pairs.read_row(row)
+            except BrokenImage as error:
+                logger.warning("left out: %s", error)
+                broken.append(str(error))
+                continue
+            rows.append(row)
+            digest = hashlib.blake2b(f"{picture.size}".encode() + picture.tobytes(), digest_size=16)
+            pixels.append(digest.digest())
+            hashes.append(perceptual_hash(picture))
+            colours.append(colour_grid(picture))
+        grids = np.stack(colours) if colours else np.empty((0, 3 * GRID**2), dtype=np.int16)
+        return cls(rows, pixels, np.asarray(hashes, dtype=np.uint64), grids)
+
+
+def nearest_alike(
+    queries: Fingerprints, gallery: Fingerprints, distance: int, block: int = 1024
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each picture the one of a gallery with the nearest hash among those that are alike.
+
+    Alike are pictures whose hashes differ in at most `distance` bits and whose colours in no field by more than
+    `COLOUR_RANGE`.
 
     Args:
-        queries, gallery: (n,) and (m,) uint64.
-        block: hashes of either side compared at a time; memory is 8 x block^2 bytes.
+        queries, gallery: n and m pictures.
+        distance: in bits.
+        block: pictures of either side compared at a time; memory is about 100 x block^2 bytes at the very most.
 
     Returns:
-        (n,) int64 places in the gallery (-1 if it is empty) and (n,) int64 distances (65 then).
+        (n,) int64 places in the gallery, the first of equally near ones, -1 if none is alike; and (n,) int64 distances
+        of the hashes, 65 then.
     """
-    places = np.full(len(queries), -1, dtype=np.int64)
-    distances = np.full(len(queries), 65, dtype=np.int64)
-    for start in range(0, len(queries), block):
+    places = np.full(len(queries.hashes), -1, dtype=np.int64)
+    distances = np.full(len(queries.hashes), 65, dtype=np.int64)
+    for start in range(0, len(queries.hashes), block):
         rows = slice(start, start + block)
-        for offset in range(0, len(gallery), block):
-            bits = np.bitwise_count(queries[rows, None] ^ gallery[None, offset : offset + block])
-            best = bits.argmin(axis=1)
-            found = bits[np.arange(len(best)), best].astype(np.int64)
+        for offset in range(0, len(gallery.hashes), block):
+            columns = slice(offset, offset + block)
+            bits = np.bitwise_count(queries.hashes[rows, None] ^ gallery.hashes[None, columns])
+            near = np.nonzero(bits <= distance)
+            gap = np.abs(queries.colours[rows][near[0]] - gallery.colours[columns][near[1]]).max(axis=1, initial=0)
+            alike = np.full(bits.shape, 65, dtype=np.int64)
+            alike[near] = np.where(gap <= COLOUR_RANGE, bits[near], 65)
+            best = alike.argmin(axis=1)
+            found = alike[np.arange(len(best)), best]
             nearer = found < distances[rows]
             places[rows] = np.where(nearer, best + offset, places[rows])
             distances[rows] = np.where(nearer, found, distances[rows])
     return places, distances
-
-
-def _hash_pictures(pairs: PairDataset, broken: list[str], progress: bool) -> tuple[list[int], list[bytes], np.ndarray]:
-    """Rows of the distinct pictures that can be read, digests of their pixels, and their perceptual hashes."""
-    rows, pixels, hashes = [], [], []
-    for row in tqdm(np.unique(pairs.first_rows()).tolist(), desc=f"hashing {pairs.name}", disable=not progress):
-        try:
-            picture = pairs.read_row(row)
-        except BrokenImage as error:
-            logger.warning("left out: %s", error)
-            broken.append(str(error))
-            continue
-        rows.append(row)
-        digest = hashlib.blake2b(f"{picture.size}".encode() + picture.tobytes(), digest_size=16)
-        pixels.append(digest.digest())
-        hashes.append(perceptual_hash(picture))
-    return rows, pixels, np.asarray(hashes, dtype=np.uint64)
 
 
 def picture_name(pairs: PairDataset, row: int) -> str:
