@@ -241,3 +241,27 @@ def test_errors_of_the_other_tasks_are_one_line(world, colour_folders, arguments
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
+
+
+def test_evaluate_takes_a_split_in_karpathys_layout(world, tmp_path):
+    images = [
+        {
+            "filename": name,
+            "imgid": number,
+            "split": "val" if number < 10 else "train",
+            "sentences": [{"raw": f"{word} {caption}", "sentid": 5 * number + k} for k, word in enumerate("abcde")],
+        }
+        for number, (name, _, caption) in enumerate(all_pairs())
+    ]
+    (tmp_path / "mine.json").write_text(json.dumps({"dataset": "mine", "images": images}))
+    flags = ("--protocol", "karpathy", "--split", "val", "--image-root", world.imagefolder)
+    output = tmp_path / "results.json"
+    result = call("evaluate", world.model, tmp_path / "mine.json", *flags, "--output", output)
+    assert result.exit_code == 0, result.output
+    report = json.loads(output.read_text())
+    assert (report["text_to_image"]["queries"], report["text_to_image"]["gallery"]) == (50, 10)
+    checksum = report["data"]["id_checksum"]
+    assert call("evaluate", world.model, tmp_path / "mine.json", *flags, "--id-checksum", checksum).exit_code == 0
+    refused = call("evaluate", world.model, tmp_path / "mine.json", *flags, "--id-checksum", "0" * 64)
+    assert refused.exit_code == 2
+    assert f"have the checksum {checksum}, not {'0' * 64}" in " ".join(refused.stderr.split())

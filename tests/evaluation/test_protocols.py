@@ -12,7 +12,6 @@ from hf_cots.evaluation import EncodedPairs, encode_pairs, load_encoder, retriev
 from hf_cots.evaluation.protocols import (
     Published,
     id_checksum,
-    load_karpathy,
     load_msrvtt_1ka,
     load_protocol,
     mean_of_folds,
@@ -105,7 +104,7 @@ def test_the_checksum_is_that_of_the_sorted_ids_and_can_be_demanded(tmp_path):
     assert load_protocol("flickr30k", path, tmp_path / "images", checksum=expected).checksum == expected
     write(path, data | {"images": data["images"][::-1]})
     write_pictures(tmp_path / "images", data["images"][:1000][::-1])
-    assert load_karpathy(path, tmp_path / "images").checksum == expected
+    assert load_protocol("karpathy", path, tmp_path / "images").checksum == expected
     data["images"][0]["sentences"][0]["sentid"] = 99_999
     with pytest.raises(ValueError, match=f"have the checksum [0-9a-f]{{64}}, not {expected}"):
         load_protocol("flickr30k", write(path, data), tmp_path / "images", checksum=expected)
@@ -120,8 +119,8 @@ def test_any_split_in_the_layout_can_be_read(tmp_path):
     data = coco(images=10, captions=50)
     write_pictures(tmp_path / "images", data["images"][10:])
     path = write(tmp_path / "mine.json", data)
-    assert len(load_karpathy(path, tmp_path / "images", "val").pairs) == 5 * 7
-    assert len(load_karpathy(path, tmp_path / "images", "train+restval").pairs) == 5 * 13
+    assert len(load_protocol("karpathy", path, tmp_path / "images", "val").pairs) == 5 * 7
+    assert len(load_protocol("karpathy", path, tmp_path / "images", "train+restval").pairs) == 5 * 13
 
 
 def without(data, field, number=3):
@@ -165,7 +164,7 @@ def test_a_file_that_is_not_the_published_one_is_refused(tmp_path, spoil, messag
 
 
 def test_other_errors_are_one_line(tmp_path):
-    with pytest.raises(ValueError, match="unknown protocol 'coco'; known are coco-5k, coco-1k, flickr30k"):
+    with pytest.raises(ValueError, match="unknown protocol 'coco'; known are coco-5k, coco-1k, flickr30k, karpathy"):
         load_protocol("coco", "a", "b")
     with pytest.raises(FileNotFoundError, match="no such file: /nothing"):
         load_protocol("coco-5k", "/nothing", "b")
@@ -174,11 +173,11 @@ def test_other_errors_are_one_line(tmp_path):
         load_protocol("coco-5k", tmp_path / "x.json", "b")
     path = write(tmp_path / "y.json", coco(10, 50))
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        load_karpathy(path, tmp_path / "nothing")
+        load_protocol("karpathy", path, tmp_path / "nothing")
     with pytest.raises(ValueError, match="no split 'dev'; there are restval, test, train, val"):
-        load_karpathy(path, tmp_path, "dev")
+        load_protocol("karpathy", path, tmp_path, "dev")
     with pytest.raises(ValueError, match="none of the first 8 pictures in column 'image' can be read"):
-        load_karpathy(path, tmp_path)
+        load_protocol("karpathy", path, tmp_path)
 
 
 # ---------------------------------------------------------------------- folds

@@ -1,12 +1,10 @@
-"""Bootstrap intervals of any statistic of independent items."""
+"""Bootstrap intervals of any statistic of independent items. Retrieval has its own, over pictures: `significance.py`."""
 
 from collections.abc import Callable
 
 import numpy as np
 
-
-RESAMPLES = 1000
-LEVEL = 0.95
+from .significance import LEVEL, RESAMPLES
 
 
 def bootstrap_intervals(

@@ -29,6 +29,7 @@ from .encoders import EncodedPairs
 
 
 CAPTIONS_PER_IMAGE = 5
+KARPATHY = "karpathy"
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,20 @@ class ProtocolData:
 
 
 def load_protocol(
-    protocol: str, annotations: Path | str, image_root: Path | str, checksum: str | None = None
+    protocol: str,
+    annotations: Path | str,
+    image_root: Path | str,
+    split: str = "test",
+    checksum: str | None = None,
 ) -> ProtocolData:
     """A published test set from the authors' JSON file and a folder of pictures.
 
     Args:
-        protocol: "coco-5k", "coco-1k" or "flickr30k".
-        annotations: `dataset_coco.json` or `dataset_flickr30k.json`.
+        protocol: "coco-5k", "coco-1k" or "flickr30k"; or "karpathy", any data set in their layout.
+        annotations: `dataset_coco.json`, `dataset_flickr30k.json` or another file like them.
         image_root: folder of the pictures. A picture is `image_root / filepath / filename`: COCO's lie in `val2014/`,
             Flickr30K's have no `filepath`.
+        split: for "karpathy", a split or several joined by "+": COCO's training split is usually "train+restval".
         checksum: what the checksum of the ids must be, if it is known.
 
     Raises:
@@ -83,10 +89,13 @@ def load_protocol(
         ValueError: if the protocol is unknown, the file has another layout, another data set or other counts than the
             published ones, the checksum is another, or no picture can be read.
     """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"unknown protocol '{protocol}'; known are {', '.join(PROTOCOLS)}")
-    known = PROTOCOLS[protocol]
+    if protocol != KARPATHY and protocol not in PROTOCOLS:
+        raise ValueError(f"unknown protocol '{protocol}'; known are {', '.join([*PROTOCOLS, KARPATHY])}")
     data = _read_json(annotations)
+    if protocol == KARPATHY:
+        entries = _of_split(data, split, annotations)
+        return _protocol_data(f"karpathy {split}", entries, image_root, 1, checksum, annotations)
+    known = PROTOCOLS[protocol]
     if data.get("dataset") != known.dataset:
         raise ValueError(
             f"{annotations}: protocol {protocol} needs the data set '{known.dataset}', this file is of "
@@ -100,18 +109,6 @@ def load_protocol(
             f"published one has {known.images:,} and {known.captions:,}"
         )
     return _protocol_data(protocol, entries, image_root, known.folds, checksum, annotations)
-
-
-def load_karpathy(
-    annotations: Path | str, image_root: Path | str, split: str = "test", checksum: str | None = None
-) -> ProtocolData:
-    """Any split of any data set in the layout of Karpathy's files; arguments and errors as for [`load_protocol`].
-
-    Args:
-        split: a split, or several joined by "+": COCO's training split is usually "train+restval".
-    """
-    entries = _of_split(_read_json(annotations), split, annotations)
-    return _protocol_data(f"karpathy {split}", entries, image_root, 1, checksum, annotations)
 
 
 def id_checksum(ids: Iterable[tuple[str, Sequence[int]]]) -> str:

@@ -30,7 +30,8 @@ class EvaluationRun:
         model: name of the encoder.
         data: name of the pairs, or the published JSON file of a protocol.
         image_column, caption_column, image_id_column, split: of the pairs.
-        protocol: "coco-5k", "coco-1k" or "flickr30k"; `image_root` is the folder of its pictures.
+        protocol: "coco-5k", "coco-1k", "flickr30k" or "karpathy"; `image_root` is the folder of its pictures, and
+            `id_checksum` what the checksum of its ids must be, if it is known.
         compare: another encoder, or an earlier run's `results.json` or per-query table.
         dual_softmax: also report dual softmax.
         querybank: also report querybank normalisation with these pairs as the bank.
@@ -50,6 +51,7 @@ class EvaluationRun:
     split: str = "test"
     protocol: str | None = None
     image_root: Path | None = None
+    id_checksum: str | None = None
     compare: str | None = None
     dual_softmax: bool = False
     querybank: str | None = None
@@ -128,7 +130,7 @@ class EvaluationRun:
             return self._open_pairs(self.data, self.split), 1, {"split": self.split}
         if self.image_root is None:
             raise ValueError(f"protocol {self.protocol} needs --image-root, the folder of its pictures")
-        published = load_protocol(self.protocol, self.data, self.image_root)
+        published = load_protocol(self.protocol, self.data, self.image_root, self.split, self.id_checksum)
         return published.pairs, published.folds, {"protocol": published.name, "id_checksum": published.checksum}
 
     def _open_other(self, fingerprint: str) -> Encoder | Evaluated:

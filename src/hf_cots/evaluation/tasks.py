@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..data.images import BrokenImage
-from .bootstrap import LEVEL, RESAMPLES
 from .encoders import Encoder, load_encoder
 from .image_retrieval import encode_labelled, retrieve_images
 from .labelled import LabelledImages, load_labelled_images
 from .report import data_fingerprint, environment
+from .significance import LEVEL, RESAMPLES
 from .similarity import load_sts_benchmark, load_text_pairs, match_texts
 from .zero_shot import classify, read_class_names, read_templates
 
