@@ -1,4 +1,4 @@
-"""Bootstrap intervals of any statistic of independent items; retrieval has its own, over pictures (`significance.py`)."""
+"""Bootstrap intervals of any statistic of independent items; retrieval has its own, over pictures."""
 
 from collections.abc import Callable
 
