@@ -19,7 +19,6 @@ from .metrics import TieGroups, concatenate, per_query_metrics
 BLOCK = 1024  # queries compared at a time, with four times as many gallery entries: 32 MiB of scores
 PLACES = 26
 FEW_LEVELS = 8  # up to here, comparing each score with each level is faster than a binary search
-PAIRS_AT_ONCE = 1 << 15
 
 
 def slices(length: int, size: int) -> Iterator[slice]:
@@ -44,9 +43,10 @@ class FixedPoint:
 
     def __init__(self, embeds: torch.Tensor, name: str, common: bool = False):
         self.embeds = embeds
-        norms = torch.cat([embeds.new_empty(0, dtype=torch.float64)] + [
-            embeds[part].double().norm(dim=1) for part in slices(len(embeds), 4 * BLOCK)
-        ])  # fmt: skip
+        # Filled in place: small results kept between large temporaries would leave holes that the heap cannot use.
+        norms = torch.empty(len(embeds), dtype=torch.float64)
+        for part in slices(len(embeds), BLOCK):
+            norms[part] = torch.linalg.vector_norm(embeds[part].double(), dim=1)
         broken = (~torch.isfinite(norms)).nonzero().flatten()
         if len(broken):
             raise ValueError(f"{len(broken)} {name} embeddings are not finite, the first is number {int(broken[0])}")
@@ -59,7 +59,8 @@ class FixedPoint:
 
     def __getitem__(self, index: slice | torch.Tensor) -> torch.Tensor:
         """(b, D) float64 whole numbers."""
-        return (self.embeds[index].double() * torch.exp2(PLACES - self.exponents[index])[:, None]).round_()
+        # The float64 factor makes float64 of any narrower type.
+        return (self.embeds[index] * torch.exp2(PLACES - self.exponents[index])[:, None]).round_()
 
     def unit(self, index: slice | torch.Tensor) -> torch.Tensor:
         """(b,) float64 powers of two: what 1 stands for."""
@@ -103,12 +104,12 @@ class Scores:
 
     def pairs(self, query: torch.Tensor, entry: torch.Tensor) -> torch.Tensor:
         """(p,) scores of single queries with single entries, equal to those in the tiles."""
-        results = []
-        for part in slices(len(query), PAIRS_AT_ONCE):
+        scores = torch.empty(len(query), dtype=torch.float64)
+        for part in slices(len(query), BLOCK):
             q, g = query[part], entry[part]
-            scores = (self.queries[q] * self.gallery[g]).sum(dim=1) * (self.queries.unit(q) * self.gallery.unit(g))
-            results.append(scores if self.bias is None else scores - self.weights[q] * self.bias[g])
-        return torch.cat(results)
+            dots = (self.queries[q] * self.gallery[g]).sum(dim=1)
+            scores[part] = dots * (self.queries.unit(q) * self.gallery.unit(g))
+        return scores if self.bias is None else scores - self.weights[query] * self.bias[entry]
 
 
 class Answers:
@@ -226,8 +227,13 @@ def rank_queries(
     """
     scores, answers = Scores(query_embeds, gallery_embeds, bias, biased), Answers(query_ids, gallery_ids)
     first, last = (len(query_embeds) * i // share[1] for i in (share[0], share[0] + 1))
-    parts = [per_query_metrics(groups, n) for n, groups in tie_groups(scores, answers, slice(first, last), block)]
-    return concatenate(parts)
+    columns = {name: np.empty(last - first) for name in concatenate([])}
+    done = 0
+    for n, groups in tie_groups(scores, answers, slice(first, last), block):
+        for name, values in per_query_metrics(groups, n).items():
+            columns[name][done : done + n] = values
+        done += n
+    return columns
 
 
 @torch.inference_mode()
