@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from hf_cots.evaluation.retrieval import rank_direction
+from hf_cots.evaluation.retrieval import processes, rank_direction
 from hf_cots.evaluation.run import EvaluationRun
 from tests.evaluation.table_model import trainer_evaluation
 from tests.evaluation.test_ranking import many_to_many
@@ -19,7 +18,7 @@ from tests.evaluation.test_ranking import many_to_many
 torch.set_num_threads(1)
 output, model, data, other = sys.argv[1:]
 output = Path(output)
-state = PartialState(cpu=True)
+state = processes()
 assert state.num_processes == 2
 
 columns = rank_direction(*many_to_many(queries=51), split_queries=True).columns

@@ -24,6 +24,11 @@ from .transductive import Rescoring
 DIRECTIONS = ("text_to_image", "image_to_text")
 
 
+def processes() -> PartialState:
+    """The processes that torchrun or accelerate started, or this one alone; gloo joins them without accelerators."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 @dataclass(frozen=True)
 class Direction:
     """One direction of a data set, query by query.
@@ -107,7 +112,7 @@ def rank_direction(
     Raises:
         ValueError: as [`rank_queries`] says.
     """
-    state = PartialState() if split_queries else None
+    state = processes() if split_queries else None
     share = (state.process_index, state.num_processes) if state else (0, 1)
     bias, biased = (rescoring.bias, rescoring.biased) if rescoring else (None, None)
     columns = rank_queries(query_embeds, gallery_embeds, query_ids, gallery_ids, block, bias, biased, share)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from ..data.sources import PairDataset, load_pairs
 from .encoders import Encoder, encode_pairs, load_encoder
 from .failures import write_failures
@@ -16,6 +14,7 @@ from .overlap import check_overlap
 from .protocols import load_protocol
 from .queries import queries_file, read_queries, write_queries
 from .report import Evaluated, build_report, data_fingerprint, describe_data, environment, evaluate_encoder, rescore
+from .retrieval import processes
 from .significance import RESAMPLES
 
 
@@ -82,7 +81,7 @@ class EvaluationRun:
             raise ValueError(f"beta must be above 0, got {self.beta}")
         if self.resamples < 1:
             raise ValueError(f"resamples must be at least 1, got {self.resamples}")
-        state = PartialState()
+        state = processes()
         pairs, folds, about_protocol = self._open_data()
         bank_pairs = self._open_pairs(self.querybank, "train") if self.querybank else None
         train_pairs = self._open_pairs(self.check_overlap, "train") if self.check_overlap else None
@@ -118,7 +117,7 @@ class EvaluationRun:
         return report
 
     def _evaluate(self, encoder: Encoder, pairs: PairDataset, folds: int) -> Evaluated:
-        progress = PartialState().is_main_process
+        progress = processes().is_main_process
         return evaluate_encoder(encoder, pairs, folds, self.batch_size, progress, split_queries=True)
 
     def _open_pairs(self, data: str, split: str) -> PairDataset:
@@ -144,7 +143,7 @@ class EvaluationRun:
         return Evaluated(about["model"], about["fingerprint"], directions, [])
 
     def _save(self, report: dict[str, Any]) -> None:
-        if self.output is not None and PartialState().is_main_process:
+        if self.output is not None and processes().is_main_process:
             self.output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def _write_page(self, mine: Evaluated, pairs: PairDataset) -> None:
