@@ -8,11 +8,13 @@
    between two signs of life. Memory is what the whole would take but for 96 bytes a query of results.
 
 Memory is the greatest `RssAnon` of the process, sampled every 5 ms, less that before the start; the pages of the
-mapped files, which the system may drop at any time, are `RssFile` and not in it.
+mapped files, which the system may drop at any time, are `RssFile` and not in it. `load_before` tells whether others
+were using the machine: with more than one busy process a core, threads wait for each other and times mean little.
 """
 
 import argparse
 import json
+import os
 import platform
 import tempfile
 import threading
@@ -41,7 +43,7 @@ class Watch:
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self.sample)
         self.thread.start()
-        self.start = time.perf_counter()
+        self.start, self.start_of_work = time.perf_counter(), time.process_time()
         return self
 
     def sample(self):
@@ -50,11 +52,16 @@ class Watch:
 
     def __exit__(self, *_):
         self.seconds = time.perf_counter() - self.start
+        self.work = time.process_time() - self.start_of_work
         self.stop.set()
         self.thread.join()
 
     def result(self) -> dict:
-        return {"seconds": round(self.seconds, 2), "megabytes_above": round(self.peak - self.before)}
+        return {
+            "seconds": round(self.seconds, 2),
+            "cpu_seconds": round(self.work, 2),
+            "megabytes_above": round(self.peak - self.before),
+        }
 
 
 def coco_5k() -> dict:
@@ -112,6 +119,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     results = {
+        "load_before": round(os.getloadavg()[0], 1),
         "hardware": {"cpu": models[0].split(":")[1].strip(), "threads": arguments.threads},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "numpy")},
         "coco_5k_both_directions": coco_5k(),

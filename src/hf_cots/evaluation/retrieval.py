@@ -47,7 +47,9 @@ class Direction:
     gallery_folds: np.ndarray
 
     @classmethod
-    def of_one_gallery(cls, columns: dict[str, np.ndarray], query_ids: np.ndarray, gallery_ids: np.ndarray):
+    def of_one_gallery(
+        cls, columns: dict[str, np.ndarray], query_ids: np.ndarray, gallery_ids: np.ndarray
+    ) -> "Direction":
         """A direction without folds."""
         return cls(columns, query_ids, gallery_ids, np.zeros_like(query_ids), np.zeros_like(gallery_ids))
 
