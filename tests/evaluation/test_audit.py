@@ -14,6 +14,7 @@ from hf_cots.cli import app
 from hf_cots.data import load_pairs
 from hf_cots.data.keep_mask import apply_keep_mask, write_keep_mask
 from hf_cots.evaluation.audit import COLUMNS, Audit, audit_pairs, write_audit
+from hf_cots.evaluation.encoders import DualEncoder
 from hf_cots.models import COTSModel
 from tests.worlds import World, all_pairs, tiny_processor
 
@@ -56,7 +57,7 @@ def trained(world):
 @pytest.fixture(scope="module")
 def audited(trained, noisy):
     pairs = load_pairs(str(noisy))
-    return audit_pairs(COTSModel.from_pretrained(trained).eval(), tiny_processor(), pairs, 1.5), pairs
+    return audit_pairs(DualEncoder(COTSModel.from_pretrained(trained).eval(), tiny_processor()), pairs, 1.5), pairs
 
 
 def test_planted_mismatches_come_first(audited):
@@ -112,7 +113,7 @@ def test_pictures_that_cannot_be_read_are_left_out_and_not_ranked(world, trained
     broken = world.root / "broken.csv"
     broken.write_text(clean.read_text() + "torn.png,a torn picture\n")
     pairs = load_pairs(str(broken))
-    audit = audit_pairs(COTSModel.from_pretrained(trained).eval(), tiny_processor(), pairs)
+    audit = audit_pairs(DualEncoder(COTSModel.from_pretrained(trained).eval(), tiny_processor()), pairs)
     assert np.isnan(audit.scores[40])
     assert audit.closest[40] == -1
     assert not audit.kept[40]

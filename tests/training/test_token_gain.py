@@ -22,10 +22,10 @@ def trained(world):
     """A checkpoint whose words can be told from the picture only."""
     folder = world.root / "run"
     overrides = {"contrast": "in_batch", "filter_lambda": None, "task_weight": 0.0, "masked_share": 0.5}
-    settings = {"max_steps": 300, "learning_rate": 3e-3, "per_device_train_batch_size": 20, "logging_steps": 100}
-    hf_cots.train.train(world.flags(folder, overrides, save_strategy="steps", save_steps=300, **settings))
-    assert checkpoint(folder, 300)
-    return folder / "checkpoint-300"
+    settings = {"max_steps": 400, "learning_rate": 3e-3, "per_device_train_batch_size": 20, "logging_steps": 100}
+    hf_cots.train.train(world.flags(folder, overrides, save_strategy="steps", save_steps=400, **settings))
+    assert checkpoint(folder, 400)
+    return folder / "checkpoint-400"
 
 
 def test_a_trained_level_needs_the_other_stream(world, trained):
@@ -34,7 +34,8 @@ def test_a_trained_level_needs_the_other_stream(world, trained):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     gains = token_level_gain(model, tiny_processor(), pairs, batch_size=16)
     assert gains.keys() == {"mvm", "mlm"}
-    assert gains["mlm"]["rise"] > 0.05 * gains["mlm"]["loss"], "a masked colour is told by the picture"
+    # 5 to 20% by the number of threads, which rounds the sums of a short run differently; 0 for a level that is dead.
+    assert gains["mlm"]["rise"] > 0.03 * gains["mlm"]["loss"], "a masked colour is told by the picture"
     for gain in gains.values():
         assert gain["rise"] == pytest.approx(gain["shuffled"] - gain["loss"])
     assert model.training

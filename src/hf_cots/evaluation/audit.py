@@ -17,11 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.images import BrokenImage
 from ..data.keep_mask import write_keep_mask
 from ..data.sources import PairDataset
-from ..models import COTSModel, COTSProcessor
-from .encoding import encode_images, encode_texts
+from .encoders import Encoder, encode_pairs
 
 
 logger = logging.getLogger(__name__)
@@ -71,17 +69,12 @@ class Audit:
 
 
 def audit_pairs(
-    model: COTSModel,
-    processor: COTSProcessor,
-    pairs: PairDataset,
-    filter_lambda: float = 2.0,
-    batch_size: int = 64,
-    progress: bool = False,
+    encoder: Encoder, pairs: PairDataset, filter_lambda: float = 2.0, batch_size: int = 64, progress: bool = False
 ) -> Audit:
     """Score every pair with a trained model.
 
     Args:
-        model, processor: an encoder in evaluation mode and its processor.
+        encoder: any dual encoder, as [`load_encoder`] gives it.
         pairs: the data.
         filter_lambda: pairs more than this many standard deviations below the mean are suspect.
         batch_size: pictures in a forward pass.
@@ -92,31 +85,20 @@ def audit_pairs(
     """
     if filter_lambda < 0:
         raise ValueError(f"lambda must not be negative, got {filter_lambda}")
-    first_rows = pairs.first_rows()
-    rows: list[int] = []
-
-    def readable():
-        for row in np.unique(first_rows[pairs.row_of_pair]).tolist():
-            try:
-                image = pairs.read_row(row)
-            except BrokenImage as broken:
-                logger.warning("left out: %s", broken)
-                continue
-            rows.append(row)
-            yield image
-
-    images = encode_images(model, processor, readable(), batch_size, len(np.unique(first_rows)) if progress else None)
-    if not rows:
+    encoded = encode_pairs(encoder, pairs, batch_size, progress)
+    for picture in encoded.broken:
+        logger.warning("left out: %s", picture)
+    if not encoded.rows:
         raise ValueError(f"{pairs.name}: no picture can be read")
-    texts = encode_texts(model, processor, [pairs.caption(index) for index in range(len(pairs))])
-    place = np.full(len(first_rows), -1)
-    place[rows] = np.arange(len(rows))
-    picture = place[first_rows[pairs.row_of_pair]]  # of each pair, among those encoded
-    nearest = torch.cat([(block @ texts.t()).argmax(dim=1) for block in images.split(BLOCK)]).numpy()
-    scores = (images[torch.from_numpy(picture.clip(min=0))] * texts).sum(dim=1).numpy()
-    scores = np.where(picture >= 0, scores, np.nan).astype(np.float32)
+    images, texts, captions = encoded.image_embeds, encoded.text_embeds, np.array(encoded.captions)
+    place = {row: number for number, row in enumerate(encoded.rows)}
+    picture = torch.tensor([place[row] for row in pairs.first_rows()[pairs.row_of_pair[captions]].tolist()])
+    nearest = torch.cat([(block @ texts.t()).argmax(dim=1) for block in images.split(BLOCK)])  # of each picture
+    scores, closest = np.full(len(pairs), np.nan, dtype=np.float32), np.full(len(pairs), -1)
+    scores[captions] = (images[picture] * texts).sum(dim=1).numpy()
+    closest[captions] = captions[nearest[picture].numpy()]
     threshold = float(np.nanmean(scores, dtype=np.float64) - filter_lambda * np.nanstd(scores, dtype=np.float64))
-    return Audit(scores, threshold, np.where(picture >= 0, nearest[picture.clip(min=0)], -1))
+    return Audit(scores, threshold, closest)
 
 
 def write_audit(audit: Audit, pairs: PairDataset, folder: Path, shown: int = 100) -> dict[str, Path]:
