@@ -83,8 +83,8 @@ def read_dalle(path: Path | str, kind: str) -> dict[str, torch.Tensor]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming what the file asks for, if that is more than tensors in modules of DALL-E's classes; or if it
-            is damaged or holds another kind of module.
+        ValueError: naming what the file asks for, if that is more than tensors in modules of DALL-E's classes; or if
+            it is damaged or holds another kind of module.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {path}")

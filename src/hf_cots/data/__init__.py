@@ -2,7 +2,7 @@
 
 from .augmentation import RandomCropFlip
 from .batches import PairBatches
-from .collator import COTSCollator
+from .collator import COTSCollator, PictureCollator
 from .sources import PairDataset, load_pairs
 from .streams import PairStream, StreamBatches, load_stream
 
@@ -12,6 +12,7 @@ __all__ = [
     "PairBatches",
     "PairDataset",
     "PairStream",
+    "PictureCollator",
     "RandomCropFlip",
     "StreamBatches",
     "load_pairs",

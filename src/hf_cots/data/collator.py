@@ -14,7 +14,30 @@ from .augmentation import RandomCropFlip
 
 AUGMENTATION_STREAM = 4
 # Gives a batch of no rows its columns.
-NO_PAIR = {"image": Image.new("RGB", (1, 1)), "caption": "", "image_id": 0, "seed": 0}
+NO_PAIR: dict[str, Any] = {"image": Image.new("RGB", (1, 1)), "caption": "", "image_id": 0, "seed": 0}
+
+
+def cropped(item: dict[str, Any], augmentation: RandomCropFlip) -> Image.Image:
+    """The crop of an item's picture that its own seed decides."""
+    return augmentation(item["image"], generator(item["seed"], AUGMENTATION_STREAM))
+
+
+class PictureCollator:
+    """Items of [`PairDataset`] to the input of [`COTSImageTokenizer`], cropped as in training COTS itself.
+
+    Args:
+        augmentation: gives the size.
+    """
+
+    def __init__(self, augmentation: RandomCropFlip):
+        self.augmentation = augmentation
+
+    def __call__(self, items: list[dict[str, Any] | None]) -> dict[str, torch.Tensor]:
+        """`pixel_values` (n, 3, size, size) in [0, 1], float32. Items that are None are left out; a batch of nothing
+        else is one black picture."""
+        usable = [item for item in items if item is not None] or [NO_PAIR]
+        pictures = [np.asarray(cropped(item, self.augmentation), dtype=np.float32) / 255 for item in usable]
+        return {"pixel_values": torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()}
 
 
 class COTSCollator:
@@ -45,10 +68,7 @@ class COTSCollator:
     def _collate(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         images = [item["image"] for item in items]
         if self.augmentation is not None:
-            images = [
-                self.augmentation(image, generator(item["seed"], AUGMENTATION_STREAM))
-                for image, item in zip(images, items)
-            ]
+            images = [cropped(item, self.augmentation) for item in items]
         encoded = self.processor(
             images=images,
             text=[item["caption"] for item in items],
