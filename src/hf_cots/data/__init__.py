@@ -2,6 +2,7 @@
 
 from .augmentation import RandomCropFlip
 from .batches import PairBatches
+from .code_cache import CodeCache, CodeSettings, write_codes
 from .collator import COTSCollator, PictureCollator
 from .sources import PairDataset, load_pairs
 from .streams import PairStream, StreamBatches, load_stream
@@ -9,6 +10,8 @@ from .streams import PairStream, StreamBatches, load_stream
 
 __all__ = [
     "COTSCollator",
+    "CodeCache",
+    "CodeSettings",
     "PairBatches",
     "PairDataset",
     "PairStream",
@@ -17,4 +20,5 @@ __all__ = [
     "StreamBatches",
     "load_pairs",
     "load_stream",
+    "write_codes",
 ]
