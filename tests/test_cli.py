@@ -21,7 +21,7 @@ def call(*arguments):
 def test_help_names_every_verb():
     result = call("--help")
     assert result.exit_code == 0
-    for verb in ("demo", "train", "search", "evaluate"):
+    for verb in ("demo", "train", "search", "evaluate", "tokenize", "inspect"):
         assert verb in result.output
 
 

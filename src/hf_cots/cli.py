@@ -129,3 +129,29 @@ def tokenize(
     except (OSError, ValueError) as error:
         raise _fail(error) from None
     typer.echo(f"{done} crops tokenized, {epochs * len(pairs) - done} were there: {output}")
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="A checkpoint of pre-training: Hub id or folder.")],
+    image: Annotated[Path, typer.Argument(help="A picture file.")],
+    caption: Annotated[str | None, typer.Option(help="What it shows; it is predicted with and without.")] = None,
+    output: Annotated[Path, typer.Option(help="The picture to write.")] = Path("inspection.png"),
+    seed: Annotated[int, typer.Option(help="Of the mask.")] = 0,
+) -> None:
+    """Draw a picture, its codes, what they keep, a mask, and what the model makes of the masked patches."""
+    from .data.images import BrokenImage, read_image
+    from .evaluation.inspection import draw_inspection, inspect_image, load_pretrained_with_heads
+
+    try:
+        picture = read_image(image)
+        loaded, processor = load_pretrained_with_heads(model)
+        found = inspect_image(loaded, processor, picture, caption, seed)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        draw_inspection(found).save(output)
+    except (BrokenImage, OSError, ValueError) as error:
+        raise _fail(error) from None
+    for text, predicted in found.predictions.items():
+        told = f'told "{text}"' if text else "told nothing"
+        typer.echo(f"{told}: {predicted.accuracy:.1%} of the masked codes right, {predicted.loss:.3f} nats")
+    typer.echo(str(output))
