@@ -29,7 +29,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(world):
-    """The world's forty pictures by heart: a trained image tokenizer, and a token level that outweighs the contrast."""
+    """The world's forty pictures by heart: a trained image tokenizer, and a token level above the contrast."""
     pairs = load_pairs(str(world.imagefolder))
     tokenizer = world.root / "tokenizer"
     config = tiny_image_tokenizer_config()
@@ -123,7 +123,8 @@ def test_the_panels_are_drawn_in_order():
     for number in range(6):
         below = sheet.crop((number * 232 + 8, 240, number * 232 + 232, 290)).convert("L")
         assert below.getextrema()[0] < 100, "a title"
-        assert sheet.crop((number * 232 + 232, 240, number * 232 + 240, 290)).getcolors() == [(400, (255,) * 3)]
+        gap = sheet.crop((number * 232 + 232, 240, number * 232 + 238, 290))  # the next letter may touch the rest
+        assert gap.getcolors() == [(300, (235,) * 3)]
 
 
 def test_the_command(trained, world, tmp_path):

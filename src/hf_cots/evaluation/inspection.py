@@ -14,6 +14,7 @@ from .image_tokenizer import to_picture
 
 GOLDEN = 0.618033988749895  # multiples of it, modulo 1, spread hues evenly
 GREY = 0.6
+BACKGROUND = (235, 235, 235)  # so that white pictures have edges
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def draw_inspection(found: Inspection, side: int = 224, gap: int = 8) -> Image.I
         told = f'told "{caption}"' if caption else "told nothing"
         panels.append((f"{told}\n{predicted.accuracy:.0%} right, {predicted.loss:.2f} nats", predicted.pixels))
     font = ImageFont.load_default(13)
-    sheet = Image.new("RGB", (len(panels) * (side + gap) + gap, side + 4 * gap + 34), "white")
+    sheet = Image.new("RGB", (len(panels) * (side + gap) + gap, side + 4 * gap + 34), BACKGROUND)
     pen = ImageDraw.Draw(sheet)
     for number, (title, pixels) in enumerate(panels):
         left = number * (side + gap) + gap
