@@ -1,14 +1,15 @@
 """What the image tokenizer costs, as a share of a training step of COTS-base, and what cheaper codes are worth.
 
-    python benchmarks/image_tokenizer_cost.py --batch_size 2 --repeats 2 --trained runs/dvae-emoji/model runs/demo/data/test
+    python benchmarks/image_tokenizer_cost.py --repeats 3 --trained runs/dvae-emoji/model runs/demo/data/test
 
 Times: random weights and data of the right shapes, DALL-E's size at 192 pixels beside a ViT-B/16 at 384; all in one
 process, medians. The step is the whole one of `COTSTrainer` but for the optimizer's own update: keys, forward,
-backward. It is measured with codes computed in it and with codes given, as from a cache. The tokenizer alone is
-measured in float32, under bf16 autocast, and compiled.
+backward. It is measured with codes computed in it and with codes given, as from a cache, in float32 and under bf16
+autocast. The tokenizer alone is measured in the same ways, and compiled.
 
-Codes: the share of bf16 codes that equal float32's, of a trained image tokenizer on real pictures, under autocast, where
-the model keeps its last layer in float32, and with everything in bf16. The result is written to `benchmarks/results/image_tokenizer_cost.json`.
+Codes: the share of bf16 codes that equal float32's, of a trained image tokenizer on real pictures, under autocast,
+where the model keeps its last layer in float32, and with everything in bf16. The result is written to
+`benchmarks/results/image_tokenizer_cost.json`.
 """
 
 import argparse
@@ -72,31 +73,28 @@ def main() -> None:
         model(**(batch | extra | given)).loss.backward()
         model.zero_grad()
 
-    def autocast(call):
-        with torch.autocast(arguments.device, torch.bfloat16):
-            call(batch["pixel_values"])
-
     for repeat in range(arguments.repeats + 1):
-        timed("step_with_codes_computed", train_step)
-        timed("step_with_codes_given", lambda: train_step(codebook_indices=codes))
-        timed("codes_float32", lambda: model.image_codes(batch["pixel_values"]))
-        timed("codes_float32_compiled", lambda: compiled(batch["pixel_values"]))
-        timed("codes_bf16", lambda: autocast(model.image_codes))
-        timed("codes_bf16_compiled", lambda: autocast(compiled))
+        for precision in ("float32", "bf16"):
+            with torch.autocast(arguments.device, torch.bfloat16, enabled=precision == "bf16"):
+                timed(f"step_{precision}", train_step)
+                timed(f"step_{precision}_with_codes_given", lambda: train_step(codebook_indices=codes))
+                timed(f"codes_{precision}", lambda: model.image_codes(batch["pixel_values"]))
+                timed(f"codes_{precision}_compiled", lambda: compiled(batch["pixel_values"]))
         print(repeat, {name: round(values[-1], 2) for name, values in seconds.items()}, flush=True)
         if repeat == 0:
             seconds.clear()  # the first round pays for allocations and compilation
 
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    whole = medians["step_with_codes_computed"]
     result = {
-        "what": "COTS-base, seconds, medians; the step in float32",
+        "what": "COTS-base, seconds, medians",
         "batch_size": arguments.batch_size,
         "repeats": arguments.repeats,
         "seconds": medians,
-        "share_of_the_step_percent": 100 * medians["codes_float32"] / whole,
-        "saved_by_a_cache_percent": 100 * (1 - medians["step_with_codes_given"] / whole),
     }
+    for precision in ("float32", "bf16"):
+        step, given = medians[f"step_{precision}"], medians[f"step_{precision}_with_codes_given"]
+        result[f"share_of_the_{precision}_step_percent"] = 100 * medians[f"codes_{precision}"] / step
+        result[f"saved_by_a_cache_{precision}_percent"] = 100 * (1 - given / step)
     if arguments.trained:
         tokenizer = COTSImageTokenizer.from_pretrained(arguments.trained[0]).eval().to(arguments.device)
         pairs = load_pairs(arguments.trained[1], caption_column=None)

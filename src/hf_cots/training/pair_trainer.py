@@ -59,6 +59,7 @@ class PairTrainer(Trainer):
         Raises:
             ValueError: if the checkpoint to resume from is not whole, or none is found.
         """
+        self._resumed_from = None
         if resume_from_checkpoint is True:
             self._resumed_from = checkpoints.last_checkpoint(self.args.output_dir)
             if self._resumed_from is None:
