@@ -291,3 +291,68 @@ def token_gain(
     for name, gain in gains.items():
         percent = 100 * gain["rise"] / gain["loss"]
         typer.echo(f"{name}: {gain['loss']:.4f}, with a stranger's feature {gain['shuffled']:.4f} ({percent:+.2f}%)")
+
+
+@app.command()
+def tokenize(
+    data: Annotated[str, typer.Argument(help="The training data, as for `hf-cots train --train_data`.")],
+    tokenizer: Annotated[str, typer.Option(help="Hub id or folder of the image tokenizer.")],
+    output: Annotated[Path, typer.Option(help="Folder of the cache; whole shards of an earlier run are kept.")],
+    epochs: Annotated[int, typer.Option(help="How many epochs' crops are written.")] = 1,
+    seed: Annotated[int, typer.Option(help="The training run's --seed.")] = 42,
+    image_size: Annotated[
+        int | None, typer.Option(help="The image stream's, in pixels; 16 per code if not given.")
+    ] = None,
+    min_scale: Annotated[float, typer.Option(help="The training run's --min_scale.")] = 0.2,
+    flip: Annotated[float, typer.Option(help="The training run's --flip.")] = 0.5,
+    image_mean: Annotated[str, typer.Option(help="The model's, three numbers with commas.")] = "0.5,0.5,0.5",
+    image_std: Annotated[str, typer.Option(help="The same.")] = "0.5,0.5,0.5",
+    image_column: Annotated[str, typer.Option(help="Column of pictures or paths.")] = "image",
+    caption_column: Annotated[str, typer.Option(help="Column of texts or of lists of texts.")] = "caption",
+    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
+    batch_size: Annotated[int, typer.Option(help="Crops in a forward pass.")] = 32,
+    workers: Annotated[int, typer.Option(help="Processes that decode and crop.")] = 0,
+) -> None:
+    """Write the codes of a training run's crops, for `hf-cots train --code_cache`."""
+    import torch
+
+    from .data import RandomCropFlip, load_pairs, write_codes
+    from .models import COTSImageTokenizer
+
+    try:
+        mean, std = ([float(number) for number in numbers.split(",")] for numbers in (image_mean, image_std))
+        pairs = load_pairs(data, image_column, caption_column, split=split, seed=seed)
+        model = COTSImageTokenizer.from_pretrained(tokenizer, dtype=torch.float32).eval()
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        augmentation = RandomCropFlip(image_size or 16 * model.config.grid_size, min_scale, flip)
+        options = {"batch_size": batch_size, "workers": workers, "progress": True}
+        done = write_codes(pairs, model, output, augmentation, epochs, mean, std, **options)
+    except (OSError, ValueError) as error:
+        raise _fail(error) from None
+    typer.echo(f"{done} crops tokenized, {epochs * len(pairs) - done} were there: {output}")
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="A checkpoint of pre-training: Hub id or folder.")],
+    image: Annotated[Path, typer.Argument(help="A picture file.")],
+    caption: Annotated[str | None, typer.Option(help="What it shows; it is predicted with and without.")] = None,
+    output: Annotated[Path, typer.Option(help="The picture to write.")] = Path("inspection.png"),
+    seed: Annotated[int, typer.Option(help="Of the mask.")] = 0,
+) -> None:
+    """Draw a picture, its codes, what they keep, a mask, and what the model makes of the masked patches."""
+    from .data.images import BrokenImage, read_image
+    from .evaluation.inspection import draw_inspection, inspect_image, load_pretrained_with_heads
+
+    try:
+        picture = read_image(image)
+        loaded, processor = load_pretrained_with_heads(model)
+        found = inspect_image(loaded, processor, picture, caption, seed)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        draw_inspection(found).save(output)
+    except (BrokenImage, OSError, ValueError) as error:
+        raise _fail(error) from None
+    for text, predicted in found.predictions.items():
+        told = f'told "{text}"' if text else "told nothing"
+        typer.echo(f"{told}: {predicted.accuracy:.1%} of the masked codes right, {predicted.loss:.3f} nats")
+    typer.echo(str(output))

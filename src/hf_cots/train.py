@@ -21,7 +21,14 @@ from .training import COTSTrainer, COTSTrainingArguments, DataArguments, ModelAr
 from .training.arguments import parse_arguments
 from .training.checkpoints import last_checkpoint
 from .training.model_card import write_model_card
-from .training.setup import build_collator, build_data, build_model, build_processor, build_tokenizer
+from .training.setup import (
+    build_code_cache,
+    build_collator,
+    build_data,
+    build_model,
+    build_processor,
+    build_tokenizer,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -62,10 +69,11 @@ def build_trainer(
     train_pairs, eval_pairs = build_data(data_arguments, training)
     model = build_model(model_arguments, tokenizer)
     processor = build_processor(model.config, tokenizer)
+    code_cache = build_code_cache(model, data_arguments, training.seed)
     return (trainer_class or COTSTrainer)(
         model=model,
         args=training,
-        data_collator=build_collator(processor, model.config, data_arguments),
+        data_collator=build_collator(processor, model.config, data_arguments, code_cache),
         train_dataset=train_pairs,
         eval_dataset=eval_pairs,
         processing_class=processor,

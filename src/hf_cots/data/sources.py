@@ -78,7 +78,7 @@ def _pick_split(splits: dict[str, Any], data: str, split: str) -> datasets.Datas
 def load_pairs(
     data: str,
     image_column: str = "image",
-    caption_column: str = "caption",
+    caption_column: str | None = "caption",
     image_id_column: str | None = None,
     split: str = "train",
     seed: int = 0,
@@ -147,7 +147,8 @@ class PairDataset(Dataset):
 
     Args:
         table: rows with a picture and one or several captions. Pictures are an `Image` feature, bytes, or paths.
-        image_column, caption_column: names of its columns; a caption cell is a text or a list of texts.
+        image_column, caption_column: names of its columns; a caption cell is a text or a list of texts. Without a
+            caption column each row is one item with an empty caption: pictures alone.
         image_id_column: cells that are equal mean "the same picture": such pairs are never each other's negatives. By
             default the path is the id where pictures are paths, the row otherwise.
         root: folder that relative paths start from.
@@ -164,7 +165,7 @@ class PairDataset(Dataset):
         self,
         table: datasets.Dataset,
         image_column: str = "image",
-        caption_column: str = "caption",
+        caption_column: str | None = "caption",
         image_id_column: str | None = None,
         root: Path | str = ".",
         seed: int = 0,
@@ -191,6 +192,8 @@ class PairDataset(Dataset):
 
     def _index_captions(self) -> tuple[np.ndarray, np.ndarray]:
         """Row and position of each caption, after checking that none is empty."""
+        if self.caption_column is None:
+            return np.arange(len(self.table), dtype=np.int64), np.zeros(len(self.table), dtype=np.int32)
         rows: list[int] = []
         positions: list[int] = []
         empty: list[int] = []
@@ -283,6 +286,8 @@ class PairDataset(Dataset):
 
     def caption(self, index: int) -> str:
         """The caption of pair `index`."""
+        if self.caption_column is None:
+            return ""
         cell = self.table[int(self.row_of_pair[index])][self.caption_column]
         return cell if isinstance(cell, str) else cell[int(self.caption_of_pair[index])]
 

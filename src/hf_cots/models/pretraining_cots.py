@@ -39,7 +39,17 @@ from .momentum import (
     update_momentum,
     world_size,
 )
-from .token_level import mask_settings, tower_head
+from .token_level import codebook_pixels, mask_settings, tower_head
+
+
+SIZES_OF_A_TOKENIZER = (
+    "codebook_size",
+    "hidden_size",
+    "num_groups",
+    "blocks_per_group",
+    "decoder_input_size",
+    "has_decoder",
+)
 
 
 @dataclass
@@ -148,7 +158,7 @@ class COTSForPreTraining(COTSPreTrainedModel):
             ValueError: if sizes differ from `config.image_tokenizer_config`.
         """
         wanted, given = self.config.image_tokenizer_config, image_tokenizer.config
-        for name in ("codebook_size", "hidden_size", "num_groups", "blocks_per_group", "decoder_input_size"):
+        for name in SIZES_OF_A_TOKENIZER:
             if getattr(wanted, name) != getattr(given, name):
                 raise ValueError(
                     f"the image tokenizer has {name}={getattr(given, name)}, "
@@ -507,17 +517,28 @@ class COTSForPreTraining(COTSPreTrainedModel):
         return rows if len(rows) else rows.new_zeros(min(1, len(bool_masked_pos)))
 
     def codebook_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The image tokenizer's view (n, 3, side, side) in [0, 1] of normalised pixels.
-
-        Made from `pixel_values` themselves, so that crop, flip and code grid are those of the patches.
-        """
-        mean = pixel_values.new_tensor(self.config.image_mean).view(1, -1, 1, 1)
-        std = pixel_values.new_tensor(self.config.image_std).view(1, -1, 1, 1)
-        pixels = (pixel_values * std + mean).float().clamp(0, 1)
+        """[`codebook_pixels`] with the mean, the deviation and the side of this model's config."""
         side = self.config.image_tokenizer_config.image_size
-        if pixels.shape[-1] != side:
-            pixels = nn.functional.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
-        return pixels
+        return codebook_pixels(pixel_values, self.config.image_mean, self.config.image_std, side)
+
+    @torch.no_grad()
+    def image_codes(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(n, patches) int64 codes of pictures, in the order of their patches."""
+        return self.image_tokenizer.get_codebook_indices(self.codebook_pixels(pixel_values)).flatten(1)
+
+    def predict_codes(
+        self, masked_hidden: torch.Tensor, bool_masked_pos: torch.Tensor, text_features: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits (masked, codebook_size) of the codes of all masked patches, row by row.
+
+        Args:
+            masked_hidden: (n, 1 + patches, hidden) last hidden state of the masked images.
+            bool_masked_pos: (n, patches).
+            text_features: (n, hidden) global features of the texts before projection.
+        """
+        hidden = masked_hidden[:, -bool_masked_pos.shape[1] :]  # patches come last
+        features = text_features.repeat_interleave(bool_masked_pos.sum(dim=1), dim=0)
+        return self.mvm_classifier(self.mvm_head(hidden[bool_masked_pos], features))
 
     def _mvm(
         self,
@@ -532,19 +553,13 @@ class COTSForPreTraining(COTSPreTrainedModel):
 
         `masked_image` is the masked pass of all pairs, if the contrast has made it."""
         masked, pixels = bool_masked_pos[rows], pixel_values[rows]
-        if codebook_indices is None:
-            with torch.no_grad():
-                codes = self.image_tokenizer.get_codebook_indices(self.codebook_pixels(pixels)).flatten(1)
-        else:
-            codes = codebook_indices[rows]
+        codes = self.image_codes(pixels) if codebook_indices is None else codebook_indices[rows]
         if masked_image is None:
             hidden = self.cots.encode_image(pixels, bool_masked_pos=masked).last_hidden_state
         else:
             hidden = masked_image.last_hidden_state[rows]
-        hidden = hidden[:, -masked.shape[1] :]  # patches come last
         features = text_features.detach() if self.config.detach_global_features else text_features
-        informed = self.mvm_head(hidden[masked], features[rows].repeat_interleave(masked.sum(dim=1), dim=0))
-        return masked_token_loss(self.mvm_classifier(informed), codes[masked], masked)
+        return masked_token_loss(self.predict_codes(hidden, masked, features[rows]), codes[masked], masked)
 
     def _mlm(
         self,

@@ -14,7 +14,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..data import COTSCollator, PairDataset, PairStream, RandomCropFlip, load_pairs, load_stream
+from ..data import (
+    CodeCache,
+    CodeSettings,
+    COTSCollator,
+    PairDataset,
+    PairStream,
+    RandomCropFlip,
+    load_pairs,
+    load_stream,
+)
 from ..data.keep_mask import apply_keep_mask
 from ..models import COTSConfig, COTSForPreTraining, COTSImageProcessor, COTSImageTokenizer, COTSProcessor
 from .arguments import COTSTrainingArguments, DataArguments, ModelArguments
@@ -217,7 +226,38 @@ def build_data(
     return train, load_pairs(arguments.eval_data, *columns, arguments.eval_split)
 
 
-def build_collator(processor: COTSProcessor, config: COTSConfig, arguments: DataArguments) -> COTSCollator:
-    """Batches with the flags' augmentation."""
-    augmentation = RandomCropFlip(config.vision_config.image_size, arguments.min_scale, arguments.flip)
-    return COTSCollator(processor, config, augmentation)
+def build_augmentation(config: COTSConfig, arguments: DataArguments) -> RandomCropFlip:
+    """Crops and flips as the flags say."""
+    return RandomCropFlip(config.vision_config.image_size, arguments.min_scale, arguments.flip)
+
+
+def build_code_cache(model: COTSForPreTraining, arguments: DataArguments, seed: int) -> CodeCache | None:
+    """The codes that `--code_cache` names, if it names any.
+
+    Raises:
+        FileNotFoundError, ValueError: if the folder is not there, was made with another tokenizer, crop, size or seed,
+            or masked vision modelling, which needs codes, is off.
+    """
+    if arguments.code_cache is None:
+        return None
+    config = model.config
+    if config.mvm_weight == 0:
+        raise ValueError("--code_cache is for masked vision modelling, but mvm_weight is 0")
+    settings = CodeSettings.of(
+        model.image_tokenizer,
+        config.image_tokenizer_config.image_size,
+        build_augmentation(config, arguments),
+        config.image_mean,
+        config.image_std,
+        seed,
+    )
+    cache = CodeCache(arguments.code_cache, settings)
+    logger.info("the codes of %d crops are read from %s, others are computed", len(cache), arguments.code_cache)
+    return cache
+
+
+def build_collator(
+    processor: COTSProcessor, config: COTSConfig, arguments: DataArguments, code_cache: CodeCache | None = None
+) -> COTSCollator:
+    """Batches with the flags' augmentation, and with codes where the cache has them."""
+    return COTSCollator(processor, config, build_augmentation(config, arguments), code_cache)
