@@ -9,16 +9,19 @@ from transformers import (
     AutoProcessor,
 )
 
+from .configuration_cookie import CookieConfig
 from .configuration_cots import COTSConfig
 from .configuration_dvae import COTSImageTokenizerConfig
 from .image_processing_cots import COTSImageProcessor, to_rgb
+from .modeling_cookie import CookieModel
 from .modeling_cots import COTSModel, COTSOutput
 from .modeling_dvae import COTSImageTokenizer, COTSImageTokenizerOutput
+from .pretraining_cookie import CookieForPreTraining, CookieForPreTrainingOutput
 from .pretraining_cots import COTSForPreTraining, COTSForPreTrainingOutput
 from .processing_cots import COTSProcessor
 
 
-# With the package imported, the Auto classes know COTS.
+# With the package imported, the Auto classes know COTS and COOKIE.
 AutoConfig.register("cots", COTSConfig)
 AutoConfig.register("cots_image_tokenizer", COTSImageTokenizerConfig)
 AutoModel.register(COTSConfig, COTSModel)
@@ -27,11 +30,20 @@ AutoModelForPreTraining.register(COTSConfig, COTSForPreTraining)
 AutoModelForZeroShotImageClassification.register(COTSConfig, COTSModel)
 AutoImageProcessor.register(COTSConfig, image_processor_classes={"pil": COTSImageProcessor})
 AutoProcessor.register(COTSConfig, COTSProcessor)
+AutoConfig.register("cookie", CookieConfig)
+AutoModel.register(CookieConfig, CookieModel)
+AutoModelForPreTraining.register(CookieConfig, CookieForPreTraining)
+AutoModelForZeroShotImageClassification.register(CookieConfig, CookieModel)
+AutoImageProcessor.register(CookieConfig, image_processor_classes={"pil": COTSImageProcessor})
+AutoProcessor.register(CookieConfig, COTSProcessor)
 
 # Without it, they find the code that is saved beside the weights.
 COTSConfig.register_for_auto_class()
 COTSModel.register_for_auto_class("AutoModel")
 COTSForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+CookieConfig.register_for_auto_class()
+CookieModel.register_for_auto_class("AutoModel")
+CookieForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 COTSImageProcessor.register_for_auto_class("AutoImageProcessor")
 COTSProcessor.register_for_auto_class("AutoProcessor")
 
@@ -46,5 +58,9 @@ __all__ = [
     "COTSModel",
     "COTSOutput",
     "COTSProcessor",
+    "CookieConfig",
+    "CookieForPreTraining",
+    "CookieForPreTrainingOutput",
+    "CookieModel",
     "to_rgb",
 ]

@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -14,13 +14,13 @@ from transformers import PreTrainedModel, TrainerCallback
 from ..data.sources import PairDataset
 from ..evaluation.retrieval import evaluate_retrieval
 from .diagnostics import batch_accuracy, embedding_spread, similarity_to_queue
+from .gradient_cache import cache_gradients
 from .pair_trainer import PairTrainer
 
 
 # Parts that a LoRA checkpoint leaves out: the adapters have peft's own file, the rest is as it was loaded.
 FROM_TOWERS = ("lora_", "vision_model.", "text_model.", "image_tokenizer.")
 BESIDE_ADAPTERS = "cots_state.safetensors"
-LOSS_TERMS = ("loss_instance", "loss_mvm", "loss_mlm", "loss_task")
 
 
 class StepCallback(TrainerCallback):
@@ -34,13 +34,14 @@ class StepCallback(TrainerCallback):
 
 
 class COTSTrainer(PairTrainer):
-    """Trains [`COTSForPreTraining`] on a [`PairDataset`] with a [`COTSCollator`].
+    """Trains [`COTSForPreTraining`] or [`CookieForPreTraining`] on a [`PairDataset`] with a [`COTSCollator`].
 
     The momentum keys of a whole optimizer step are computed before its first forward, so that gradient accumulation
     and data parallelism give the gradients of one large batch. Each term of the loss, the filter, the queue and the
     signs of a run going wrong are logged by name. `evaluate` reports retrieval on `eval_dataset`.
 
     Args:
+        args: with `gradient_cache`, a contrast within the batch is one within the whole optimizer step.
         processing_class ([`COTSProcessor`]): saved with every checkpoint.
         Everything else is as for `transformers.Trainer`.
     """
@@ -52,6 +53,9 @@ class COTSTrainer(PairTrainer):
                 f"{self.args.n_gpu} GPUs in one process would split each batch behind the queue's back: start one "
                 "process per GPU with torchrun, or name one GPU in CUDA_VISIBLE_DEVICES"
             )
+        self.caches_gradients = getattr(self.args, "gradient_cache", False)
+        if self.caches_gradients and not self.model.caches_gradients:
+            raise ValueError("--gradient_cache is for contrasts within the batch: the momentum contrast needs none")
         self.add_callback(StepCallback(self))
         self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
         self._counts: dict[str, int] = defaultdict(int)
@@ -61,7 +65,7 @@ class COTSTrainer(PairTrainer):
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """transformers' choice without the temperature: decay would pull it towards 1."""
-        return [name for name in super().get_decay_parameter_names(model) if not name.endswith("log_temperature")]
+        return [name for name in super().get_decay_parameter_names(model) if not name.endswith("temperature")]
 
     def create_optimizer(self, model=None):
         """Parameter groups with the towers' own learning rates, if any are set, and without decay where usual."""
@@ -90,7 +94,8 @@ class COTSTrainer(PairTrainer):
         """FSDP gathers shards around `forward`; the beginning of a step uses the model's parameters too."""
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.is_fsdp_enabled:
-            register_fsdp_forward_method(self.model, "begin_step")
+            for name in ("begin_step", "contrast_embeds") if self.caches_gradients else ("begin_step",):
+                register_fsdp_forward_method(self.model, name)
         return prepared
 
     @contextmanager
@@ -115,18 +120,24 @@ class COTSTrainer(PairTrainer):
         if not batches:
             return batches, num_items
         batches = [self._prepare_inputs(batch) for batch in batches]
-        threshold, seen = self.model.filter_threshold(), self.model.pairs_seen.clone()
+        seen, filters = self.model.pairs_seen.clone(), self.model.score_queue is not None
+        threshold = self.model.filter_threshold() if filters else None
         with self.compute_loss_context_manager():
             keys = self.model.begin_step(batches)
+            batches = [batch | extra for batch, extra in zip(batches, keys)]
+            if self.caches_gradients:
+                self.model.train()  # Trainer says so only later, to the first forward
+                batches = [batch | extra for batch, extra in zip(batches, cache_gradients(self.model, batches))]
         self._step_pairs = int(self.model.pairs_seen - seen)
         self._step_batches = len(batches) * self.args.world_size
         self._pairs += self._step_pairs
-        if torch.isfinite(threshold):
+        if threshold is not None and torch.isfinite(threshold):
             self._record("filter_threshold", threshold)
-        return [batch | extra for batch, extra in zip(batches, keys)], num_items
+        return batches, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = model(**inputs)
+        with inputs["random_state"].replayed() if "random_state" in inputs else nullcontext():
+            outputs = model(**{name: value for name, value in inputs.items() if name != "random_state"})
         if model.training:
             self._record_outputs(outputs, inputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
@@ -160,12 +171,13 @@ class COTSTrainer(PairTrainer):
     @torch.no_grad()
     def _record_outputs(self, outputs, inputs) -> None:
         """Add one micro-batch to the means that the next log shows."""
-        for term in LOSS_TERMS:
+        for term in self.model.loss_terms:
             self._record(term, outputs[term])
         images, texts = outputs.image_embeds.float(), outputs.text_embeds.float()
         ids = inputs.get("image_ids", torch.arange(len(images), device=images.device))
-        # Weighted so that the mean over micro-batches of unequal size is the share of the step's pairs.
-        self._record("filter_drop_rate", (~outputs.kept).sum() * self._step_batches / max(1, self._step_pairs))
+        if "kept" in outputs:
+            # Weighted so that the mean over micro-batches of unequal size is the share of the step's pairs.
+            self._record("filter_drop_rate", (~outputs.kept).sum() * self._step_batches / max(1, self._step_pairs))
         some = int(len(images) > 0)  # a rank may have no pair of a ragged last batch
         self._record("batch_accuracy", batch_accuracy(images, texts, ids), some)
         self._record("image_spread", embedding_spread(images), some)
@@ -186,7 +198,7 @@ class COTSTrainer(PairTrainer):
             if self.model.key_queue is not None:
                 logs["queue_filled"] = round(float(self.model.key_queue.filled) / len(self.model.key_queue), 4)
             with self.whole_parameters():
-                logs["temperature"] = round(float(torch.as_tensor(self.model.cots.temperature).detach()), 5)
+                logs["temperature"] = round(float(torch.as_tensor(self.model.encoder.temperature).detach()), 5)
             now = time.perf_counter()
             logs["pairs_per_second"] = round(self._pairs / (now - self._logged_at), 1)
             report = getattr(self.train_dataset, "report", None)
@@ -208,7 +220,7 @@ class COTSTrainer(PairTrainer):
         self.model.eval()
         with self.whole_parameters():
             results = evaluate_retrieval(
-                self.model.cots, self.processing_class, pairs, self.args.per_device_eval_batch_size
+                self.model.encoder, self.processing_class, pairs, self.args.per_device_eval_batch_size
             )
         self.model.train(was_training)
         return results
