@@ -36,7 +36,7 @@ class StrongView:
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """An RGB picture of the crop's size."""
         view = self.crop(image, rng)
-        if rng.random() < JITTER_SHARE:
+        if self.color_jitter and rng.random() < JITTER_SHARE:
             view = self._jittered(view, rng)
         if rng.random() < self.grayscale:
             view = view.convert("L").convert("RGB")

@@ -323,7 +323,8 @@ class COTSForPreTraining(COTSPreTrainedModel):
         """Normalised (n, D) image and text keys; zeros where neither contrast nor filter needs any."""
         twin = self.momentum_encoder
         if twin is None:
-            zeros = torch.zeros(len(batch["input_ids"]), self.config.projection_dim, device=self.device)
+            dtype = torch.promote_types(self.dtype, torch.float32)
+            zeros = torch.zeros(len(batch["input_ids"]), self.config.projection_dim, dtype=dtype, device=self.device)
             return zeros, zeros
         image, text = frozen.get("image_features"), frozen.get("text_features")
         if image is None:
