@@ -106,7 +106,9 @@ def check_columns(name: str, present: list[str], **wanted: str | None) -> None:
     """
     for flag, column in wanted.items():
         if column is not None and column not in present:
-            raise ValueError(f"{name} has no column '{column}'; it has {', '.join(present)}. Name one with --{flag}")
+            raise ValueError(
+                f"{name} has no column '{column}'; it has {', '.join(present)}. Name one with --{flag.replace('_', '-')}"
+            )
 
 
 def identity(text: str) -> int:
