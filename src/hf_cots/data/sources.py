@@ -108,7 +108,8 @@ def check_columns(name: str, present: list[str], **wanted: str | None) -> None:
     """
     for flag, column in wanted.items():
         if column is not None and column not in present:
-            raise ValueError(f"{name} has no column '{column}'; it has {', '.join(present)}. Name one with --{flag}")
+            option = flag.replace("_", "-")
+            raise ValueError(f"{name} has no column '{column}'; it has {', '.join(present)}. Name one with --{option}")
 
 
 def identity(text: str) -> int:
