@@ -140,7 +140,7 @@ def test_a_stream_trains_too(world):
         ({"queue_size": 8}, {}, "no field of CookieConfig: queue_size"),
         ({}, {"image_tokenizer": "org/dvae"}, "masks no patches"),
         ({}, {"lora_rank": 2}, "--lora_rank is for COTS"),
-        ({}, {"code_cache": "codes"}, "--code_cache is for masked vision modelling"),
+        ({}, {"code_cache": "codes"}, "--code_cache is for masked image modelling"),
         ({"text_view": "sibling"}, {"streaming": True}, "leave out --streaming"),
     ],
 )

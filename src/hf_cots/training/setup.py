@@ -268,13 +268,13 @@ def build_code_cache(model: PreTraining, arguments: DataArguments, seed: int) ->
 
     Raises:
         FileNotFoundError, ValueError: if the folder is not there, was made with another tokenizer, crop, size or seed,
-            or masked vision modelling, which needs codes, is off.
+            or masked image modelling, which needs codes, is off.
     """
     if arguments.code_cache is None:
         return None
     config = model.config
     if config.code_weight is None or getattr(config, config.code_weight) == 0:
-        raise ValueError("--code_cache is for masked vision modelling, but mvm_weight is 0")
+        raise ValueError(f"--code_cache is for masked image modelling, but {config.code_weight or 'it'} is 0")
     settings = CodeSettings.of(
         model.image_tokenizer,
         config.image_tokenizer_config.image_size,
