@@ -5,6 +5,7 @@ All of them become one [`PairDataset`]; pictures stay encoded until a worker nee
 
 import glob
 import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,29 @@ class PairDataset(Dataset):
         if isinstance(first, dict) and first.get("bytes") is None and first.get("path"):
             return [cell["path"] for cell in self.table[self.image_column]]
         return None
+
+    def fingerprint(self) -> str:
+        """16 hex digits that stand for the captions and the pictures' file names, all in their order.
+
+        Pictures within the table have no name and do not count; nor do folders, which may be moved."""
+        digest = hashlib.blake2b(digest_size=8)
+        paths = self._paths()
+        for row, cell in enumerate(self.table[self.caption_column]):
+            name = None if paths is None else Path(paths[row]).name
+            digest.update(json.dumps([name, cell], ensure_ascii=False).encode())
+        return digest.hexdigest()
+
+    def keep(self, kept: np.ndarray) -> None:
+        """Leave out pairs for good: those that a mask of all pairs, (len(self),) bool, does not keep.
+
+        Raises:
+            ValueError: if the mask has another length, or keeps nothing.
+        """
+        if kept.shape != self.row_of_pair.shape:
+            raise ValueError(f"{self.name} has {len(self)} pairs, the mask speaks of {len(kept)}")
+        if not kept.any():
+            raise ValueError(f"{self.name}: the mask keeps none of the {len(self)} pairs")
+        self.row_of_pair, self.caption_of_pair = self.row_of_pair[kept], self.caption_of_pair[kept]
 
     def first_rows(self) -> np.ndarray:
         """(rows,) int64: for each row the first one that names the same file, or else the row itself."""

@@ -95,11 +95,12 @@ def inspect_image(
     codes = model.image_codes(pixels)
     drawn = block_mask(generator(mix(seed), PATCH_STREAM), grid, model.config.num_masked_patches)
     mask = torch.from_numpy(drawn).to(model.device)[None]
+    hidden = model.cots.encode_image(pixels, bool_masked_pos=mask).last_hidden_state
     predictions = {}
     for text in [""] if caption is None else ["", caption]:
         inputs = processor(text=[text], return_tensors="pt").to(model.device)
         features = model.cots.encode_text(inputs["input_ids"], inputs["attention_mask"]).pooler_output
-        logits = model.predict_codes(pixels, mask, features).float()
+        logits = model.predict_codes(hidden, mask, features).float()
         filled = codes.clone()
         filled[mask] = logits.argmax(dim=1)
         predictions[text] = Prediction(

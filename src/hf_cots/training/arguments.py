@@ -75,6 +75,9 @@ class DataArguments(PictureArguments):
     image_id_column: str | None = field(
         default=None, metadata={"help": "Column whose equal cells mean the same picture; by default path or row."}
     )
+    keep_mask: str | None = field(
+        default=None, metadata={"help": "keep_mask.json of `hf-cots audit`: pairs of the training data to leave out."}
+    )
     code_cache: str | None = field(
         default=None, metadata={"help": "Folder of `hf-cots tokenize`: codes are read from it where it has them."}
     )

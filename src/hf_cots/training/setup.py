@@ -24,6 +24,7 @@ from ..data import (
     load_pairs,
     load_stream,
 )
+from ..data.keep_mask import apply_keep_mask
 from ..models import COTSConfig, COTSForPreTraining, COTSImageProcessor, COTSImageTokenizer, COTSProcessor
 from .arguments import COTSTrainingArguments, DataArguments, ModelArguments
 
@@ -31,7 +32,14 @@ from .arguments import COTSTrainingArguments, DataArguments, ModelArguments
 logger = logging.getLogger(__name__)
 
 # What LoRA trains in full: everything new. The momentum encoder's share of it stays frozen.
-BESIDE_TOWERS = ("cots.visual_projection", "cots.text_projection", "mvm_", "mlm_", "cots.log_temperature")
+BESIDE_TOWERS = (
+    "cots.visual_projection",
+    "cots.text_projection",
+    "mvm_",
+    "mlm_",
+    "cots.log_temperature",
+    "logit_bias",
+)
 TOWERS = {"vision": "vision_model", "text": "text_model"}
 
 
@@ -208,7 +216,11 @@ def build_data(
     columns = (arguments.image_column, arguments.caption_column, arguments.image_id_column)
     report = Path(training.output_dir) / "broken_images.jsonl"
     source = (arguments.train_data, *columns, arguments.train_split, training.seed, report)
+    if arguments.streaming and arguments.keep_mask:
+        raise ValueError("--keep_mask needs pairs that can be counted: leave out --streaming")
     train = load_stream(*source, arguments.shuffle_block) if arguments.streaming else load_pairs(*source)
+    if arguments.keep_mask:
+        apply_keep_mask(train, arguments.keep_mask)
     if arguments.eval_data is None:
         return train, None
     return train, load_pairs(arguments.eval_data, *columns, arguments.eval_split)
