@@ -241,6 +241,13 @@ def image_retrieval(
     )
 
 
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise ValueError(f"'{text}' is no list of numbers with commas between them, such as 0.5,0.5,0.5") from None
+
+
 @app.command()
 def tokenize(
     data: Annotated[str, typer.Argument(help="The training data, as for `hf-cots train --train_data`.")],
@@ -260,6 +267,7 @@ def tokenize(
     split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
     keep_mask: Annotated[Path | None, typer.Option(help="The training run's --keep_mask.")] = None,
     batch_size: Annotated[int, typer.Option(help="Crops in a forward pass.")] = 32,
+    shard_size: Annotated[int, typer.Option(help="Crops in a file: what a killed run can lose.")] = 16_384,
     workers: Annotated[int, typer.Option(help="Processes that decode and crop.")] = 0,
 ) -> None:
     """Write the codes of a training run's crops, for `hf-cots train --code_cache`."""
@@ -270,15 +278,15 @@ def tokenize(
     from .models import COTSImageTokenizer
 
     try:
-        mean, std = ([float(number) for number in numbers.split(",")] for numbers in (image_mean, image_std))
+        mean, std = (_numbers(text) for text in (image_mean, image_std))
         pairs = load_pairs(data, image_column, caption_column, split=split, seed=seed)
         if keep_mask is not None:
             apply_keep_mask(pairs, keep_mask)
         model = COTSImageTokenizer.from_pretrained(tokenizer, dtype=torch.float32).eval()
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         augmentation = RandomCropFlip(image_size or 16 * model.config.grid_size, min_scale, flip)
-        options = {"batch_size": batch_size, "workers": workers, "progress": True}
-        done = write_codes(pairs, model, output, augmentation, epochs, mean, std, **options)
+        sizes = (batch_size, shard_size, workers)
+        done = write_codes(pairs, model, output, augmentation, epochs, mean, std, *sizes, progress=True)
     except (OSError, ValueError) as error:
         raise _fail(error) from None
     typer.echo(f"{done} crops tokenized, {epochs * len(pairs) - done} were there: {output}")
@@ -294,20 +302,17 @@ def inspect(
 ) -> None:
     """Draw a picture, its codes, what they keep, a mask, and what the model makes of the masked patches."""
     from .data.images import BrokenImage, read_image
-    from .evaluation.inspection import draw_inspection, inspect_image, load_pretrained_with_heads
+    from .evaluation.inspection import inspect_model
 
     try:
         picture = read_image(image)
-        loaded, processor = load_pretrained_with_heads(model)
-        found = inspect_image(loaded, processor, picture, caption, seed)
+        sheet, lines = inspect_model(model, picture, caption, seed)
         output.parent.mkdir(parents=True, exist_ok=True)
-        draw_inspection(found).save(output)
+        sheet.save(output)
     except (BrokenImage, OSError, ValueError) as error:
         raise _fail(error) from None
-    for text, predicted in found.predictions.items():
-        told = f'told "{text}"' if text else "told nothing"
-        typer.echo(f"{told}: {predicted.accuracy:.1%} of the masked codes right, {predicted.loss:.3f} nats")
-    typer.echo(str(output))
+    for line in (*lines, output):
+        typer.echo(str(line))
 
 
 @app.command()
