@@ -28,7 +28,7 @@ demo: $(BIN)/.installed
 	$(BIN)/hf-cots demo --output runs/demo
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 soak: $(BIN)/.installed
 	$(BIN)/python -m pytest -m soak -s

@@ -241,6 +241,58 @@ def image_retrieval(
     )
 
 
+@app.command()
+def audit(
+    model: Annotated[str, typer.Argument(help="Hub id or folder of any dual encoder.")],
+    data: Annotated[str, typer.Argument(help="Hub id, folder, parquet, CSV, JSON lines or tars.")],
+    image_column: Annotated[str, typer.Option(help="Column of pictures or paths.")] = "image",
+    caption_column: Annotated[str, typer.Option(help="Column of texts or of lists of texts.")] = "caption",
+    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
+    filter_lambda: Annotated[float, typer.Option(help="Suspect: so many deviations below the mean score.")] = 2.0,
+    shown: Annotated[int, typer.Option(min=1, help="Pictures on the page.")] = 100,
+    output: Annotated[Path, typer.Option(help="Folder for table, keep-mask and page.")] = Path("audit"),
+) -> None:
+    """Rank the pairs whose picture and caption fit least: a table, a keep-mask for training, a page of pictures."""
+    from .data import load_pairs
+    from .evaluation.audit import audit_pairs, write_audit
+    from .evaluation.encoders import load_encoder
+
+    try:
+        pairs = load_pairs(data, image_column, caption_column, split=split)
+        result = audit_pairs(load_encoder(model), pairs, filter_lambda, progress=True)
+        files = write_audit(result, pairs, output, shown)
+    except (OSError, ValueError) as error:
+        raise _fail(error) from None
+    typer.echo(f"{len(pairs)} pairs, {int((~result.kept).sum())} suspect; see {files['suspects.html']}")
+    typer.echo(f"to train without them: --keep_mask {files['keep_mask.json']}")
+
+
+@app.command()
+def token_gain(
+    checkpoint: Annotated[str, typer.Argument(help="A training checkpoint, with its token heads.")],
+    data: Annotated[str, typer.Argument(help="Hub id, folder, parquet, CSV, JSON lines or tars.")],
+    image_column: Annotated[str, typer.Option(help="Column of pictures or paths.")] = "image",
+    caption_column: Annotated[str, typer.Option(help="Column of texts or of lists of texts.")] = "caption",
+    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "test",
+) -> None:
+    """Is the token level alive? By how much its losses rise when the other stream's feature is a stranger's."""
+    from transformers import AutoProcessor
+
+    from .data import load_pairs
+    from .models import COTSForPreTraining
+    from .training.token_gain import token_level_gain
+
+    try:
+        pairs = load_pairs(data, image_column, caption_column, split=split)
+        model, processor = COTSForPreTraining.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
+        gains = token_level_gain(model, processor, pairs)
+    except (OSError, ValueError) as error:
+        raise _fail(error) from None
+    for name, gain in gains.items():
+        percent = 100 * gain["rise"] / gain["loss"]
+        typer.echo(f"{name}: {gain['loss']:.4f}, with a stranger's feature {gain['shuffled']:.4f} ({percent:+.2f}%)")
+
+
 def _numbers(text: str) -> list[float]:
     try:
         return [float(number) for number in text.split(",")]
@@ -313,55 +365,3 @@ def inspect(
         raise _fail(error) from None
     for line in (*lines, output):
         typer.echo(str(line))
-
-
-@app.command()
-def audit(
-    model: Annotated[str, typer.Argument(help="Hub id or folder of any dual encoder.")],
-    data: Annotated[str, typer.Argument(help="Hub id, folder, parquet, CSV, JSON lines or tars.")],
-    image_column: Annotated[str, typer.Option(help="Column of pictures or paths.")] = "image",
-    caption_column: Annotated[str, typer.Option(help="Column of texts or of lists of texts.")] = "caption",
-    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
-    filter_lambda: Annotated[float, typer.Option(help="Suspect: so many deviations below the mean score.")] = 2.0,
-    shown: Annotated[int, typer.Option(min=1, help="Pictures on the page.")] = 100,
-    output: Annotated[Path, typer.Option(help="Folder for table, keep-mask and page.")] = Path("audit"),
-) -> None:
-    """Rank the pairs whose picture and caption fit least: a table, a keep-mask for training, a page of pictures."""
-    from .data import load_pairs
-    from .evaluation.audit import audit_pairs, write_audit
-    from .evaluation.encoders import load_encoder
-
-    try:
-        pairs = load_pairs(data, image_column, caption_column, split=split)
-        result = audit_pairs(load_encoder(model), pairs, filter_lambda, progress=True)
-        files = write_audit(result, pairs, output, shown)
-    except (OSError, ValueError) as error:
-        raise _fail(error) from None
-    typer.echo(f"{len(pairs)} pairs, {int((~result.kept).sum())} suspect; see {files['suspects.html']}")
-    typer.echo(f"to train without them: --keep_mask {files['keep_mask.json']}")
-
-
-@app.command()
-def token_gain(
-    checkpoint: Annotated[str, typer.Argument(help="A training checkpoint, with its token heads.")],
-    data: Annotated[str, typer.Argument(help="Hub id, folder, parquet, CSV, JSON lines or tars.")],
-    image_column: Annotated[str, typer.Option(help="Column of pictures or paths.")] = "image",
-    caption_column: Annotated[str, typer.Option(help="Column of texts or of lists of texts.")] = "caption",
-    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "test",
-) -> None:
-    """Is the token level alive? By how much its losses rise when the other stream's feature is a stranger's."""
-    from transformers import AutoProcessor
-
-    from .data import load_pairs
-    from .models import COTSForPreTraining
-    from .training.token_gain import token_level_gain
-
-    try:
-        pairs = load_pairs(data, image_column, caption_column, split=split)
-        model, processor = COTSForPreTraining.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
-        gains = token_level_gain(model, processor, pairs)
-    except (OSError, ValueError) as error:
-        raise _fail(error) from None
-    for name, gain in gains.items():
-        percent = 100 * gain["rise"] / gain["loss"]
-        typer.echo(f"{name}: {gain['loss']:.4f}, with a stranger's feature {gain['shuffled']:.4f} ({percent:+.2f}%)")

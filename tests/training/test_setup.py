@@ -206,7 +206,7 @@ def test_an_image_tokenizer_of_other_sizes(world, config_folder):
 
 
 def test_errors_are_one_line_to_the_user(world, tmp_path):
-    with pytest.raises(SystemExit, match=r"^error: .*no column 'nothing'.*--caption_column"):
+    with pytest.raises(SystemExit, match=r"^error: .*no column 'nothing'.*--caption-column"):
         main(world.flags(tmp_path, caption_column="nothing"))
 
 

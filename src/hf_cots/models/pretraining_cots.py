@@ -527,16 +527,16 @@ class COTSForPreTraining(COTSPreTrainedModel):
         return self.image_tokenizer.get_codebook_indices(self.codebook_pixels(pixel_values)).flatten(1)
 
     def predict_codes(
-        self, hidden: torch.Tensor, bool_masked_pos: torch.Tensor, text_features: torch.Tensor
+        self, masked_hidden: torch.Tensor, bool_masked_pos: torch.Tensor, text_features: torch.Tensor
     ) -> torch.Tensor:
         """Logits (masked, codebook_size) of the codes of all masked patches, row by row.
 
         Args:
-            hidden: (n, tokens, hidden) last states of the masked pictures.
+            masked_hidden: (n, 1 + patches, hidden) last hidden state of the masked images.
             bool_masked_pos: (n, patches).
             text_features: (n, hidden) global features of the texts before projection.
         """
-        hidden = hidden[:, -bool_masked_pos.shape[1] :]  # patches come last
+        hidden = masked_hidden[:, -bool_masked_pos.shape[1] :]  # patches come last
         features = text_features.repeat_interleave(bool_masked_pos.sum(dim=1), dim=0)
         return self.mvm_classifier(self.mvm_head(hidden[bool_masked_pos], features))
 
@@ -559,8 +559,7 @@ class COTSForPreTraining(COTSPreTrainedModel):
         else:
             hidden = masked_image.last_hidden_state[rows]
         features = text_features.detach() if self.config.detach_global_features else text_features
-        logits = self.predict_codes(hidden, masked, features[rows])
-        return masked_token_loss(logits, codes[masked], masked)
+        return masked_token_loss(self.predict_codes(hidden, masked, features[rows]), codes[masked], masked)
 
     def _mlm(
         self,
