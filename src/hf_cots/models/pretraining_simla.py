@@ -1,0 +1,594 @@
+"""SIMLA pre-training (Khan et al. 2022): alignment at four levels, each distilled from a momentum twin.
+
+    ITC   image and text features, contrasted with the step's momentum features and the queues
+    ITM   does the pair belong together? One hard negative image for each text, one hard negative text for each image
+    XMM   masked words from the image (MLM), codes of masked patches from the text (MIM), through the same weights
+    PSL   keywords that the momentum twin's attention picks out of the text, predicted from the image's feature
+
+The order of an optimizer step is COTS's: `begin_step` with all its micro-batches, forward and backward for each,
+`end_step`. All terms but ITM, whose negatives are of the micro-batch, give a pair the same loss in any micro-batch and
+on any rank. Under a plain `Trainer`, forward begins and ends a step of its own.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
+from transformers.utils import ModelOutput
+
+from .configuration_simla import SimlaConfig
+from .losses import contrast_logits, l2_normalize
+from .losses_simla import (
+    distilled_cross_entropy,
+    hard_negatives,
+    in_batch_similarities,
+    keyword_loss,
+    keyword_positions,
+    mean_of_masked,
+    multi_hot,
+)
+from .modeling_cots import at_least_one_row
+from .modeling_dvae import COTSImageTokenizer, codebook_pixels
+from .modeling_simla import ImageMemory, SimlaModel, SimlaPreTrainedModel, attended
+from .momentum import (
+    KeyQueue,
+    gather_rows,
+    ids_of_pictures,
+    numbers_in_run,
+    row_counts,
+    update_momentum,
+    world_size,
+)
+from .token_level import draw_masks_by_number
+
+
+@dataclass
+class SimlaForPreTrainingOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.FloatTensor`, scalar): the weighted sum of the five terms.
+        loss_itc, loss_itm, loss_mlm, loss_mim, loss_psl (`torch.FloatTensor`, scalars): the terms before their
+            weights; 0 where a term has weight 0.
+        image_embeds, text_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`): L2-normalised.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_itc: torch.FloatTensor | None = None
+    loss_itm: torch.FloatTensor | None = None
+    loss_mlm: torch.FloatTensor | None = None
+    loss_mim: torch.FloatTensor | None = None
+    loss_psl: torch.FloatTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+
+
+class SimlaHeads(nn.Module):
+    """The classifiers over words, codes and keywords; those of weight 0 do not exist.
+
+    Args:
+        config ([`SimlaConfig`]).
+    """
+
+    def __init__(self, config: SimlaConfig):
+        super().__init__()
+        width, words = config.text_config.hidden_size, config.text_config.vocab_size
+        self.word_transform: Any = None
+        self.mim_head: Any = None
+        self.concept_head: Any = None
+        if config.mlm_weight > 0:
+            self.word_transform = BertPredictionHeadTransform(config.text_config)
+            # The weight is the word embeddings' own.
+            self.word_bias = nn.Parameter(torch.zeros(words))
+        if config.mim_weight > 0:
+            self.mim_head = nn.Linear(width, config.image_tokenizer_config.codebook_size)
+        if config.psl_weight > 0:
+            self.concept_head = nn.Linear(config.projection_dim, words)
+
+    def word_logits(self, hidden: torch.Tensor, embeddings: nn.Embedding) -> torch.Tensor:
+        """(..., hidden) states to (..., vocabulary)."""
+        return nn.functional.linear(self.word_transform(hidden), embeddings.weight, self.word_bias)
+
+
+class Batch(NamedTuple):
+    """What every term of the loss reads: a micro-batch of at least one row, and its clean passes.
+
+    Args:
+        pixel_values, input_ids, attention_mask: as forward takes them.
+        image_states, twin_states: (n, 1 + patches, hidden) of the online and of the momentum image encoder.
+        share: a, the weight of distillation; scalar.
+    """
+
+    pixel_values: torch.Tensor
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor | None
+    image_states: torch.Tensor
+    twin_states: torch.Tensor
+    share: torch.Tensor
+
+
+class SimlaForPreTraining(SimlaPreTrainedModel):
+    """[`SimlaModel`] with momentum twin, queues, heads and image tokenizer.
+
+    Its files load as [`SimlaModel`] (the rest is left out), and a [`SimlaModel`] file loads as this class, with the
+    momentum twin equal to the online model, new heads and empty queues. `SimlaForPreTraining(SimlaConfig())` has
+    238,264,183 trainable parameters, as the authors' has.
+
+    Args:
+        config ([`SimlaConfig`]): terms of weight 0 have no parameters here.
+    """
+
+    loss_terms = ("loss_itc", "loss_itm", "loss_mlm", "loss_mim", "loss_psl")
+
+    def __init__(self, config: SimlaConfig):
+        super().__init__(config)
+        if config.mlm_weight > 0 and config.mask_token_id >= config.text_config.vocab_size:
+            raise ValueError(
+                f"mask_token_id={config.mask_token_id} is outside the vocabulary of {config.text_config.vocab_size}; "
+                "set mask_token_id and special_token_ids to the tokenizer's"
+            )
+        masks_patches = config.mim_weight > 0
+        self.simla = SimlaModel(config, use_mask_token=masks_patches)
+        self.momentum_encoder = SimlaModel(config, use_mask_token=masks_patches)
+        self.heads, self.momentum_heads = SimlaHeads(config), SimlaHeads(config)
+        self.key_queue = KeyQueue(config.queue_size, config.projection_dim)
+        self.score_queue = None  # there is no filter
+        self.image_tokenizer: Any = None
+        if masks_patches:
+            self.image_tokenizer = COTSImageTokenizer(config.image_tokenizer_config)  # type: ignore[arg-type]
+        self.register_buffer("steps_seen", torch.zeros((), dtype=torch.long))
+        self.register_buffer("pairs_seen", torch.zeros((), dtype=torch.long))
+        # Keys, ids and numbers of the step under way; never outlive a step.
+        self._pending: tuple[torch.Tensor, ...] | None = None
+        self.post_init()
+        self.train(self.training)  # freezes what is never trained
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision: str | PreTrainedModel,
+        text: str | PreTrainedModel,
+        image_tokenizer: str | COTSImageTokenizer | None = None,
+        **config_fields,
+    ) -> "SimlaForPreTraining":
+        """Start pre-training from a pretrained image encoder and a BERT, and from an image tokenizer if one is given.
+
+        Args:
+            vision, text, config_fields: as in [`SimlaModel.from_vision_text_pretrained`].
+            image_tokenizer: Hub id, folder or model.
+
+        Raises:
+            ValueError: if a tower does not fit, or the tokenizer's grid cannot be made to fit the patches.
+        """
+        if isinstance(image_tokenizer, str):
+            image_tokenizer = COTSImageTokenizer.from_pretrained(image_tokenizer)
+        if image_tokenizer is not None:
+            config_fields["image_tokenizer_config"] = image_tokenizer.config
+        start = SimlaModel.from_vision_text_pretrained(vision, text, **config_fields)
+        model = cls(start.config)
+        model.simla.load_state_dict(start.state_dict(), strict=False)
+        model.reset_momentum()
+        if image_tokenizer is not None:
+            model.set_image_tokenizer(image_tokenizer)
+        return model
+
+    def set_image_tokenizer(self, image_tokenizer: Any) -> None:
+        """Take the weights of a trained image tokenizer.
+
+        Raises:
+            ValueError: if its sizes differ from `config.image_tokenizer_config`.
+        """
+        self.config.image_tokenizer_config.check_same_sizes(image_tokenizer.config)
+        if self.image_tokenizer is not None:
+            self.image_tokenizer.load_state_dict(image_tokenizer.state_dict())
+
+    @property
+    def encoder(self) -> SimlaModel:
+        """What is deployed."""
+        return self.simla
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, KeyQueue):
+            module.reset_buffers()
+        elif isinstance(module, SimlaHeads) and module.word_transform is not None:
+            init.zeros_(module.word_bias)
+        elif isinstance(module, SimlaForPreTraining):
+            init.zeros_(module.steps_seen)
+            init.zeros_(module.pairs_seen)
+            for twin, online in module._twins():
+                trained = dict(online.named_parameters())
+                for name, parameter in twin.named_parameters():
+                    init.copy_(parameter, trained[name])
+
+    def train(self, mode: bool = True) -> "SimlaForPreTraining":
+        """Keeps momentum twins and image tokenizer frozen and free of dropout (`from_pretrained` unfreezes them)."""
+        super().train(mode)
+        for frozen in (self.momentum_encoder, self.momentum_heads, self.image_tokenizer):
+            if frozen is not None:
+                frozen.requires_grad_(False)
+                frozen.eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.simla.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.simla.set_input_embeddings(value)
+
+    # ------------------------------------------------------------------ the step: keys, queues, momentum
+
+    def _twins(self) -> tuple[tuple[nn.Module, nn.Module], ...]:
+        return (self.momentum_encoder, self.simla), (self.momentum_heads, self.heads)
+
+    def reset_momentum(self) -> None:
+        """Make the momentum twins equal to the online model, as at the start of training."""
+        self.update_momentum(momentum=0.0)
+
+    def update_momentum(self, momentum: float | None = None) -> None:
+        """`theta_m <- m * theta_m + (1 - m) * theta`, with the config's m unless another is given."""
+        for twin, online in self._twins():
+            if list(twin.parameters()):
+                update_momentum(twin, online, self.config.momentum if momentum is None else momentum)
+
+    def new_queues(self, queue_size: int) -> None:
+        """Start with empty queues of this size: what training on new data wants.
+
+        Raises:
+            ValueError: if the size is not positive.
+        """
+        self.config.queue_size = queue_size
+        self.config.validate_ranges()
+        self.key_queue = KeyQueue(queue_size, self.config.projection_dim).to(self.device)
+        self.steps_seen.zero_()
+        self.pairs_seen.zero_()
+
+    def distillation_share(self) -> torch.Tensor:
+        """a: the weight of the momentum twin's predictions in the step under way; scalar float32.
+
+        It rises in equal steps from 0 in the first step to the config's weight.
+        """
+        begun = (self.steps_seen - 1).clamp(min=0) / max(1, self.config.distillation_warmup_steps)
+        risen = begun.clamp(max=1) if self.config.distillation_warmup_steps else torch.ones_like(begun)
+        return self.config.distillation_weight * risen
+
+    @torch.no_grad()
+    def begin_step(self, micro_batches: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+        """Compute the momentum features of a whole optimizer step.
+
+        Args:
+            micro_batches: this rank's micro-batches, each with `pixel_values`, `input_ids`, and if there are any
+                `attention_mask` and `image_ids` (n,) int64, at least 0, equal for the captions of one picture.
+
+        Returns:
+            For each micro-batch what forward takes beside it: `image_keys`, `text_keys` (n, D), `image_ids` and
+            `pair_numbers` (n,) int64, `twin_states` (n, 1 + patches, hidden), and `pair_weights` (n,), such that the
+            sum over the step, after Trainer's division by micro-batches and ranks, is the mean over all its pairs.
+        """
+        seen = self.pairs_seen.clone()
+        steps: list[dict[str, torch.Tensor]] = []
+        gathered: list[list[torch.Tensor]] = []
+        for batch in micro_batches:
+            step = self._momentum_features(batch)
+            counts = row_counts(len(batch["input_ids"]), seen.device)
+            step["pair_numbers"] = numbers_in_run(seen, counts)
+            step["image_ids"] = ids_of_pictures(batch.get("image_ids"), step["pair_numbers"])
+            shared = ("image_keys", "text_keys", "image_ids", "pair_numbers")
+            gathered.append([gather_rows(step[key], counts) for key in shared])
+            steps.append(step)
+            seen += sum(counts)
+        self._pending = tuple(torch.cat(parts) for parts in zip(*gathered))
+        # A rank or a micro-batch of a ragged last step may hold fewer pairs than the others, or none.
+        share = len(micro_batches) * world_size() / max(1, len(self._pending[0]))
+        for step in steps:
+            step["pair_weights"] = torch.full_like(step["image_keys"][:, 0], share)
+        self.pairs_seen.copy_(seen)
+        self.steps_seen.add_(1)
+        return steps
+
+    def end_step(self) -> None:
+        """After the optimizer step: queue the step's keys, and update the momentum twins."""
+        self._enqueue_pending()
+        self.simla.clamp_temperature()
+        self.update_momentum()
+
+    def _enqueue_pending(self) -> None:
+        if self._pending is not None:
+            self.key_queue.enqueue(*self._pending[:3])
+        self._pending = None
+
+    @torch.no_grad()
+    def _momentum_features(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        twin = self.momentum_encoder
+        states = twin.encode_image(batch["pixel_values"])
+        words = twin.encode_text(batch["input_ids"], batch.get("attention_mask"))
+        return {
+            "twin_states": states,
+            "image_keys": l2_normalize(twin.visual_projection(states[:, 0])),
+            "text_keys": l2_normalize(twin.text_projection(words[:, 0])),
+        }
+
+    # ------------------------------------------------------------------ forward
+
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        image_ids: torch.LongTensor | None = None,
+        bool_masked_pos: torch.BoolTensor | None = None,
+        masked_input_ids: torch.LongTensor | None = None,
+        bool_masked_words: torch.BoolTensor | None = None,
+        codebook_indices: torch.LongTensor | None = None,
+        codebook_pixel_values: torch.FloatTensor | None = None,
+        twin_states: torch.FloatTensor | None = None,
+        image_keys: torch.FloatTensor | None = None,
+        text_keys: torch.FloatTensor | None = None,
+        pair_numbers: torch.LongTensor | None = None,
+        pair_weights: torch.FloatTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+    ) -> SimlaForPreTrainingOutput:
+        """The losses of one micro-batch of n pairs.
+
+        Args:
+            pixel_values: (n, 3, image_size, image_size), normalised with the config's mean and deviation.
+            input_ids, attention_mask: (n, length).
+            image_ids: (n,) int64, equal for the captions of one picture.
+            bool_masked_pos: (n, patches); masked_input_ids, bool_masked_words: (n, length). Of [`masking.draw_masks`];
+                drawn here if not given.
+            codebook_indices: (n, patches) int64 codes of the patches; computed here if not given,
+            codebook_pixel_values: from these pixels, or else from `pixel_values`. Another crop of the picture is what
+                `reference_quirks` wants here.
+            twin_states, image_keys, text_keys, pair_numbers, pair_weights: of [`begin_step`]. In training without them
+                forward is a step of its own; in evaluation the queues stay as they are.
+            token_type_ids: ignored; SIMLA has no token types.
+        """
+        own_step = self.training and pair_weights is None
+        inputs = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
+        if own_step:
+            self.simla.clamp_temperature()
+            self.update_momentum()
+            (step,) = self.begin_step([inputs | {"image_ids": image_ids}])
+        elif pair_weights is None:
+            step = self._evaluation_features(inputs, image_ids)
+        else:
+            step = {
+                "twin_states": twin_states,
+                "image_keys": image_keys,
+                "text_keys": text_keys,
+                "pair_numbers": pair_numbers,
+                "image_ids": image_ids,
+                "pair_weights": pair_weights,
+            }
+        masks = {
+            "bool_masked_pos": bool_masked_pos,
+            "masked_input_ids": masked_input_ids,
+            "bool_masked_words": bool_masked_words,
+        }
+        if masked_input_ids is None and (self.config.mlm_weight > 0 or self.config.mim_weight > 0):
+            masks = draw_masks_by_number(self.config, input_ids, attention_mask, step["pair_numbers"])
+        codes = {"codebook_indices": codebook_indices, "codebook_pixel_values": codebook_pixel_values}
+        output = self._losses(len(input_ids), **_never_empty(inputs | step | masks | codes))
+        if own_step:
+            self._enqueue_pending()
+        return output
+
+    @torch.no_grad()
+    def _evaluation_features(self, inputs: dict, image_ids: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """What begin_step would give, without a trace in the model's state."""
+        step = self._momentum_features(inputs)
+        count = len(inputs["input_ids"])
+        step["pair_numbers"] = numbers_in_run(self.pairs_seen, row_counts(count, self.pairs_seen.device))
+        step["image_ids"] = ids_of_pictures(image_ids, step["pair_numbers"])
+        step["pair_weights"] = torch.full_like(step["image_keys"][:, 0], 1 / max(1, count))
+        return step
+
+    def _losses(
+        self,
+        count: int,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        twin_states: torch.Tensor,
+        image_keys: torch.Tensor,
+        text_keys: torch.Tensor,
+        pair_numbers: torch.Tensor,
+        image_ids: torch.Tensor,
+        pair_weights: torch.Tensor,
+        bool_masked_pos: torch.Tensor,
+        masked_input_ids: torch.Tensor,
+        bool_masked_words: torch.Tensor,
+        codebook_indices: torch.Tensor | None,
+        codebook_pixel_values: torch.Tensor | None,
+    ) -> SimlaForPreTrainingOutput:
+        """All terms of a batch of at least one row, of which the first `count` are pairs."""
+        states = self.simla.encode_image(pixel_values)
+        words = self.simla.encode_text(input_ids, attention_mask)
+        image_embeds = l2_normalize(self.simla.visual_projection(states[:, 0]))
+        text_embeds = l2_normalize(self.simla.text_projection(words[:, 0]))
+        batch = Batch(pixel_values, input_ids, attention_mask, states, twin_states, self.distillation_share())
+        memory = self.simla.text_model.remember(states)
+        with torch.no_grad():
+            twin_memory = self.momentum_encoder.text_model.remember(twin_states)
+
+        def total(per_pair: torch.Tensor) -> torch.Tensor:
+            return (pair_weights * per_pair).sum()
+
+        fresh = (image_keys, text_keys, image_ids, pair_numbers) if self._pending is None else self._pending
+        itc = self._itc(batch.share, image_embeds, text_embeds, image_keys, text_keys, image_ids, pair_numbers, fresh)
+        similarities = in_batch_similarities(image_embeds, text_embeds, image_keys, text_keys, self._tau())
+        terms = {"itc": total(itc), "itm": total(self._itm(batch, memory, similarities, image_ids))}
+        if self.config.mlm_weight > 0:
+            terms["mlm"] = total(self._mlm(batch, memory, twin_memory, masked_input_ids, bool_masked_words))
+        if self.config.mim_weight > 0:
+            if codebook_indices is None:
+                seen = pixel_values if codebook_pixel_values is None else codebook_pixel_values
+                with torch.no_grad():
+                    pixels = codebook_pixels(seen, self.config)
+                    codebook_indices = self.image_tokenizer.get_codebook_indices(pixels).flatten(1)
+            terms["mim"] = total(self._mim(batch, bool_masked_pos, codebook_indices))
+        if self.config.psl_weight > 0:
+            terms["psl"] = total(self._psl(batch, image_embeds, image_keys, twin_memory))
+        weights = self.config.loss_weights
+        return SimlaForPreTrainingOutput(
+            loss=torch.stack([weights[name] * term for name, term in terms.items()]).sum(),
+            **{f"loss_{name}": terms.get(name, pair_weights.new_zeros(())).detach() for name in weights},
+            image_embeds=image_embeds[:count],
+            text_embeds=text_embeds[:count],
+        )
+
+    def _tau(self) -> torch.Tensor:
+        """The temperature within its bounds, for a step that begins with one out of them."""
+        return self.simla.temperature.clamp(self.config.min_temperature, self.config.max_temperature)
+
+    def _itc(
+        self,
+        share: torch.Tensor,
+        image_embeds: torch.Tensor,
+        text_embeds: torch.Tensor,
+        image_keys: torch.Tensor,
+        text_keys: torch.Tensor,
+        image_ids: torch.Tensor,
+        pair_numbers: torch.Tensor,
+        fresh: tuple[torch.Tensor, ...],
+    ) -> torch.Tensor:
+        """L_itc of each pair: `s = f T_all / tau` against `a softmax(s') + (1 - a) onehot`, mean of both directions.
+
+        `T_all` holds the whole step's momentum features and the queue; empty slots, and unless `reference_quirks`
+        other captions of the same picture, have probability 0 in prediction and target.
+        """
+        fresh_images, fresh_texts, fresh_ids, fresh_numbers = fresh
+        own = pair_numbers[:, None] == fresh_numbers[None, :]
+        if self.config.reference_quirks:
+            empty = torch.arange(len(self.key_queue), device=own.device) >= self.key_queue.filled
+            left_out = torch.cat([own, empty.expand(len(own), -1)], dim=1)
+        else:
+            same = image_ids[:, None] == fresh_ids[None, :]
+            left_out = torch.cat([own | same, self.key_queue.no_negative(image_ids)], dim=1)
+        images = torch.cat([fresh_images, self.key_queue.image_keys.to(fresh_images.dtype)])
+        texts = torch.cat([fresh_texts, self.key_queue.text_keys.to(fresh_texts.dtype)])
+        target = torch.zeros_like(pair_numbers)  # the own partner is in column 0
+        losses = []
+        for queries, teachers, partners, keys in (
+            (image_embeds, image_keys, text_keys, texts),
+            (text_embeds, text_keys, image_keys, images),
+        ):
+            logits = contrast_logits(queries, partners, keys, left_out, self._tau())
+            teacher = contrast_logits(teachers, partners, keys, left_out, self._tau()).detach()
+            losses.append(distilled_cross_entropy(logits, target, teacher, share))
+        return (losses[0] + losses[1]) / 2
+
+    def _itm(
+        self, batch: Batch, memory: ImageMemory, similarities: tuple[torch.Tensor, torch.Tensor], ids: torch.Tensor
+    ) -> torch.Tensor:
+        """L_itm of each pair: mean over the pair, its text with a hard negative image, and its image with a hard
+        negative text; without a negative that does not exist in the batch."""
+        own = torch.arange(len(ids), device=ids.device)
+        allowed = own[:, None] != own[None, :] if self.config.reference_quirks else ids[:, None] != ids[None, :]
+        texts, has_text = hard_negatives(similarities[0], allowed)
+        images, has_image = hard_negatives(similarities[1], allowed)
+        text_rows = torch.cat([own, own, texts])
+        stack = self.simla.text_model
+        hidden = stack.embed(batch.input_ids[text_rows])
+        mask = None if batch.attention_mask is None else attended(batch.attention_mask[text_rows])
+        states = stack(hidden, mask, memory.rows(torch.cat([own, images, own])))[-1]
+        labels = torch.cat([torch.ones_like(own), torch.zeros_like(own), torch.zeros_like(own)])
+        losses = distilled_cross_entropy(self.simla.itm_head(states[:, 0]), labels, None, 0.0).view(3, -1)
+        counted = torch.stack([torch.ones_like(has_image), has_image, has_text]).to(losses.dtype)
+        return (losses * counted).sum(dim=0) / counted.sum(dim=0)
+
+    def _mlm(
+        self,
+        batch: Batch,
+        memory: ImageMemory,
+        twin_memory: ImageMemory,
+        masked_input_ids: torch.Tensor,
+        masked: torch.Tensor,
+    ) -> torch.Tensor:
+        """L_mlm of each pair: its masked words from the clean image, mean over them."""
+        mask = attended(batch.attention_mask)
+        stack, twin = self.simla.text_model, self.momentum_encoder.text_model
+        hidden = stack(stack.embed(masked_input_ids), mask, memory)[-1]
+        logits = self.heads.word_logits(hidden[masked], stack.word_embeddings)
+        log_probabilities = None
+        if self.config.reference_quirks:
+            everywhere = self.heads.word_logits(hidden, stack.word_embeddings)
+            log_probabilities = everywhere.float().log_softmax(dim=1)[masked]
+        with torch.no_grad():
+            taught = twin(twin.embed(masked_input_ids), mask, twin_memory)[-1][masked]
+            teacher = self.momentum_heads.word_logits(taught, twin.word_embeddings)
+        losses = distilled_cross_entropy(logits, batch.input_ids[masked], teacher, batch.share, log_probabilities)
+        return mean_of_masked(losses, masked)
+
+    def _mim(self, batch: Batch, masked: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """L_mim of each pair: the codes of its masked patches from the text's embeddings, mean over them."""
+        logits = self._code_logits(self.simla, self.heads, batch, masked)
+        with torch.no_grad():
+            teacher = self._code_logits(self.momentum_encoder, self.momentum_heads, batch, masked)
+        return mean_of_masked(distilled_cross_entropy(logits, codes[masked], teacher, batch.share), masked)
+
+    @staticmethod
+    def _code_logits(model: SimlaModel, heads: SimlaHeads, batch: Batch, masked: torch.Tensor) -> torch.Tensor:
+        """(total masked, codes): the masked image's states look at the text's embedding-layer output."""
+        stack = model.text_model
+        looking = stack.embed(inputs_embeds=model.encode_image(batch.pixel_values, bool_masked_pos=masked))
+        words = stack.remember(stack.embed(batch.input_ids))
+        states = stack(looking, None, words, attended(batch.attention_mask))[-1]
+        return heads.mim_head(states[:, 1:][masked])
+
+    def _psl(
+        self, batch: Batch, image_embeds: torch.Tensor, image_keys: torch.Tensor, twin_memory: ImageMemory
+    ) -> torch.Tensor:
+        """L_psl of each pair: keywords that the twin's attention picks, predicted from the image's feature."""
+        with torch.no_grad():
+            chosen = self.keywords(batch.input_ids, batch.attention_mask, twin_memory)
+            labels = multi_hot(batch.input_ids, chosen, self.config.text_config.vocab_size)
+            teacher = self.momentum_heads.concept_head(image_keys)
+        return keyword_loss(self.heads.concept_head(image_embeds), labels, teacher, batch.share)
+
+    # ------------------------------------------------------------------ keywords
+
+    @torch.no_grad()
+    def keywords(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, memory: ImageMemory
+    ) -> torch.Tensor:
+        """Which words of texts the momentum twin attends to in the light of their images: (n, length) bool.
+
+        Args:
+            input_ids, attention_mask: (n, length).
+            memory: of the momentum encoder's [`SimlaModel.remember`], n images.
+        """
+        stack, mask = self.momentum_encoder.text_model, attended(attention_mask)
+        before = stack(stack.embed(input_ids), mask, memory)[-2]
+        attention = stack.layers[-1].attention
+        keys, _ = attention.keys_values(before)
+        row = attention.probabilities(before[:, :1], keys, None if mask is None else mask).squeeze(2)
+        may_vote = torch.ones_like(input_ids, dtype=torch.bool)
+        if not self.config.reference_quirks:
+            may_vote = ~torch.isin(input_ids, input_ids.new_tensor(self.config.special_token_ids))
+            if attention_mask is not None:
+                may_vote &= attention_mask != 0
+        return keyword_positions(row, may_vote, self.config.votes_per_head, self.config.num_keywords)
+
+    def predict_keywords(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(n, vocabulary) the probability that each word is a keyword of an image, from the image alone.
+
+        Raises:
+            ValueError: if the model was made without keywords (psl_weight=0).
+        """
+        if self.heads.concept_head is None:
+            raise ValueError("this model has psl_weight=0 and predicts no keywords")
+        features = self.simla.get_image_features(pixel_values).pooler_output
+        return self.heads.concept_head(l2_normalize(features).to(features.dtype)).sigmoid()
+
+
+def _never_empty(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A blank row of weight 0 in place of no rows, in every tensor: every parameter takes part in each backward."""
+    return {name: None if rows is None else at_least_one_row(rows) for name, rows in inputs.items()}
+
+
+__all__ = ["SimlaForPreTraining", "SimlaForPreTrainingOutput", "SimlaHeads"]
