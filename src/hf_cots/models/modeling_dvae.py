@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -31,24 +31,6 @@ def map_pixels(pixels: torch.Tensor) -> torch.Tensor:
 def unmap_pixels(mapped: torch.Tensor) -> torch.Tensor:
     """The inverse of [`map_pixels`], clamped to [0, 1]."""
     return ((mapped - LOGIT_LAPLACE_EPS) / (1 - 2 * LOGIT_LAPLACE_EPS)).clamp(0, 1)
-
-
-def codebook_pixels(pixel_values: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
-    """The image tokenizer's view (n, 3, side, side) in [0, 1] of normalised pixels.
-
-    Made from `pixel_values` themselves, so that crop, flip and code grid are those of the patches.
-
-    Args:
-        pixel_values: (n, 3, image_size, image_size).
-        config: of the model that holds the tokenizer; says mean, deviation and `image_tokenizer_config.image_size`.
-    """
-    mean = pixel_values.new_tensor(config.image_mean).view(1, -1, 1, 1)
-    std = pixel_values.new_tensor(config.image_std).view(1, -1, 1, 1)
-    pixels = (pixel_values * std + mean).float().clamp(0, 1)
-    side = config.image_tokenizer_config.image_size
-    if pixels.shape[-1] != side:
-        pixels = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
-    return pixels
 
 
 class ResidualBlock(nn.Module):
@@ -243,4 +225,4 @@ class COTSImageTokenizer(PreTrainedModel):
         )
 
 
-__all__ = ["COTSImageTokenizer", "COTSImageTokenizerOutput", "codebook_pixels", "map_pixels", "unmap_pixels"]
+__all__ = ["COTSImageTokenizer", "COTSImageTokenizerOutput", "map_pixels", "unmap_pixels"]

@@ -35,7 +35,7 @@ from .losses import (
     task_loss,
 )
 from .modeling_cots import COTSModel, COTSPreTrainedModel
-from .modeling_dvae import COTSImageTokenizer, codebook_pixels
+from .modeling_dvae import COTSImageTokenizer
 from .momentum import (
     KeyQueue,
     ScoreQueue,
@@ -48,7 +48,7 @@ from .momentum import (
     update_momentum,
     world_size,
 )
-from .token_level import draw_masks_by_number, tower_head
+from .token_level import codebook_pixels, draw_masks_by_number, tower_head
 
 
 @dataclass
@@ -475,8 +475,9 @@ class COTSForPreTraining(COTSPreTrainedModel):
         return rows if len(rows) else rows.new_zeros(min(1, len(bool_masked_pos)))
 
     def codebook_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The image tokenizer's view (n, 3, side, side) in [0, 1] of normalised pixels."""
-        return codebook_pixels(pixel_values, self.config)
+        """[`codebook_pixels`] with the mean, the deviation and the side of this model's config."""
+        side = self.config.image_tokenizer_config.image_size
+        return codebook_pixels(pixel_values, self.config.image_mean, self.config.image_std, side)
 
     def _mvm(
         self,

@@ -32,7 +32,7 @@ from .losses_simla import (
     multi_hot,
 )
 from .modeling_cots import at_least_one_row
-from .modeling_dvae import COTSImageTokenizer, codebook_pixels
+from .modeling_dvae import COTSImageTokenizer
 from .modeling_simla import ImageMemory, SimlaModel, SimlaPreTrainedModel, attended
 from .momentum import (
     KeyQueue,
@@ -43,7 +43,7 @@ from .momentum import (
     update_momentum,
     world_size,
 )
-from .token_level import draw_masks_by_number
+from .token_level import codebook_pixels, draw_masks_by_number
 
 
 @dataclass
@@ -427,9 +427,7 @@ class SimlaForPreTraining(SimlaPreTrainedModel):
         if self.config.mim_weight > 0:
             if codebook_indices is None:
                 seen = pixel_values if codebook_pixel_values is None else codebook_pixel_values
-                with torch.no_grad():
-                    pixels = codebook_pixels(seen, self.config)
-                    codebook_indices = self.image_tokenizer.get_codebook_indices(pixels).flatten(1)
+                codebook_indices = self.image_codes(seen)
             terms["mim"] = total(self._mim(batch, bool_masked_pos, codebook_indices))
         if self.config.psl_weight > 0:
             terms["psl"] = total(self._psl(batch, image_embeds, image_keys, twin_memory))
@@ -530,6 +528,13 @@ class SimlaForPreTraining(SimlaPreTrainedModel):
         with torch.no_grad():
             teacher = self._code_logits(self.momentum_encoder, self.momentum_heads, batch, masked)
         return mean_of_masked(distilled_cross_entropy(logits, codes[masked], teacher, batch.share), masked)
+
+    @torch.no_grad()
+    def image_codes(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(n, patches) int64 codes of normalised pictures, in the order of their patches."""
+        side = self.config.image_tokenizer_config.image_size
+        pixels = codebook_pixels(pixel_values, self.config.image_mean, self.config.image_std, side)
+        return self.image_tokenizer.get_codebook_indices(pixels).flatten(1)
 
     @staticmethod
     def _code_logits(model: SimlaModel, heads: SimlaHeads, batch: Batch, masked: torch.Tensor) -> torch.Tensor:

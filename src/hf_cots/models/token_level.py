@@ -1,8 +1,10 @@
-"""The token level's own parts: the heads that see the other stream's global feature, and the masks' settings.
+"""The token level's own parts: heads that see the other stream's global feature, the image tokenizer's view, masks.
 
 Masked vision-language modelling (MVLM, Lu et al. 2022) has no cross-stream network:
 `p(. | h_j, g) = softmax(head(h_j + A g))`.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -42,6 +44,26 @@ def tower_head(config, global_size: int) -> TokenHead:
     return TokenHead(config.hidden_size, global_size, activation, fields.get("layer_norm_eps", 1e-12))
 
 
+def codebook_pixels(
+    pixel_values: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float], side: int
+) -> torch.Tensor:
+    """The image tokenizer's view (n, 3, side, side) in [0, 1] of normalised pixels.
+
+    Made from the image stream's own input, so that crop, flip and code grid are those of its patches.
+
+    Args:
+        pixel_values: (n, 3, image_size, image_size), normalised.
+        image_mean, image_std: three numbers each, that they were normalised with.
+        side: of the image tokenizer's input in pixels.
+    """
+    mean = pixel_values.new_tensor(image_mean).view(1, -1, 1, 1)
+    std = pixel_values.new_tensor(image_std).view(1, -1, 1, 1)
+    pixels = (pixel_values * std + mean).float().clamp(0, 1)
+    if pixels.shape[-1] != side:
+        pixels = nn.functional.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
+    return pixels
+
+
 def mask_settings(config: PreTrainedConfig) -> dict:
     """The arguments of [`masking.draw_masks`] that a config fixes."""
     return {
@@ -66,4 +88,4 @@ def draw_masks_by_number(
     return {name: torch.from_numpy(mask).to(input_ids.device) for name, mask in masks.items()}
 
 
-__all__ = ["TokenHead", "draw_masks_by_number", "mask_settings", "tower_head"]
+__all__ = ["TokenHead", "codebook_pixels", "draw_masks_by_number", "mask_settings", "tower_head"]
