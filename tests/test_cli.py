@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hf_cots.cli import app
-from tests.worlds import World, draw
+from tests.worlds import World, all_pairs, draw
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def call(*arguments):
 def test_help_names_every_verb():
     result = call("--help")
     assert result.exit_code == 0
-    for verb in ("demo", "train", "search", "evaluate"):
+    for verb in ("demo", "train", "search", "evaluate", "classify", "text-matching", "image-retrieval"):
         assert verb in result.output
 
 
@@ -65,14 +65,37 @@ def test_evaluate_prints_a_table_and_writes_json(world, tmp_path):
     assert result.exit_code == 0, result.output
     assert "text to image" in result.output
     results = json.loads(output.read_text())
-    assert results.keys() == {"text_to_image", "image_to_text"}
-    for values in results.values():
-        assert values.keys() == {"R@1", "R@5", "R@10", "median_rank", "queries", "gallery"}
+    for direction in ("text_to_image", "image_to_text"):
+        values = results[direction]
+        assert values.keys() >= {"R@1", "R@5", "R@10", "median_rank", "queries", "gallery", "intervals"}
         assert values["gallery"] == 40
+        low, high = values["intervals"]["R@10"]
+        assert low <= values["R@10"] <= high
+        assert f"{values['R@10']:.1f} [{low:.1f}, {high:.1f}]" in result.output
+    assert "transductive" not in results
+    assert "comparison" not in results
 
 
 def test_evaluate_takes_a_plain_folder(world):
     assert call("evaluate", world.model, world.imagefolder).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--compare", "/nothing/model"], "no such model folder: /nothing/model"),
+        (["--compare", "/nothing/results.json"], "no such file: /nothing/results.queries.parquet"),
+        (["--querybank", "/nothing.csv"], "no such file or folder: /nothing.csv"),
+        (["--beta", "0", "--dual-softmax"], "beta must be above 0"),
+        (["--protocol", "coco-5k"], "needs --image-root"),
+    ],
+)
+def test_evaluate_finds_mistakes_before_it_encodes(world, monkeypatch, flags, message):
+    monkeypatch.setattr("hf_cots.evaluation.run.evaluate_encoder", None)  # would be a TypeError
+    result = call("evaluate", world.model, world.parquet, *flags)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
 
 
 def test_evaluate_names_a_missing_column(world):
@@ -98,3 +121,147 @@ def test_train_help_is_that_of_the_module():
     result = call("train", "--help")
     assert result.exit_code == 0
     assert "--train_data" in result.output
+
+
+# ---------------------------------------------------------------------- the other tasks
+
+
+@pytest.fixture(scope="module")
+def colour_folders(tmp_path_factory):
+    """Class folders named by colour, one picture broken."""
+    root = tmp_path_factory.mktemp("colours")
+    for name, picture, caption in all_pairs():
+        folder = root / caption.rsplit(" ", 2)[0].replace(" ", "_")
+        folder.mkdir(exist_ok=True)
+        picture.save(folder / name)
+    (root / "red" / "broken.png").write_bytes(b"<html>")
+    return root
+
+
+def reproducible(report, model):
+    """What every report must hold; the bare figures are tested where they are made."""
+    assert report["model"]["name"] == str(model)
+    assert len(report["model"]["fingerprint"]) == len(report["data"]["fingerprint"]) == 32
+    assert report["environment"]["packages"].keys() >= {"torch", "transformers", "hf-cots"}
+    assert report["statistics"]["resamples"] == 1000
+
+
+def test_classify_prints_a_table_and_writes_json(world, colour_folders, tmp_path):
+    output = tmp_path / "deep" / "zero-shot.json"
+    flags = ("--template", "a {}", "--template", "the {} square", "--output", output)
+    result = call("classify", world.model, colour_folders, *flags)
+    assert result.exit_code == 0, result.output
+    report = json.loads(output.read_text())
+    figures = report["zero_shot"]
+    low, high = figures["intervals"]["top1"]
+    assert f"{figures['top1']:.1f} [{low:.1f}, {high:.1f}]" in result.output
+    assert (figures["images"], figures["classes"], figures["top5"]) == (40, 5, 100)
+    assert report["chance"]["zero_shot"]["top1"] == 20
+    assert report["settings"]["templates"] == ["a {}", "the {} square"]
+    assert report["settings"]["class_names"]["light_blue"] == "light blue"
+    assert "broken.png" in report["data"]["left_out"][0]
+    assert "broken.png" in "".join(result.stderr.split())
+    reproducible(report, world.model)
+    again = tmp_path / "again.json"
+    call("classify", world.model, colour_folders, *flags[:-1], again)
+    assert json.loads(again.read_text())["zero_shot"] == figures
+    assert json.loads(again.read_text())["data"] == report["data"]
+
+
+def test_text_matching_takes_tables_and_sts_benchmark(world, tmp_path):
+    texts = [caption for _, _, caption in all_pairs()]
+    rows = [(texts[i], texts[-1 - i], i % 6) for i in range(20)]
+    (tmp_path / "x.csv").write_text("a,b,s\n" + "".join(f"{a},{b},{s}\n" for a, b, s in rows))
+    (tmp_path / "sts-test.csv").write_text(
+        "".join(f"g\tf\ty\t{i}\t{s}\t{a}\t{b}\n" for i, (a, b, s) in enumerate(rows))
+    )
+    outputs = [tmp_path / "table.json", tmp_path / "sts.json"]
+    columns = ("--text-a", "a", "--text-b", "b", "--score-column", "s")
+    first = call("text-matching", world.model, tmp_path / "x.csv", *columns, "--output", outputs[0])
+    second = call("text-matching", world.model, tmp_path / "sts-test.csv", "--sts-benchmark", "--output", outputs[1])
+    assert (first.exit_code, second.exit_code) == (0, 0), first.output + second.output
+    table, sts = (json.loads(output.read_text()) for output in outputs)
+    assert table["text_matching"] == sts["text_matching"]
+    assert table["data"]["fingerprint"] == sts["data"]["fingerprint"]
+    assert f"{table['text_matching']['spearman']:.3f} [" in first.output
+    reproducible(table, world.model)
+
+
+def test_image_retrieval_within_across_and_against(world, colour_folders, tmp_path):
+    output = tmp_path / "images.json"
+    result = call("image-retrieval", world.model, colour_folders, "--output", output)
+    assert result.exit_code == 0, result.output
+    report = json.loads(output.read_text())
+    figures = report["image_to_image"]
+    assert (figures["queries"], figures["gallery"], figures["queries_without_answer"]) == (40, 39, 0)
+    low, high = figures["intervals"]["mAP"]
+    assert f"{figures['mAP']:.1f} [{low:.1f}, {high:.1f}]" in result.output
+    reproducible(report, world.model)
+
+    other = call("image-retrieval", world.model, colour_folders, "--gallery", world.parquet, "--label-column", "label")
+    assert other.exit_code == 2
+    assert "no column 'label'" in " ".join(other.stderr.split())
+
+    rows = [caption.split() for _, _, caption in all_pairs()]
+    lines = [
+        json.dumps({"file_name": name, "colour": words[0], "shape": words[-2]})
+        for (name, _, _), words in zip(all_pairs(), rows)
+    ]
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, picture, _ in all_pairs():
+        picture.save(folder / name)
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    across = ("--label-column", "colour", "--across", "shape", "--output", output)
+    assert call("image-retrieval", world.model, folder, *across).exit_code == 0
+    assert json.loads(output.read_text())["image_to_image"]["gallery"] == 20
+    against = ("--label-column", "colour", "--gallery", folder, "--output", output)
+    assert call("image-retrieval", world.model, folder, *against).exit_code == 0
+    report = json.loads(output.read_text())
+    assert report["image_to_image"]["gallery"] == 39  # the same data as gallery: still no picture finds itself
+    assert report["gallery"]["fingerprint"] == report["data"]["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("classify", "MODEL", "/nothing"), "no such file or folder: /nothing"),
+        (("classify", "MODEL", "FOLDERS", "--template", "a photo"), "the template 'a photo' has no {}"),
+        (("classify", "MODEL", "FOLDERS", "--classes", "/nothing"), "no such file: /nothing"),
+        (("classify", "/nothing", "FOLDERS"), "no such model folder: /nothing"),
+        (("text-matching", "MODEL", "/nothing", "--sts-benchmark"), "no such file: /nothing"),
+        (("text-matching", "MODEL", "PARQUET"), "has no column 'sentence1'"),
+        (("image-retrieval", "MODEL", "PARQUET", "--label-column", "caption"), "none of 40 pictures has another"),
+        (("image-retrieval", "MODEL", "FOLDERS", "--across", "style"), "has no column 'style'"),
+    ],
+)
+def test_errors_of_the_other_tasks_are_one_line(world, colour_folders, arguments, message):
+    stands_for = {"MODEL": world.model, "FOLDERS": colour_folders, "PARQUET": world.parquet}
+    result = call(*(stands_for.get(argument, argument) for argument in arguments))
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
+
+
+def test_evaluate_takes_a_split_in_karpathys_layout(world, tmp_path):
+    images = [
+        {
+            "filename": name,
+            "imgid": number,
+            "split": "val" if number < 10 else "train",
+            "sentences": [{"raw": f"{word} {caption}", "sentid": 5 * number + k} for k, word in enumerate("abcde")],
+        }
+        for number, (name, _, caption) in enumerate(all_pairs())
+    ]
+    (tmp_path / "mine.json").write_text(json.dumps({"dataset": "mine", "images": images}))
+    flags = ("--protocol", "karpathy", "--split", "val", "--image-root", world.imagefolder)
+    output = tmp_path / "results.json"
+    result = call("evaluate", world.model, tmp_path / "mine.json", *flags, "--output", output)
+    assert result.exit_code == 0, result.output
+    report = json.loads(output.read_text())
+    assert (report["text_to_image"]["queries"], report["text_to_image"]["gallery"]) == (50, 10)
+    checksum = report["data"]["id_checksum"]
+    assert call("evaluate", world.model, tmp_path / "mine.json", *flags, "--id-checksum", checksum).exit_code == 0
+    refused = call("evaluate", world.model, tmp_path / "mine.json", *flags, "--id-checksum", "0" * 64)
+    assert refused.exit_code == 2
+    assert f"have the checksum {checksum}, not {'0' * 64}" in " ".join(refused.stderr.split())

@@ -1,8 +1,9 @@
 """`hf-cots`: one verb per job. Thin: parse, call, print."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -65,28 +66,157 @@ def search(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Hub id or folder of a trained model.")],
-    data: Annotated[str, typer.Argument(help="Hub id, folder, parquet, CSV, JSON lines or tars.")],
+    model: Annotated[str, typer.Argument(help="Hub id or folder of any dual encoder.")],
+    data: Annotated[
+        str, typer.Argument(help="Hub id, folder, parquet, CSV, JSON lines or tars; or a protocol's JSON.")
+    ],
     image_column: Annotated[str, typer.Option(help="Column of pictures or paths.")] = "image",
     caption_column: Annotated[str, typer.Option(help="Column of texts or of lists of texts.")] = "caption",
     image_id_column: Annotated[str | None, typer.Option(help="Equal cells mean the same picture.")] = None,
-    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "test",
-    output: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
+    split: Annotated[str, typer.Option(help="Split of a Hub data set or of karpathy's file.")] = "test",
+    protocol: Annotated[str | None, typer.Option(help="coco-5k, coco-1k, flickr30k or karpathy.")] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Folder of a protocol's pictures.")] = None,
+    id_checksum: Annotated[str | None, typer.Option(help="What the checksum of a protocol's ids must be.")] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON file; the query table and the page lie beside it.")] = None,
+    compare: Annotated[str | None, typer.Option(help="Another model, or results.json of an earlier run.")] = None,
+    dual_softmax: Annotated[bool, typer.Option("--dual-softmax", help="Also report dual softmax.")] = False,
+    querybank: Annotated[str | None, typer.Option(help="Training pairs: also report QB-Norm.")] = None,
+    beta: Annotated[float, typer.Option(help="Inverse temperature of these two.")] = 20.0,
+    check_overlap: Annotated[str | None, typer.Option(help="Training pairs to look for the test data in.")] = None,
+    failures: Annotated[int, typer.Option(min=0, help="Worst queries to show on the page.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures in a forward pass.")] = 64,
+    resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of bootstrap and randomisation test.")] = 0,
 ) -> None:
-    """Recall@K in both directions on anyone's image-text pairs."""
-    from transformers import AutoModel, AutoProcessor
+    """Retrieval in both directions on anyone's image-text pairs, with intervals and a page of failures.
 
-    from .data import load_pairs
-    from .evaluation import evaluate_retrieval
-    from .evaluation.tables import terminal_table
+    `torchrun --nproc-per-node N -m hf_cots evaluate ...` divides the queries among N processes.
+    """
+    from .evaluation.run import EvaluationRun
+    from .evaluation.tables import report_tables
+
+    def show(report: dict) -> None:
+        for table in report_tables(report):
+            console.print(table)
+        for picture in report["data"]["left_out"]:
+            Console(stderr=True).print(f"left out: {picture}", style="yellow", highlight=False, markup=False)
+        if "overlap" in report:
+            console.print(report["overlap"]["summary"], highlight=False, markup=False)
+
+    run = EvaluationRun(
+        model=model,
+        data=data,
+        image_column=image_column,
+        caption_column=caption_column,
+        image_id_column=image_id_column,
+        split=split,
+        protocol=protocol,
+        image_root=image_root,
+        id_checksum=id_checksum,
+        compare=compare,
+        dual_softmax=dual_softmax,
+        querybank=querybank,
+        beta=beta,
+        check_overlap=check_overlap,
+        output=output,
+        failures=failures,
+        batch_size=batch_size,
+        resamples=resamples,
+        seed=seed,
+    )
+    try:
+        run.run(show)
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        raise _fail(error) from None
+
+
+def _run_task(run: Callable[[], dict[str, Any]], task: str, output: Path | None, digits: int = 1) -> None:
+    """Run a task of `evaluation.tasks`, write its report, print its table."""
+    from .evaluation.tables import task_table
 
     try:
-        pairs = load_pairs(data, image_column, caption_column, image_id_column, split)
-        encoder, processor = AutoModel.from_pretrained(model).eval(), AutoProcessor.from_pretrained(model)
-        results = evaluate_retrieval(encoder, processor, pairs, progress=True)
-    except (OSError, ValueError) as error:
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)  # found out before the work is done, not after
+        report = run()
+    except (OSError, ValueError, ModuleNotFoundError) as error:
         raise _fail(error) from None
-    console.print(terminal_table(results))
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(results, indent=2) + "\n")
+        output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    console.print(task_table(report, task, digits))
+    for data in (report["data"], report.get("gallery", {})):
+        for picture in data.get("left_out", ()):
+            Console(stderr=True).print(f"left out: {picture}", style="yellow", highlight=False, markup=False)
+
+
+@app.command()
+def classify(
+    model: Annotated[str, typer.Argument(help="Hub id or folder of any dual encoder.")],
+    data: Annotated[str, typer.Argument(help="Folder of class folders, or any data with a label column.")],
+    template: Annotated[
+        list[str], typer.Option(help="Text with {} for the class name, or file of such lines; can be repeated.")
+    ] = ["a photo of a {}."],  # noqa: B006 (typer copies it)
+    classes: Annotated[
+        Path | None, typer.Option(help="File of classes, one a line: label, or label, tab, name.")
+    ] = None,
+    image_column: Annotated[str, typer.Option(help="Column of pictures or paths.")] = "image",
+    label_column: Annotated[str, typer.Option(help="Column of classes.")] = "label",
+    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "test",
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures in a forward pass.")] = 64,
+    output: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
+) -> None:
+    """Zero-shot classification: top-1 and top-5 beside chance."""
+    from .evaluation.tasks import run_classification
+
+    _run_task(
+        lambda: run_classification(model, data, template, classes, image_column, label_column, split, batch_size),
+        "zero_shot",
+        output,
+    )
+
+
+@app.command()
+def text_matching(
+    model: Annotated[str, typer.Argument(help="Hub id or folder of anything that encodes texts.")],
+    data: Annotated[str, typer.Argument(help="Pairs of texts with a score: Hub id, parquet, CSV or JSON lines.")],
+    text_a: Annotated[str, typer.Option(help="Column of the first text.")] = "sentence1",
+    text_b: Annotated[str, typer.Option(help="Column of the second text.")] = "sentence2",
+    score_column: Annotated[str, typer.Option(help="Column of the score; higher is more alike.")] = "score",
+    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "test",
+    sts_benchmark: Annotated[
+        bool, typer.Option("--sts-benchmark", help="The data is a file of STS-Benchmark as its authors give it out.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
+) -> None:
+    """Rank correlation of text similarities with human scores."""
+    from .evaluation.tasks import run_text_matching
+
+    _run_task(
+        lambda: run_text_matching(model, data, (text_a, text_b), score_column, split, sts_benchmark),
+        "text_matching",
+        output,
+        digits=3,
+    )
+
+
+@app.command()
+def image_retrieval(
+    model: Annotated[str, typer.Argument(help="Hub id or folder of any dual encoder.")],
+    data: Annotated[str, typer.Argument(help="Folder of class folders, or any data with a label column.")],
+    gallery: Annotated[str | None, typer.Option(help="Other data to search; by default the data itself.")] = None,
+    across: Annotated[
+        str | None, typer.Option(help="Column in which answers must differ from the query, a style say.")
+    ] = None,
+    image_column: Annotated[str, typer.Option(help="Column of pictures or paths.")] = "image",
+    label_column: Annotated[str, typer.Option(help="Pictures with equal cells should find each other.")] = "label",
+    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "test",
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures in a forward pass.")] = 64,
+    output: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
+) -> None:
+    """Mean average precision of pictures that look for others of their label, each left out of its own gallery."""
+    from .evaluation.tasks import run_image_retrieval
+
+    _run_task(
+        lambda: run_image_retrieval(model, data, gallery, across, image_column, label_column, split, batch_size),
+        "image_to_image",
+        output,
+    )

@@ -34,7 +34,7 @@ def test_results_have_the_promised_keys(finished):
     for name in ("cots", "clip_same_steps", "clip_same_time", "chance"):
         for direction in ("text_to_image", "image_to_text"):
             values = written[name][direction]
-            assert set(values) == {"R@1", "R@5", "R@10", "median_rank", "queries", "gallery"}
+            assert set(values) >= {"R@1", "R@5", "R@10", "median_rank", "queries", "gallery"}
             assert 0 <= values["R@1"] <= values["R@5"] <= values["R@10"] <= 100
             assert values["queries"] == values["gallery"] > 250
     assert {"data", "image_tokenizer", "pretraining", "evaluation", "search", "total"} <= set(written["seconds"])

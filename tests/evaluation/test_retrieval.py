@@ -1,6 +1,5 @@
 """Recall@K against loops, and ties that give exactly the chance level."""
 
-import itertools
 import json
 import math
 import statistics
@@ -13,7 +12,7 @@ from transformers import AutoModel, AutoProcessor
 
 from hf_cots.data import PairDataset, load_pairs
 from hf_cots.evaluation import encode_images, encode_texts, evaluate_retrieval, retrieval_metrics
-from hf_cots.evaluation.retrieval import KS, chance_level, hit_probability
+from hf_cots.evaluation.metrics import KS, chance_level
 from tests.worlds import World, all_pairs, draw, encoded, tiny_processor
 
 
@@ -44,7 +43,8 @@ def test_metrics_equal_a_loop(captions, seed):
     for task in ((texts, images, text_ids, image_ids), (images, texts, image_ids, text_ids)):
         expected = loop_metrics(*task)
         assert 0 < expected["R@1"] < 100
-        assert retrieval_metrics(*task) == pytest.approx(expected, abs=1e-9)
+        metrics = retrieval_metrics(*task)
+        assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("block", [1, 7, 60, 1000])
@@ -71,17 +71,6 @@ def test_a_constant_model_with_five_captions_a_picture():
     for k in KS:
         assert metrics[f"R@{k}"] == pytest.approx(100 * (1 - math.comb(55, k) / math.comb(60, k)), abs=1e-9)
     assert metrics["median_rank"] == pytest.approx(61 / 6)  # the expected least of 5 places among 60
-
-
-@pytest.mark.parametrize("better", [0, 1, 3])
-@pytest.mark.parametrize("tied", [0, 1, 2, 4])
-@pytest.mark.parametrize("positives", [1, 2, 3])
-@pytest.mark.parametrize("k", [1, 2, 3, 5])
-def test_hit_probability_equals_the_enumeration_of_all_orders(better, tied, positives, k):
-    places = list(itertools.combinations(range(better, better + tied + positives), positives))
-    expected = sum(min(chosen) < k for chosen in places) / len(places)
-    arguments = [torch.tensor([value]) for value in (better, tied, positives)]
-    assert hit_probability(*arguments, k).item() == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_tie_with_a_wrong_answer_counts_half():
@@ -156,10 +145,9 @@ def test_evaluation_equals_the_metrics_of_its_parts(world, model, processor):
     texts = encode_texts(model, processor, [caption for _, _, caption in all_pairs()])
     results = evaluate_retrieval(model, processor, pairs, batch_size=64)
     ids = torch.arange(40)
-    assert results == {
-        "text_to_image": pytest.approx(loop_metrics(texts, images, ids, ids)),
-        "image_to_text": pytest.approx(loop_metrics(images, texts, ids, ids)),
-    }
+    for direction, task in {"text_to_image": (texts, images), "image_to_text": (images, texts)}.items():
+        expected = loop_metrics(*task, ids, ids)
+        assert {name: results[direction][name] for name in expected} == pytest.approx(expected)
 
 
 def test_a_broken_picture_is_left_out_with_its_captions(model, caplog):
@@ -190,14 +178,13 @@ def test_a_file_named_by_several_rows_is_one_picture_of_the_gallery(world, model
 
 def test_evaluation_takes_pictures_one_batch_at_a_time(world, model, processor, monkeypatch):
     sizes = []
-    forward = type(model).forward
+    get_image_features = type(model).get_image_features
 
-    def watched(self, *args, pixel_values=None, **kwargs):
-        if pixel_values is not None:
-            sizes.append(len(pixel_values))
-        return forward(self, *args, pixel_values=pixel_values, **kwargs)
+    def watched(self, pixel_values, **kwargs):
+        sizes.append(len(pixel_values))
+        return get_image_features(self, pixel_values, **kwargs)
 
-    monkeypatch.setattr(type(model), "forward", watched)
+    monkeypatch.setattr(type(model), "get_image_features", watched)
     evaluate_retrieval(model, processor, load_pairs(str(world.imagefolder)), batch_size=16)
     assert sizes == [16, 16, 8]
     assert np.sum(sizes) == 40

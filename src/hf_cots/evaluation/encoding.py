@@ -5,12 +5,18 @@ Evaluation and search both stand on this file, which is why it lies on the lower
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..models import COTSModel, COTSProcessor
+from ..models.losses import l2_normalize
+
+
+# Their text towers were trained on texts padded to full length and have no attention mask (Zhai et al., 2023).
+PADDED_TO_FULL_LENGTH = ("siglip", "siglip2")
 
 
 def batches(items: Iterable, size: int) -> Iterator[list]:
@@ -20,18 +26,26 @@ def batches(items: Iterable, size: int) -> Iterator[list]:
         yield batch
 
 
+def text_options(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """How a model's tokenizer pads and cuts: to the longest of the batch, and at what the model can take."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", tokenizer.model_max_length)
+    padding = "max_length" if model.config.model_type in PADDED_TO_FULL_LENGTH else "longest"
+    return {"padding": padding, "truncation": True, "max_length": min(positions, tokenizer.model_max_length)}
+
+
 @torch.inference_mode()
 def encode_images(
-    model: COTSModel,
-    processor: COTSProcessor,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
     images: Iterable[Image.Image],
     batch_size: int = 64,
     total: int | None = None,
 ) -> torch.Tensor:
-    """Normalised image embeddings (n, projection_dim), float32, on the CPU.
+    """Normalised image embeddings (n, D), float32, on the CPU.
 
     Args:
-        model: in evaluation mode, on any device.
+        model: a COTS or another dual encoder with `get_image_features` and `get_text_features`, whose `pooler_output`
+            is the projected vector; in evaluation mode, on any device.
         processor: the model's.
         images: RGB pictures, taken one batch at a time.
         batch_size: pictures in a forward pass.
@@ -40,19 +54,23 @@ def encode_images(
     embeddings = []
     with tqdm(total=total, desc="images", disable=total is None, leave=False) as bar:
         for batch in batches(images, batch_size):
-            pixels = processor(images=batch, return_tensors="pt")["pixel_values"]
-            embeddings.append(model(pixel_values=pixels.to(model.device, model.dtype)).image_embeds.float().cpu())
+            inputs = processor(images=batch, return_tensors="pt").to(model.device, model.dtype)
+            embeddings.append(l2_normalize(model.get_image_features(**inputs).pooler_output).float().cpu())
             bar.update(len(batch))
-    return torch.cat(embeddings) if embeddings else torch.empty(0, model.config.projection_dim)
+    # Nothing has a width too: that of any text.
+    return torch.cat(embeddings) if embeddings else encode_texts(model, processor, ["a"])[:0]
 
 
 @torch.inference_mode()
 def encode_texts(
-    model: COTSModel, processor: COTSProcessor, texts: Sequence[str], batch_size: int = 256
+    model: PreTrainedModel, processor: ProcessorMixin, texts: Sequence[str], batch_size: int = 256
 ) -> torch.Tensor:
-    """Normalised text embeddings (n, projection_dim), float32, on the CPU; arguments as for [`encode_images`]."""
+    """Normalised text embeddings (n, D), float32, on the CPU; arguments as for [`encode_images`]."""
+    if not texts:
+        return encode_texts(model, processor, ["a"])[:0]
+    options = text_options(model, processor.tokenizer)
     embeddings = []
     for batch in batches(texts, batch_size):
-        inputs = processor(text=batch, return_tensors="pt").to(model.device)
-        embeddings.append(model(**inputs).text_embeds.float().cpu())
-    return torch.cat(embeddings) if embeddings else torch.empty(0, model.config.projection_dim)
+        inputs = processor(text=batch, return_tensors="pt", **options).to(model.device)
+        embeddings.append(l2_normalize(model.get_text_features(**inputs).pooler_output).float().cpu())
+    return torch.cat(embeddings)

@@ -1,50 +1,144 @@
-"""Recall@K in both directions, as papers on image-text retrieval count it: hit@K, in percent.
+"""Image-text retrieval in both directions, as papers count it: R@K is hit@K in percent.
 
-A query is hit at K if *any* of its correct answers is among the first K. Ties are broken fairly: a tied answer counts
-with the probability that a random order of the tied entries would put it among the first K, so that a model which
-gives every pair the same score gets exactly the chance level.
+A query is hit at K if *any* of its correct answers is among the first K. Ties are broken fairly, scores are exact, and
+memory does not grow with queries x gallery: see `metrics.py` and `ranking.py`.
 """
 
-import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from transformers import PreTrainedModel, ProcessorMixin
 
-from ..data.images import BrokenImage
 from ..data.sources import PairDataset
-from ..models import COTSModel, COTSProcessor
-from .encoding import encode_images, encode_texts
+from .encoders import DualEncoder, EncodedPairs, encode_pairs
+from .metrics import chance_level, concatenate, summarise
+from .protocols import mean_of_folds
+from .ranking import BLOCK, rank_queries
+from .transductive import Rescoring
 
 
-logger = logging.getLogger(__name__)
-
-KS = (1, 5, 10)
+DIRECTIONS = ("text_to_image", "image_to_text")
 
 
-def hit_probability(better: torch.Tensor, tied: torch.Tensor, positives: torch.Tensor, k: int) -> torch.Tensor:
-    """Probability that a correct answer is among the first k, if ties are broken at random.
+def processes() -> PartialState:
+    """The processes that torchrun or accelerate started, or this one alone; gloo joins them without accelerators."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One direction of a data set, query by query.
 
     Args:
-        better: (n,) wrong answers that score above the best correct one.
-        tied: (n,) wrong answers that score the same.
-        positives: (n,) correct answers with that score, at least 1.
-        k: cut-off.
-
-    Returns:
-        (n,) float64: 1 - C(tied, m) / C(tied + positives, m) with m = k - better places left.
+        columns: (n,) float64 each, as [`hf_cots.evaluation.metrics.per_query_metrics`] says.
+        query_ids: (n,) int64, the image id of each query: queries with equal ids are resampled together.
+        gallery_ids: (m,) int64.
+        query_folds, gallery_folds: (n,) and (m,) int64, ascending from 0. A query meets the gallery of its fold only.
     """
-    places = (k - better).clamp(min=0).double()
-    tied, positives = tied.double(), positives.double()
-    # log C(tied, m) - log C(tied + positives, m), with m! cancelled; impossible draws (m > tied) hit for certain.
-    possible = places.minimum(tied)
-    log_miss = (
-        torch.lgamma(tied + 1)
-        - torch.lgamma(tied - possible + 1)
-        - torch.lgamma(tied + positives + 1)
-        + torch.lgamma(tied + positives - possible + 1)
-    )
-    return torch.where(places > tied, torch.ones_like(places), 1 - log_miss.exp())
+
+    columns: dict[str, np.ndarray]
+    query_ids: np.ndarray
+    gallery_ids: np.ndarray
+    query_folds: np.ndarray
+    gallery_folds: np.ndarray
+
+    @classmethod
+    def of_one_gallery(
+        cls, columns: dict[str, np.ndarray], query_ids: np.ndarray, gallery_ids: np.ndarray
+    ) -> "Direction":
+        """A direction without folds."""
+        return cls(columns, query_ids, gallery_ids, np.zeros_like(query_ids), np.zeros_like(gallery_ids))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Direction"]) -> "Direction":
+        """Directions of one gallery each, as the folds of one direction."""
+        return cls(
+            concatenate(part.columns for part in parts),
+            np.concatenate([part.query_ids for part in parts]),
+            np.concatenate([part.gallery_ids for part in parts]),
+            np.concatenate([part.query_folds + fold for fold, part in enumerate(parts)]),
+            np.concatenate([part.gallery_folds + fold for fold, part in enumerate(parts)]),
+        )
+
+    def folds(self) -> list["Direction"]:
+        """The inverse of `joined`."""
+        parts = []
+        for fold in range(int(self.query_folds[-1]) + 1):
+            queries, gallery = self.query_folds == fold, self.gallery_folds == fold
+            columns = {name: column[queries] for name, column in self.columns.items()}
+            parts.append(self.of_one_gallery(columns, self.query_ids[queries], self.gallery_ids[gallery]))
+        return parts
+
+    def metrics(self) -> dict[str, float]:
+        """All metrics over the queries, as [`retrieval_metrics`] returns them; the mean over folds."""
+        return self._with_sizes([summarise(part.columns) for part in self.folds()])
+
+    def chance(self) -> dict[str, float]:
+        """The same metrics for guessing."""
+        levels = []
+        for part in self.folds():
+            ids, counts = np.unique(part.gallery_ids, return_counts=True)
+            positives = counts[np.searchsorted(ids, part.query_ids)]
+            levels.append(chance_level(len(part.query_ids), len(part.gallery_ids), positives))
+        return self._with_sizes(levels)
+
+    def _with_sizes(self, of_folds: list[dict[str, float]]) -> dict[str, float]:
+        """Mean over folds, the number of all queries, and the size of a fold's gallery."""
+        gallery = round(len(self.gallery_ids) / len(of_folds))
+        return mean_of_folds(of_folds) | {"queries": len(self.query_ids), "gallery": gallery}
+
+
+def rank_direction(
+    query_embeds: torch.Tensor,
+    gallery_embeds: torch.Tensor,
+    query_ids: torch.Tensor,
+    gallery_ids: torch.Tensor,
+    block: int = BLOCK,
+    rescoring: Rescoring | None = None,
+    split_queries: bool = False,
+) -> Direction:
+    """Rank the correct answers of every query.
+
+    Args:
+        query_embeds, gallery_embeds: (n, D) and (m, D) normalised embeddings on the CPU, memory-mapped or not.
+        query_ids, gallery_ids: (n,) and (m,) int64; equal ids belong together.
+        block: queries compared at a time.
+        rescoring: a transductive re-scoring of these queries and this gallery.
+        split_queries: divide the queries among the processes of torchrun or accelerate. Each of them must call, with
+            the same arguments, and each gets the whole result, bit for bit that of one process.
+
+    Raises:
+        ValueError: as [`rank_queries`] says.
+    """
+    state = processes() if split_queries else None
+    share = (state.process_index, state.num_processes) if state else (0, 1)
+    bias, biased = (rescoring.bias, rescoring.biased) if rescoring else (None, None)
+    columns = rank_queries(query_embeds, gallery_embeds, query_ids, gallery_ids, block, bias, biased, share)
+    if state and state.num_processes > 1:
+        columns = concatenate(gather_object([columns]))
+    return Direction.of_one_gallery(columns, query_ids.numpy(), gallery_ids.numpy())
+
+
+def rank_both(
+    encoded: EncodedPairs, rescoring: dict[str, Rescoring] | None = None, split_queries: bool = False
+) -> dict[str, Direction]:
+    """Both directions of an encoded data set; arguments as for [`rank_direction`], the rescoring by direction."""
+    texts, images = (encoded.text_embeds, encoded.text_ids), (encoded.image_embeds, encoded.image_ids)
+    return {
+        name: rank_direction(
+            queries[0],
+            gallery[0],
+            queries[1],
+            gallery[1],
+            rescoring=rescoring[name] if rescoring else None,
+            split_queries=split_queries,
+        )
+        for name, queries, gallery in zip(DIRECTIONS, (texts, images), (images, texts))
+    }
 
 
 def retrieval_metrics(
@@ -52,60 +146,24 @@ def retrieval_metrics(
     gallery_embeds: torch.Tensor,
     query_ids: torch.Tensor,
     gallery_ids: torch.Tensor,
-    block: int = 1024,
+    block: int = BLOCK,
 ) -> dict[str, float]:
-    """R@1, R@5, R@10 in percent and the median rank of one direction.
-
-    Memory grows with `block` x gallery, never with queries x gallery.
-
-    Args:
-        query_embeds, gallery_embeds: (n, D) and (m, D) normalised embeddings.
-        query_ids, gallery_ids: (n,) and (m,) int64; equal ids belong together.
-        block: queries compared at a time.
+    """The metrics of one direction; arguments and errors as for [`rank_direction`].
 
     Returns:
-        `{"R@1", "R@5", "R@10", "median_rank", "queries", "gallery"}`; ranks start at 1 and are expected ranks under
-        ties.
-
-    Raises:
-        ValueError: if there is nothing to compare, an embedding is not finite (NaN would win every comparison), or a
-            query has no correct answer in the gallery.
+        `R@1`, `R@5`, `R@10` (hit@K), `MRR`, `nDCG@10`, `mAP` and `fractional_R@K` (the share of a query's correct
+        answers among the first K) in percent; `median_rank` and `mean_rank` of the first correct answer, expected
+        ranks under ties, from 1; `queries`, `gallery`.
     """
-    for name, embeds in (("query", query_embeds), ("gallery", gallery_embeds)):
-        broken = (~torch.isfinite(embeds).all(dim=1)).nonzero().flatten()
-        if len(broken):
-            raise ValueError(f"{len(broken)} {name} embeddings are not finite, the first is number {int(broken[0])}")
-    if len(query_embeds) == 0 or len(gallery_embeds) == 0:
-        raise ValueError(f"nothing to compare: {len(query_embeds)} queries, {len(gallery_embeds)} gallery entries")
-    hits: dict[int, list[torch.Tensor]] = {k: [] for k in KS}
-    ranks = []
-    for start in range(0, len(query_embeds), block):
-        scores = query_embeds[start : start + block] @ gallery_embeds.t()  # (block, m)
-        correct = query_ids[start : start + block, None] == gallery_ids[None, :]
-        if not bool(correct.any(dim=1).all()):
-            missing = start + int((~correct.any(dim=1)).nonzero()[0])
-            raise ValueError(f"query {missing} has no correct answer in the gallery")
-        best = scores.masked_fill(~correct, -torch.inf).amax(dim=1, keepdim=True)
-        better = ((scores > best) & ~correct).sum(dim=1)
-        tied = ((scores == best) & ~correct).sum(dim=1)
-        positives = ((scores == best) & correct).sum(dim=1)
-        for k in KS:
-            hits[k].append(hit_probability(better, tied, positives, k))
-        ranks.append(better + (tied + positives + 1) / (positives + 1))
-    metrics = {f"R@{k}": 100 * float(torch.cat(hits[k]).mean()) for k in KS}
-    # torch.median takes the lower of the two middle ranks; the usual median is their mean.
-    metrics["median_rank"] = float(torch.cat(ranks).double().quantile(0.5))
-    return metrics | {"queries": len(query_embeds), "gallery": len(gallery_embeds)}
-
-
-def chance_level(queries: int, gallery: int) -> dict[str, float]:
-    """What guessing reaches when each query has one correct answer."""
-    chance = {f"R@{k}": 100 * min(1.0, k / gallery) for k in KS}
-    return chance | {"median_rank": (gallery + 1) / 2, "queries": queries, "gallery": gallery}
+    return rank_direction(query_embeds, gallery_embeds, query_ids, gallery_ids, block).metrics()
 
 
 def evaluate_retrieval(
-    model: COTSModel, processor: COTSProcessor, pairs: PairDataset, batch_size: int = 64, progress: bool = False
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    pairs: PairDataset,
+    batch_size: int = 64,
+    progress: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Both directions on a data set: all its pictures against all its captions.
 
@@ -121,27 +179,5 @@ def evaluate_retrieval(
     Returns:
         `{"text_to_image": ..., "image_to_text": ...}`, each as [`retrieval_metrics`] says.
     """
-    rows: list[int] = []
-    first_rows = pairs.first_rows()
-    distinct = np.unique(first_rows).tolist()
-
-    def readable():
-        for row in distinct:
-            try:
-                image = pairs.read_row(row)
-            except BrokenImage as broken:
-                logger.warning("left out: %s", broken)
-                continue
-            rows.append(row)
-            yield image
-
-    image_embeds = encode_images(model, processor, readable(), batch_size, len(distinct) if progress else None)
-    present = set(rows)
-    texts: Sequence[int] = [i for i, row in enumerate(first_rows[pairs.row_of_pair].tolist()) if row in present]
-    text_embeds = encode_texts(model, processor, [pairs.caption(index) for index in texts])
-    image_ids = torch.from_numpy(pairs.image_ids[rows])
-    text_ids = torch.from_numpy(pairs.image_ids[pairs.row_of_pair[texts]])
-    return {
-        "text_to_image": retrieval_metrics(text_embeds, image_embeds, text_ids, image_ids),
-        "image_to_text": retrieval_metrics(image_embeds, text_embeds, image_ids, text_ids),
-    }
+    encoded = encode_pairs(DualEncoder(model, processor), pairs, batch_size, progress)
+    return {name: direction.metrics() for name, direction in rank_both(encoded).items()}

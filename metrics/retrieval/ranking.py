@@ -1,0 +1,1 @@
+../../src/hf_cots/evaluation/ranking.py

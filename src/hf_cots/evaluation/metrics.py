@@ -1,0 +1,184 @@
+"""Retrieval metrics from counts, with ties broken fairly.
+
+Every value is the expectation over a uniformly random order of the entries that score the same (McSherry and Najork,
+"Computing information retrieval performance measures efficiently in the presence of tied scores", ECIR 2008), so that
+a model which gives every pair the same score gets exactly the chance level. The formulas need only four counts for
+each group of tied entries that holds a correct answer; no score is seen here, and nothing but numpy is needed.
+
+Shares (R@K, MRR, nDCG, mAP) are in percent; ranks start at 1.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+KS = (1, 5, 10)
+NDCG_AT = 10
+
+# Column of the per-query table -> name of its mean over queries.
+MEANS = {
+    **{f"R@{k}": f"R@{k}" for k in KS},
+    "rank": "mean_rank",
+    "reciprocal_rank": "MRR",
+    f"nDCG@{NDCG_AT}": f"nDCG@{NDCG_AT}",
+    "average_precision": "mAP",
+    **{f"fractional_R@{k}": f"fractional_R@{k}" for k in KS},
+}
+
+
+@dataclass(frozen=True)
+class TieGroups:
+    """The groups of equally scored gallery entries that hold a correct answer, each query's from its best score down.
+
+    Args:
+        query: (groups,) int64, ascending from 0: whose group it is. Every query has at least one.
+        above: (groups,) int64, gallery entries that score higher, right and wrong.
+        size: (groups,) int64, entries of the group, right and wrong.
+        correct: (groups,) int64, correct answers among them, at least 1.
+    """
+
+    query: np.ndarray
+    above: np.ndarray
+    size: np.ndarray
+    correct: np.ndarray
+
+
+def hit_probability(above: np.ndarray, size: np.ndarray, correct: np.ndarray, k: int) -> np.ndarray:
+    """Probability that a correct answer is among the first k, for the first group of each query.
+
+    Args:
+        above, size, correct: (n,) as in [`TieGroups`].
+        k: cut-off.
+
+    Returns:
+        (n,) float64: 1 - C(size - correct, m) / C(size, m) with m the places that the group has among the first k.
+    """
+    places = np.clip(k - above, 0, size)
+    miss = np.ones(len(size))
+    for drawn in range(k):  # the m entries drawn one after the other, all of them wrong
+        wrong, left = np.maximum(size - correct - drawn, 0), np.maximum(size - drawn, 1)
+        miss *= np.where(drawn < places, wrong / left, 1.0)
+    return 1 - miss
+
+
+def expected_rank(above: np.ndarray, size: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    """(n,) float64 expected rank of the first correct answer: the least of `correct` places among `size` is, on
+    average, (size + 1) / (correct + 1)."""
+    return above + (size + 1) / (correct + 1)
+
+
+def expected_reciprocal_rank(above: np.ndarray, size: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    """(n,) float64 expectation of 1 / rank of the first correct answer; arguments as for [`hit_probability`]."""
+
+    def tied(above: int, size: int, correct: int) -> float:
+        taken = np.arange(size - correct + 1)  # wrong entries before the first correct one
+        still_wrong = np.cumprod(np.r_[1.0, (size - correct - taken[:-1]) / (size - taken[:-1])])
+        return float((still_wrong * correct / (size - taken) / (above + taken + 1)).sum())
+
+    return _by_group(tied, 1 / (above + 1.0), above, size, correct)
+
+
+def expected_precisions(above: np.ndarray, size: np.ndarray, correct: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """(n,) float64 expected sum of the precisions at the places of a group's correct answers, the terms of AP.
+
+    Place i of the group is correct with probability correct / size; then, of the i - 1 before it,
+    (correct - 1) (i - 1) / (size - 1) are expected to be correct (McSherry and Najork, section 2.5).
+
+    Args:
+        above, size, correct: (n,) as in [`TieGroups`].
+        before: (n,) correct answers in better groups.
+    """
+
+    def tied(above: int, size: int, correct: int, before: int) -> float:
+        places = np.arange(1, size + 1)
+        so_far = before + 1 + (correct - 1) * (places - 1) / (size - 1)
+        return float((so_far / (above + places)).sum()) * correct / size
+
+    return _by_group(tied, (before + 1) / (above + 1.0), above, size, correct, before)
+
+
+def _by_group(tied: Callable[..., float], untied: np.ndarray, above, size, *counts) -> np.ndarray:
+    """`untied` where a group has one entry, elsewhere the sum `tied`, once for each distinct set of counts.
+
+    The groups of one query are disjoint, so that all sums together are never longer than queries x gallery: less work
+    than the dot products that found the ties.
+    """
+    values = untied.astype(np.float64)
+    where = np.flatnonzero(size > 1)
+    if len(where):
+        rows, inverse = np.unique(np.stack([above, size, *counts], axis=1)[where], axis=0, return_inverse=True)
+        values[where] = np.array([tied(*row) for row in rows.tolist()])[inverse.reshape(-1)]
+    return values
+
+
+def per_query_metrics(groups: TieGroups, queries: int) -> dict[str, np.ndarray]:
+    """What each query contributes.
+
+    Args:
+        groups: of queries 0 to queries - 1.
+        queries: their number.
+
+    Returns:
+        Columns (queries,) float64. `R@K`: hit@K, any correct answer among the first K. `rank`: expected rank of the
+        first correct answer. `reciprocal_rank`, `nDCG@10` (binary relevance, log2 discount, ideal order of *all* its
+        correct answers), `average_precision` (over the whole gallery). `fractional_R@K`: the share of its correct
+        answers among the first K. All but `rank` in percent.
+    """
+    query, above, size, correct = groups.query, groups.above, groups.size, groups.correct
+    first = np.searchsorted(query, np.arange(queries))
+    so_far = np.cumsum(correct)
+    before = so_far - correct
+    before = before - before[first][query]  # within the query
+    relevant = np.bincount(query, correct, queries)
+    best = above[first], size[first], correct[first]
+
+    discounts = np.cumsum(np.r_[0.0, 1 / np.log2(np.arange(2, NDCG_AT + 2))])
+    gains = discounts[np.minimum(above + size, NDCG_AT)] - discounts[np.minimum(above, NDCG_AT)]
+    ideal = discounts[np.minimum(relevant, NDCG_AT).astype(np.int64)]
+    precisions = expected_precisions(above, size, correct, before)
+
+    columns = {f"R@{k}": 100 * hit_probability(*best, k) for k in KS}
+    columns["rank"] = expected_rank(*best)
+    columns["reciprocal_rank"] = 100 * expected_reciprocal_rank(*best)
+    columns[f"nDCG@{NDCG_AT}"] = 100 * np.bincount(query, gains * correct / size, queries) / ideal
+    columns["average_precision"] = 100 * np.bincount(query, precisions, queries) / relevant
+    for k in KS:
+        found = np.clip(k - above, 0, size) * correct / size
+        columns[f"fractional_R@{k}"] = 100 * np.bincount(query, found, queries) / relevant
+    return columns
+
+
+def concatenate(parts: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The columns of [`per_query_metrics`] for several sets of queries, one below the other."""
+    none = np.empty(0, dtype=np.int64)
+    parts = [per_query_metrics(TieGroups(none, none, none, none), 0), *parts]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def summarise(columns: dict[str, np.ndarray]) -> dict[str, float]:
+    """Means over queries of the columns of [`per_query_metrics`], under the names that papers use; `median_rank`."""
+    metrics = {name: float(columns[column].mean()) for column, name in MEANS.items()}
+    return metrics | {"median_rank": float(np.median(columns["rank"]))}
+
+
+def rsum(results: dict[str, dict[str, float]]) -> float:
+    """The sum of R@1, R@5 and R@10 over the directions, at most 600 for two."""
+    return sum(values[f"R@{k}"] for values in results.values() for k in KS)
+
+
+def chance_level(queries: int, gallery: int, positives: int | np.ndarray = 1) -> dict[str, float]:
+    """What guessing reaches: every gallery entry of every query in one great tie.
+
+    Args:
+        queries: their number.
+        gallery: entries in the gallery.
+        positives: correct answers of each query, one number for all or (queries,) int64.
+
+    Returns:
+        The metrics of [`summarise`], with `queries` and `gallery`.
+    """
+    correct = np.broadcast_to(np.asarray(positives, dtype=np.int64), (queries,))
+    groups = TieGroups(np.arange(queries), np.zeros_like(correct), np.full_like(correct, gallery), correct)
+    return summarise(per_query_metrics(groups, queries)) | {"queries": queries, "gallery": gallery}
