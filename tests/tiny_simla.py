@@ -28,13 +28,17 @@ def tiny_simla_config(**fields) -> SimlaConfig:
 
 
 def tiny_simla(**fields) -> SimlaForPreTraining:
-    """In float64, with weights large enough to matter, twins that have drifted away, and biases that are not 0."""
+    """In float64, with weights large enough to matter, twins that have drifted away, biases that are not 0, and codes
+    that tell patches apart."""
     torch.manual_seed(0)
     model = SimlaForPreTraining(tiny_simla_config(**fields)).double()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not name.endswith("temperature"):
                 parameter.add_(0.1 * torch.randn_like(parameter))
+        if model.image_tokenizer is not None:
+            coder = model.image_tokenizer.encoder
+            coder.head.bias -= coder(torch.rand(8, 3, 32, 32).double()).mean(dim=(0, 2, 3))
     return model.train()
 
 

@@ -8,7 +8,7 @@ import torch
 
 from hf_cots import SimlaForPreTraining, SimlaModel
 from hf_cots.conversion import to_simla
-from hf_cots.models import pretraining_simla
+from hf_cots.models import terms_simla
 from tests.tiny_simla import simla_batch, tiny_simla, tiny_simla_config
 
 from . import reference_simla as slow
@@ -24,7 +24,7 @@ def fixed_negatives(similarities, allowed):
 
 @pytest.fixture
 def fixed(monkeypatch):
-    monkeypatch.setattr(pretraining_simla, "hard_negatives", fixed_negatives)
+    monkeypatch.setattr(terms_simla, "hard_negatives", fixed_negatives)
 
 
 def slow_losses(model, batch, a, queue):
@@ -194,14 +194,14 @@ def test_itm_never_takes_another_caption_of_the_same_image(monkeypatch):
     model = tiny_simla()
     batch = simla_batch(model)
     drawn = []
-    real = pretraining_simla.hard_negatives
+    real = terms_simla.hard_negatives
 
     def spy(similarities, allowed):
         found = real(similarities, allowed)
         drawn.append(found[0])
         return found
 
-    monkeypatch.setattr(pretraining_simla, "hard_negatives", spy)
+    monkeypatch.setattr(terms_simla, "hard_negatives", spy)
     with torch.no_grad():
         for _ in range(50):
             model(**batch)
@@ -216,7 +216,7 @@ def test_itm_never_takes_another_caption_of_the_same_image(monkeypatch):
 def test_a_step_in_pieces_gives_the_gradient_of_the_whole(monkeypatch, sizes):
     """All terms but ITM, whose negatives are the micro-batch's own: it is switched to positives only."""
     monkeypatch.setattr(
-        pretraining_simla, "hard_negatives", lambda s, allowed: (allowed.int().argmax(1), allowed.new_zeros(len(s)))
+        terms_simla, "hard_negatives", lambda s, allowed: (allowed.int().argmax(1), allowed.new_zeros(len(s)))
     )
     whole = tiny_simla(distillation_warmup_steps=0)
     pieces = copy.deepcopy(whole)
@@ -326,6 +326,6 @@ def test_predicted_keywords_are_the_concept_heads_probabilities():
         [1 / (1 + torch.exp(-reference.concept_logits(reference.image_feature(p)))) for p in pixels]
     )
     with torch.no_grad():
-        torch.testing.assert_close(model.predict_keywords(pixels), expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(model.simla.predict_keywords(pixels), expected, rtol=1e-9, atol=1e-9)
     with pytest.raises(ValueError, match="psl_weight=0"):
-        tiny_simla(psl_weight=0).predict_keywords(pixels)
+        tiny_simla(psl_weight=0).simla.predict_keywords(pixels)

@@ -109,7 +109,7 @@ def tower_names(config: SimlaConfig, suffix: str) -> Iterator[tuple[str, list[st
         if config.mim_weight > 0:
             yield f"mim_head{suffix}.{kind}", [f"{heads}.mim_head.{kind}"]
         if config.psl_weight > 0:
-            yield f"concept_head{suffix}.{kind}", [f"{heads}.concept_head.{kind}"]
+            yield f"concept_head{suffix}.{kind}", [f"{ours}.concept_head.{kind}"]
     for part in ("word_embeddings", "position_embeddings"):
         yield f"{text}.embeddings.{part}.weight", [f"{stack}.{part}.weight"]
     if config.mlm_weight > 0:

@@ -7,6 +7,7 @@ pair, but nearly nothing for the image: its keys and values are made once ([`Ima
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -203,6 +204,7 @@ class SimlaPreTrainedModel(COTSPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [
         r"^(momentum_encoder|momentum_heads|heads|key_queue|image_tokenizer|steps_seen|pairs_seen)",
         r"vision_model\..*mask_token$",
+        r"concept_head",
     ]
 
     @torch.no_grad()
@@ -213,10 +215,11 @@ class SimlaPreTrainedModel(COTSPreTrainedModel):
 
 
 class SimlaModel(SimlaPreTrainedModel):
-    """Image encoder, text stack, two projections and the head that judges pairs: what people deploy.
+    """Image encoder, text stack, two projections, the head that judges pairs and, unless `psl_weight` is 0, the one
+    that names keywords: what people deploy.
 
     `SimlaModel(SimlaConfig(mim_weight=0, vision_config={"model_type": "vit", "image_size": 384, "layer_norm_eps":
-    1e-6}))` has the 223,742,723 parameters of the authors' retrieval model.
+    1e-6}, psl_weight=0))` has the 223,742,723 parameters of the authors' retrieval model.
 
     Args:
         config ([`SimlaConfig`]).
@@ -230,6 +233,9 @@ class SimlaModel(SimlaPreTrainedModel):
         self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim)
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim)
         self.itm_head = nn.Linear(config.text_config.hidden_size, 2)
+        self.concept_head: Any = None
+        if config.psl_weight > 0:
+            self.concept_head = nn.Linear(config.projection_dim, config.text_config.vocab_size)
         self.temperature = nn.Parameter(torch.tensor([float(config.temperature)]))  # FSDP shards no scalars
         self.post_init()
 
@@ -354,6 +360,17 @@ class SimlaModel(SimlaPreTrainedModel):
             raise ValueError(f"{len(input_ids)} texts cannot be matched with {len(memory)} images, pair by pair")
         states = self.text_model(self.text_model.embed(input_ids), attended(attention_mask), memory)
         return self.itm_head(states[-1][:, 0])
+
+    def predict_keywords(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
+        """(n, vocabulary) the probability that each word is a keyword of an image, from the image alone.
+
+        Raises:
+            ValueError: if the model was made without keywords (psl_weight=0).
+        """
+        if self.concept_head is None:
+            raise ValueError("this model has psl_weight=0 and predicts no keywords")
+        features = self.get_image_features(pixel_values, **kwargs).pooler_output
+        return full_precision(self.concept_head(l2_normalize(features).to(features.dtype))).sigmoid()
 
     def word_patch_attention(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, pixel_values: torch.Tensor, layer: int = -1

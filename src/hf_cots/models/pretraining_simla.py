@@ -11,29 +11,20 @@ on any rank. Under a plain `Trainer`, forward begins and ends a step of its own.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 from transformers.utils import ModelOutput
 
 from .configuration_simla import SimlaConfig
 from .losses import contrast_logits, l2_normalize
-from .losses_simla import (
-    distilled_cross_entropy,
-    hard_negatives,
-    in_batch_similarities,
-    keyword_loss,
-    keyword_positions,
-    mean_of_masked,
-    multi_hot,
-)
+from .losses_simla import distilled_cross_entropy, in_batch_similarities
 from .modeling_cots import at_least_one_row
 from .modeling_dvae import COTSImageTokenizer
-from .modeling_simla import ImageMemory, SimlaModel, SimlaPreTrainedModel, attended
+from .modeling_simla import SimlaModel, SimlaPreTrainedModel
 from .momentum import (
     KeyQueue,
     gather_rows,
@@ -43,6 +34,7 @@ from .momentum import (
     update_momentum,
     world_size,
 )
+from .terms_simla import Batch, Side, SimlaHeads, itm_term, mim_term, mlm_term, psl_term
 from .token_level import codebook_pixels, draw_masks_by_number
 
 
@@ -64,50 +56,6 @@ class SimlaForPreTrainingOutput(ModelOutput):
     loss_psl: torch.FloatTensor | None = None
     image_embeds: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
-
-
-class SimlaHeads(nn.Module):
-    """The classifiers over words, codes and keywords; those of weight 0 do not exist.
-
-    Args:
-        config ([`SimlaConfig`]).
-    """
-
-    def __init__(self, config: SimlaConfig):
-        super().__init__()
-        width, words = config.text_config.hidden_size, config.text_config.vocab_size
-        self.word_transform: Any = None
-        self.mim_head: Any = None
-        self.concept_head: Any = None
-        if config.mlm_weight > 0:
-            self.word_transform = BertPredictionHeadTransform(config.text_config)
-            # The weight is the word embeddings' own.
-            self.word_bias = nn.Parameter(torch.zeros(words))
-        if config.mim_weight > 0:
-            self.mim_head = nn.Linear(width, config.image_tokenizer_config.codebook_size)
-        if config.psl_weight > 0:
-            self.concept_head = nn.Linear(config.projection_dim, words)
-
-    def word_logits(self, hidden: torch.Tensor, embeddings: nn.Embedding) -> torch.Tensor:
-        """(..., hidden) states to (..., vocabulary)."""
-        return nn.functional.linear(self.word_transform(hidden), embeddings.weight, self.word_bias)
-
-
-class Batch(NamedTuple):
-    """What every term of the loss reads: a micro-batch of at least one row, and its clean passes.
-
-    Args:
-        pixel_values, input_ids, attention_mask: as forward takes them.
-        image_states, twin_states: (n, 1 + patches, hidden) of the online and of the momentum image encoder.
-        share: a, the weight of distillation; scalar.
-    """
-
-    pixel_values: torch.Tensor
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor | None
-    image_states: torch.Tensor
-    twin_states: torch.Tensor
-    share: torch.Tensor
 
 
 class SimlaForPreTraining(SimlaPreTrainedModel):
@@ -406,32 +354,32 @@ class SimlaForPreTraining(SimlaPreTrainedModel):
         codebook_pixel_values: torch.Tensor | None,
     ) -> SimlaForPreTrainingOutput:
         """All terms of a batch of at least one row, of which the first `count` are pairs."""
+        config, share = self.config, self.distillation_share()
+        batch = Batch(pixel_values, input_ids, attention_mask)
         states = self.simla.encode_image(pixel_values)
         words = self.simla.encode_text(input_ids, attention_mask)
         image_embeds = l2_normalize(self.simla.visual_projection(states[:, 0]))
         text_embeds = l2_normalize(self.simla.text_projection(words[:, 0]))
-        batch = Batch(pixel_values, input_ids, attention_mask, states, twin_states, self.distillation_share())
-        memory = self.simla.text_model.remember(states)
+        online = Side(self.simla, self.heads, self.simla.text_model.remember(states))
         with torch.no_grad():
             twin_memory = self.momentum_encoder.text_model.remember(twin_states)
+        twin = Side(self.momentum_encoder, self.momentum_heads, twin_memory)
 
-        def total(per_pair: torch.Tensor) -> torch.Tensor:
-            return (pair_weights * per_pair).sum()
-
-        fresh = (image_keys, text_keys, image_ids, pair_numbers) if self._pending is None else self._pending
-        itc = self._itc(batch.share, image_embeds, text_embeds, image_keys, text_keys, image_ids, pair_numbers, fresh)
+        itc = self._itc(share, image_embeds, text_embeds, image_keys, text_keys, image_ids, pair_numbers)
         similarities = in_batch_similarities(image_embeds, text_embeds, image_keys, text_keys, self._tau())
-        terms = {"itc": total(itc), "itm": total(self._itm(batch, memory, similarities, image_ids))}
-        if self.config.mlm_weight > 0:
-            terms["mlm"] = total(self._mlm(batch, memory, twin_memory, masked_input_ids, bool_masked_words))
-        if self.config.mim_weight > 0:
+        terms = {"itc": itc, "itm": itm_term(batch, online, similarities, self._negatives(image_ids))}
+        if config.mlm_weight > 0:
+            quirk = config.reference_quirks
+            terms["mlm"] = mlm_term(batch, online, twin, masked_input_ids, bool_masked_words, share, quirk)
+        if config.mim_weight > 0:
             if codebook_indices is None:
                 seen = pixel_values if codebook_pixel_values is None else codebook_pixel_values
                 codebook_indices = self.image_codes(seen)
-            terms["mim"] = total(self._mim(batch, bool_masked_pos, codebook_indices))
-        if self.config.psl_weight > 0:
-            terms["psl"] = total(self._psl(batch, image_embeds, image_keys, twin_memory))
-        weights = self.config.loss_weights
+            terms["mim"] = mim_term(batch, online, twin, bool_masked_pos, codebook_indices, share)
+        if config.psl_weight > 0:
+            terms["psl"] = psl_term(batch, online, twin, image_embeds, image_keys, share, config)
+        terms = {name: (pair_weights * per_pair).sum() for name, per_pair in terms.items()}
+        weights = config.loss_weights
         return SimlaForPreTrainingOutput(
             loss=torch.stack([weights[name] * term for name, term in terms.items()]).sum(),
             **{f"loss_{name}": terms.get(name, pair_weights.new_zeros(())).detach() for name in weights},
@@ -452,14 +400,14 @@ class SimlaForPreTraining(SimlaPreTrainedModel):
         text_keys: torch.Tensor,
         image_ids: torch.Tensor,
         pair_numbers: torch.Tensor,
-        fresh: tuple[torch.Tensor, ...],
     ) -> torch.Tensor:
         """L_itc of each pair: `s = f T_all / tau` against `a softmax(s') + (1 - a) onehot`, mean of both directions.
 
         `T_all` holds the whole step's momentum features and the queue; empty slots, and unless `reference_quirks`
         other captions of the same picture, have probability 0 in prediction and target.
         """
-        fresh_images, fresh_texts, fresh_ids, fresh_numbers = fresh
+        own_keys = (image_keys, text_keys, image_ids, pair_numbers)
+        fresh_images, fresh_texts, fresh_ids, fresh_numbers = self._pending or own_keys
         own = pair_numbers[:, None] == fresh_numbers[None, :]
         if self.config.reference_quirks:
             empty = torch.arange(len(self.key_queue), device=own.device) >= self.key_queue.filled
@@ -480,54 +428,11 @@ class SimlaForPreTraining(SimlaPreTrainedModel):
             losses.append(distilled_cross_entropy(logits, target, teacher, share))
         return (losses[0] + losses[1]) / 2
 
-    def _itm(
-        self, batch: Batch, memory: ImageMemory, similarities: tuple[torch.Tensor, torch.Tensor], ids: torch.Tensor
-    ) -> torch.Tensor:
-        """L_itm of each pair: mean over the pair, its text with a hard negative image, and its image with a hard
-        negative text; without a negative that does not exist in the batch."""
-        own = torch.arange(len(ids), device=ids.device)
-        allowed = own[:, None] != own[None, :] if self.config.reference_quirks else ids[:, None] != ids[None, :]
-        texts, has_text = hard_negatives(similarities[0], allowed)
-        images, has_image = hard_negatives(similarities[1], allowed)
-        text_rows = torch.cat([own, own, texts])
-        stack = self.simla.text_model
-        hidden = stack.embed(batch.input_ids[text_rows])
-        mask = None if batch.attention_mask is None else attended(batch.attention_mask[text_rows])
-        states = stack(hidden, mask, memory.rows(torch.cat([own, images, own])))[-1]
-        labels = torch.cat([torch.ones_like(own), torch.zeros_like(own), torch.zeros_like(own)])
-        losses = distilled_cross_entropy(self.simla.itm_head(states[:, 0]), labels, None, 0.0).view(3, -1)
-        counted = torch.stack([torch.ones_like(has_image), has_image, has_text]).to(losses.dtype)
-        return (losses * counted).sum(dim=0) / counted.sum(dim=0)
-
-    def _mlm(
-        self,
-        batch: Batch,
-        memory: ImageMemory,
-        twin_memory: ImageMemory,
-        masked_input_ids: torch.Tensor,
-        masked: torch.Tensor,
-    ) -> torch.Tensor:
-        """L_mlm of each pair: its masked words from the clean image, mean over them."""
-        mask = attended(batch.attention_mask)
-        stack, twin = self.simla.text_model, self.momentum_encoder.text_model
-        hidden = stack(stack.embed(masked_input_ids), mask, memory)[-1]
-        logits = self.heads.word_logits(hidden[masked], stack.word_embeddings)
-        log_probabilities = None
+    def _negatives(self, image_ids: torch.Tensor) -> torch.Tensor:
+        """(n, n) bool: which others of the batch are no partner of each pair."""
         if self.config.reference_quirks:
-            everywhere = self.heads.word_logits(hidden, stack.word_embeddings)
-            log_probabilities = everywhere.float().log_softmax(dim=1)[masked]
-        with torch.no_grad():
-            taught = twin(twin.embed(masked_input_ids), mask, twin_memory)[-1][masked]
-            teacher = self.momentum_heads.word_logits(taught, twin.word_embeddings)
-        losses = distilled_cross_entropy(logits, batch.input_ids[masked], teacher, batch.share, log_probabilities)
-        return mean_of_masked(losses, masked)
-
-    def _mim(self, batch: Batch, masked: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """L_mim of each pair: the codes of its masked patches from the text's embeddings, mean over them."""
-        logits = self._code_logits(self.simla, self.heads, batch, masked)
-        with torch.no_grad():
-            teacher = self._code_logits(self.momentum_encoder, self.momentum_heads, batch, masked)
-        return mean_of_masked(distilled_cross_entropy(logits, codes[masked], teacher, batch.share), masked)
+            return ~torch.eye(len(image_ids), dtype=torch.bool, device=image_ids.device)
+        return image_ids[:, None] != image_ids[None, :]
 
     @torch.no_grad()
     def image_codes(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -536,64 +441,10 @@ class SimlaForPreTraining(SimlaPreTrainedModel):
         pixels = codebook_pixels(pixel_values, self.config.image_mean, self.config.image_std, side)
         return self.image_tokenizer.get_codebook_indices(pixels).flatten(1)
 
-    @staticmethod
-    def _code_logits(model: SimlaModel, heads: SimlaHeads, batch: Batch, masked: torch.Tensor) -> torch.Tensor:
-        """(total masked, codes): the masked image's states look at the text's embedding-layer output."""
-        stack = model.text_model
-        looking = stack.embed(inputs_embeds=model.encode_image(batch.pixel_values, bool_masked_pos=masked))
-        words = stack.remember(stack.embed(batch.input_ids))
-        states = stack(looking, None, words, attended(batch.attention_mask))[-1]
-        return heads.mim_head(states[:, 1:][masked])
-
-    def _psl(
-        self, batch: Batch, image_embeds: torch.Tensor, image_keys: torch.Tensor, twin_memory: ImageMemory
-    ) -> torch.Tensor:
-        """L_psl of each pair: keywords that the twin's attention picks, predicted from the image's feature."""
-        with torch.no_grad():
-            chosen = self.keywords(batch.input_ids, batch.attention_mask, twin_memory)
-            labels = multi_hot(batch.input_ids, chosen, self.config.text_config.vocab_size)
-            teacher = self.momentum_heads.concept_head(image_keys)
-        return keyword_loss(self.heads.concept_head(image_embeds), labels, teacher, batch.share)
-
-    # ------------------------------------------------------------------ keywords
-
-    @torch.no_grad()
-    def keywords(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, memory: ImageMemory
-    ) -> torch.Tensor:
-        """Which words of texts the momentum twin attends to in the light of their images: (n, length) bool.
-
-        Args:
-            input_ids, attention_mask: (n, length).
-            memory: of the momentum encoder's [`SimlaModel.remember`], n images.
-        """
-        stack, mask = self.momentum_encoder.text_model, attended(attention_mask)
-        before = stack(stack.embed(input_ids), mask, memory)[-2]
-        attention = stack.layers[-1].attention
-        keys, _ = attention.keys_values(before)
-        row = attention.probabilities(before[:, :1], keys, None if mask is None else mask).squeeze(2)
-        may_vote = torch.ones_like(input_ids, dtype=torch.bool)
-        if not self.config.reference_quirks:
-            may_vote = ~torch.isin(input_ids, input_ids.new_tensor(self.config.special_token_ids))
-            if attention_mask is not None:
-                may_vote &= attention_mask != 0
-        return keyword_positions(row, may_vote, self.config.votes_per_head, self.config.num_keywords)
-
-    def predict_keywords(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(n, vocabulary) the probability that each word is a keyword of an image, from the image alone.
-
-        Raises:
-            ValueError: if the model was made without keywords (psl_weight=0).
-        """
-        if self.heads.concept_head is None:
-            raise ValueError("this model has psl_weight=0 and predicts no keywords")
-        features = self.simla.get_image_features(pixel_values).pooler_output
-        return self.heads.concept_head(l2_normalize(features).to(features.dtype)).sigmoid()
-
 
 def _never_empty(inputs: dict[str, Any]) -> dict[str, Any]:
     """A blank row of weight 0 in place of no rows, in every tensor: every parameter takes part in each backward."""
     return {name: None if rows is None else at_least_one_row(rows) for name, rows in inputs.items()}
 
 
-__all__ = ["SimlaForPreTraining", "SimlaForPreTrainingOutput", "SimlaHeads"]
+__all__ = ["SimlaForPreTraining", "SimlaForPreTrainingOutput"]
