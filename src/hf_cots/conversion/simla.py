@@ -6,8 +6,10 @@ configuration object; torch's restricted unpickler reads it, with stand-ins that
 configuration's classes.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from tokenizers import Regex, Tokenizer, normalizers, processors
@@ -20,7 +22,8 @@ from ..models import SimlaConfig, SimlaForPreTraining
 HEAD_SIZE = 64  # of BERT-base and ViT-B/16
 # The word classifier's weight is the word embeddings'; positions are counted, not learned.
 TIED = ("embeddings.position_ids", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
-STOOD_IN_FOR = ("omegaconf.", "typing.")
+# What an omegaconf configuration is pickled with.
+STOOD_IN_FOR = re.compile(r"(omegaconf|typing)\..*|builtins\.(bool|dict|float|int|list|str)|collections\.defaultdict")
 QUEUES = {"image_queue": "key_queue.image_keys", "text_queue": "key_queue.text_keys"}
 
 
@@ -39,7 +42,7 @@ def read_simla(path: Path | str) -> dict[str, torch.Tensor]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it holds no such tensors, or asks for code beyond omegaconf's classes.
+        ValueError: if it holds no such tensors, or asks for code beyond what a configuration is pickled with.
     """
     path = Path(path)
     if not path.is_file():
@@ -48,12 +51,15 @@ def read_simla(path: Path | str) -> dict[str, torch.Tensor]:
         asked = get_unsafe_globals_in_checkpoint(path)
     except Exception as error:
         raise ValueError(f"{path} is no checkpoint that torch.save wrote: {error}") from None
-    refused = [name for name in asked if not name.startswith(STOOD_IN_FOR)]
+    refused = [name for name in asked if not STOOD_IN_FOR.fullmatch(name)]
     if refused:
         raise ValueError(f"{path} asks for code that is not run here: {', '.join(sorted(refused))}")
     stand_ins = [(type(name.rpartition(".")[2], (Inert,), {}), name) for name in asked]
-    with safe_globals(stand_ins):  # type: ignore[arg-type]
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        with safe_globals(stand_ins):  # type: ignore[arg-type]
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, UnpicklingError) as error:
+        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or "visual_encoder.pos_embed" not in state:
         raise ValueError(f"{path} has no 'model' with SIMLA's weights")
@@ -199,14 +205,17 @@ def convert_simla(path: Path | str, image_size: int | None = None, **fields) -> 
         FileNotFoundError, ValueError: as [`read_simla`]; or naming weights that are missing or unknown.
     """
     state = dict(read_simla(path))
-    config = config_of(state, image_size, **fields)
+    try:
+        config = config_of(state, image_size, **fields)
+    except KeyError as error:
+        raise ValueError(f"{path} is no checkpoint of SIMLA: missing {error}") from None
     model = SimlaForPreTraining(config)
     own = model.state_dict()
     if config.mlm_weight == 0:  # a pre-training file read for retrieval
         state = {name.replace("text_encoder.bert.", "text_encoder."): tensor for name, tensor in state.items()}
         state = {name.replace("text_encoder_m.bert.", "text_encoder_m."): tensor for name, tensor in state.items()}
     names = dict(all_names(config))
-    missing = sorted(set(names) - set(state))
+    missing = sorted({*names, "temp", *QUEUES, "queue_ptr"} - set(state))
     left_out = ("text_encoder.cls.", "text_encoder_m.cls.", "mim_head", "concept_head")
     unknown = [
         name

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..models import COTSConfig, COTSProcessor
+from ..models import COTSConfig, COTSProcessor, SimlaConfig
 from ..models.masking import draw_masks, generator
 from ..models.token_level import mask_settings
 from .augmentation import RandomCropFlip
@@ -18,7 +18,7 @@ NO_PAIR = {"image": Image.new("RGB", (1, 1)), "caption": "", "image_id": 0, "see
 
 
 class COTSCollator:
-    """Items of [`PairDataset`] to the inputs of [`COTSForPreTraining`].
+    """Items of [`PairDataset`] to the inputs of [`COTSForPreTraining`] or [`SimlaForPreTraining`].
 
     Randomness comes from each item's own seed: a batch's other items, the number of workers and a restart change
     nothing.
@@ -29,7 +29,12 @@ class COTSCollator:
         augmentation: for training; without it the processor resizes the whole picture.
     """
 
-    def __init__(self, processor: COTSProcessor, config: COTSConfig, augmentation: RandomCropFlip | None = None):
+    def __init__(
+        self,
+        processor: COTSProcessor,
+        config: COTSConfig | SimlaConfig,
+        augmentation: RandomCropFlip | None = None,
+    ):
         self.processor, self.config, self.augmentation = processor, config, augmentation
         self.mask_settings = mask_settings(config)
 
@@ -57,7 +62,7 @@ class COTSCollator:
         )
         batch = dict(encoded)
         batch["image_ids"] = torch.tensor([item["image_id"] for item in items])
-        if self.config.mvm_weight > 0 or self.config.mlm_weight > 0:
+        if self.config.needs_masks:
             seeds = [item["seed"] for item in items]
             masks = draw_masks(
                 seeds, batch["input_ids"].numpy(), batch["attention_mask"].numpy(), **self.mask_settings

@@ -127,6 +127,11 @@ class COTSConfig(PreTrainedConfig):
         return max(1, round(self.patch_mask_ratio * self.num_patches))
 
     @property
+    def needs_masks(self) -> bool:
+        """Whether a step masks patches and words."""
+        return self.mvm_weight > 0 or self.mlm_weight > 0
+
+    @property
     def loss_weights(self) -> dict[str, float | int]:
         """The weight of each term of the loss."""
         return {

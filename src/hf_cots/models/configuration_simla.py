@@ -69,6 +69,7 @@ class SimlaConfig(PreTrainedConfig):
     # Which weight asks for an image tokenizer, and when the step's own keys enter the queue: after its losses.
     code_weight = "mim_weight"
     fresh_negatives = False
+    contrast = "momentum"
     # Each pair takes the masked passes.
     masked_share = 1.0
 
@@ -105,6 +106,11 @@ class SimlaConfig(PreTrainedConfig):
     def patch_grid(self) -> int:
         """Patches along one side of the image encoder's input."""
         return self.vision_config.image_size // self.vision_config.patch_size
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether a step masks patches and words."""
+        return self.mim_weight > 0 or self.mlm_weight > 0
 
     @property
     def loss_weights(self) -> dict[str, float]:
