@@ -204,49 +204,57 @@ def convert_simla(path: Path | str, image_size: int | None = None, **fields) -> 
     Raises:
         FileNotFoundError, ValueError: as [`read_simla`]; or naming weights that are missing or unknown.
     """
-    state = dict(read_simla(path))
+    state = read_simla(path)
     try:
         config = config_of(state, image_size, **fields)
     except KeyError as error:
         raise ValueError(f"{path} is no checkpoint of SIMLA: missing {error}") from None
-    model = SimlaForPreTraining(config)
-    own = model.state_dict()
     if config.mlm_weight == 0:  # a pre-training file read for retrieval
-        state = {name.replace("text_encoder.bert.", "text_encoder."): tensor for name, tensor in state.items()}
-        state = {name.replace("text_encoder_m.bert.", "text_encoder_m."): tensor for name, tensor in state.items()}
-    names = dict(all_names(config))
-    missing = sorted({*names, "temp", *QUEUES, "queue_ptr"} - set(state))
+        state = {re.sub(r"^(text_encoder(_m)?)\.bert\.", r"\1.", name): tensor for name, tensor in state.items()}
+    check_names(path, state, config)
+    with torch.device("meta"):
+        expected = SimlaForPreTraining(config).state_dict()
+    ours = {}
+    for theirs, names in all_names(config):
+        tensor = state[theirs]
+        if theirs.endswith(".pos_embed"):
+            tensor = resized_positions(tensor, config.patch_grid)
+        for name, part in zip(names, tensor.chunk(len(names))):
+            if expected[name].shape != part.shape:
+                raise ValueError(f"{path}: {theirs} has the shape {tuple(tensor.shape)}, which does not fit the rest")
+            ours[name] = part
+    temperature = state["temp"].view(1).float()
+    ours |= {"simla.temperature": temperature, "momentum_encoder.temperature": temperature}
+    for kind in ("weight", "bias"):  # of which they keep no twin
+        ours[f"momentum_encoder.itm_head.{kind}"] = ours[f"simla.itm_head.{kind}"]
+    ours |= queue_of(state, config.queue_size)
+    return SimlaForPreTraining.from_pretrained(None, config=config, state_dict=ours)
+
+
+def check_names(path: Path | str, state: dict[str, torch.Tensor], config: SimlaConfig) -> None:
+    """Raises ValueError if weights are missing, or there are some that belong to no SIMLA."""
+    names = {theirs for theirs, _ in all_names(config)} | {"temp", *QUEUES, "queue_ptr"}
+    missing = sorted(names - set(state))
     left_out = ("text_encoder.cls.", "text_encoder_m.cls.", "mim_head", "concept_head")
-    unknown = [
+    unknown = sorted(
         name
-        for name in set(state) - set(names) - {"temp", *QUEUES, "queue_ptr", "idx_queue"}
+        for name in set(state) - names - {"idx_queue"}
         if not name.endswith((*TIED, "mask_token")) and not name.startswith(left_out)
-    ]
+    )
     if missing or unknown:
-        raise ValueError(f"{path} is no checkpoint of SIMLA: missing {missing[:5]}, unknown {sorted(unknown)[:5]}")
-    with torch.no_grad():
-        for theirs, ours in names.items():
-            tensor = state.pop(theirs)
-            if theirs.endswith(".pos_embed"):
-                tensor = resized_positions(tensor, config.patch_grid)
-            for name, part in zip(ours, tensor.chunk(len(ours))):
-                if own[name].shape != part.shape:
-                    raise ValueError(
-                        f"{path}: {theirs} has the shape {tuple(tensor.shape)}, which does not fit the rest"
-                    )
-                own[name].copy_(part)
-        model.simla.temperature.fill_(float(state["temp"]))
-        model.momentum_encoder.temperature.copy_(model.simla.temperature)
-        model.momentum_encoder.itm_head.load_state_dict(model.simla.itm_head.state_dict())
-        for theirs, name in QUEUES.items():
-            own[name].copy_(state[theirs].t())
-        slots = torch.arange(config.queue_size)
-        # Ids that no picture has, where the file says none.
-        unnamed = torch.iinfo(torch.long).min + slots
-        model.key_queue.image_ids.copy_(state["idx_queue"][0].long() if "idx_queue" in state else unnamed)
-        model.key_queue.pointer.fill_(int(state["queue_ptr"]))
-        model.key_queue.filled.fill_(config.queue_size)
-    return model.eval()
+        raise ValueError(f"{path} is no checkpoint of SIMLA: missing {missing[:5]}, unknown {unknown[:5]}")
+
+
+def queue_of(state: dict[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:
+    """Our queue's buffers. Where the file does not say which images are queued, each slot gets an id of its own that
+    no picture has."""
+    unnamed = torch.iinfo(torch.long).min + torch.arange(size)
+    return {
+        **{name: state[theirs].t().contiguous() for theirs, name in QUEUES.items()},
+        "key_queue.image_ids": state["idx_queue"][0].long() if "idx_queue" in state else unnamed,
+        "key_queue.pointer": state["queue_ptr"][0].long(),
+        "key_queue.filled": torch.tensor(size),
+    }
 
 
 def save_converted(model: SimlaForPreTraining, folder: Path | str) -> None:
