@@ -28,9 +28,7 @@ FIELDS = {"image_tokenizer_config": SMALL, "num_masked_patches": 5, "min_block_p
 
 def write(path: Path, state: dict) -> Path:
     """A file as a training run of theirs leaves it: beside the weights an optimizer and a pickled configuration."""
-    config = OmegaConf.create(
-        {"lr": 1e-4, "train_file": ["a.json", "b.json"], "optimizer": {"opt": None}}
-    )
+    config = OmegaConf.create({"lr": 1e-4, "train_file": ["a.json", "b.json"], "optimizer": {"opt": None}})
     torch.save(
         {"model": state, "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]}, "lr_scheduler": {"epoch": 3}}
         | {"config": config, "epoch": 3},

@@ -86,36 +86,30 @@ class SimlaLayer(GradientCheckpointingLayer):
         return self.output(self.intermediate(hidden), hidden)
 
 
-@dataclass
+@dataclass(frozen=True)
 class ImageMemory:
     """Keys and values of n inputs for the cross-attention of every layer: what a pass over a pair need not repeat.
 
     Args:
-        keys, values: for each layer (n, heads, tokens, hidden / heads).
+        keys, values: for each layer (m, heads, tokens, hidden / heads).
+        index: (n,) int64, which of the m are meant, in any order and number; all of them if None.
     """
 
     keys: Sequence[torch.Tensor]
     values: Sequence[torch.Tensor]
+    index: torch.Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.keys[0])
+        return len(self.keys[0]) if self.index is None else len(self.index)
 
     def rows(self, index: torch.Tensor) -> "ImageMemory":
-        """The memory of chosen inputs: (rows,) int64, in any order and number."""
-        return ImageMemory([k[index] for k in self.keys], [v[index] for v in self.values])
+        """The memory of chosen inputs (rows,) int64. Nothing is copied but by a pass, and then one layer at a time."""
+        return ImageMemory(self.keys, self.values, index if self.index is None else self.index[index])
 
-    @classmethod
-    def joined(cls, memories: "Sequence[ImageMemory]") -> "ImageMemory":
-        """The memory of several inputs, one after the other."""
-        return cls(
-            [torch.cat(layer) for layer in zip(*(memory.keys for memory in memories))],
-            [torch.cat(layer) for layer in zip(*(memory.values for memory in memories))],
-        )
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes; of one image of the base model at 384 pixels 42.5 MB in float32."""
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+    def layer(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (n, heads, tokens, hidden / heads) of one layer."""
+        keys, values = self.keys[number], self.values[number]
+        return (keys, values) if self.index is None else (keys[self.index], values[self.index])
 
 
 def attended(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
@@ -181,7 +175,7 @@ class SimlaStack(nn.Module):
         """
         states = [hidden]
         for number, layer in enumerate(self.layers):
-            looked_at = () if memory is None else (memory.keys[number], memory.values[number], memory_mask)
+            looked_at = () if memory is None else (*memory.layer(number), memory_mask)
             states.append(layer(states[-1], mask, *looked_at))
         return states
 
@@ -387,7 +381,7 @@ class SimlaModel(SimlaPreTrainedModel):
         hidden = self.text_model(self.text_model.embed(input_ids), mask, memory)[number]
         block = self.text_model.layers[number]
         hidden = block.attention(hidden, *block.attention.keys_values(hidden), mask)
-        looks = block.crossattention.probabilities(hidden, memory.keys[number], None).mean(dim=1)
+        looks = block.crossattention.probabilities(hidden, memory.layer(number)[0], None).mean(dim=1)
         patch = self.config.vision_config.patch_size
         return looks[..., 1:].unflatten(-1, (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch))
 
