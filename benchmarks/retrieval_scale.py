@@ -1,6 +1,6 @@
 """Time and memory of retrieval metrics from embeddings.
 
-    python benchmarks/retrieval_scale.py --output benchmarks/retrieval_scale.json
+    python benchmarks/retrieval_scale.py --output benchmarks/results/retrieval_scale.json
 
 1. The shape of COCO-5K, 5,000 pictures x 25,000 texts of 256 dimensions, both directions: aim, below 10 s on 2 cores
    and below 500 MB above the embeddings.
@@ -111,7 +111,7 @@ def million(folder: Path, size: int, share: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/retrieval_scale.json"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/retrieval_scale.json"))
     parser.add_argument("--size", type=int, default=1_000_000)
     parser.add_argument("--share", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)

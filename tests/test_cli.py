@@ -21,7 +21,8 @@ def call(*arguments):
 def test_help_names_every_verb():
     result = call("--help")
     assert result.exit_code == 0
-    for verb in ("demo", "train", "search", "evaluate", "classify", "text-matching", "image-retrieval"):
+    verbs = ("demo", "train", "search", "evaluate", "classify", "text-matching", "image-retrieval")
+    for verb in (*verbs, "tokenize", "inspect"):
         assert verb in result.output
 
 

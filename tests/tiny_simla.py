@@ -53,7 +53,7 @@ def simla_batch(model: SimlaForPreTraining, pairs: int = 4, length: int = 9, see
         "attention_mask": (ids != 0).long(),
         "image_ids": 100 * seed + torch.arange(pairs).clamp(max=max(0, pairs - 2)),
     }
-    if model.config.needs_masks:
+    if model.config.uses_masks:
         numbers = 1000 * seed + torch.arange(pairs)
         batch |= draw_masks_by_number(model.config, ids, batch["attention_mask"], numbers)
     return batch

@@ -35,6 +35,25 @@ def demo(
         raise _fail(ModuleNotFoundError(f"{error}. The demo needs: pip install 'hf-cots[demo]'")) from None
 
 
+@app.command()
+def openclipart(
+    output: Annotated[Path, typer.Argument(help="Where train/, test/ and openclipart.json go.")],
+    deb: Annotated[
+        Path | None, typer.Option(help="The package's file, or its folder of SVGs; else apt gets it.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=16, help="Side of the pictures in pixels.")] = 64,
+    seed: Annotated[int, typer.Option(help="Chooses the clusters that are held out.")] = 0,
+) -> None:
+    """Make the openclipart set, 3,300 drawings with titles, from the Debian package openclipart-svg."""
+    from .data.openclipart import write_openclipart_set
+
+    try:
+        counts = write_openclipart_set(output, deb, size=size, seed=seed)
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        raise _fail(error) from None
+    typer.echo(f"{counts['train']} training pairs and {counts['test']} test pairs in {output}")
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def train(context: typer.Context) -> None:
     """Train on image-text pairs; the flags are those of `python -m hf_cots.train`."""
@@ -220,3 +239,120 @@ def image_retrieval(
         "image_to_image",
         output,
     )
+
+
+@app.command()
+def audit(
+    model: Annotated[str, typer.Argument(help="Hub id or folder of any dual encoder.")],
+    data: Annotated[str, typer.Argument(help="Hub id, folder, parquet, CSV, JSON lines or tars.")],
+    image_column: Annotated[str, typer.Option(help="Column of pictures or paths.")] = "image",
+    caption_column: Annotated[str, typer.Option(help="Column of texts or of lists of texts.")] = "caption",
+    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
+    filter_lambda: Annotated[float, typer.Option(help="Suspect: so many deviations below the mean score.")] = 2.0,
+    shown: Annotated[int, typer.Option(min=1, help="Pictures on the page.")] = 100,
+    output: Annotated[Path, typer.Option(help="Folder for table, keep-mask and page.")] = Path("audit"),
+) -> None:
+    """Rank the pairs whose picture and caption fit least: a table, a keep-mask for training, a page of pictures."""
+    from .data import load_pairs
+    from .evaluation.audit import audit_pairs, write_audit
+    from .evaluation.encoders import load_encoder
+
+    try:
+        pairs = load_pairs(data, image_column, caption_column, split=split)
+        result = audit_pairs(load_encoder(model), pairs, filter_lambda, progress=True)
+        files = write_audit(result, pairs, output, shown)
+    except (OSError, ValueError) as error:
+        raise _fail(error) from None
+    typer.echo(f"{len(pairs)} pairs, {int((~result.kept).sum())} suspect; see {files['suspects.html']}")
+    typer.echo(f"to train without them: --keep_mask {files['keep_mask.json']}")
+
+
+@app.command()
+def token_gain(
+    checkpoint: Annotated[str, typer.Argument(help="A training checkpoint, with its token heads.")],
+    data: Annotated[str, typer.Argument(help="Hub id, folder, parquet, CSV, JSON lines or tars.")],
+    image_column: Annotated[str, typer.Option(help="Column of pictures or paths.")] = "image",
+    caption_column: Annotated[str, typer.Option(help="Column of texts or of lists of texts.")] = "caption",
+    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "test",
+) -> None:
+    """Is the token level alive? By how much its losses rise when the other stream's feature is a stranger's."""
+    from transformers import AutoProcessor
+
+    from .data import load_pairs
+    from .models import COTSForPreTraining
+    from .training.token_gain import token_level_gain
+
+    try:
+        pairs = load_pairs(data, image_column, caption_column, split=split)
+        model, processor = COTSForPreTraining.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
+        gains = token_level_gain(model, processor, pairs)
+    except (OSError, ValueError) as error:
+        raise _fail(error) from None
+    for name, gain in gains.items():
+        percent = 100 * gain["rise"] / gain["loss"]
+        typer.echo(f"{name}: {gain['loss']:.4f}, with a stranger's feature {gain['shuffled']:.4f} ({percent:+.2f}%)")
+
+
+@app.command()
+def tokenize(
+    data: Annotated[str, typer.Argument(help="The training data, as for `hf-cots train --train_data`.")],
+    tokenizer: Annotated[str, typer.Option(help="Hub id or folder of the image tokenizer.")],
+    output: Annotated[Path, typer.Option(help="Folder of the cache; whole shards of an earlier run are kept.")],
+    epochs: Annotated[int, typer.Option(help="How many epochs' crops are written.")] = 1,
+    seed: Annotated[int, typer.Option(help="The training run's --seed.")] = 42,
+    image_size: Annotated[
+        int | None, typer.Option(help="The image stream's, in pixels; 16 per code if not given.")
+    ] = None,
+    min_scale: Annotated[float, typer.Option(help="The training run's --min_scale.")] = 0.2,
+    flip: Annotated[float, typer.Option(help="The training run's --flip.")] = 0.5,
+    image_mean: Annotated[str, typer.Option(help="The model's, three numbers with commas.")] = "0.5,0.5,0.5",
+    image_std: Annotated[str, typer.Option(help="The same.")] = "0.5,0.5,0.5",
+    image_column: Annotated[str, typer.Option(help="Column of pictures or paths.")] = "image",
+    caption_column: Annotated[str, typer.Option(help="Column of texts or of lists of texts.")] = "caption",
+    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
+    batch_size: Annotated[int, typer.Option(help="Crops in a forward pass.")] = 32,
+    workers: Annotated[int, typer.Option(help="Processes that decode and crop.")] = 0,
+) -> None:
+    """Write the codes of a training run's crops, for `hf-cots train --code_cache`."""
+    import torch
+
+    from .data import RandomCropFlip, load_pairs, write_codes
+    from .models import COTSImageTokenizer
+
+    try:
+        mean, std = ([float(number) for number in numbers.split(",")] for numbers in (image_mean, image_std))
+        pairs = load_pairs(data, image_column, caption_column, split=split, seed=seed)
+        model = COTSImageTokenizer.from_pretrained(tokenizer, dtype=torch.float32).eval()
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        augmentation = RandomCropFlip(image_size or 16 * model.config.grid_size, min_scale, flip)
+        options = {"batch_size": batch_size, "workers": workers, "progress": True}
+        done = write_codes(pairs, model, output, augmentation, epochs, mean, std, **options)
+    except (OSError, ValueError) as error:
+        raise _fail(error) from None
+    typer.echo(f"{done} crops tokenized, {epochs * len(pairs) - done} were there: {output}")
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="A checkpoint of pre-training: Hub id or folder.")],
+    image: Annotated[Path, typer.Argument(help="A picture file.")],
+    caption: Annotated[str | None, typer.Option(help="What it shows; it is predicted with and without.")] = None,
+    output: Annotated[Path, typer.Option(help="The picture to write.")] = Path("inspection.png"),
+    seed: Annotated[int, typer.Option(help="Of the mask.")] = 0,
+) -> None:
+    """Draw a picture, its codes, what they keep, a mask, and what the model makes of the masked patches."""
+    from .data.images import BrokenImage, read_image
+    from .evaluation.inspection import draw_inspection, inspect_image, load_pretrained_with_heads
+
+    try:
+        picture = read_image(image)
+        loaded, processor = load_pretrained_with_heads(model)
+        found = inspect_image(loaded, processor, picture, caption, seed)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        draw_inspection(found).save(output)
+    except (BrokenImage, OSError, ValueError) as error:
+        raise _fail(error) from None
+    for text, predicted in found.predictions.items():
+        told = f'told "{text}"' if text else "told nothing"
+        typer.echo(f"{told}: {predicted.accuracy:.1%} of the masked codes right, {predicted.loss:.3f} nats")
+    typer.echo(str(output))

@@ -17,11 +17,18 @@ from huggingface_hub import create_repo, upload_folder
 from transformers import set_seed
 
 from .evaluation.tables import markdown_table
-from .training import COTSTrainer, COTSTrainingArguments
+from .training import COTSTrainer, COTSTrainingArguments, DataArguments, ModelArguments
 from .training.arguments import parse_arguments
 from .training.checkpoints import last_checkpoint
 from .training.model_card import write_model_card
-from .training.setup import build_collator, build_data, build_model, build_processor, build_tokenizer
+from .training.setup import (
+    build_code_cache,
+    build_collator,
+    build_data,
+    build_model,
+    build_processor,
+    build_tokenizer,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -30,21 +37,10 @@ logger = logging.getLogger(__name__)
 def train(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     """Train as the flags say; returns both directions of the final evaluation, nothing without `--eval_data`."""
     model_arguments, data_arguments, training = parse_arguments(argv)
-    set_seed(training.seed)
-    tokenizer = build_tokenizer(model_arguments)
-    train_pairs, eval_pairs = build_data(data_arguments, training)
-    model = build_model(model_arguments, tokenizer)
-    processor = build_processor(model.config, tokenizer)
     # What goes to the Hub is the deployable model; Trainer itself would push the checkpoints.
     push, training.push_to_hub = training.push_to_hub, False
-    trainer = COTSTrainer(
-        model=model,
-        args=training,
-        data_collator=build_collator(processor, model.config, data_arguments),
-        train_dataset=train_pairs,
-        eval_dataset=eval_pairs,
-        processing_class=processor,
-    )
+    trainer = build_trainer(model_arguments, data_arguments, training)
+    eval_pairs = trainer.eval_dataset
     checkpoint = training.resume_from_checkpoint
     if checkpoint in ("True", "true", "last"):
         checkpoint = last_checkpoint(training.output_dir)  # the first start of a run has none
@@ -59,6 +55,29 @@ def train(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         if push:
             push_folder(folder, training)
     return results
+
+
+def build_trainer(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    training: COTSTrainingArguments,
+    trainer_class: type[COTSTrainer] | None = None,
+) -> COTSTrainer:
+    """A trainer that is ready to start, with everything seeded; the errors are those of `training/setup.py`."""
+    set_seed(training.seed)
+    tokenizer = build_tokenizer(model_arguments)
+    train_pairs, eval_pairs = build_data(data_arguments, training)
+    model = build_model(model_arguments, tokenizer)
+    processor = build_processor(model.config, tokenizer)
+    code_cache = build_code_cache(model, data_arguments, training.seed)
+    return (trainer_class or COTSTrainer)(
+        model=model,
+        args=training,
+        data_collator=build_collator(processor, model.config, data_arguments, code_cache),
+        train_dataset=train_pairs,
+        eval_dataset=eval_pairs,
+        processing_class=processor,
+    )
 
 
 def save_deployable(

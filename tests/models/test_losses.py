@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+from hf_cots.models.contrast import in_batch_rows
 from hf_cots.models.losses import (
     center_keys,
     contrast_logits,
-    in_batch_logits,
     instance_loss,
     key_mean,
     l2_normalize,
@@ -140,7 +140,9 @@ def test_in_batch_equals_the_loop_with_gradient_to_both_sides():
     all_ids = torch.tensor([4, 9, 5, 9, 8, 7])
     own = torch.tensor([3, 4, 5])
     a, b = leaves(queries, keys), leaves(queries, keys)
-    ours = instance_loss(in_batch_logits(a[0], a[1], all_ids[3:], all_ids, own, TAU))
+    all_queries = torch.cat([unit(3, 5, seed=3), a[0]])
+    rows = in_batch_rows(a[0], a[1][3:], all_queries, a[1], all_ids[3:], all_ids, own, TAU)
+    ours = instance_loss(rows.image_to_text)
     theirs = []
     for i in range(3):
         denominator = sum(
@@ -154,7 +156,7 @@ def test_in_batch_equals_the_loop_with_gradient_to_both_sides():
 
 def test_in_batch_without_repeated_pictures_is_plain_infonce():
     images, texts, ids = unit(5, 4, seed=1), unit(5, 4, seed=2), torch.arange(5)
-    ours = instance_loss(in_batch_logits(images, texts, ids, ids, ids, TAU)).mean()
+    ours = instance_loss(in_batch_rows(images, texts, images, texts, ids, ids, ids, TAU).image_to_text).mean()
     torch.testing.assert_close(ours, torch.nn.functional.cross_entropy(images @ texts.T / TAU, ids))
 
 

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch.distributions import Laplace
 from transformers import AutoModel, FlavaImageCodebook, FlavaImageCodebookConfig
 
 from hf_cots import COTSImageTokenizer, COTSImageTokenizerConfig
-from hf_cots.models.modeling_dvae import map_pixels, unmap_pixels
+from hf_cots.models.modeling_dvae import logit_laplace_nll, map_pixels, unmap_pixels
 
 
 def tiny_tokenizer(**fields):
@@ -168,3 +169,43 @@ def test_initial_weights_have_unit_gain():
     weight = model.encoder.groups[1][0].convs[1].weight
     assert weight.std().item() == pytest.approx((weight.shape[1] * 9) ** -0.5, rel=0.1)
     assert (model.encoder.stem.bias == 0).all()
+
+
+def test_logit_laplace_is_the_density_in_dalle_s_appendix():
+    """Against torch's own Laplace distribution in float64: the change of variables x -> logit(x) by hand."""
+    location, log_scale = torch.randn(50, dtype=torch.float64), torch.randn(50, dtype=torch.float64)
+    x = map_pixels(torch.rand(50, dtype=torch.float64))
+    wanted = -Laplace(location, log_scale.exp()).log_prob(x.logit()) + (x * (1 - x)).log()
+    torch.testing.assert_close(logit_laplace_nll(location, log_scale, x), wanted, rtol=1e-12, atol=1e-12)
+    grid = torch.linspace(0, 1, 200_001, dtype=torch.float64)[1:-1]
+    density = (-logit_laplace_nll(torch.tensor(0.4), torch.tensor(-0.5), grid)).exp()
+    assert torch.trapezoid(density, grid).item() == pytest.approx(1, abs=1e-4)
+
+
+def test_logit_laplace_trains_location_and_scale():
+    model = tiny_tokenizer(reconstruction="logit_laplace", kl_weight=0.2)
+    output = model(torch.rand(2, 3, 32, 32), kl_weight=0.5)
+    torch.testing.assert_close(output.loss, output.reconstruction_loss + 0.5 * output.kl)
+    output.loss.backward()
+    assert (model.decoder.head.weight.grad.flatten(1).abs().sum(dim=1) > 0).all(), "six channels, all at work"
+
+
+def test_a_low_temperature_decodes_nearly_hard_codes():
+    model = tiny_tokenizer().train()
+    pixels = torch.rand(2, 3, 32, 32)
+    seen = []
+    model.decoder.stem.register_forward_hook(lambda module, args, output: seen.append(args[0].amax(dim=1).mean()))
+    for temperature in (1.0, 0.01):
+        model(pixels, temperature=temperature)
+    assert seen[0] < 0.9
+    assert seen[1] > 0.95
+
+
+def test_logits_stay_float32_under_autocast():
+    """The rest is halved; of logits in bf16, with eight bits, many would tie for the greatest."""
+    model, dtypes = tiny_tokenizer().eval(), []
+    model.encoder.groups[0].register_forward_hook(lambda module, args, output: dtypes.append(output.dtype))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = model.get_logits(torch.rand(2, 3, 32, 32))
+    assert (dtypes, logits.dtype) == ([torch.bfloat16], torch.float32)
+    assert len(logits.unique()) > 0.9 * logits.numel()

@@ -30,7 +30,7 @@ def key_of(pair, modality):
 def feed(queue, first, count):
     pairs = range(first, first + count)
     image_keys, text_keys = (torch.tensor([key_of(p, m) for p in pairs]) for m in (0, 1))
-    queue.enqueue(image_keys, text_keys, torch.tensor([1000 + p for p in pairs]))
+    queue.enqueue(image_keys, text_keys, torch.tensor([1000 + p for p in pairs]), torch.tensor(list(pairs)))
     return list(pairs)
 
 
@@ -60,6 +60,7 @@ def test_queue_equals_a_list_through_wrap_around(batches):
                 assert queue.image_keys[slot].tolist() == pytest.approx(key_of(pair, 0))
                 assert queue.text_keys[slot].tolist() == pytest.approx(key_of(pair, 1))
                 assert int(queue.image_ids[slot]) == 1000 + pair
+                assert int(queue.pair_numbers[slot]) == pair
 
 
 def test_the_newest_pairs_of_a_large_batch_are_kept():
@@ -71,7 +72,7 @@ def test_the_newest_pairs_of_a_large_batch_are_kept():
 def test_no_negative_masks_empty_slots_and_the_own_picture():
     queue = KeyQueue(6, 3)
     keys = torch.rand(4, 3)
-    queue.enqueue(keys, keys, torch.tensor([5, 7, 5, 0]))
+    queue.enqueue(keys, keys, torch.tensor([5, 7, 5, 0]), torch.arange(4))
     mask = queue.no_negative(torch.tensor([5, 0, 99]))
     assert mask.tolist() == [
         [True, False, True, False, True, True],
@@ -86,7 +87,14 @@ def test_queue_state_survives_a_resume():
     feed(queue, 0, 13)
     resumed = KeyQueue(10, 3)
     resumed.load_state_dict(copy.deepcopy(queue.state_dict()))
-    assert set(queue.state_dict()) == {"image_keys", "text_keys", "image_ids", "pointer", "filled"}
+    assert set(queue.state_dict()) == {
+        "image_keys",
+        "text_keys",
+        "image_ids",
+        "pair_numbers",
+        "pointer",
+        "filled",
+    }
     for q in (queue, resumed):
         feed(q, 13, 4)
     for name, buffer in queue.named_buffers():
@@ -96,7 +104,7 @@ def test_queue_state_survives_a_resume():
 def test_enqueue_takes_no_gradient_and_keeps_the_queue_dtype():
     queue = KeyQueue(4, 3)
     keys = torch.rand(2, 3, dtype=torch.bfloat16, requires_grad=True)
-    queue.enqueue(keys, keys, torch.arange(2))
+    queue.enqueue(keys, keys, torch.arange(2), torch.arange(2))
     assert queue.image_keys.dtype == torch.float32
     assert not queue.image_keys.requires_grad
     assert torch.equal(queue.text_keys[:2], keys.detach().float())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_cots import COTSForPreTraining
-from hf_cots.models import pretraining_cots
+from hf_cots.models import contrast, pretraining_cots
 from tests.tiny import tiny_batch, tiny_config
 
 from . import reference
@@ -58,11 +58,19 @@ def test_the_contrast_is_that_of_float64_on_the_same_embeddings(dtype):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("name", ["instance_loss", "task_loss", "masked_token_loss", "contrast_logits"])
-def test_what_the_losses_compute_with_is_float32(monkeypatch, dtype, name):
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (contrast, "instance_loss"),
+        (contrast, "contrast_logits"),
+        (pretraining_cots, "task_loss"),
+        (pretraining_cots, "masked_token_loss"),
+    ],
+)
+def test_what_the_losses_compute_with_is_float32(monkeypatch, dtype, module, name):
     """Also inside: no intermediate result of a softmax or a divergence has fewer digits."""
     seen = []
-    original = getattr(pretraining_cots, name)
+    original = getattr(module, name)
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -75,7 +83,7 @@ def test_what_the_losses_compute_with_is_float32(monkeypatch, dtype, name):
         with Watch():
             return original(*args, **kwargs)
 
-    monkeypatch.setattr(pretraining_cots, name, watched)
+    monkeypatch.setattr(module, name, watched)
     with autocast(dtype):
         make()(**tiny_batch())
     assert len(seen) > 2

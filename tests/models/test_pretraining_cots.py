@@ -185,25 +185,26 @@ def test_forward_alone_with_a_queue_of_the_past():
 
 
 def contrast_of(model, batch):
-    """Logits of both directions for a step that has begun."""
+    """What a step that has begun compares."""
     (step,) = model.begin_step([batch])
     seen = {}
     original = model._contrast
 
     def spy(*args):
-        seen["logits"] = original(*args)
-        return seen["logits"]
+        seen["rows"] = original(*args)
+        return seen["rows"]
 
     model._contrast = spy
     model(**(batch | step))
     model._contrast = original
-    return seen["logits"]
+    return seen["rows"]
 
 
 def test_own_keys_same_pictures_and_empty_slots_are_no_negatives():
     model = make(queue_size=20)
     batch = data(model)  # pairs 2i and 2i + 1 share a picture
-    for logits in contrast_of(model, batch):
+    rows = contrast_of(model, batch)
+    for logits in (rows.image_to_text, rows.text_to_image):
         probabilities = logits.softmax(dim=1)
         assert probabilities.shape == (8, 21)
         for i in range(8):
@@ -216,7 +217,7 @@ def test_pairs_without_ids_exclude_only_themselves_across_steps():
     for seed, expected in ((0, 7), (1, 15)):
         batch = data(model, seed=seed)
         del batch["image_ids"]
-        (logits, _) = contrast_of(model, batch)
+        logits = contrast_of(model, batch).image_to_text
         assert ((logits.softmax(dim=1)[:, 1:] > 0).sum(dim=1) == expected).all()
 
 

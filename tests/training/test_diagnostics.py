@@ -59,8 +59,8 @@ def test_similarity_to_fresh_and_stale_keys_equals_a_loop(stored, step):
     keys, ids = unit(stored, 16, seed=1), torch.arange(stored) // 2
     for first in range(0, stored - step, 7):
         part = slice(first, min(first + 7, stored - step))
-        model.key_queue.enqueue(unit(stored, 16, seed=2)[part], keys[part], ids[part])
-    model.key_queue.enqueue(unit(step, 16, seed=3), keys[-step:], ids[-step:])
+        model.key_queue.enqueue(unit(stored, 16, seed=2)[part], keys[part], ids[part], ids[part])
+    model.key_queue.enqueue(unit(step, 16, seed=3), keys[-step:], ids[-step:], ids[-step:])
     images, image_ids = unit(5, 16, seed=4), ids[-5:]
     found = similarity_to_queue(model, images, image_ids, step)
     fresh, stale = [], []
@@ -80,7 +80,7 @@ def test_the_staleness_shortcut_shows():
     drift[0] = 3
     old, new = (F.normalize(unit(16, 16, seed=s) + sign * drift, dim=1) for s, sign in ((1, -1), (2, 1)))
     for n, keys in enumerate((old, new)):
-        model.key_queue.enqueue(keys, keys, 16 * n + torch.arange(16))
+        model.key_queue.enqueue(keys, keys, *2 * [16 * n + torch.arange(16)])
     found = similarity_to_queue(model, new, 16 + torch.arange(16), 16)
     assert found["similarity_fresh"] > 0.8
     assert found["similarity_stale"] < -0.8

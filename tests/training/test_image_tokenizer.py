@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from hf_cots.data import RandomCropFlip, load_pairs
-from hf_cots.training.image_tokenizer import AugmentedPictures, train_image_tokenizer
+from hf_cots.data import PictureCollator, RandomCropFlip, load_pairs
+from hf_cots.training.image_tokenizer import train_image_tokenizer
 from tests.worlds import World, tiny_image_tokenizer_config
 
 
@@ -19,8 +19,7 @@ def train(pairs, folder, steps=10, **settings):
 
 
 def reconstruction_error(model, pairs):
-    pictures = AugmentedPictures(pairs, RandomCropFlip(32, 1, 0, 1))
-    pixels = torch.stack([pictures[(0, i)]["pixel_values"] for i in range(len(pairs))])
+    pixels = PictureCollator(RandomCropFlip(32, 1, 0, 1))([pairs[i] for i in range(len(pairs))])["pixel_values"]
     with torch.no_grad():
         return (model.decode(model.get_codebook_indices(pixels)) - pixels).abs().mean().item()
 
@@ -43,14 +42,18 @@ def test_the_seed_decides(pairs, tmp_path):
 
 
 def test_pictures_are_pixels_from_0_to_1_and_follow_the_seed(pairs):
-    pictures = AugmentedPictures(pairs, RandomCropFlip(32))
-    assert len(pictures) == 40
-    pixels = pictures[(1, 3)]["pixel_values"]
-    assert (pixels.shape, pixels.dtype) == ((3, 32, 32), torch.float32)
+    collate = PictureCollator(RandomCropFlip(32))
+
+    def pixels_of(*keys):
+        return collate([key and pairs[key] for key in keys])["pixel_values"]
+
+    pixels = pixels_of((1, 3))
+    assert (pixels.shape, pixels.dtype) == ((1, 3, 32, 32), torch.float32)
     assert pixels.min() >= 0
     assert pixels.max() == 1
-    assert torch.equal(pictures[(1, 3)]["pixel_values"], pixels)
-    assert not torch.equal(pictures[(2, 3)]["pixel_values"], pixels)
+    assert torch.equal(pixels_of(None, (1, 3)), pixels)
+    assert not torch.equal(pixels_of((2, 3)), pixels)
+    assert pixels_of(None).shape == (1, 3, 32, 32)
 
 
 def test_longer_training_reconstructs_better(pairs, tmp_path):

@@ -2,18 +2,23 @@
 
 from .augmentation import RandomCropFlip
 from .batches import PairBatches
-from .collator import COTSCollator
+from .code_cache import CodeCache, CodeSettings, write_codes
+from .collator import COTSCollator, PictureCollator
 from .sources import PairDataset, load_pairs
 from .streams import PairStream, StreamBatches, load_stream
 
 
 __all__ = [
     "COTSCollator",
+    "CodeCache",
+    "CodeSettings",
     "PairBatches",
     "PairDataset",
     "PairStream",
+    "PictureCollator",
     "RandomCropFlip",
     "StreamBatches",
     "load_pairs",
     "load_stream",
+    "write_codes",
 ]

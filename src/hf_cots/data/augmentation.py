@@ -2,9 +2,15 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from ..models.masking import generator
+
+
+AUGMENTATION_STREAM = 4
 
 
 @dataclass(frozen=True)
@@ -37,3 +43,8 @@ class RandomCropFlip:
         box = (left, top, left + crop_width, top + crop_height)
         crop = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
         return ImageOps.mirror(crop) if rng.random() < self.flip else crop
+
+
+def cropped(item: dict[str, Any], augmentation: RandomCropFlip) -> Image.Image:
+    """The crop of an item's picture that its own seed decides."""
+    return augmentation(item["image"], generator(item["seed"], AUGMENTATION_STREAM))

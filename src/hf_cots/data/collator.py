@@ -7,14 +7,32 @@ import torch
 from PIL import Image
 
 from ..models import COTSConfig, COTSProcessor, SimlaConfig
-from ..models.masking import draw_masks, generator
+from ..models.masking import draw_masks
 from ..models.token_level import mask_settings
-from .augmentation import RandomCropFlip
+from .augmentation import RandomCropFlip, cropped
+from .code_cache import CodeCache
 
 
-AUGMENTATION_STREAM = 4
 # Gives a batch of no rows its columns.
-NO_PAIR = {"image": Image.new("RGB", (1, 1)), "caption": "", "image_id": 0, "seed": 0}
+NO_PAIR: dict[str, Any] = {"image": Image.new("RGB", (1, 1)), "caption": "", "image_id": 0, "seed": 0}
+
+
+class PictureCollator:
+    """Items of [`PairDataset`] to the input of [`COTSImageTokenizer`], cropped as in training COTS itself.
+
+    Args:
+        augmentation: gives the size.
+    """
+
+    def __init__(self, augmentation: RandomCropFlip):
+        self.augmentation = augmentation
+
+    def __call__(self, items: list[dict[str, Any] | None]) -> dict[str, torch.Tensor]:
+        """`pixel_values` (n, 3, size, size) in [0, 1], float32. Items that are None are left out; a batch of nothing
+        else is one black picture."""
+        usable = [item for item in items if item is not None] or [NO_PAIR]
+        pictures = [np.asarray(cropped(item, self.augmentation), dtype=np.float32) / 255 for item in usable]
+        return {"pixel_values": torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()}
 
 
 class COTSCollator:
@@ -27,6 +45,7 @@ class COTSCollator:
         processor: makes pixels and tokens.
         config: the model's; says which masks are needed.
         augmentation: for training; without it the processor resizes the whole picture.
+        code_cache: holds codes of crops; those of a batch become its `codebook_indices` if all of them are there.
     """
 
     def __init__(
@@ -34,8 +53,10 @@ class COTSCollator:
         processor: COTSProcessor,
         config: COTSConfig | SimlaConfig,
         augmentation: RandomCropFlip | None = None,
+        code_cache: CodeCache | None = None,
     ):
         self.processor, self.config, self.augmentation = processor, config, augmentation
+        self.code_cache = code_cache
         self.mask_settings = mask_settings(config)
 
     def __call__(self, items: list[dict[str, Any] | None]) -> dict[str, torch.Tensor]:
@@ -50,10 +71,7 @@ class COTSCollator:
     def _collate(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         images = [item["image"] for item in items]
         if self.augmentation is not None:
-            images = [
-                self.augmentation(image, generator(item["seed"], AUGMENTATION_STREAM))
-                for image, item in zip(images, items)
-            ]
+            images = [cropped(item, self.augmentation) for item in items]
         encoded = self.processor(
             images=images,
             text=[item["caption"] for item in items],
@@ -61,8 +79,12 @@ class COTSCollator:
             images_kwargs={"do_resize": self.augmentation is None},
         )
         batch = dict(encoded)
+        if self.code_cache is not None and items[0] is not NO_PAIR:
+            codes = self.code_cache.codes([item["seed"] for item in items], images)
+            if codes is not None:
+                batch["codebook_indices"] = torch.from_numpy(codes)
         batch["image_ids"] = torch.tensor([item["image_id"] for item in items])
-        if self.config.needs_masks:
+        if self.config.uses_masks:
             seeds = [item["seed"] for item in items]
             masks = draw_masks(
                 seeds, batch["input_ids"].numpy(), batch["attention_mask"].numpy(), **self.mask_settings

@@ -5,6 +5,7 @@ All of them become one [`PairDataset`]; pictures stay encoded until a worker nee
 
 import glob
 import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def _pick_split(splits: dict[str, Any], data: str, split: str) -> datasets.Datas
 def load_pairs(
     data: str,
     image_column: str = "image",
-    caption_column: str = "caption",
+    caption_column: str | None = "caption",
     image_id_column: str | None = None,
     split: str = "train",
     seed: int = 0,
@@ -146,7 +147,8 @@ class PairDataset(Dataset):
 
     Args:
         table: rows with a picture and one or several captions. Pictures are an `Image` feature, bytes, or paths.
-        image_column, caption_column: names of its columns; a caption cell is a text or a list of texts.
+        image_column, caption_column: names of its columns; a caption cell is a text or a list of texts. Without a
+            caption column each row is one item with an empty caption: pictures alone.
         image_id_column: cells that are equal mean "the same picture": such pairs are never each other's negatives. By
             default the path is the id where pictures are paths, the row otherwise.
         root: folder that relative paths start from.
@@ -163,7 +165,7 @@ class PairDataset(Dataset):
         self,
         table: datasets.Dataset,
         image_column: str = "image",
-        caption_column: str = "caption",
+        caption_column: str | None = "caption",
         image_id_column: str | None = None,
         root: Path | str = ".",
         seed: int = 0,
@@ -190,6 +192,8 @@ class PairDataset(Dataset):
 
     def _index_captions(self) -> tuple[np.ndarray, np.ndarray]:
         """Row and position of each caption, after checking that none is empty."""
+        if self.caption_column is None:
+            return np.arange(len(self.table), dtype=np.int64), np.zeros(len(self.table), dtype=np.int32)
         rows: list[int] = []
         positions: list[int] = []
         empty: list[int] = []
@@ -222,6 +226,29 @@ class PairDataset(Dataset):
         if isinstance(first, dict) and first.get("bytes") is None and first.get("path"):
             return [cell["path"] for cell in self.table[self.image_column]]
         return None
+
+    def fingerprint(self) -> str:
+        """16 hex digits that stand for the captions and the pictures' file names, all in their order.
+
+        Pictures within the table have no name and do not count; nor do folders, which may be moved."""
+        digest = hashlib.blake2b(digest_size=8)
+        paths = self._paths()
+        for row, cell in enumerate(self.table[self.caption_column]):
+            name = None if paths is None else Path(paths[row]).name
+            digest.update(json.dumps([name, cell], ensure_ascii=False).encode())
+        return digest.hexdigest()
+
+    def keep(self, kept: np.ndarray) -> None:
+        """Leave out pairs for good: those that a mask of all pairs, (len(self),) bool, does not keep.
+
+        Raises:
+            ValueError: if the mask has another length, or keeps nothing.
+        """
+        if kept.shape != self.row_of_pair.shape:
+            raise ValueError(f"{self.name} has {len(self)} pairs, the mask speaks of {len(kept)}")
+        if not kept.any():
+            raise ValueError(f"{self.name}: the mask keeps none of the {len(self)} pairs")
+        self.row_of_pair, self.caption_of_pair = self.row_of_pair[kept], self.caption_of_pair[kept]
 
     def first_rows(self) -> np.ndarray:
         """(rows,) int64: for each row the first one that names the same file, or else the row itself."""
@@ -259,6 +286,8 @@ class PairDataset(Dataset):
 
     def caption(self, index: int) -> str:
         """The caption of pair `index`."""
+        if self.caption_column is None:
+            return ""
         cell = self.table[int(self.row_of_pair[index])][self.caption_column]
         return cell if isinstance(cell, str) else cell[int(self.caption_of_pair[index])]
 

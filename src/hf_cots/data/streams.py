@@ -56,7 +56,7 @@ class PairStream(Dataset):
         self,
         table: datasets.IterableDataset,
         image_column: str = "image",
-        caption_column: str = "caption",
+        caption_column: str | None = "caption",
         image_id_column: str | None = None,
         root: Path | str = ".",
         seed: int = 0,
@@ -86,7 +86,7 @@ class PairStream(Dataset):
 
     def pairs_of(self, row: dict[str, Any], epoch: int, number: int) -> list[StreamedPair]:
         """The pairs of a row whose first caption is number `number` of its epoch."""
-        captions = row[self.caption_column]
+        captions = "" if self.caption_column is None else row[self.caption_column]
         cell = row[self.image_column]
         path = cell.get("path") if isinstance(cell, dict) and cell.get("bytes") is None else cell
         if self.image_id_column is not None:
@@ -102,7 +102,7 @@ class PairStream(Dataset):
     def __getitem__(self, pair: StreamedPair) -> dict[str, Any] | None:
         """The item of [`PairDataset`], or None."""
         try:
-            if not isinstance(pair.caption, str) or not pair.caption.strip():
+            if self.caption_column and (not isinstance(pair.caption, str) or not pair.caption.strip()):
                 raise BrokenImage(pair.name, f"column '{self.caption_column}' is empty or no text")
             image = read_cell(pair.cell, pair.name, self.image_column, self.root, self.report)
         except BrokenImage as broken:
@@ -225,7 +225,7 @@ class StreamBatches(Sampler[list[StreamedPair]]):
 def load_stream(
     data: str,
     image_column: str = "image",
-    caption_column: str = "caption",
+    caption_column: str | None = "caption",
     image_id_column: str | None = None,
     split: str = "train",
     seed: int = 0,

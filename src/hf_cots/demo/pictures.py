@@ -1,40 +1,17 @@
-"""The demo's pictures: reconstructions, losses, and answers beside their queries."""
+"""The demo's pictures: losses, and answers beside their queries."""
 
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-import torch
 from PIL import Image
 
-from ..data import PairDataset, RandomCropFlip
-from ..models import COTSImageTokenizer
 from ..search import Match
-from ..training.image_tokenizer import AugmentedPictures
 
 
 matplotlib.use("Agg")  # no display is needed
 
 import matplotlib.pyplot as plt
-
-
-@torch.inference_mode()
-def draw_reconstructions(tokenizer: COTSImageTokenizer, pairs: PairDataset, path: Path, columns: int = 12) -> int:
-    """Pictures above what their codes keep; returns how many different codes all of `pairs` use."""
-    whole = RandomCropFlip(tokenizer.config.image_size, min_scale=1.0, flip=0.0, min_aspect=1.0)
-    pictures = AugmentedPictures(pairs, whole)
-    pixels = torch.stack([pictures[(0, index)]["pixel_values"] for index in range(len(pictures))])
-    codes = tokenizer.get_codebook_indices(pixels)
-    chosen = torch.linspace(0, len(pixels) - 1, columns).long()
-    rows = (pixels[chosen], tokenizer.decode(codes[chosen]))
-    figure, axes = plt.subplots(2, columns, figsize=(columns, 2.4))
-    for row, images in enumerate(rows):
-        for column, image in enumerate(images):
-            axes[row][column].imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-            axes[row][column].axis("off")
-    figure.suptitle(f"unseen pictures, and decoded from {tokenizer.config.grid_size**2} codes each", fontsize=9)
-    _save(figure, path)
-    return len(codes.unique())
 
 
 def draw_losses(history: list[dict[str, float]], path: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, ViTModel, set_s
 from ..data import COTSCollator, PairDataset, RandomCropFlip, load_pairs
 from ..data.emoji import write_emoji_set
 from ..data.sources import load_table
+from ..evaluation.image_tokenizer import evaluate_image_tokenizer
 from ..evaluation.retrieval import chance_level
 from ..evaluation.tables import terminal_table
 from ..models import COTSForPreTraining, COTSImageTokenizer, COTSImageTokenizerConfig
@@ -23,7 +24,7 @@ from ..train import save_deployable
 from ..training import COTSTrainer, COTSTrainingArguments
 from ..training.image_tokenizer import train_image_tokenizer
 from ..training.setup import build_processor, freeze_towers
-from .pictures import draw_losses, draw_reconstructions
+from .pictures import draw_losses
 from .recipe import PLAIN, TEST_STYLE, DemoRecipe, text_tower_folder, vision_config
 
 
@@ -90,8 +91,11 @@ def run_demo(output: Path, compare: bool = False, smoke: bool = False, seed: int
             learning_rate=5e-3,
             seed=seed,
         )
-        used = draw_reconstructions(image_tokenizer, gallery, output / "dvae.png")
-        console.print(f"{used} of {tokenizer_config.codebook_size} codes in use on unseen pictures -> dvae.png")
+        kept, reconstructions = evaluate_image_tokenizer(image_tokenizer, gallery)
+        reconstructions.save(output / "dvae.png")
+        console.print(
+            f"{kept['used_codes']} of {tokenizer_config.codebook_size} codes in use on unseen pictures -> dvae.png"
+        )
 
     tokenizer = AutoTokenizer.from_pretrained(text_tower_folder())
     tokenizer.model_max_length = 32

@@ -28,14 +28,28 @@ class COTSConfig(PreTrainedConfig):
         mask_token_id (`int`, defaults to 103, BERT's): the token that stands for a masked word.
 
     Instance level
-        contrast (`"momentum"` or `"in_batch"`, default `"momentum"` [P]): momentum contrast with queues, or symmetric
-            InfoNCE over the batches of all ranks.
+        contrast (`"momentum"`, `"in_batch"` or `"sigmoid"`, default `"momentum"` [P]): momentum contrast with queues;
+            symmetric InfoNCE over the batches of all ranks (CLIP); or the sigmoid loss over them (SigLIP).
         momentum (`float`, defaults to 0.99 [M]): weight of the old value in the momentum update.
+        momentum_warmup_steps (`int`, defaults to 0 [D]): optimizer steps in which that weight rises from 0.
         temperature (`float`, defaults to 0.05 [M]); learn_temperature (`bool`, defaults to `False` [M]);
         min_temperature, max_temperature (`float`, default 0.01 and 0.5 [D]): bounds of a learned temperature.
         queue_size (`int`, defaults to 12,800 [M]): slots N_Q of the queues.
         center_keys (`bool`, defaults to `True` [D]): subtract the mean of the step's keys before they are queued.
+        center_momentum (`float`, defaults to 0 [D]): 0 subtracts the step's own mean; above, a running mean in which
+            the old one has this weight.
         fresh_negatives (`bool`, defaults to `True` [D]): the step's own keys serve as negatives too.
+        same_image (`"excluded"` or `"positive"`, default `"excluded"` [D]): what other pairs of a query's picture are
+            to it: left out of its comparisons, or further positives that share the target with its own partner.
+        soft_target_alpha (`float`, defaults to 0 [D]): weight of the momentum encoder's own similarities in the
+            targets of the momentum contrast. 0.4 with `center_keys=False` is ALBEF's image-text contrast, whose queue
+            here counts the step's own keys; ALBEF takes the mean of the two directions where COTS takes their sum.
+        soft_target_warmup_steps (`int`, defaults to 0 [D]): optimizer steps in which that weight rises from 0;
+            ALBEF's are one epoch.
+        initial_logit_bias (`float`, defaults to -10 [D], SigLIP's): where the sigmoid loss's learned bias starts.
+            SigLIP learns the temperature too, from 0.1.
+        contrast_on_masked_images (`bool`, defaults to `False` [D]): the masked image serves the contrast too, and no
+            clean one is encoded but for the momentum keys. Needs mvm_weight > 0 and masked_share = 1.
 
     Token level
         patch_mask_ratio (`float`, defaults to 0.4 [M]), word_mask_ratio (`float`, defaults to 0.15 [M]).
@@ -84,15 +98,22 @@ class COTSConfig(PreTrainedConfig):
     special_token_ids: list[int] | tuple[int, ...] = (0, 100, 101, 102, 103)
     mask_token_id: int = 103
 
-    contrast: Literal["momentum", "in_batch"] = "momentum"
+    contrast: Literal["momentum", "in_batch", "sigmoid"] = "momentum"
     momentum: float | int = 0.99
+    momentum_warmup_steps: int = 0
     temperature: float | int = 0.05
     learn_temperature: bool = False
     min_temperature: float | int = 0.01
     max_temperature: float | int = 0.5
     queue_size: int = 12_800
     center_keys: bool = True
+    center_momentum: float | int = 0.0
     fresh_negatives: bool = True
+    same_image: Literal["excluded", "positive"] = "excluded"
+    soft_target_alpha: float | int = 0.0
+    soft_target_warmup_steps: int = 0
+    initial_logit_bias: float | int = -10.0
+    contrast_on_masked_images: bool = False
 
     patch_mask_ratio: float | int = 0.4
     word_mask_ratio: float | int = 0.15
@@ -127,11 +148,6 @@ class COTSConfig(PreTrainedConfig):
         return max(1, round(self.patch_mask_ratio * self.num_patches))
 
     @property
-    def needs_masks(self) -> bool:
-        """Whether a step masks patches and words."""
-        return self.mvm_weight > 0 or self.mlm_weight > 0
-
-    @property
     def loss_weights(self) -> dict[str, float | int]:
         """The weight of each term of the loss."""
         return {
@@ -145,6 +161,16 @@ class COTSConfig(PreTrainedConfig):
     def uses_momentum_encoder(self) -> bool:
         """The momentum encoder makes the keys of the momentum contrast and the scores of the filter."""
         return self.contrast == "momentum" or self.filter_lambda is not None
+
+    @property
+    def keeps_center(self) -> bool:
+        """A running mean of the keys is part of the state."""
+        return self.contrast == "momentum" and self.center_keys and self.center_momentum > 0
+
+    @property
+    def uses_masks(self) -> bool:
+        """A token level is on."""
+        return self.mvm_weight > 0 or self.mlm_weight > 0
 
     def validate_image_grid(self):
         """Part of the strict validation: patches must tile the image, and there must be one code per patch."""
@@ -167,7 +193,9 @@ class COTSConfig(PreTrainedConfig):
         for name in ("projection_dim", "queue_size", "similarity_queue_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("instance_weight", "mvm_weight", "mlm_weight", "task_weight", "filter_warmup_steps"):
+        not_negative = ("instance_weight", "mvm_weight", "mlm_weight", "task_weight")
+        not_negative += ("filter_warmup_steps", "momentum_warmup_steps", "soft_target_warmup_steps")
+        for name in not_negative:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.filter_lambda is not None and self.filter_lambda < 0:
@@ -177,8 +205,11 @@ class COTSConfig(PreTrainedConfig):
         for name in ("patch_mask_ratio", "word_mask_ratio", "masked_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
+        for name in ("momentum", "center_momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if not 0 <= self.soft_target_alpha <= 1:
+            raise ValueError(f"soft_target_alpha must lie in [0, 1], got {self.soft_target_alpha}")
         if not 0 < self.min_temperature <= self.temperature <= self.max_temperature:
             raise ValueError(
                 f"temperature={self.temperature} must lie within the bounds min_temperature={self.min_temperature} "
@@ -198,6 +229,18 @@ class COTSConfig(PreTrainedConfig):
             )
         if self.task_weight > 0 and self.instance_weight == 0:
             raise ValueError("task_weight > 0 needs instance_weight > 0: alone, the task level has a trivial optimum")
+
+    def validate_contrast(self):
+        """Part of the strict validation: options of one contrast are not asked of another."""
+        if self.soft_target_alpha > 0 and self.contrast != "momentum":
+            raise ValueError(
+                f'soft_target_alpha > 0 needs contrast="momentum", whose keys are the targets; got "{self.contrast}"'
+            )
+        if self.contrast_on_masked_images and (self.mvm_weight == 0 or self.masked_share < 1):
+            raise ValueError(
+                "contrast_on_masked_images needs mvm_weight > 0 and masked_share = 1: every image has to be masked; "
+                f"got mvm_weight={self.mvm_weight}, masked_share={self.masked_share}"
+            )
 
 
 __all__ = ["COTSConfig"]

@@ -108,7 +108,7 @@ class SimlaConfig(PreTrainedConfig):
         return self.vision_config.image_size // self.vision_config.patch_size
 
     @property
-    def needs_masks(self) -> bool:
+    def uses_masks(self) -> bool:
         """Whether a step masks patches and words."""
         return self.mim_weight > 0 or self.mlm_weight > 0
 

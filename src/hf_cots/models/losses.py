@@ -49,41 +49,58 @@ def contrast_logits(
         return torch.cat([positive, negative], dim=1)
 
 
-def instance_loss(logits: torch.Tensor) -> torch.Tensor:
-    """`-log softmax(logits)_0` per query: L_I2T or L_T2I before the mean over the batch.
+def instance_loss(logits: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+    """`-sum_j y_j log softmax(logits)_j` per query: L_I2T or L_T2I before the mean over the batch.
 
     Args:
         logits: (n, 1 + Q) of [`contrast_logits`].
+        targets: (n, 1 + Q) distributions y, 0 where an entry is masked; by default all of it on column 0.
 
     Returns:
         (n,) losses.
     """
-    return torch.logsumexp(logits, dim=1) - logits[:, 0]
+    if targets is None:
+        return torch.logsumexp(logits, dim=1) - logits[:, 0]
+    return torch.logsumexp(logits, dim=1) - (targets * logits.masked_fill(targets == 0, 0.0)).sum(dim=1)
 
 
-def in_batch_logits(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    query_ids: torch.Tensor,
-    key_ids: torch.Tensor,
-    positives: torch.Tensor,
-    temperature: torch.Tensor | float,
-) -> torch.Tensor:
-    """The same row of logits for in-batch InfoNCE (Radford et al. 2021, CLIP): positive first, then the whole batch.
+def contrast_targets(positives: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(n, 1 + Q) target distributions in which the positives share equally (Khosla et al. 2020, eq. 2).
 
     Args:
-        queries: (n, D) normalised embeddings of this rank's pairs.
-        keys: (N, D) normalised embeddings of the other modality, of all ranks.
-        query_ids, key_ids: (n,) and (N,) image ids; a key of the query's own image is no negative.
-        positives: (n,) int64, which key belongs to each query.
-        temperature: tau.
+        positives: (n, 1 + Q) bool, at least one a row.
+        dtype: of the result.
+    """
+    return positives.to(dtype) / positives.sum(dim=1, keepdim=True)
+
+
+def soft_targets(targets: torch.Tensor, key_logits: torch.Tensor | None, alpha: torch.Tensor | float) -> torch.Tensor:
+    """`(1 - alpha) y + alpha softmax(s)`: momentum distillation (Li et al. 2021, ALBEF, eq. 6).
+
+    Args:
+        targets: (n, 1 + Q) distributions y.
+        key_logits: (n, 1 + Q) the momentum model's own logits s, without gradient; None leaves y as it is.
+        alpha: weight of the momentum model's opinion, 0 to 1.
+    """
+    return targets if key_logits is None else targets.lerp(key_logits.softmax(dim=1), alpha)
+
+
+def sigmoid_loss(logits: torch.Tensor, positives: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """`-sum_j log sigmoid( z_j (logits_j + b) )`, z_j = 1 for positives and -1 otherwise (Zhai et al. 2023, SigLIP).
+
+    The mean of both directions over the batch is SigLIP's loss, whose t is 1 / tau. A masked entry adds exactly 0.
+
+    Args:
+        logits: (n, 1 + Q) of [`contrast_logits`].
+        positives: (n, 1 + Q) bool.
+        bias: (1,) learned b.
 
     Returns:
-        (n, 1 + N) logits; the positive's own column among the N is masked, as are those of the same image.
+        (n,) losses.
     """
-    same_image = query_ids[:, None] == key_ids[None, :]
-    own = positives[:, None] == torch.arange(len(keys), device=keys.device)[None, :]
-    return contrast_logits(queries, keys[positives], keys, same_image | own, temperature)
+    with torch.autocast(logits.device.type, enabled=False):
+        shifted = logits + full_precision(bias)
+        return F.softplus(torch.where(positives, -shifted, shifted)).sum(dim=1)
 
 
 def task_loss(

@@ -132,7 +132,7 @@ class COTSPreTrainedModel(PreTrainedModel):
     }
     # What a pre-training file holds beside the two streams; a COTSModel, or a level of weight 0, leaves it out.
     _keys_to_ignore_on_load_unexpected = [
-        r"^(momentum_encoder|key_queue|score_queue|image_tokenizer|mvm_|mlm_|steps_seen|pairs_seen)",
+        r"^(momentum_encoder|key_queue|key_center|score_queue|logit_bias|image_tokenizer|mvm_|mlm_|steps_seen|pairs_seen)",
         r"vision_model\..*mask_token$",
     ]
 

@@ -81,7 +81,10 @@ class DVAEEncoder(nn.Module):
         hidden = self.stem(pixel_values)
         for index, group in enumerate(self.groups):
             hidden = group(F.max_pool2d(hidden, 2) if index else hidden)
-        return self.head(F.relu(hidden))
+        # As in DALL-E's public code, the logits are whole even where autocast halves the rest: of thousands of them,
+        # several would round to the same greatest number.
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.head(F.relu(hidden).to(self.head.weight.dtype))
 
 
 class DVAEDecoder(nn.Module):
@@ -115,7 +118,8 @@ class COTSImageTokenizerOutput(ModelOutput):
     """
     Args:
         loss (`torch.FloatTensor`, scalar): `reconstruction_loss + kl_weight * kl`.
-        reconstruction_loss (`torch.FloatTensor`, scalar): mean squared error of the mapped pixels.
+        reconstruction_loss (`torch.FloatTensor`, scalar): mean over pixels and channels of the squared error of the
+            mapped pixels, or of their negative log likelihood in nats: see `config.reconstruction`.
         kl (`torch.FloatTensor`, scalar): KL(q(code | image) || uniform), mean over code positions, in nats.
         reconstruction (`torch.FloatTensor` of shape `(batch, channels, side, side)`): pixels in [0, 1].
         logits (`torch.FloatTensor` of shape `(batch, codebook_size, grid, grid)`): the encoder's code logits.
@@ -126,6 +130,18 @@ class COTSImageTokenizerOutput(ModelOutput):
     kl: torch.FloatTensor | None = None
     reconstruction: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
+
+
+def logit_laplace_nll(location: torch.Tensor, log_scale: torch.Tensor, mapped: torch.Tensor) -> torch.Tensor:
+    """Negative log density in nats of pixels in (0, 1) whose logits are Laplace distributed (Ramesh et al. 2021, A.3).
+
+    `|logit(x) - mu| / b + ln(2 b x (1 - x))`, element by element.
+
+    Args:
+        location, log_scale: mu and ln b, of any one shape.
+        mapped: pixels x of [`map_pixels`], of the same shape.
+    """
+    return (mapped.logit() - location).abs() * (-log_scale).exp() + (2 * mapped * (1 - mapped)).log() + log_scale
 
 
 class COTSImageTokenizer(PreTrainedModel):
@@ -149,7 +165,7 @@ class COTSImageTokenizer(PreTrainedModel):
     def __init__(self, config: COTSImageTokenizerConfig):
         super().__init__(config)
         self.encoder = DVAEEncoder(config)
-        self.decoder = DVAEDecoder(config)
+        self.decoder = DVAEDecoder(config) if config.has_decoder else None
         self.post_init()
 
     @torch.no_grad()
@@ -194,30 +210,51 @@ class COTSImageTokenizer(PreTrainedModel):
         return self.get_logits(pixel_values).argmax(dim=1)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Pixels (batch, channels, side, side) in [0, 1] of codes (batch, grid, grid)."""
-        one_hot = F.one_hot(codes, self.config.codebook_size).movedim(-1, 1).to(self.decoder.stem.weight.dtype)
-        return unmap_pixels(self._decode_mapped(one_hot))
+        """Pixels (batch, channels, side, side) in [0, 1] of codes (batch, grid, grid).
 
-    def _decode_mapped(self, code_weights: torch.Tensor) -> torch.Tensor:
-        location, _log_scale = self.decoder(code_weights).chunk(2, dim=1)
-        return location.sigmoid()
+        Raises:
+            ValueError: if the model has no decoder.
+        """
+        location, _log_scale = self._decode(F.one_hot(codes, self.config.codebook_size).movedim(-1, 1))
+        return unmap_pixels(location.sigmoid())
 
-    def forward(self, pixel_values: torch.Tensor) -> COTSImageTokenizerOutput:
+    def _decode(self, code_weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Location and log scale (batch, channels, side, side) of the mapped pixels' logits."""
+        if self.decoder is None:
+            raise ValueError("this image tokenizer has no decoder: it turns pictures into codes, but not back")
+        location, log_scale = self.decoder(code_weights.to(self.decoder.stem.weight.dtype)).chunk(2, dim=1)
+        return location, log_scale
+
+    def forward(
+        self, pixel_values: torch.Tensor, temperature: float | None = None, kl_weight: float | None = None
+    ) -> COTSImageTokenizerOutput:
         """Encode, relax with Gumbel-softmax (hard codes outside training), decode, and compare.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, channels, side, side)`): in [0, 1].
+            temperature, kl_weight (`float`): where a schedule has brought them; by default
+                `config.gumbel_temperature` and `config.kl_weight`.
+
+        Raises:
+            ValueError: if shapes do not fit, or the model has no decoder.
         """
+        temperature = self.config.gumbel_temperature if temperature is None else temperature
+        kl_weight = self.config.kl_weight if kl_weight is None else kl_weight
         logits = self.get_logits(pixel_values)
-        codes = F.gumbel_softmax(logits.float(), tau=self.config.gumbel_temperature, dim=1) if self.training else None
-        if codes is None:
+        if self.training:
+            codes = F.gumbel_softmax(logits.float(), tau=temperature, dim=1).to(logits.dtype)
+        else:
             codes = F.one_hot(logits.argmax(dim=1), self.config.codebook_size).movedim(-1, 1)
-        mapped = self._decode_mapped(codes.to(logits.dtype))
-        reconstruction_loss = F.mse_loss(mapped.float(), map_pixels(pixel_values).float())
+        location, log_scale = self._decode(codes)
+        mapped, wanted = location.sigmoid(), map_pixels(pixel_values).float()
+        if self.config.reconstruction == "l2":
+            reconstruction_loss = F.mse_loss(mapped.float(), wanted)
+        else:
+            reconstruction_loss = logit_laplace_nll(location.float(), log_scale.float(), wanted).mean()
         log_q = logits.float().log_softmax(dim=1)
         kl = (log_q.exp() * (log_q + math.log(self.config.codebook_size))).sum(dim=1).mean()
         return COTSImageTokenizerOutput(
-            loss=reconstruction_loss + self.config.kl_weight * kl,
+            loss=reconstruction_loss + kl_weight * kl,
             reconstruction_loss=reconstruction_loss,
             kl=kl,
             reconstruction=unmap_pixels(mapped),

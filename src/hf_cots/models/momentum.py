@@ -27,7 +27,7 @@ def update_momentum(twin: nn.Module, online: nn.Module, momentum: float) -> None
 
 
 class KeyQueue(nn.Module):
-    """Two ring buffers of keys, slot j of both always from the same pair, with the image id of that pair.
+    """Two ring buffers of keys, slot j of both always from the same pair, with that pair's image id and number.
 
     All state is in persistent buffers: a resumed run goes on with the same queue.
 
@@ -41,6 +41,7 @@ class KeyQueue(nn.Module):
         self.register_buffer("image_keys", torch.zeros(size, dim))
         self.register_buffer("text_keys", torch.zeros(size, dim))
         self.register_buffer("image_ids", torch.zeros(size, dtype=torch.long))
+        self.register_buffer("pair_numbers", torch.zeros(size, dtype=torch.long))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
 
@@ -53,14 +54,23 @@ class KeyQueue(nn.Module):
         return len(self.image_keys)
 
     @torch.no_grad()
-    def enqueue(self, image_keys: torch.Tensor, text_keys: torch.Tensor, image_ids: torch.Tensor) -> None:
-        """Write (N, D) keys and (N,) ids over the oldest slots. Any N works: of more than N_Q the newest are kept."""
+    def enqueue(
+        self,
+        image_keys: torch.Tensor,
+        text_keys: torch.Tensor,
+        image_ids: torch.Tensor,
+        pair_numbers: torch.Tensor,
+    ) -> None:
+        """Write (N, D) keys, (N,) ids and places in the run over the oldest slots. Any N works: of more than N_Q the
+        newest are kept."""
         size = len(self)
-        image_keys, text_keys, image_ids = image_keys[-size:], text_keys[-size:], image_ids[-size:]
+        image_keys, text_keys = image_keys[-size:], text_keys[-size:]
+        image_ids, pair_numbers = image_ids[-size:], pair_numbers[-size:]
         slots = (self.pointer + torch.arange(len(image_ids), device=self.pointer.device)) % size
         self.image_keys[slots] = image_keys.to(self.image_keys.dtype)
         self.text_keys[slots] = text_keys.to(self.text_keys.dtype)
         self.image_ids[slots] = image_ids
+        self.pair_numbers[slots] = pair_numbers
         self.pointer.copy_((self.pointer + len(image_ids)) % size)
         self.filled.copy_((self.filled + len(image_ids)).clamp(max=size))
 
@@ -68,6 +78,33 @@ class KeyQueue(nn.Module):
         """(n, N_Q) bool: slots that are empty, or that hold a key of the query's own image."""
         empty = torch.arange(len(self), device=self.filled.device) >= self.filled
         return empty[None, :] | (self.image_ids[None, :] == image_ids[:, None])
+
+
+class KeyCenter(nn.Module):
+    """The running mean of the keys of each modality, as DINO centres its teacher's outputs (Caron et al. 2021, eq. 4).
+
+    Args:
+        dim: joint dimension D.
+        momentum: weight of the old mean; the first step's mean is taken as it is.
+    """
+
+    def __init__(self, dim: int, momentum: float):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("means", torch.zeros(2, dim))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def reset_buffers(self) -> None:
+        """Zero what was not loaded from a file."""
+        for buffer in self.buffers():
+            init.zeros_(buffer)
+
+    @torch.no_grad()
+    def update(self, image_mean: torch.Tensor, text_mean: torch.Tensor) -> None:
+        """Take in the (D,) means of one optimizer step."""
+        fresh = torch.stack([image_mean, text_mean]).to(self.means.dtype)
+        self.means.copy_(torch.where(self.steps > 0, fresh.lerp(self.means, self.momentum), fresh))
+        self.steps.add_(1)
 
 
 class ScoreQueue(nn.Module):

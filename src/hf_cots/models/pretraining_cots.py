@@ -23,20 +23,12 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_cots import COTSConfig
-from .losses import (
-    center_keys,
-    contrast_logits,
-    in_batch_logits,
-    instance_loss,
-    key_mean,
-    l2_normalize,
-    masked_token_loss,
-    pair_scores,
-    task_loss,
-)
+from .contrast import ContrastRows, in_batch_rows, instance_losses, queue_rows
+from .losses import center_keys, key_mean, l2_normalize, masked_token_loss, pair_scores, task_loss
 from .modeling_cots import COTSModel, COTSPreTrainedModel
 from .modeling_dvae import COTSImageTokenizer
 from .momentum import (
+    KeyCenter,
     KeyQueue,
     ScoreQueue,
     gather_rows,
@@ -100,7 +92,11 @@ class COTSForPreTraining(COTSPreTrainedModel):
         self.cots = COTSModel(config, use_mask_token=config.mvm_weight > 0)
         self.momentum_encoder = COTSModel(config) if config.uses_momentum_encoder else None
         self.key_queue = KeyQueue(config.queue_size, config.projection_dim) if config.contrast == "momentum" else None
+        self.key_center = KeyCenter(config.projection_dim, config.center_momentum) if config.keeps_center else None
         self.score_queue = ScoreQueue(config.similarity_queue_size) if config.filter_lambda is not None else None
+        self.logit_bias = None
+        if config.contrast == "sigmoid":
+            self.logit_bias = nn.Parameter(torch.tensor([float(config.initial_logit_bias)]))  # FSDP shards no scalars
         self.image_tokenizer: Any = None
         self.mvm_head: Any = None
         self.mlm_head: Any = None
@@ -115,7 +111,7 @@ class COTSForPreTraining(COTSPreTrainedModel):
         self.register_buffer("steps_seen", torch.zeros((), dtype=torch.long))
         self.register_buffer("pairs_seen", torch.zeros((), dtype=torch.long))
         # Keys of the step under way that enter the queue at its end (fresh_negatives=False); never outlive a step.
-        self._pending: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self._pending: tuple[torch.Tensor, ...] | None = None
         self.post_init()
         self.train(self.training)  # freezes what is never trained
 
@@ -161,11 +157,13 @@ class COTSForPreTraining(COTSPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, (KeyQueue, ScoreQueue)):
+        if isinstance(module, (KeyCenter, KeyQueue, ScoreQueue)):
             module.reset_buffers()
         elif isinstance(module, COTSForPreTraining):
             init.zeros_(module.steps_seen)
             init.zeros_(module.pairs_seen)
+            if module.logit_bias is not None:
+                init.constant_(module.logit_bias, self.config.initial_logit_bias)
             if module.mlm_head is not None:
                 init.zeros_(module.mlm_bias)
             if module.momentum_encoder is not None:
@@ -220,9 +218,15 @@ class COTSForPreTraining(COTSPreTrainedModel):
         self.update_momentum(momentum=0.0)
 
     def update_momentum(self, momentum: float | None = None) -> None:
-        """`theta_m <- m * theta_m + (1 - m) * theta`, with the config's m unless another is given."""
+        """`theta_m <- m * theta_m + (1 - m) * theta`, with the config's m, warmed up, unless another is given."""
         if self.momentum_encoder is not None:
-            update_momentum(self.momentum_encoder, self.cots, self.config.momentum if momentum is None else momentum)
+            momentum = self.config.momentum * self._ramp("momentum_warmup_steps") if momentum is None else momentum
+            update_momentum(self.momentum_encoder, self.cots, momentum)
+
+    def _ramp(self, field: str) -> float:
+        """How much of a value that warms up over `config.<field>` steps is due: linear in the steps before this."""
+        steps = getattr(self.config, field)
+        return min(1.0, max(0, int(self.steps_seen) - 1) / steps) if steps else 1.0
 
     def new_queues(self, queue_size: int, similarity_queue_size: int) -> None:
         """Start with empty queues of these sizes: what training on new data wants.
@@ -234,6 +238,8 @@ class COTSForPreTraining(COTSPreTrainedModel):
         self.config.validate_ranges()
         if self.key_queue is not None:
             self.key_queue = KeyQueue(queue_size, self.config.projection_dim).to(self.device)
+        if self.key_center is not None:
+            self.key_center.reset_buffers()
         if self.score_queue is not None:
             self.score_queue = ScoreQueue(similarity_queue_size).to(self.device)
         self.steps_seen.zero_()
@@ -271,10 +277,11 @@ class COTSForPreTraining(COTSPreTrainedModel):
             counts = row_counts(len(batch["input_ids"]), seen.device)
             step["pair_numbers"] = numbers_in_run(seen, counts)
             step["image_ids"] = ids_of_pictures(batch.get("image_ids"), step["pair_numbers"])
-            gathered.append(tuple(gather_rows(step[key], counts) for key in ("image_keys", "text_keys", "image_ids")))
+            names = ("image_keys", "text_keys", "image_ids", "pair_numbers")
+            gathered.append(tuple(gather_rows(step[name], counts) for name in names))
             steps.append(step)
             seen += sum(counts)
-        image_keys, text_keys, image_ids = (torch.cat(parts) for parts in zip(*gathered))
+        image_keys, text_keys, image_ids, pair_numbers = (torch.cat(parts) for parts in zip(*gathered))
 
         threshold = self.filter_threshold()
         # A rank or a micro-batch of a ragged last step may hold fewer pairs than the others, or none.
@@ -286,17 +293,25 @@ class COTSForPreTraining(COTSPreTrainedModel):
             self.score_queue.enqueue(pair_scores(image_keys, text_keys))
         if self.key_queue is not None:
             if self.config.center_keys:
-                image_mean, text_mean = key_mean(image_keys), key_mean(text_keys)
+                image_mean, text_mean = self._center(image_keys, text_keys)
                 image_keys, text_keys = center_keys(image_keys, image_mean), center_keys(text_keys, text_mean)
                 for step in steps:
                     step["image_keys"] = center_keys(step["image_keys"], image_mean)
                     step["text_keys"] = center_keys(step["text_keys"], text_mean)
-            self._pending = (image_keys, text_keys, image_ids)
+            self._pending = (image_keys, text_keys, image_ids, pair_numbers)
             if self.config.fresh_negatives:
                 self._enqueue_pending()
         self.pairs_seen.copy_(seen)
         self.steps_seen.add_(1)
         return steps
+
+    def _center(self, image_keys: torch.Tensor, text_keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is subtracted from the keys of a whole step: their own mean, or the running one with it taken in."""
+        image_mean, text_mean = key_mean(image_keys), key_mean(text_keys)
+        if self.key_center is None:
+            return image_mean, text_mean
+        self.key_center.update(image_mean, text_mean)
+        return self.key_center.means[0].clone(), self.key_center.means[1].clone()
 
     def end_step(self) -> None:
         """After the optimizer step: queue what was held back, and update the momentum encoder."""
@@ -384,6 +399,14 @@ class COTSForPreTraining(COTSPreTrainedModel):
             image_ids = ids_of_pictures(image_ids, pair_numbers)
             image_keys, text_keys, kept, pair_weights = self._evaluation_keys(batch)
 
+        if self.config.uses_masks and bool_masked_pos is None:
+            masks = draw_masks_by_number(self.config, input_ids, attention_mask, pair_numbers)
+            bool_masked_pos, masked_input_ids = masks["bool_masked_pos"], masks["masked_input_ids"]
+            bool_masked_words = masks["bool_masked_words"]
+        masked_image = None
+        if image_features is None and self.config.contrast_on_masked_images:
+            masked_image = self.cots.encode_image(pixel_values, bool_masked_pos=bool_masked_pos)
+            image_features = masked_image.pooler_output
         if image_features is None:
             image_features = self.cots.encode_image(pixel_values).pooler_output
         if text_features is None:
@@ -394,26 +417,22 @@ class COTSForPreTraining(COTSPreTrainedModel):
         zero = image_embeds.new_zeros(())
         loss_instance, loss_task, loss_mvm, loss_mlm = zero, zero, zero, zero
         if self.config.instance_weight > 0:
-            i2t, t2i = self._contrast(image_embeds, text_embeds, image_keys, text_keys, image_ids)
-            loss_instance = (pair_weights * (instance_loss(i2t) + instance_loss(t2i))).sum()
-            if self.config.contrast == "in_batch":
-                loss_instance = loss_instance / 2  # CLIP's symmetric mean
+            rows = self._contrast(image_embeds, text_embeds, image_keys, text_keys, image_ids, pair_numbers)
+            alpha = self.config.soft_target_alpha * self._ramp("soft_target_warmup_steps")
+            loss_instance = (pair_weights * instance_losses(rows, self.config, alpha, self.logit_bias)).sum()
             if self.config.task_weight > 0:
-                per_pair = task_loss(i2t, t2i, self.config.task_direction, self.config.detach_task_target)
+                direction, detach = self.config.task_direction, self.config.detach_task_target
+                per_pair = task_loss(rows.image_to_text, rows.text_to_image, direction, detach)
                 loss_task = (pair_weights * per_pair).sum()
-        if self.config.mvm_weight > 0 or self.config.mlm_weight > 0:
-            if bool_masked_pos is None:
-                masks = draw_masks_by_number(self.config, input_ids, attention_mask, pair_numbers)
-                bool_masked_pos, masked_input_ids = masks["bool_masked_pos"], masks["masked_input_ids"]
-                bool_masked_words = masks["bool_masked_words"]
+        if self.config.uses_masks:
             token_weights = pair_weights / self.config.masked_share
-            rows = self._rows_with_masks(bool_masked_pos)
+            masked = self._rows_with_masks(bool_masked_pos)
         if self.config.mvm_weight > 0:
-            losses = self._mvm(pixel_values, codebook_indices, bool_masked_pos, text_features, rows)
-            loss_mvm = (token_weights[rows] * losses).sum()
+            losses = self._mvm(pixel_values, codebook_indices, bool_masked_pos, text_features, masked, masked_image)
+            loss_mvm = (token_weights[masked] * losses).sum()
         if self.config.mlm_weight > 0:
-            losses = self._mlm(batch, masked_input_ids, bool_masked_words, image_features, rows)
-            loss_mlm = (token_weights[rows] * losses).sum()
+            losses = self._mlm(batch, masked_input_ids, bool_masked_words, image_features, masked)
+            loss_mlm = (token_weights[masked] * losses).sum()
         if own_step:
             self._enqueue_pending()
         return COTSForPreTrainingOutput(
@@ -435,7 +454,8 @@ class COTSForPreTraining(COTSPreTrainedModel):
         """What begin_step would give, without a trace in the model's state: plain means, every pair kept."""
         image_keys, text_keys = self._momentum_keys(batch, {})
         if self.config.center_keys:
-            image_keys, text_keys = (center_keys(keys, key_mean(keys)) for keys in (image_keys, text_keys))
+            means = (key_mean(image_keys), key_mean(text_keys)) if self.key_center is None else self.key_center.means
+            image_keys, text_keys = center_keys(image_keys, means[0]), center_keys(text_keys, means[1])
         kept = torch.ones(len(image_keys), dtype=torch.bool, device=image_keys.device)
         return image_keys, text_keys, kept, torch.full_like(kept, 1 / len(kept), dtype=torch.float32)
 
@@ -446,25 +466,18 @@ class COTSForPreTraining(COTSPreTrainedModel):
         image_keys: torch.Tensor,
         text_keys: torch.Tensor,
         image_ids: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of both directions, the positive in column 0; column j of both stands for the same pair."""
+        pair_numbers: torch.Tensor,
+    ) -> ContrastRows:
+        """What this rank's pairs are compared with: the queue, or the batches of all ranks."""
         temperature = self.cots.temperature
-        if self.config.contrast == "in_batch":
-            counts = row_counts(len(image_ids), image_ids.device)
-            all_images, all_texts = (gather_rows_with_gradient(e, counts) for e in (image_embeds, text_embeds))
-            all_ids = gather_rows(image_ids, counts)
-            own = sum(counts[: rank()]) + torch.arange(len(image_ids), device=image_ids.device)
-            return (
-                in_batch_logits(image_embeds, all_texts, image_ids, all_ids, own, temperature),
-                in_batch_logits(text_embeds, all_images, image_ids, all_ids, own, temperature),
-            )
-        no_negative = self.key_queue.no_negative(image_ids)
-        # Clones, because the queue may be written before a delayed backward.
-        queued_images, queued_texts = self.key_queue.image_keys.clone(), self.key_queue.text_keys.clone()
-        return (
-            contrast_logits(image_embeds, text_keys, queued_texts, no_negative, temperature),
-            contrast_logits(text_embeds, image_keys, queued_images, no_negative, temperature),
-        )
+        if self.key_queue is not None:
+            keys = (image_keys, text_keys, image_ids, pair_numbers)
+            return queue_rows(image_embeds, text_embeds, *keys, self.key_queue, temperature, self.config)
+        counts = row_counts(len(image_ids), image_ids.device)
+        all_images, all_texts = (gather_rows_with_gradient(e, counts) for e in (image_embeds, text_embeds))
+        own = sum(counts[: rank()]) + torch.arange(len(image_ids), device=image_ids.device)
+        embeds, ids = (image_embeds, text_embeds, all_images, all_texts), (image_ids, gather_rows(image_ids, counts))
+        return in_batch_rows(*embeds, *ids, own, temperature, self.config.same_image)
 
     # ------------------------------------------------------------------ token level
 
@@ -479,6 +492,25 @@ class COTSForPreTraining(COTSPreTrainedModel):
         side = self.config.image_tokenizer_config.image_size
         return codebook_pixels(pixel_values, self.config.image_mean, self.config.image_std, side)
 
+    @torch.no_grad()
+    def image_codes(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(n, patches) int64 codes of pictures, in the order of their patches."""
+        return self.image_tokenizer.get_codebook_indices(self.codebook_pixels(pixel_values)).flatten(1)
+
+    def predict_codes(
+        self, masked_hidden: torch.Tensor, bool_masked_pos: torch.Tensor, text_features: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits (masked, codebook_size) of the codes of all masked patches, row by row.
+
+        Args:
+            masked_hidden: (n, 1 + patches, hidden) last hidden state of the masked images.
+            bool_masked_pos: (n, patches).
+            text_features: (n, hidden) global features of the texts before projection.
+        """
+        hidden = masked_hidden[:, -bool_masked_pos.shape[1] :]  # patches come last
+        features = text_features.repeat_interleave(bool_masked_pos.sum(dim=1), dim=0)
+        return self.mvm_classifier(self.mvm_head(hidden[bool_masked_pos], features))
+
     def _mvm(
         self,
         pixel_values: torch.Tensor,
@@ -486,19 +518,19 @@ class COTSForPreTraining(COTSPreTrainedModel):
         bool_masked_pos: torch.Tensor,
         text_features: torch.Tensor,
         rows: torch.Tensor,
+        masked_image: Any = None,
     ) -> torch.Tensor:
-        """L_MVM of each of `rows`: the codes of masked patches from the masked image and the clean text's feature."""
+        """L_MVM of each of `rows`: the codes of masked patches from the masked image and the clean text's feature.
+
+        `masked_image` is the masked pass of all pairs, if the contrast has made it."""
         masked, pixels = bool_masked_pos[rows], pixel_values[rows]
-        if codebook_indices is None:
-            with torch.no_grad():
-                codes = self.image_tokenizer.get_codebook_indices(self.codebook_pixels(pixels)).flatten(1)
+        codes = self.image_codes(pixels) if codebook_indices is None else codebook_indices[rows]
+        if masked_image is None:
+            hidden = self.cots.encode_image(pixels, bool_masked_pos=masked).last_hidden_state
         else:
-            codes = codebook_indices[rows]
-        hidden = self.cots.encode_image(pixels, bool_masked_pos=masked).last_hidden_state
-        hidden = hidden[:, -masked.shape[1] :]  # patches come last
+            hidden = masked_image.last_hidden_state[rows]
         features = text_features.detach() if self.config.detach_global_features else text_features
-        informed = self.mvm_head(hidden[masked], features[rows].repeat_interleave(masked.sum(dim=1), dim=0))
-        return masked_token_loss(self.mvm_classifier(informed), codes[masked], masked)
+        return masked_token_loss(self.predict_codes(hidden, masked, features[rows]), codes[masked], masked)
 
     def _mlm(
         self,

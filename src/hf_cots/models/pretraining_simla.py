@@ -246,7 +246,7 @@ class SimlaForPreTraining(SimlaPreTrainedModel):
 
     def _enqueue_pending(self) -> None:
         if self._pending is not None:
-            self.key_queue.enqueue(*self._pending[:3])
+            self.key_queue.enqueue(*self._pending)
         self._pending = None
 
     @torch.no_grad()
@@ -317,7 +317,7 @@ class SimlaForPreTraining(SimlaPreTrainedModel):
             "masked_input_ids": masked_input_ids,
             "bool_masked_words": bool_masked_words,
         }
-        if masked_input_ids is None and self.config.needs_masks:
+        if masked_input_ids is None and self.config.uses_masks:
             masks = draw_masks_by_number(self.config, input_ids, attention_mask, step["pair_numbers"])
         codes = {"codebook_indices": codebook_indices, "codebook_pixel_values": codebook_pixel_values}
         output = self._losses(len(input_ids), **_never_empty(inputs | step | masks | codes))

@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -44,24 +44,47 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
-    """What is trained and evaluated on."""
+class ImageTokenizerArguments:
+    """Which image tokenizer is trained."""
+
+    model: str | None = field(default=None, metadata={"help": "Image tokenizer to go on from: Hub id or folder."})
+    config: dict | str | None = field(
+        default=None,
+        metadata={"help": 'Fields of COTSImageTokenizerConfig, as JSON or as a YAML mapping: {"codebook_size": 512}.'},
+    )
+
+
+@dataclass
+class PictureArguments:
+    """Which pictures are trained and evaluated on."""
 
     train_data: str = field(metadata={"help": "Hub id, folder, parquet, CSV, JSON lines, or tars; globs work."})
     eval_data: str | None = field(default=None, metadata={"help": "The same for evaluation."})
     train_split: str = field(default="train", metadata={"help": "Split of a Hub data set."})
     eval_split: str = field(default="test", metadata={"help": "Split of a Hub data set."})
     image_column: str = field(default="image", metadata={"help": "Column of pictures or paths."})
-    caption_column: str = field(default="caption", metadata={"help": "Column of texts, or of lists of texts."})
-    image_id_column: str | None = field(
-        default=None, metadata={"help": "Column whose equal cells mean the same picture; by default path or row."}
-    )
     streaming: bool = field(
         default=False, metadata={"help": "Read the training data as needed, without a copy or an index (--max_steps)."}
     )
     shuffle_block: int = field(default=1000, metadata={"help": "Pairs of a stream that are shuffled together."})
     min_scale: float = field(default=0.2, metadata={"help": "Smallest random crop, as a share of the picture's area."})
     flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
+
+
+@dataclass
+class DataArguments(PictureArguments):
+    """Which pairs are trained and evaluated on."""
+
+    caption_column: str = field(default="caption", metadata={"help": "Column of texts, or of lists of texts."})
+    image_id_column: str | None = field(
+        default=None, metadata={"help": "Column whose equal cells mean the same picture; by default path or row."}
+    )
+    keep_mask: str | None = field(
+        default=None, metadata={"help": "keep_mask.json of `hf-cots audit`: pairs of the training data to leave out."}
+    )
+    code_cache: str | None = field(
+        default=None, metadata={"help": "Folder of `hf-cots tokenize`: codes are read from it where it has them."}
+    )
 
 
 @dataclass
@@ -82,6 +105,28 @@ class COTSTrainingArguments(TrainingArguments):
     )
 
 
+@dataclass
+class DVAETrainingArguments(TrainingArguments):
+    """transformers' training arguments with DALL-E's values (Ramesh et al. 2021, appendix A.2): AdamW with a cosine
+    from 1e-4 to 1.25e-6, and two schedules. Theirs ran 150,000 and 5,000 of 3 million updates; here they are shares
+    of all steps, and the learning rate falls until the last one."""
+
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Items are pairs, not columns."})
+    learning_rate: float = field(default=1e-4)
+    lr_scheduler_type: str = field(default="cosine_with_min_lr")
+    lr_scheduler_kwargs: dict | str | None = field(default_factory=lambda: {"min_lr_rate": 0.0125})
+    weight_decay: float = field(default=1e-4)
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "So that each picture weighs the same."})
+    logging_steps: float = field(default=10)
+    final_temperature: float = field(
+        default=1 / 16, metadata={"help": "Of the Gumbel-softmax, which begins at the config's gumbel_temperature."}
+    )
+    temperature_share: float = field(default=0.05, metadata={"help": "Share of the steps in which it gets there."})
+    kl_share: float = field(
+        default=1 / 600, metadata={"help": "Share of the steps in which the KL weight rises to the config's."}
+    )
+
+
 def flags_of(settings: dict) -> list[str]:
     """A recipe's mapping as command-line flags; entries without a value keep the flag's default."""
     flags = []
@@ -98,12 +143,12 @@ def flags_of(settings: dict) -> list[str]:
     return flags
 
 
-def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, COTSTrainingArguments]:
-    """Flags, or one YAML or JSON file with flags on top: `recipe.yaml --learning_rate 1e-4`.
+def parse_flags(kinds: tuple[type, ...], argv: list[str] | None, description: str) -> tuple[Any, ...]:
+    """One object of each of the dataclasses `kinds`, from flags, or from one YAML or JSON file with flags on top.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if it holds no mapping, or the overrides are no JSON or no mapping.
+        ValueError: if it holds no mapping.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
@@ -112,15 +157,33 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         if not isinstance(settings, dict):
             raise ValueError(f"{recipe} must hold a mapping of flags to values, got {type(settings).__name__}")
         argv = flags_of(settings) + argv[1:]
-    parser = HfArgumentParser(
-        (ModelArguments, DataArguments, COTSTrainingArguments), description="Train COTS on image-text pairs."
-    )
-    model, data, training = parser.parse_args_into_dataclasses(args=argv)
-    if isinstance(model.config_overrides, str):
+    return HfArgumentParser(kinds, description=description).parse_args_into_dataclasses(args=argv)
+
+
+def fields_of(flag: str, value: dict | str | None) -> dict | None:
+    """The mapping of fields to values that a flag gives as JSON.
+
+    Raises:
+        ValueError: if it is no JSON or no mapping.
+    """
+    if isinstance(value, str):
         try:
-            model.config_overrides = json.loads(model.config_overrides)
+            value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise ValueError(f"--config_overrides is no JSON: {error}") from None
-    if not isinstance(model.config_overrides, dict | None):
-        raise ValueError(f"--config_overrides must be a mapping of fields to values, got {model.config_overrides!r}")
+            raise ValueError(f"--{flag} is no JSON: {error}") from None
+    if not isinstance(value, dict | None):
+        raise ValueError(f"--{flag} must be a mapping of fields to values, got {value!r}")
+    return value
+
+
+def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, COTSTrainingArguments]:
+    """Flags, or one YAML or JSON file with flags on top: `recipe.yaml --learning_rate 1e-4`.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it holds no mapping, or the overrides are no JSON or no mapping.
+    """
+    kinds = (ModelArguments, DataArguments, COTSTrainingArguments)
+    model, data, training = parse_flags(kinds, argv, "Train COTS on image-text pairs.")
+    model.config_overrides = fields_of("config_overrides", model.config_overrides)
     return model, data, training

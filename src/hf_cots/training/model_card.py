@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..evaluation.tables import markdown_table
-from ..models import COTSConfig, SimlaConfig
+from ..models import COTSConfig, COTSImageTokenizerConfig, SimlaConfig
 
 
 CARD = """---
@@ -59,6 +59,66 @@ weights, and this is not their model.""",
 a text and a picture together. Trained with [hf_cots](https://pypi.org/project/hf-cots/); these are not the authors'
 weights.""",
 }
+
+
+IMAGE_TOKENIZER_CARD = """---
+{{ card_data }}
+---
+
+# {{ model_name }}
+
+An image tokenizer for [hf_cots](https://pypi.org/project/hf-cots/): a discrete VAE in the shape of DALL-E's (Ramesh et
+al., *Zero-Shot Text-to-Image Generation*, 2021, [arXiv 2102.12092](https://arxiv.org/abs/2102.12092)) that turns a
+picture of {{ side }} x {{ side }} pixels into {{ grid }} x {{ grid }} of {{ codes }} codes, and back. These are not
+OpenAI's weights.
+
+## Use
+
+```python
+from transformers import AutoModel
+
+tokenizer = AutoModel.from_pretrained("{{ model_name }}", trust_remote_code=True)
+codes = tokenizer.get_codebook_indices(pixels)  # pixels (n, 3, {{ side }}, {{ side }}) in [0, 1]
+tokenizer.decode(codes)  # pixels again
+```
+
+## Training
+
+{{ training }} Reconstruction: {{ reconstruction }}, KL weight {{ kl_weight }}.
+
+## Results
+
+{{ results }}
+"""
+
+
+def write_image_tokenizer_card(
+    folder: Path | str,
+    config: COTSImageTokenizerConfig,
+    training: str,
+    results: dict[str, float],
+    data_name: str | None,
+    model_name: str,
+) -> None:
+    """Write `README.md` with the card into an image tokenizer's folder.
+
+    Args:
+        folder, config, training, model_name: as for [`write_model_card`].
+        results: of [`evaluate_image_tokenizer`] on `data_name`; empty if it was not evaluated.
+    """
+    table = "".join(f"| {name} | {value:.5g} |\n" for name, value in results.items())
+    ModelCard.from_template(
+        ModelCardData(library_name="transformers", tags=["hf_cots", "image-tokenizer"], model_name=model_name),
+        template_str=IMAGE_TOKENIZER_CARD,
+        model_name=model_name,
+        training=training,
+        side=config.image_size,
+        grid=config.grid_size,
+        codes=config.codebook_size,
+        reconstruction=config.reconstruction,
+        kl_weight=config.kl_weight,
+        results=f"On `{data_name}`, pixels in [0, 1]:\n\n| | |\n|---|---|\n{table}" if results else "Not evaluated.",
+    ).save(Path(folder) / "README.md")
 
 
 def write_model_card(

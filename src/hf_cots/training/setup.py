@@ -15,7 +15,17 @@ from transformers import (
 )
 
 from ..conversion import simla_tokenizer
-from ..data import COTSCollator, PairDataset, PairStream, RandomCropFlip, load_pairs, load_stream
+from ..data import (
+    CodeCache,
+    CodeSettings,
+    COTSCollator,
+    PairDataset,
+    PairStream,
+    RandomCropFlip,
+    load_pairs,
+    load_stream,
+)
+from ..data.keep_mask import apply_keep_mask
 from ..models import (
     COTSConfig,
     COTSForPreTraining,
@@ -33,7 +43,14 @@ logger = logging.getLogger(__name__)
 PreTraining = COTSForPreTraining | SimlaForPreTraining
 MODELS: dict[str, type[PreTraining]] = {"cots": COTSForPreTraining, "simla": SimlaForPreTraining}
 # What LoRA trains in full: everything new. The momentum encoder's share of it stays frozen.
-BESIDE_TOWERS = ("cots.visual_projection", "cots.text_projection", "mvm_", "mlm_", "cots.log_temperature")
+BESIDE_TOWERS = (
+    "cots.visual_projection",
+    "cots.text_projection",
+    "mvm_",
+    "mlm_",
+    "cots.log_temperature",
+    "logit_bias",
+)
 TOWERS = {"vision": "vision_model", "text": "text_model"}
 
 
@@ -234,15 +251,51 @@ def build_data(
     columns = (arguments.image_column, arguments.caption_column, arguments.image_id_column)
     report = Path(training.output_dir) / "broken_images.jsonl"
     source = (arguments.train_data, *columns, arguments.train_split, training.seed, report)
+    if arguments.streaming and arguments.keep_mask:
+        raise ValueError("--keep_mask needs pairs that can be counted: leave out --streaming")
     train = load_stream(*source, arguments.shuffle_block) if arguments.streaming else load_pairs(*source)
+    if arguments.keep_mask:
+        apply_keep_mask(train, arguments.keep_mask)
     if arguments.eval_data is None:
         return train, None
     return train, load_pairs(arguments.eval_data, *columns, arguments.eval_split)
 
 
+def build_augmentation(config: COTSConfig | SimlaConfig, arguments: DataArguments) -> RandomCropFlip:
+    """Crops and flips as the flags say."""
+    return RandomCropFlip(config.vision_config.image_size, arguments.min_scale, arguments.flip)
+
+
+def build_code_cache(model: PreTraining, arguments: DataArguments, seed: int) -> CodeCache | None:
+    """The codes that `--code_cache` names, if it names any.
+
+    Raises:
+        FileNotFoundError, ValueError: if the folder is not there, was made with another tokenizer, crop, size or seed,
+            or masked image modelling, which needs codes, is off.
+    """
+    if arguments.code_cache is None:
+        return None
+    config = model.config
+    if getattr(config, config.code_weight) == 0:
+        raise ValueError(f"--code_cache is for masked image modelling, but {config.code_weight} is 0")
+    settings = CodeSettings.of(
+        model.image_tokenizer,
+        config.image_tokenizer_config.image_size,
+        build_augmentation(config, arguments),
+        config.image_mean,
+        config.image_std,
+        seed,
+    )
+    cache = CodeCache(arguments.code_cache, settings)
+    logger.info("the codes of %d crops are read from %s, others are computed", len(cache), arguments.code_cache)
+    return cache
+
+
 def build_collator(
-    processor: COTSProcessor, config: COTSConfig | SimlaConfig, arguments: DataArguments
+    processor: COTSProcessor,
+    config: COTSConfig | SimlaConfig,
+    arguments: DataArguments,
+    code_cache: CodeCache | None = None,
 ) -> COTSCollator:
-    """Batches with the flags' augmentation."""
-    augmentation = RandomCropFlip(config.vision_config.image_size, arguments.min_scale, arguments.flip)
-    return COTSCollator(processor, config, augmentation)
+    """Batches with the flags' augmentation, and with codes where the cache has them."""
+    return COTSCollator(processor, config, build_augmentation(config, arguments), code_cache)

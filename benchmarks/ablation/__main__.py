@@ -1,0 +1,114 @@
+"""`python -m benchmarks.ablation run | plan | summary`: see `make ablation`.
+
+A run whose line is in the file of results is not repeated; one that was killed starts again.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .measure import measure
+from .plan import Recipes
+from .results import Results
+from .sets import AblationSet
+from .summary import markdown
+from .timing import cost_of
+
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train the recipes, and compare them.")
+
+RESULTS = Path("benchmarks/results/ablation.jsonl")
+OVERHEAD = 20.0  # seconds of a run beside its steps: loading, evaluation
+
+Sets = Annotated[list[str], typer.Option("--set", help="emoji, openclipart; replaces the stages' own, as below.")]
+Inits = Annotated[list[str], typer.Option("--init", help="scratch, text, frozen_text.")]
+Rows = Annotated[list[str], typer.Option("--row", help="Rows of recipes.yaml.")]
+Batches = Annotated[list[int], typer.Option("--batch", help="Pairs of a step.")]
+Steps = Annotated[list[int], typer.Option("--steps", help="Optimizer steps of CLIP's loss.")]
+Budgets = Annotated[list[str], typer.Option("--budget", help="steps, time.")]
+Noises = Annotated[list[float], typer.Option("--noise", help="Share of the training captions that are shuffled.")]
+Seeds = Annotated[list[int], typer.Option("--seed", help="Of data order, weights, masks.")]
+Where = Annotated[Path, typer.Option(help="The file of results, JSON lines.")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="Every row for a few steps.")]
+
+
+@app.command()
+def run(
+    minutes: Annotated[float | None, typer.Option(help="Begin no run that would end later than this.")] = None,
+    sets: Sets = [],  # noqa: B006 (typer copies them)
+    inits: Inits = [],  # noqa: B006
+    rows: Rows = [],  # noqa: B006
+    batches: Batches = [],  # noqa: B006
+    steps: Steps = [],  # noqa: B006
+    budgets: Budgets = [],  # noqa: B006
+    noises: Noises = [],  # noqa: B006
+    seeds: Seeds = [],  # noqa: B006
+    results: Where = RESULTS,
+    work: Annotated[Path, typer.Option(help="Folder for data sets, image tokenizers, timings.")] = Path(
+        "runs/ablation"
+    ),
+    deb: Annotated[Path | None, typer.Option(help="The package openclipart-svg; else apt downloads it.")] = None,
+    smoke: Smoke = False,
+) -> None:
+    """Train what is not there yet, the most informative first."""
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    recipes, table = Recipes(), Results(results)
+    dimensions = {"sets": sets, "inits": inits, "rows": rows, "batches": batches, "steps": steps}
+    dimensions |= {"budgets": budgets, "noises": noises, "seeds": seeds}
+    runs = recipes.runs(smoke, **dimensions)
+    finished = table.finished()
+    todo = [one for one in runs if recipes.key(one) not in finished]
+    typer.echo(f"{len(runs)} runs, {len(runs) - len(todo)} of them in {results}")
+    work.mkdir(parents=True, exist_ok=True)
+    prepared: dict[str, AblationSet] = {}
+    for number, one in enumerate(todo, start=1):
+        if deadline and time.monotonic() + OVERHEAD > deadline:
+            typer.echo(f"time is up: {len(todo) - number + 1} runs are left for the next call")
+            break
+        if one.set not in prepared:
+            prepared[one.set] = AblationSet.prepared(one.set, work, deb)
+        data = prepared[one.set]
+        length = one.steps
+        if deadline or one.budget == "time":
+            cost = cost_of(recipes, one, data, work, smoke)
+            length = one.steps if one.budget == "steps" else max(1, round(one.steps / cost["ratio"]))
+            if deadline and time.monotonic() + length * cost["seconds"] + OVERHEAD > deadline:
+                typer.echo(f"no time for {one}: {length * cost['seconds']:.0f} s")
+                continue
+        with tempfile.TemporaryDirectory() as output:
+            line = measure(recipes, one, data, Path(output), length, smoke)
+        table.append(line)
+        recalls = {name: round(values["R@10"], 1) for name, values in line["metrics"].items()}
+        typer.echo(f"{number}/{len(todo)} {one}: R@10 {recalls}, {line['seconds']:.0f} s")
+
+
+@app.command()
+def plan(results: Where = RESULTS, smoke: Smoke = False) -> None:
+    """Print all runs in their order, and which are done."""
+    recipes, finished = Recipes(), Results(results).finished()
+    for one in recipes.runs(smoke):
+        typer.echo(f"{'done' if recipes.key(one) in finished else '    '}  {recipes.key(one)}  {one}")
+
+
+@app.command()
+def summary(
+    results: Where = RESULTS,
+    output: Annotated[Path | None, typer.Option(help="Markdown file; else it is printed.")] = None,
+) -> None:
+    """Tables with means over seeds, intervals, and paired tests against CLIP's loss."""
+    lines = Results(results).lines()
+    if not lines:
+        typer.echo(f"error: no results in {results}", err=True)
+        raise typer.Exit(2)
+    text = markdown(lines)
+    if output is None:
+        typer.echo(text)
+    else:
+        output.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,174 @@
+"""One run: train, rank every query, ask the token level and the filter how they fared."""
+
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import machine
+from hf_cots.data import PairBatches, PairDataset
+from hf_cots.demo.recipe import text_tower_folder
+from hf_cots.evaluation.audit import audit_pairs
+from hf_cots.evaluation.encoders import DualEncoder, encode_pairs
+from hf_cots.evaluation.metrics import KS
+from hf_cots.evaluation.retrieval import rank_both
+from hf_cots.train import build_trainer
+from hf_cots.training import COTSTrainer
+from hf_cots.training.arguments import flags_of, parse_arguments
+from hf_cots.training.token_gain import token_level_gain
+
+from .plan import Recipes, Run
+from .sets import AblationSet
+
+
+WINDOWS = 10  # parts of a run in which the filter is judged
+LAST = 0.2  # share of the run over which final losses are averaged
+
+
+class WatchedTrainer(COTSTrainer):
+    """Keeps what the filter decided of each pair, in the order in which they came."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.kept: list[bool] = []
+
+    def get_batch_samples(self, *args, **kwargs):
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        for batch in batches:
+            self.kept.extend(batch["kept"].tolist())
+        return batches, num_items
+
+    def order(self) -> Iterator[int]:
+        """The pairs in the order in which they came, without end: a pure function of the seed."""
+        batches = PairBatches(len(self.train_dataset), self.args.train_batch_size, self.args.seed)
+        epoch = 0
+        while True:
+            batches.set_epoch(epoch)
+            for batch in batches:
+                yield from (index for _, index in batch)
+            epoch += 1
+
+
+def trainer_of(recipes: Recipes, run: Run, data: AblationSet, output: Path, steps: int, smoke: bool) -> WatchedTrainer:
+    """The run's trainer, ready to start."""
+    flags = recipes.flags(run, steps)
+    flags["text"] = text_tower_folder() if flags["text"] == "{minilm}" else flags["text"]
+    overrides = flags["config_overrides"]
+    flags |= {
+        "tokenizer": text_tower_folder(),
+        "image_tokenizer": data.image_tokenizer(smoke) if overrides["mvm_weight"] > 0 else None,
+        "train_data": data.train_file(run.noise, run.seed),
+        "caption_column": "text",
+        "image_id_column": "name",
+        "output_dir": output,
+        "logging_steps": max(1, steps // 50),
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    trainer = build_trainer(*parse_arguments(flags_of(flags)), WatchedTrainer)
+    assert isinstance(trainer, WatchedTrainer)
+    return trainer
+
+
+def measure(
+    recipes: Recipes, run: Run, data: AblationSet, output: Path, steps: int, smoke: bool = False
+) -> dict[str, Any]:
+    """Train and evaluate one run.
+
+    Args:
+        recipes, run: what.
+        data: prepared.
+        output: a folder for what training leaves behind.
+        steps: how many optimizer steps.
+        smoke: with an image tokenizer of a few steps.
+
+    Returns:
+        The line of results.
+    """
+    trainer = trainer_of(recipes, run, data, output, steps, smoke)
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    gallery, model = data.gallery(), trainer.model
+    model.eval()
+    line: dict[str, Any] = {
+        "run": recipes.key(run),
+        "recipe": asdict(run),
+        "trained_steps": steps,
+        "seconds": round(seconds, 2),
+        **commit(),
+        "machine": machine(str(model.device)),
+        "data": {"train": len(trainer.train_dataset), "test": gallery.fingerprint()},
+        "losses": final_losses(trainer.state.log_history, steps),
+    }
+    line |= retrieval(model.cots, trainer.processing_class, gallery)
+    if model.config.uses_masks:
+        line["token_gain"] = token_level_gain(model, trainer.processing_class, gallery)
+    if run.noise:
+        line["noise"] = noise_report(trainer)
+    return line
+
+
+def commit() -> dict[str, Any]:
+    """The commit of the code, and whether files differ from it."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "-uno"))}
+
+
+def final_losses(history: list[dict[str, float]], steps: int) -> dict[str, float]:
+    """Means of what was logged over the last part of the run."""
+    logs = [entry for entry in history if "loss_instance" in entry]
+    last = [entry for entry in logs if entry["step"] > (1 - LAST) * steps] or logs[-1:]
+    left_out = {"step", "epoch", "learning_rate", "pairs_per_second", "broken_images"}
+    return {name: round(statistics.mean(e[name] for e in last), 5) for name in last[0] if name not in left_out}
+
+
+def retrieval(model, processor, gallery: PairDataset) -> dict[str, Any]:
+    """`metrics` of both directions in percent, `ranks` of each query (from 1), and `query_ids`, small numbers that are
+    equal for queries of one picture."""
+    directions = rank_both(encode_pairs(DualEncoder(model, processor), gallery))
+    line: dict[str, Any] = {"metrics": {}, "ranks": {}, "query_ids": {}}
+    for name, direction in directions.items():
+        metrics = direction.metrics()
+        line["metrics"][name] = {k: metrics[k] for k in (*(f"R@{k}" for k in KS), "queries")}
+        line["ranks"][name] = direction.columns["rank"].tolist()
+        line["query_ids"][name] = np.searchsorted(np.unique(gallery.image_ids), direction.query_ids).tolist()
+    return line
+
+
+def noise_report(trainer: WatchedTrainer) -> dict[str, Any]:
+    """Precision and recall of the filter in ten parts of the run, and of an audit with the trained model.
+
+    Returns:
+        `filter`: for each part `{"steps", "dropped", "precision", "recall"}`, the precision None where nothing was
+        dropped. `audit_precision`: the share of mismatches among as many of the most suspect pairs as there are.
+    """
+    table = trainer.train_dataset.table
+    planted = np.array([a != b for a, b in zip(table["text"], table["name"])])
+    order, kept = trainer.order(), np.array(trainer.kept)
+    wrong = planted[[index for index, _ in zip(order, kept)]]
+    parts = []
+    for part in np.array_split(np.arange(len(kept)), WINDOWS):
+        dropped, bad = ~kept[part], wrong[part]
+        found = int((dropped & bad).sum())
+        parts.append(
+            {
+                "until_step": round((part[-1] + 1) / len(kept) * trainer.state.global_step),
+                "dropped": float(dropped.mean()),
+                "precision": found / int(dropped.sum()) if dropped.any() else None,
+                "recall": found / int(bad.sum()) if bad.any() else None,
+            }
+        )
+    audit = audit_pairs(DualEncoder(trainer.model.cots, trainer.processing_class), trainer.train_dataset)
+    suspects = audit.order[: planted.sum()]
+    return {"planted": int(planted.sum()), "filter": parts, "audit_precision": float(planted[suspects].mean())}

@@ -1,0 +1,114 @@
+"""Which runs the recipes ask for, in which order, and the flags of each."""
+
+import hashlib
+import itertools
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+RECIPES = Path(__file__).with_name("recipes.yaml")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Args:
+        set, init, row: names in the recipes.
+        batch, seed: of the training.
+        steps: how many CLIP's loss takes.
+        budget: `"steps"`, as many as CLIP's; `"time"`, as many as fit the time that CLIP's take.
+        noise: share of the training captions that are shuffled.
+    """
+
+    set: str
+    init: str
+    row: str
+    batch: int
+    steps: int
+    budget: str
+    noise: float
+    seed: int
+
+    def __str__(self) -> str:
+        noise = f", {self.noise:.0%} noise" if self.noise else ""
+        return (
+            f"{self.row} on {self.set}, {self.init}, batch {self.batch}, {self.steps} steps by {self.budget}{noise}, "
+            f"seed {self.seed}"
+        )
+
+    @property
+    def group(self) -> tuple:
+        """Runs that may be compared: all but row and seed."""
+        return (self.set, self.init, self.batch, self.steps, self.budget, self.noise)
+
+
+class Recipes:
+    """The file of recipes.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+    """
+
+    def __init__(self, path: Path = RECIPES):
+        self.content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+
+    def runs(self, smoke: bool = False, **chosen: list) -> list[Run]:
+        """All runs in their order, each once.
+
+        Args:
+            smoke: those of the smoke stages.
+            chosen: replaces a dimension of every stage (`sets`, `inits`, `rows`, ...); empty lists replace nothing.
+
+        Raises:
+            ValueError: naming the value that the recipes do not know.
+        """
+        runs: dict[Run, None] = {}
+        for stage in self.content["smoke" if smoke else "stages"]:
+            grid = stage | {name: values for name, values in chosen.items() if values}
+            if grid["rows"] == "all":
+                grid["rows"] = list(self.content["rows"])
+            self._check(grid)
+            names = ("sets", "inits", "batches", "steps", "noises", "seeds", "budgets", "rows")
+            for of_set, init, batch, steps, noise, seed, budget, row in itertools.product(*(grid[n] for n in names)):
+                if row != "clip" or budget == "steps":  # CLIP's own time is that of its steps
+                    runs[Run(of_set, init, row, batch, steps, budget, noise, seed)] = None
+        return list(runs)
+
+    def _check(self, grid: dict[str, list]) -> None:
+        known = {"inits": self.content["inits"], "rows": self.content["rows"], "batches": self.content["batches"]}
+        known |= {"sets": ("emoji", "openclipart"), "budgets": ("steps", "time")}
+        for name, values in known.items():
+            for value in grid[name]:
+                if value not in values:
+                    raise ValueError(f"the recipes know no {name} '{value}'; there are {', '.join(map(str, values))}")
+
+    def flags(self, run: Run, steps: int | None = None) -> dict[str, Any]:
+        """The flags of `hf_cots.train` that a run's recipe fixes, all but paths.
+
+        Args:
+            run: which.
+            steps: how many it takes; the run's own by default.
+        """
+        steps = run.steps if steps is None else steps
+        size, row = dict(self.content["batches"][run.batch]), self.content["rows"][run.row]
+        shares = {name: round(share * steps) for name, share in self.content["shares_of_steps"].items()}
+        rate = size.pop("learning_rate")
+        return {
+            **self.content["flags"],
+            **self.content["inits"][run.init],
+            "learning_rate": rate,
+            "max_steps": steps,
+            "per_device_train_batch_size": run.batch,
+            "seed": run.seed,
+            "config_overrides": self.content["config"] | size | shares | row,
+        }
+
+    def key(self, run: Run) -> str:
+        """12 hex digits that stand for the run and all its flags: another recipe is another run."""
+        text = json.dumps([asdict(run), self.flags(run)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]

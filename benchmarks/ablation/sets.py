@@ -1,0 +1,99 @@
+"""The data sets as the ablation uses them: training captions, shuffled or not, and galleries of unseen concepts."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hf_cots import COTSImageTokenizerConfig
+from hf_cots.data import PairDataset, load_pairs
+from hf_cots.data.emoji import write_emoji_set
+from hf_cots.data.openclipart import write_openclipart_set
+from hf_cots.data.sources import load_table
+from hf_cots.demo.recipe import TEST_STYLE, DemoRecipe
+from hf_cots.training.image_tokenizer import train_image_tokenizer
+
+
+def shuffled(texts: list[str], share: float, seed: int) -> list[str]:
+    """The texts, of which a share has changed places: a pure function of its arguments.
+
+    Args:
+        texts: of all pairs.
+        share: of the pairs whose text becomes another one; at least two where it is not 0.
+        seed: chooses which.
+    """
+    if share == 0:
+        return list(texts)
+    generator = np.random.Generator(np.random.Philox(key=[seed, 0x6E6F]))
+    chosen = generator.permutation(len(texts))[: max(2, round(share * len(texts)))]
+    mixed, taken = list(texts), chosen
+    for _ in range(len(chosen)):
+        taken = np.roll(taken, 1)
+        if all(texts[i].casefold() != texts[j].casefold() for i, j in zip(chosen, taken)):
+            break
+    else:  # every rotation puts a text beside its equal: those few pairs stay as they were
+        taken = np.roll(chosen, 1)
+    for i, j in zip(chosen, taken):
+        mixed[i] = texts[j]
+    return mixed
+
+
+@dataclass(frozen=True)
+class AblationSet:
+    """One data set below `folder`, prepared once.
+
+    Args:
+        name: "emoji" or "openclipart".
+        folder: with `train/` and `test/`.
+    """
+
+    name: str
+    folder: Path
+
+    @classmethod
+    def prepared(cls, name: str, work: Path, deb: Path | None = None) -> "AblationSet":
+        """Write the set unless it is there.
+
+        Raises:
+            ModuleNotFoundError, FileNotFoundError: as the sets' own functions say.
+        """
+        folder = work / name
+        if name == "emoji":
+            write_emoji_set(folder, seed=0)
+        else:
+            write_openclipart_set(folder, deb, seed=0)
+        return cls(name, folder)
+
+    def train_file(self, noise: float, seed: int) -> Path:
+        """JSON lines of training pairs: `image`, `text`, the picture's true `name`. Rows of equal names are no
+        negatives of each other, whatever their texts have become."""
+        path = self.folder / (f"train-{noise}-{seed}.jsonl" if noise else "train.jsonl")
+        lines = (self.folder / "train" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        texts = shuffled([row["text"] for row in rows], noise, seed)
+        pairs = [
+            {"image": f"train/{row['file_name']}", "text": text, "name": row["text"]} for row, text in zip(rows, texts)
+        ]
+        path.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8")
+        return path
+
+    def gallery(self) -> PairDataset:
+        """Pictures of unseen concepts; of the emoji, one drawing each."""
+        table = load_table(str(self.folder / "test"))
+        if self.name == "emoji":
+            table = table.filter(lambda row: row["style"] == TEST_STYLE)
+        return PairDataset(table, "image", "text", "text", name=f"{self.name}, unseen concepts")
+
+    def image_tokenizer(self, smoke: bool = False) -> Path:
+        """The folder of an image tokenizer trained on the training pictures, the same one for every row."""
+        folder, draft = self.folder / "image_tokenizer", self.folder / "image_tokenizer.draft"
+        if not folder.is_dir():
+            recipe = DemoRecipe.smoke() if smoke else DemoRecipe()
+            pairs = load_pairs(str(self.train_file(0, 0)), "image", "text", "name")
+            config = COTSImageTokenizerConfig(**recipe.tokenizer_config)
+            train_image_tokenizer(
+                config, pairs, draft, recipe.tokenizer_steps, recipe.tokenizer_batch, learning_rate=5e-3
+            )
+            draft.rename(folder)
+        return folder

@@ -1,0 +1,147 @@
+"""Results as Markdown: means over seeds, bootstrap intervals, and paired tests against CLIP's loss.
+
+What is compared is rsum, the sum of R@1, R@5 and R@10 of both directions. Queries of one picture succeed and fail
+together: pictures are resampled and exchanged, not queries, and both directions share each draw.
+"""
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+
+KS = (1, 5, 10)
+DIRECTIONS = ("text_to_image", "image_to_text")
+DRAWS = 10_000
+BASELINE = "clip"
+
+
+def shares(line: dict[str, Any]) -> np.ndarray:
+    """(pictures,) float64: what each picture's queries add to rsum, in percent points."""
+    pictures = 1 + max(max(line["query_ids"][direction]) for direction in DIRECTIONS)
+    total = np.zeros(pictures)
+    for direction in DIRECTIONS:
+        ranks = np.asarray(line["ranks"][direction])
+        hits = sum((ranks <= k).astype(np.float64) for k in KS)
+        total += 100 * np.bincount(line["query_ids"][direction], hits, pictures) / len(ranks)
+    return total
+
+
+def interval(of_seeds: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """The central 95% of the mean over seeds of (seeds, pictures) shares, when seeds and pictures are both drawn with
+    replacement: other trainings, and other queries to this gallery."""
+    generator, (seeds, pictures) = np.random.default_rng(seed), of_seeds.shape
+    means = np.empty(DRAWS)
+    for draw in range(DRAWS):
+        chosen = of_seeds[generator.integers(seeds, size=seeds)].mean(axis=0)
+        means[draw] = chosen[generator.integers(pictures, size=pictures)].sum()
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def p_value(differences: np.ndarray, seed: int = 0) -> float:
+    """Paired randomisation test, two-sided, of (pictures,) differences averaged over seeds: how often exchanging the
+    two recipes' outcomes, picture by picture, gives a difference as large."""
+    signs = 1.0 - 2.0 * np.random.default_rng(seed).integers(2, size=(DRAWS, len(differences)), dtype=np.int8)
+    room = 1e-9 * np.abs(differences).sum()
+    at_least = (np.abs(signs @ differences) >= abs(differences.sum()) - room).sum()
+    return float((1 + at_least) / (1 + DRAWS))
+
+
+def groups(lines: list[dict[str, Any]]) -> dict[tuple, dict[str, dict[int, dict[str, Any]]]]:
+    """Lines by (set, init, batch, nominal steps, noise, budget), then by row and seed; the newest of equal ones."""
+    found: dict[tuple, dict[str, dict[int, dict[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
+    for line in lines:
+        recipe = line["recipe"]
+        key = tuple(recipe[name] for name in ("set", "init", "batch", "steps", "noise", "budget"))
+        found[key][recipe["row"]][recipe["seed"]] = line
+    for key, rows in found.items():
+        if key[-1] == "time":  # CLIP's time is its own steps'
+            rows[BASELINE] |= found.get((*key[:-1], "steps"), {}).get(BASELINE, {})
+    return found
+
+
+def table(rows: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
+    """One group as a Markdown table, the best rsum first."""
+    lines = [
+        "| row | seeds | steps | seconds | text-to-image R@1 / 5 / 10 | image-to-text R@1 / 5 / 10 | rsum [95%] | "
+        "less clip [95%] | p | MVM, MLM rise |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    means = {row: np.mean([shares(line).sum() for line in seeds.values()]) for row, seeds in rows.items() if seeds}
+    for row in sorted(means, key=lambda name: -means[name]):
+        lines.append(table_row(row, rows[row], rows.get(BASELINE, {})))
+    return lines
+
+
+def table_row(row: str, seeds: dict[int, dict[str, Any]], baseline: dict[int, dict[str, Any]]) -> str:
+    runs = list(seeds.values())
+
+    def mean(of) -> float:
+        return float(np.mean([of(line) for line in runs]))
+
+    recalls = [
+        " / ".join(f"{mean(lambda line, d=direction, k=k: line['metrics'][d][f'R@{k}']):.1f}" for k in KS)
+        for direction in DIRECTIONS
+    ]
+    own = np.stack([shares(line) for line in runs])
+    low, high = interval(own)
+    against, p = "", ""
+    common = sorted(set(seeds) & set(baseline))
+    if row != BASELINE and common:
+        paired = np.stack([shares(seeds[seed]) - shares(baseline[seed]) for seed in common])
+        ends = interval(paired)
+        against = f"{paired.mean(axis=0).sum():+.1f} [{ends[0]:+.1f}, {ends[1]:+.1f}]"
+        p = f"{p_value(paired.mean(axis=0)):.3f}"
+    gains = [rise(level, runs) for level in ("mvm", "mlm")]
+    cells = [
+        row,
+        len(runs),
+        f"{mean(lambda line: line['trained_steps']):.0f}",
+        f"{mean(lambda line: line['seconds']):.0f}",
+    ]
+    cells += [*recalls, f"{own.mean(axis=0).sum():.1f} [{low:.1f}, {high:.1f}]", against, p, ", ".join(gains)]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def rise(level: str, runs: list[dict[str, Any]]) -> str:
+    """By how many percent a token loss rises with a stranger's feature, or "-" where the level is off."""
+    gains = [line["token_gain"][level] for line in runs if level in line.get("token_gain", {})]
+    return f"{np.mean([100 * gain['rise'] / gain['loss'] for gain in gains]):+.1f}%" if gains else "-"
+
+
+def noise_table(rows: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
+    """What the filter dropped over time, of the rows that have a noise report."""
+    lines = [
+        "| row | precision / recall of the filter, in tenths of the run | precision of the audit |",
+        "|---|---|---|",
+    ]
+    for row, seeds in sorted(rows.items()):
+        reports = [line["noise"] for line in seeds.values() if "noise" in line]
+        if not reports:
+            continue
+        parts = []
+        for tenth in zip(*(report["filter"] for report in reports)):
+            pair = [
+                [part[name] for part in tenth if part[name] is not None and part["dropped"] > 0]
+                for name in ("precision", "recall")
+            ]
+            parts.append(" / ".join(f"{100 * np.mean(values):.0f}" if values else "-" for values in pair))
+        audits = np.mean([report["audit_precision"] for report in reports])
+        lines.append(f"| {row} | {', '.join(parts)} | {100 * audits:.0f} |")
+    return lines
+
+
+def markdown(lines: list[dict[str, Any]]) -> str:
+    """All groups, each with its table."""
+    text = ["# Does COTS beat the plain recipe?", ""]
+    machines = sorted({f"{line['machine']['processor']}, {line['machine']['cores']} cores" for line in lines})
+    text += [f"{len(lines)} runs on {'; '.join(machines)}. Recalls in percent, on unseen concepts.", ""]
+    for key, rows in groups(lines).items():
+        of_set, init, batch, steps, noise, budget = key
+        length = f"{steps} steps" if budget == "steps" else f"the time of {steps} steps of {BASELINE}"
+        noisy = f", {noise:.0%} of the captions shuffled" if noise else ""
+        text += [f"## {of_set}, {init}, batch {batch}, {length}{noisy}", "", *table(rows), ""]
+        if noise:
+            text += [*noise_table(rows), ""]
+    return "\n".join(text)

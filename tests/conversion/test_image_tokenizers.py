@@ -1,0 +1,237 @@
+"""Converted weights compute what the public implementations compute; a pickle can do nothing but hold tensors."""
+
+import io
+import os
+import pickle
+import runpy
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
+
+from hf_cots import COTSImageTokenizer
+from hf_cots.conversion import convert_dalle, convert_flava, read_dalle, to_flava
+
+
+dall_e = pytest.importorskip("dall_e", reason="`make test` installs DALL-E's package")
+
+SCRIPTS = Path(__file__).parents[2] / "conversion"
+SIZES = {"n_hid": 64, "vocab_size": 512, "n_blk_per_group": 2}  # the smallest that their code takes
+
+
+def publish(folder, seed=0, **sizes):
+    """Whole modules of DALL-E's own classes with random weights and biases, saved as OpenAI saved theirs."""
+    torch.manual_seed(seed)
+    encoder, decoder = dall_e.Encoder(**(SIZES | sizes)), dall_e.Decoder(n_init=16, **(SIZES | sizes))
+    for name, module in (("encoder", encoder), ("decoder", decoder)):
+        for parameter in module.parameters():
+            parameter.data += 0.02 * torch.randn_like(parameter)
+        torch.save(module, folder / f"{name}.pkl")
+    return encoder, decoder
+
+
+def patchwork(side):
+    """Two pictures of plain patches: noise alone would give all places the same few codes."""
+    return torch.rand(2, 3, side // 4, side // 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+
+def test_dalle_codes_logits_and_pixels_are_theirs(tmp_path):
+    encoder, decoder = publish(tmp_path)
+    ours = convert_dalle(tmp_path / "encoder.pkl", tmp_path / "decoder.pkl", image_size=48)
+    pixels = patchwork(48)
+    with torch.no_grad():
+        theirs = encoder(dall_e.map_pixels(pixels))
+        logits = ours.get_logits(pixels)
+        torch.testing.assert_close(logits, theirs, rtol=0, atol=1e-5)
+        codes = ours.get_codebook_indices(pixels)
+        assert torch.equal(codes, theirs.argmax(dim=1))
+        assert len(codes.unique()) > 10
+        one_hot = torch.nn.functional.one_hot(codes, 512).permute(0, 3, 1, 2).float()
+        decoded = dall_e.unmap_pixels(torch.sigmoid(decoder(one_hot)[:, :3]).float())
+        torch.testing.assert_close(ours.decode(codes), decoded, rtol=0, atol=1e-5)
+    assert decoded.std() > 0.001
+
+
+def test_what_dalle_s_sizes_become(tmp_path):
+    publish(tmp_path, n_blk_per_group=1)
+    config = convert_dalle(tmp_path / "encoder.pkl", tmp_path / "decoder.pkl").config
+    sizes = (config.hidden_size, config.codebook_size, config.decoder_input_size, config.blocks_per_group)
+    assert sizes == (64, 512, 16, 1)
+    assert (config.image_size, config.num_groups, config.num_channels) == (192, 4, 3)
+    assert config.reconstruction == "logit_laplace"
+
+
+def test_an_encoder_alone_tokenizes_and_says_that_it_cannot_decode(tmp_path):
+    publish(tmp_path)
+    ours = convert_dalle(tmp_path / "encoder.pkl", image_size=32)
+    ours.save_pretrained(tmp_path / "ours")
+    loaded = COTSImageTokenizer.from_pretrained(tmp_path / "ours")
+    codes = loaded.get_codebook_indices(torch.rand(1, 3, 32, 32))
+    assert not any(name.startswith("decoder") for name in loaded.state_dict())
+    with pytest.raises(ValueError, match="no decoder"):
+        loaded.decode(codes)
+    with pytest.raises(ValueError, match="no decoder"):
+        loaded(torch.rand(1, 3, 32, 32))
+
+
+class Attack:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+class ByEval(Attack):
+    def __reduce__(self):
+        return eval, (f"open({str(self.marker)!r}, 'w')",)
+
+
+def test_the_format_before_torch_1_6_is_refused(tmp_path):
+    encoder, _ = publish(tmp_path)
+    torch.save(encoder, tmp_path / "encoder.pkl", _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match=r"encoder\.pkl is no whole file of torch\.save in its zip format"):
+        convert_dalle(tmp_path / "encoder.pkl")
+
+
+@pytest.mark.parametrize(("attack", "name"), [(Attack, "posix.system"), (ByEval, "eval")])
+def test_a_malicious_pickle_is_refused_by_name_and_nothing_runs(tmp_path, attack, name):
+    encoder, _ = publish(tmp_path)
+    marker = tmp_path / "owned"
+    encoder.blocks.payload = attack(marker)
+    torch.save(encoder, tmp_path / "encoder.pkl")
+    with pytest.raises(ValueError, match=f"encoder.pkl is not read: it asks for '{name}', which is refused"):
+        convert_dalle(tmp_path / "encoder.pkl")
+    assert not marker.exists()
+    with open(tmp_path / "encoder.pkl", "rb") as file:  # the same file does harm elsewhere
+        torch.load(file, weights_only=False)
+    assert marker.exists()
+
+
+def test_admitted_names_stay_admitted_here_only(tmp_path):
+    publish(tmp_path)
+    read_dalle(tmp_path / "encoder.pkl", "Encoder")
+    with pytest.raises(pickle.UnpicklingError, match="dall_e"):
+        torch.load(tmp_path / "encoder.pkl", weights_only=True)
+
+
+def test_other_files_are_refused_with_the_reason(tmp_path):
+    publish(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"nothing\.pkl"):
+        convert_dalle(tmp_path / "nothing.pkl")
+    with pytest.raises(ValueError, match="must hold DALL-E's Encoder, but holds Decoder"):
+        convert_dalle(tmp_path / "decoder.pkl", tmp_path / "encoder.pkl")
+    torch.save({"weights": torch.zeros(2)}, tmp_path / "state.pkl")
+    with pytest.raises(ValueError, match="must hold DALL-E's Encoder, but holds dict"):
+        convert_dalle(tmp_path / "state.pkl")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "linear.pkl")
+    with pytest.raises(ValueError, match=r"asks for 'torch.nn.modules.linear.Linear', which is refused"):
+        convert_dalle(tmp_path / "linear.pkl")
+    whole = (tmp_path / "encoder.pkl").read_bytes()
+    for size in (0, 4, len(whole) // 2):
+        (tmp_path / "half.pkl").write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"half\.pkl"):
+            convert_dalle(tmp_path / "half.pkl")
+
+
+def test_an_encoder_with_a_part_missing_is_refused(tmp_path):
+    encoder, _ = publish(tmp_path)
+    del encoder.blocks.group_3.block_2
+    torch.save(encoder, tmp_path / "encoder.pkl")
+    with pytest.raises(ValueError, match=r"does not fit together in 8 parameters, the first is encoder.groups.2.1"):
+        convert_dalle(tmp_path / "encoder.pkl")
+    del encoder.blocks.input
+    torch.save(encoder, tmp_path / "encoder.pkl")
+    with pytest.raises(ValueError, match=r"lacks the parameter 'stem\.weight'"):
+        convert_dalle(tmp_path / "encoder.pkl")
+
+
+def test_a_pickle_s_own_attributes_do_nothing(tmp_path):
+    """Even a stand-in that was given a `forward` or a `__setstate__` as data is not called."""
+    encoder, _ = publish(tmp_path)
+    encoder.__dict__["forward"] = "os.system"
+    torch.save(encoder, tmp_path / "encoder.pkl")
+    assert convert_dalle(tmp_path / "encoder.pkl", image_size=32).config.codebook_size == 512
+
+
+def flava(seed=0, **sizes):
+    """Random weights, and biases that give every code the same mean logit: otherwise a few codes win everywhere."""
+    torch.manual_seed(seed)
+    config = FlavaImageCodebookConfig(**({"hidden_size": 16, "vocab_size": 96, "num_blocks_per_group": 2} | sizes))
+    model = FlavaImageCodebook(config).eval()
+    for parameter in model.parameters():
+        scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.02
+        parameter.data = scale * torch.randn_like(parameter)
+    with torch.no_grad():
+        model.blocks.output.conv.bias -= model.blocks(dall_e.map_pixels(patchwork(64))).mean(dim=(0, 2, 3))
+    return model
+
+
+def test_flava_s_codes_and_logits_are_theirs(tmp_path):
+    theirs = flava()
+    theirs.save_pretrained(tmp_path / "flava")
+    ours = convert_flava(FlavaImageCodebook.from_pretrained(tmp_path / "flava"), image_size=112)
+    pixels = patchwork(112)
+    with torch.no_grad():
+        mapped = dall_e.map_pixels(pixels)
+        torch.testing.assert_close(ours.get_logits(pixels), theirs.blocks(mapped), rtol=0, atol=1e-5)
+        codes = ours.get_codebook_indices(pixels)
+        assert torch.equal(codes, theirs.get_codebook_indices(mapped))
+    assert len(codes.unique()) > 10
+    assert (codes.shape, ours.config.has_decoder) == ((2, 14, 14), False)
+
+
+def test_flava_and_back_is_bit_for_bit(tmp_path):
+    theirs = flava()
+    again = to_flava(convert_flava(theirs))
+    assert again.config.vocab_size == 96
+    assert theirs.state_dict().keys() == again.state_dict().keys()
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in theirs.state_dict().items())
+
+
+def test_our_own_tokenizer_becomes_flava_s(tmp_path):
+    publish(tmp_path)
+    ours = convert_dalle(tmp_path / "encoder.pkl", tmp_path / "decoder.pkl", image_size=32)
+    theirs, pixels = to_flava(ours), torch.rand(2, 3, 32, 32)
+    assert torch.equal(theirs.get_codebook_indices(dall_e.map_pixels(pixels)), ours.get_codebook_indices(pixels))
+    ours.config.num_groups = 3
+    with pytest.raises(ValueError, match="4 groups, this image tokenizer 3"):
+        to_flava(ours)
+
+
+def test_flava_takes_dalle_s_decoder_if_it_fits(tmp_path):
+    publish(tmp_path)
+    fitting = convert_flava(flava(hidden_size=64, vocab_size=512), tmp_path / "decoder.pkl", image_size=32)
+    assert fitting.decode(torch.zeros(1, 4, 4, dtype=torch.long)).shape == (1, 3, 32, 32)
+    with pytest.raises(ValueError, match="does not fit together"):
+        convert_flava(flava(hidden_size=64, vocab_size=256), tmp_path / "decoder.pkl")
+
+
+def script(name, *arguments):
+    runpy.run_path(str(SCRIPTS / f"{name}.py"))["main"]([str(argument) for argument in arguments])
+
+
+def test_the_scripts(tmp_path):
+    publish(tmp_path)
+    script("convert_dalle_dvae", tmp_path / "encoder.pkl", tmp_path / "decoder.pkl", "--output", tmp_path / "dalle")
+    ours = COTSImageTokenizer.from_pretrained(tmp_path / "dalle")
+    assert not any(zipfile.is_zipfile(path) for path in (tmp_path / "dalle").iterdir()), "safetensors only"
+    script("convert_flava_codebook", tmp_path / "dalle", "--output", tmp_path / "flava", "--to_flava")
+    script("convert_flava_codebook", tmp_path / "flava", "--output", tmp_path / "again", "--image_size", 32)
+    again, pixels = COTSImageTokenizer.from_pretrained(tmp_path / "again"), torch.rand(1, 3, 32, 32)
+    assert torch.equal(again.get_logits(pixels), ours.get_logits(pixels))
+    with pytest.raises(SystemExit, match="error: no such file"):
+        script("convert_dalle_dvae", tmp_path / "none.pkl", "--output", tmp_path / "x")
+
+
+def test_a_bare_pickle_is_refused(tmp_path):
+    buffer = io.BytesIO()
+    pickle.dump(Attack(tmp_path / "owned"), buffer)
+    (tmp_path / "bare.pkl").write_bytes(buffer.getvalue())
+    with pytest.raises(ValueError, match=r"bare\.pkl"):
+        convert_dalle(tmp_path / "bare.pkl")
+    assert not (tmp_path / "owned").exists()

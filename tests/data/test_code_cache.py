@@ -1,0 +1,244 @@
+"""The code cache: exactly the codes that the model would compute, or none."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import load_file
+
+from hf_cots import COTSForPreTraining, COTSImageTokenizer
+from hf_cots.data import CodeCache, CodeSettings, COTSCollator, RandomCropFlip, load_pairs, write_codes
+from hf_cots.data.augmentation import cropped
+from tests.tiny import tiny_config
+from tests.worlds import World, all_pairs, tiny_image_tokenizer_config, tiny_processor
+
+
+CROP = RandomCropFlip(32, 0.4, 0.5)
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def pairs(world):
+    return load_pairs(str(world.imagefolder), seed=7)
+
+
+def lively_tokenizer(seed=1):
+    """Random weights whose codes differ from patch to patch."""
+    torch.manual_seed(seed)
+    model = COTSImageTokenizer(tiny_image_tokenizer_config()).eval()
+    patches = torch.rand(8, 3, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    with torch.no_grad():
+        model.encoder.head.bias -= model.get_logits(patches).mean(dim=(0, 2, 3))
+    return model
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return lively_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def folder(pairs, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache") / "codes"
+    assert write_codes(pairs, tokenizer, folder, CROP, epochs=2, batch_size=7, shard_size=30) == 80
+    return folder
+
+
+def settings(model, **changes):
+    parts = {"tokenizer": model, "tokenizer_size": 32, "augmentation": CROP, "seed": 7}
+    return CodeSettings.of(**(parts | dict(zip(("image_mean", "image_std"), HALF)) | changes))
+
+
+def test_it_holds_the_codes_that_the_model_computes_in_training(pairs, tokenizer, folder):
+    """One by one through the model of the training run, from the collator's own pixels."""
+    config = tiny_config(image_tokenizer_config=tokenizer.config)
+    model = COTSForPreTraining(config).eval()
+    model.set_image_tokenizer(tokenizer)
+    collator = COTSCollator(tiny_processor(), config, CROP)
+    cache = CodeCache(folder, settings(tokenizer))
+    assert len(cache) == 80
+    seen = set()
+    for epoch in (0, 1):
+        for index in range(40):
+            item = pairs[(epoch, index)]
+            wanted = model.image_codes(collator([item])["pixel_values"])[0]
+            found = cache.find(item["seed"], cropped(item, CROP))
+            assert (found.dtype, found.tolist()) == (np.uint16, wanted.tolist())
+            seen |= set(wanted.tolist())
+    assert len(seen) > 10
+
+
+def test_shards_are_what_the_docstring_says(folder):
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["cache.json", *(f"codes-0000{i}.safetensors" for i in range(3))]
+    shards = [load_file(folder / name) for name in names[1:]]
+    assert [len(shard["crops"]) for shard in shards] == [30, 30, 20]
+    for shard in shards:
+        assert {name: rows.dtype for name, rows in shard.items()} == {
+            "crops": np.int64,
+            "contents": np.int64,
+            "codes": np.uint16,
+        }
+        assert shard["codes"].shape[1] == 16
+    assert len(set(np.concatenate([shard["crops"] for shard in shards]).tolist())) == 80
+
+
+def test_a_batch_has_codes_only_if_all_are_held(pairs, tokenizer, folder, caplog):
+    cache = CodeCache(folder, settings(tokenizer))
+    items = [pairs[(1, index)] for index in (3, 1, 3)]
+    crops = [cropped(item, CROP) for item in items]
+    codes = cache.codes([item["seed"] for item in items], crops)
+    assert (codes.shape, codes.dtype) == ((3, 16), np.int64)
+    assert codes[0].tolist() == codes[2].tolist()
+    assert not caplog.messages
+    later = pairs[(2, 0)]
+    seeds, crops = [items[0]["seed"], later["seed"]], [crops[0], cropped(later, CROP)]
+    assert cache.codes(seeds, crops) is None
+    assert cache.codes(seeds, crops) is None
+    assert len(caplog.messages) == 1, "said once"
+    assert "lacks 1 of 2 crops" in caplog.text
+
+
+def test_another_picture_under_the_same_number_is_not_found(pairs, tokenizer, folder):
+    cache, item = CodeCache(folder, settings(tokenizer)), pairs[(0, 0)]
+    assert cache.find(item["seed"], cropped(item, CROP)) is not None
+    assert cache.find(item["seed"], cropped(item | {"image": Image.new("RGB", (32, 32))}, CROP)) is None
+
+
+def test_worker_processes_can_take_it_along(pairs, tokenizer, folder):
+    cache, item = CodeCache(folder, settings(tokenizer)), pairs[(0, 9)]
+    found = cache.find(item["seed"], cropped(item, CROP))
+    copy = pickle.loads(pickle.dumps(cache))
+    assert copy.find(item["seed"], cropped(item, CROP)).tolist() == found.tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"tokenizer": lively_tokenizer(2)}, "tokenizer"),
+        ({"tokenizer_size": 64}, "tokenizer_size"),
+        ({"augmentation": RandomCropFlip(64, 0.4, 0.5)}, "image_size"),
+        ({"augmentation": RandomCropFlip(32, 0.3, 0.5)}, "min_scale"),
+        ({"augmentation": RandomCropFlip(32, 0.4, 0)}, "flip"),
+        ({"augmentation": RandomCropFlip(32, 0.4, 0.5, 0.5)}, "min_aspect"),
+        ({"image_mean": (0.5, 0.5, 0.4)}, "image_mean"),
+        ({"image_std": (0.5, 0.5, 0.4)}, "image_std"),
+        ({"seed": 8}, "seed"),
+    ],
+)
+def test_a_cache_of_other_settings_is_refused_by_name(tokenizer, folder, change, name):
+    with pytest.raises(ValueError, match=rf"code cache .* was made with {name} .*, not .*hf-cots tokenize"):
+        CodeCache(folder, settings(tokenizer, **change))
+
+
+def test_the_fingerprint_is_that_of_the_encoder_alone(tokenizer, folder):
+    other = lively_tokenizer()
+    with torch.no_grad():
+        other.decoder.head.weight += 1
+    CodeCache(folder, settings(other))
+    with torch.no_grad():
+        other.encoder.groups[0][0].convs[0].weight[0, 0, 0, 0] += 1e-6
+    with pytest.raises(ValueError, match="made with tokenizer"):
+        CodeCache(folder, settings(other))
+
+
+def test_what_is_no_cache_is_refused(tmp_path, tokenizer, folder):
+    with pytest.raises(FileNotFoundError, match="no such code cache"):
+        CodeCache(tmp_path / "none", settings(tokenizer))
+    with pytest.raises(ValueError, match="is no code cache"):
+        CodeCache(tmp_path, settings(tokenizer))
+    shutil.copy(folder / "cache.json", tmp_path)
+    with pytest.raises(ValueError, match="has no shard yet"):
+        CodeCache(tmp_path, settings(tokenizer))
+    (tmp_path / "cache.json").write_text("{")
+    with pytest.raises(ValueError, match="is no code cache"):
+        CodeCache(tmp_path, settings(tokenizer))
+
+
+def test_a_killed_run_loses_at_most_one_shard(pairs, tokenizer, folder, tmp_path, monkeypatch):
+    """It dies in the second shard's last batch, and after that while the third shard is half written."""
+    calls, encode, replace = 0, COTSImageTokenizer.get_codebook_indices, __import__("os").replace
+
+    def dying(self, pixels):
+        nonlocal calls
+        calls += 1
+        if calls == 10:
+            raise KeyboardInterrupt
+        return encode(self, pixels)
+
+    def dying_replace(draft, path):
+        if path.name == "codes-00002.safetensors":
+            draft.write_bytes(draft.read_bytes()[:100])
+            raise KeyboardInterrupt
+        replace(draft, path)
+
+    cache = tmp_path / "killed"
+    options = {"epochs": 2, "batch_size": 7, "shard_size": 30}
+    with monkeypatch.context() as patch:
+        patch.setattr(COTSImageTokenizer, "get_codebook_indices", dying)
+        with pytest.raises(KeyboardInterrupt):
+            write_codes(pairs, tokenizer, cache, CROP, **options)
+    assert [path.name for path in cache.glob("*.safetensors")] == ["codes-00000.safetensors"]
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_cots.data.code_cache.os.replace", dying_replace)
+        with pytest.raises(KeyboardInterrupt):
+            write_codes(pairs, tokenizer, cache, CROP, **options)
+    assert len(CodeCache(cache, settings(tokenizer))) == 60
+    assert write_codes(pairs, tokenizer, cache, CROP, **options) == 20
+    assert write_codes(pairs, tokenizer, cache, CROP, **options) == 0
+    for path in folder.iterdir():
+        if path.suffix == ".safetensors":
+            one, other = load_file(path), load_file(cache / path.name)
+            assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_more_epochs_are_added_to_a_cache(pairs, tokenizer, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "grown")
+    assert write_codes(pairs, tokenizer, tmp_path / "grown", CROP, epochs=3, shard_size=30) == 60, "two shards anew"
+    assert len(CodeCache(tmp_path / "grown", settings(tokenizer))) == 120
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shard_size": 31}, "was begun with shard_size 30, not 31"),
+        ({"augmentation": RandomCropFlip(32)}, "was made with min_scale 0.4, not 0.2"),
+        ({"epochs": 0}, "epochs=0"),
+    ],
+)
+def test_writing_goes_on_with_the_same_settings_only(pairs, tokenizer, folder, change, message):
+    options = {"augmentation": CROP, "epochs": 2, "shard_size": 30} | change
+    with pytest.raises(ValueError, match=message):
+        write_codes(pairs, tokenizer, folder, **options)
+
+
+def test_other_data_is_refused(world, tokenizer, folder, tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    for name, picture, _ in all_pairs()[:9]:
+        picture.save(few / name)
+    pairs = load_pairs(str(few), caption_column=None, seed=7)
+    with pytest.raises(ValueError, match="was begun with pairs 40, not 9"):
+        write_codes(pairs, tokenizer, folder, CROP, shard_size=30)
+
+
+def test_broken_pictures_do_not_stop_it(tokenizer, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, picture, _ in all_pairs()[:9]:
+        picture.save(folder / name)
+    (folder / "p03.png").write_bytes(b"no picture")
+    pairs = load_pairs(str(folder), caption_column=None, seed=7)
+    assert write_codes(pairs, tokenizer, tmp_path / "cache", CROP, workers=2) == 9
+    cache, item = CodeCache(tmp_path / "cache", settings(tokenizer)), pairs[(0, 3)]
+    assert cache.find(item["seed"], cropped(item, CROP)) is not None
+    assert json.loads((tmp_path / "cache" / "cache.json").read_text())["pairs"] == 9
