@@ -8,6 +8,9 @@ from .models import (
     COTSImageTokenizerConfig,
     COTSModel,
     COTSProcessor,
+    SimlaConfig,
+    SimlaForPreTraining,
+    SimlaModel,
 )
 
 
@@ -21,4 +24,7 @@ __all__ = [
     "COTSImageTokenizerConfig",
     "COTSModel",
     "COTSProcessor",
+    "SimlaConfig",
+    "SimlaForPreTraining",
+    "SimlaModel",
 ]

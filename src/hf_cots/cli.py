@@ -68,13 +68,14 @@ def search(
     folder: Annotated[Path, typer.Argument(help="Folder of pictures, searched with its sub-folders.")],
     text: Annotated[str, typer.Argument(help="What to look for.")],
     k: Annotated[int, typer.Option("-k", help="How many files to print.")] = 10,
+    rerank: Annotated[str | None, typer.Option(help="A SIMLA that puts the best 64 in order.")] = None,
 ) -> None:
     """Print the picture files that fit a text best, with their scores."""
-    from .search import PictureIndex
+    from .search import PictureIndex, RerankedIndex
 
     try:
         index = PictureIndex.from_folder(model, folder, progress=True)
-        matches = index.search(text, k)
+        matches = (RerankedIndex.from_index(index, rerank) if rerank else index).search(text, k)
     except (OSError, ValueError) as error:
         raise _fail(error) from None
     for broken in index.broken:
@@ -102,6 +103,11 @@ def evaluate(
     querybank: Annotated[str | None, typer.Option(help="Training pairs: also report QB-Norm.")] = None,
     beta: Annotated[float, typer.Option(help="Inverse temperature of these two.")] = 20.0,
     check_overlap: Annotated[str | None, typer.Option(help="Training pairs to look for the test data in.")] = None,
+    rerank: Annotated[str | None, typer.Option(help="A SIMLA that judges what the model finds.")] = None,
+    k: Annotated[int, typer.Option("--k", help="Candidates that it judges.")] = 64,
+    validation: Annotated[str | None, typer.Option(help="Pairs to fit the weight of both scores on.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Judged pairs a query on average; k then varies.")] = None,
+    latency: Annotated[float | None, typer.Option(help="Milliseconds of judging a query at most.")] = None,
     failures: Annotated[int, typer.Option(min=0, help="Worst queries to show on the page.")] = 20,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures in a forward pass.")] = 64,
     resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap.")] = 1000,
@@ -111,40 +117,54 @@ def evaluate(
 
     `torchrun --nproc-per-node N -m hf_cots evaluate ...` divides the queries among N processes.
     """
+    from .data import load_pairs
     from .evaluation.run import EvaluationRun
     from .evaluation.tables import report_tables
+    from .search.recall_cost import SecondStep, draw_recall_cost, reranking_tables
 
     def show(report: dict) -> None:
         for table in report_tables(report):
+            console.print(table)
+        for table in reranking_tables(report["reranking"]) if rerank else ():
             console.print(table)
         for picture in report["data"]["left_out"]:
             Console(stderr=True).print(f"left out: {picture}", style="yellow", highlight=False, markup=False)
         if "overlap" in report:
             console.print(report["overlap"]["summary"], highlight=False, markup=False)
 
-    run = EvaluationRun(
-        model=model,
-        data=data,
-        image_column=image_column,
-        caption_column=caption_column,
-        image_id_column=image_id_column,
-        split=split,
-        protocol=protocol,
-        image_root=image_root,
-        id_checksum=id_checksum,
-        compare=compare,
-        dual_softmax=dual_softmax,
-        querybank=querybank,
-        beta=beta,
-        check_overlap=check_overlap,
-        output=output,
-        failures=failures,
-        batch_size=batch_size,
-        resamples=resamples,
-        seed=seed,
-    )
+    def second_step() -> SecondStep | None:
+        if rerank is None:
+            return None
+        columns = (image_column, caption_column, image_id_column)
+        fitted_on = None if validation is None else load_pairs(validation, *columns, "validation")
+        return SecondStep(rerank, k, fitted_on, budget, latency, batch_size, resamples, seed)
+
     try:
-        run.run(show)
+        run = EvaluationRun(
+            model=model,
+            data=data,
+            image_column=image_column,
+            caption_column=caption_column,
+            image_id_column=image_id_column,
+            split=split,
+            protocol=protocol,
+            image_root=image_root,
+            id_checksum=id_checksum,
+            compare=compare,
+            dual_softmax=dual_softmax,
+            querybank=querybank,
+            beta=beta,
+            check_overlap=check_overlap,
+            output=output,
+            failures=failures,
+            batch_size=batch_size,
+            resamples=resamples,
+            seed=seed,
+            second_step=second_step(),
+        )
+        report = run.run(show)
+        if output is not None and "reranking" in report:  # the first process has it
+            draw_recall_cost(report["reranking"], output.with_suffix(".reranking.png"))
     except (OSError, ValueError, ModuleNotFoundError) as error:
         raise _fail(error) from None
 

@@ -1,4 +1,4 @@
-"""`python -m hf_cots.train` and `torchrun -m hf_cots.train`: train COTS on image-text pairs.
+"""`python -m hf_cots.train` and `torchrun -m hf_cots.train`: train COTS or SIMLA on image-text pairs.
 
     python -m hf_cots.train --vision google/vit-base-patch16-384 --text google-bert/bert-base-uncased \\
         --image_tokenizer org/dvae --train_data my_folder --output_dir runs/mine
@@ -87,7 +87,7 @@ def save_deployable(
     results: dict[str, dict[str, float]],
     state: dict[str, torch.Tensor] | None = None,
 ) -> Path:
-    """Write the two streams, the processor and a model card to `output_dir/model`, and return that folder.
+    """Write the deployable part, the processor and a model card to `output_dir/model`, and return that folder.
 
     Args:
         trainer: after training.
@@ -96,10 +96,11 @@ def save_deployable(
     """
     model, args = trainer.accelerator.unwrap_model(trainer.model), trainer.args
     # LoRA's adapters become part of the weights.
-    encoder = model.cots if isinstance(model, transformers.PreTrainedModel) else model.merge_and_unload().cots
+    encoder = (model if isinstance(model, transformers.PreTrainedModel) else model.merge_and_unload()).encoder
     folder = Path(args.output_dir) / "model"
     if state is not None:
-        state = {name.removeprefix("cots."): rows for name, rows in state.items() if name.startswith("cots.")}
+        prefix = f"{encoder.base_model_prefix}."
+        state = {name.removeprefix(prefix): rows for name, rows in state.items() if name.startswith(prefix)}
     encoder.save_pretrained(folder, state_dict=state)
     trainer.processing_class.save_pretrained(folder)
     write_model_card(

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..models import COTSConfig, COTSProcessor
+from ..models import COTSConfig, COTSProcessor, SimlaConfig
 from ..models.masking import draw_masks
 from ..models.token_level import mask_settings
 from .augmentation import RandomCropFlip, cropped
@@ -36,7 +36,7 @@ class PictureCollator:
 
 
 class COTSCollator:
-    """Items of [`PairDataset`] to the inputs of [`COTSForPreTraining`].
+    """Items of [`PairDataset`] to the inputs of [`COTSForPreTraining`] or [`SimlaForPreTraining`].
 
     Randomness comes from each item's own seed: a batch's other items, the number of workers and a restart change
     nothing.
@@ -51,7 +51,7 @@ class COTSCollator:
     def __init__(
         self,
         processor: COTSProcessor,
-        config: COTSConfig,
+        config: COTSConfig | SimlaConfig,
         augmentation: RandomCropFlip | None = None,
         code_cache: CodeCache | None = None,
     ):
@@ -84,7 +84,7 @@ class COTSCollator:
             if codes is not None:
                 batch["codebook_indices"] = torch.from_numpy(codes)
         batch["image_ids"] = torch.tensor([item["image_id"] for item in items])
-        if self.config.mvm_weight > 0 or self.config.mlm_weight > 0:
+        if self.config.uses_masks:
             seeds = [item["seed"] for item in items]
             masks = draw_masks(
                 seeds, batch["input_ids"].numpy(), batch["attention_mask"].numpy(), **self.mask_settings

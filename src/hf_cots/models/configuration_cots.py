@@ -83,6 +83,9 @@ class COTSConfig(PreTrainedConfig):
         "image_tokenizer_config": COTSImageTokenizerConfig,
     }
     keys_to_ignore_at_inference = ["kept", "image_embeds", "text_embeds"]
+    # Which weight asks for an image tokenizer; the smallest masked block is in proportion to the grid.
+    code_weight = "mvm_weight"
+    min_block_patches = None
 
     vision_config: PreTrainedConfig | dict | None = None
     text_config: PreTrainedConfig | dict | None = None
@@ -143,6 +146,16 @@ class COTSConfig(PreTrainedConfig):
     def num_masked_patches(self) -> int:
         """Exactly this many patches of each image are masked."""
         return max(1, round(self.patch_mask_ratio * self.num_patches))
+
+    @property
+    def loss_weights(self) -> dict[str, float | int]:
+        """The weight of each term of the loss."""
+        return {
+            "instance": self.instance_weight,
+            "mvm": self.mvm_weight,
+            "mlm": self.mlm_weight,
+            "task": self.task_weight,
+        }
 
     @property
     def uses_momentum_encoder(self) -> bool:

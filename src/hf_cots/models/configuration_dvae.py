@@ -52,6 +52,19 @@ class COTSImageTokenizerConfig(PreTrainedConfig):
         """Codes along one side of an `image_size` input."""
         return self.image_size // self.downsampling
 
+    def check_same_sizes(self, given: "COTSImageTokenizerConfig") -> None:
+        """Whether weights of a model of the `given` config fit one of this config.
+
+        Raises:
+            ValueError: naming the size that differs.
+        """
+        sizes = ("codebook_size", "hidden_size", "num_groups", "blocks_per_group", "decoder_input_size", "has_decoder")
+        for name in sizes:
+            if getattr(self, name) != getattr(given, name):
+                raise ValueError(
+                    f"the image tokenizer has {name}={getattr(given, name)}, the config asks for {getattr(self, name)}"
+                )
+
     def validate_sizes(self):
         """Part of the strict validation: sizes that cannot be built are refused by name."""
         for name in ("num_channels", "codebook_size", "decoder_input_size", "num_groups", "blocks_per_group"):

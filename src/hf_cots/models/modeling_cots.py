@@ -124,6 +124,12 @@ class COTSPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["ViTEmbeddings", "ViTLayer", "BertEmbeddings", "BertLayer"]
     # Our forwards take no num_items_in_batch; without this line Trainer would not divide by the accumulation steps.
     accepts_loss_kwargs = False
+    # Where the Auto classes find the code that is saved beside the weights.
+    auto_classes = {
+        "AutoConfig": "configuration_cots.COTSConfig",
+        "AutoModel": "modeling_cots.COTSModel",
+        "AutoModelForZeroShotImageClassification": "modeling_cots.COTSModel",
+    }
     # What a pre-training file holds beside the two streams; a COTSModel, or a level of weight 0, leaves it out.
     _keys_to_ignore_on_load_unexpected = [
         r"^(momentum_encoder|key_queue|key_center|score_queue|logit_bias|image_tokenizer|mvm_|mlm_|steps_seen|pairs_seen)",
@@ -153,11 +159,7 @@ class COTSPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory, **kwargs):
         """Save weights, config and the code of these classes: the Auto classes then load them without the package."""
-        self.config.auto_map = {
-            "AutoConfig": "configuration_cots.COTSConfig",
-            "AutoModel": "modeling_cots.COTSModel",
-            "AutoModelForZeroShotImageClassification": "modeling_cots.COTSModel",
-        }
+        self.config.auto_map = dict(self.auto_classes)
         super().save_pretrained(save_directory, **kwargs)
 
 

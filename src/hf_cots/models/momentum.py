@@ -158,6 +158,17 @@ def row_counts(count: int, device: torch.device) -> list[int]:
     return torch.cat(counts).tolist()
 
 
+def numbers_in_run(seen: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """(n,) the place in the run of each of this rank's pairs: `seen` pairs came before this micro-batch, whose ranks
+    hold `counts`."""
+    return seen + sum(counts[: rank()]) + torch.arange(counts[rank()], device=seen.device)
+
+
+def ids_of_pictures(image_ids: torch.Tensor | None, numbers: torch.Tensor) -> torch.Tensor:
+    """The pictures' ids; without any, each pair gets a negative one that no other pair of the run has."""
+    return -1 - numbers if image_ids is None else image_ids
+
+
 def _padded(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
     """Rows of zeros behind this rank's own, up to the largest rank's number: collectives want equal shapes."""
     return torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])])

@@ -25,7 +25,6 @@ from transformers.utils import ModelOutput
 from .configuration_cots import COTSConfig
 from .contrast import ContrastRows, in_batch_rows, instance_losses, queue_rows
 from .losses import center_keys, key_mean, l2_normalize, masked_token_loss, pair_scores, task_loss
-from .masking import draw_masks, mix
 from .modeling_cots import COTSModel, COTSPreTrainedModel
 from .modeling_dvae import COTSImageTokenizer
 from .momentum import (
@@ -34,22 +33,14 @@ from .momentum import (
     ScoreQueue,
     gather_rows,
     gather_rows_with_gradient,
+    ids_of_pictures,
+    numbers_in_run,
     rank,
     row_counts,
     update_momentum,
     world_size,
 )
-from .token_level import codebook_pixels, mask_settings, tower_head
-
-
-SIZES_OF_A_TOKENIZER = (
-    "codebook_size",
-    "hidden_size",
-    "num_groups",
-    "blocks_per_group",
-    "decoder_input_size",
-    "has_decoder",
-)
+from .token_level import codebook_pixels, draw_masks_by_number, tower_head
 
 
 @dataclass
@@ -87,6 +78,8 @@ class COTSForPreTraining(COTSPreTrainedModel):
     Args:
         config ([`COTSConfig`]): levels of weight 0 have no parameters here.
     """
+
+    loss_terms = ("loss_instance", "loss_mvm", "loss_mlm", "loss_task")
 
     def __init__(self, config: COTSConfig):
         super().__init__(config)
@@ -157,13 +150,7 @@ class COTSForPreTraining(COTSPreTrainedModel):
         Raises:
             ValueError: if sizes differ from `config.image_tokenizer_config`.
         """
-        wanted, given = self.config.image_tokenizer_config, image_tokenizer.config
-        for name in SIZES_OF_A_TOKENIZER:
-            if getattr(wanted, name) != getattr(given, name):
-                raise ValueError(
-                    f"the image tokenizer has {name}={getattr(given, name)}, "
-                    f"the config asks for {getattr(wanted, name)}"
-                )
+        self.config.image_tokenizer_config.check_same_sizes(image_tokenizer.config)
         if self.image_tokenizer is not None:
             self.image_tokenizer.load_state_dict(image_tokenizer.state_dict())
 
@@ -218,6 +205,11 @@ class COTSForPreTraining(COTSPreTrainedModel):
             self.mlm_bias = nn.Parameter(bias.clone())
         self.train(self.training)  # the new embeddings of the momentum encoder are frozen, too
         return embeddings
+
+    @property
+    def encoder(self) -> COTSModel:
+        """What is deployed."""
+        return self.cots
 
     # ------------------------------------------------------------------ the step: keys, filter, queues, momentum
 
@@ -283,8 +275,8 @@ class COTSForPreTraining(COTSPreTrainedModel):
             step = self._frozen_features(batch)
             step["image_keys"], step["text_keys"] = self._momentum_keys(batch, step)
             counts = row_counts(len(batch["input_ids"]), seen.device)
-            step["pair_numbers"] = self._pair_numbers(seen, counts)
-            step["image_ids"] = self._image_ids(batch, step["pair_numbers"])
+            step["pair_numbers"] = numbers_in_run(seen, counts)
+            step["image_ids"] = ids_of_pictures(batch.get("image_ids"), step["pair_numbers"])
             names = ("image_keys", "text_keys", "image_ids", "pair_numbers")
             gathered.append(tuple(gather_rows(step[name], counts) for name in names))
             steps.append(step)
@@ -359,17 +351,6 @@ class COTSForPreTraining(COTSPreTrainedModel):
             features["text_features"] = output.pooler_output
         return features
 
-    @staticmethod
-    def _pair_numbers(seen: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        """(n,) the place in the run of each of this rank's pairs: `seen` pairs came before this micro-batch, whose
-        ranks hold `counts`."""
-        return seen + sum(counts[: rank()]) + torch.arange(counts[rank()], device=seen.device)
-
-    @staticmethod
-    def _image_ids(batch: dict[str, torch.Tensor], pair_numbers: torch.Tensor) -> torch.Tensor:
-        """The pictures' ids; without any, each pair gets a negative one that no other pair of the run has."""
-        return -1 - pair_numbers if batch.get("image_ids") is None else batch["image_ids"]
-
     # ------------------------------------------------------------------ forward
 
     def forward(
@@ -414,14 +395,14 @@ class COTSForPreTraining(COTSPreTrainedModel):
             pair_numbers, kept, pair_weights = step["pair_numbers"], step["kept"], step["pair_weights"]
             image_features, text_features = step.get("image_features"), step.get("text_features")
         elif pair_weights is None:
-            pair_numbers = self._pair_numbers(self.pairs_seen, row_counts(len(input_ids), input_ids.device))
-            image_ids = self._image_ids({"image_ids": image_ids}, pair_numbers)
+            pair_numbers = numbers_in_run(self.pairs_seen, row_counts(len(input_ids), input_ids.device))
+            image_ids = ids_of_pictures(image_ids, pair_numbers)
             image_keys, text_keys, kept, pair_weights = self._evaluation_keys(batch)
 
         if self.config.uses_masks and bool_masked_pos is None:
-            bool_masked_pos, masked_input_ids, bool_masked_words = self._draw_masks(
-                input_ids, attention_mask, pair_numbers
-            )
+            masks = draw_masks_by_number(self.config, input_ids, attention_mask, pair_numbers)
+            bool_masked_pos, masked_input_ids = masks["bool_masked_pos"], masks["masked_input_ids"]
+            bool_masked_words = masks["bool_masked_words"]
         masked_image = None
         if image_features is None and self.config.contrast_on_masked_images:
             masked_image = self.cots.encode_image(pixel_values, bool_masked_pos=bool_masked_pos)
@@ -499,16 +480,6 @@ class COTSForPreTraining(COTSPreTrainedModel):
         return in_batch_rows(*embeds, *ids, own, temperature, self.config.same_image)
 
     # ------------------------------------------------------------------ token level
-
-    def _draw_masks(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, pair_numbers: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        """Masks for a batch that brought none, from each pair's place in the run: a resumed run draws the same."""
-        attended = None if attention_mask is None else attention_mask.cpu().numpy()
-        seeds = [mix(number) for number in pair_numbers.tolist()]
-        masks = draw_masks(seeds, input_ids.cpu().numpy(), attended, **mask_settings(self.config))
-        tensors = {name: torch.from_numpy(mask).to(input_ids.device) for name, mask in masks.items()}
-        return tensors["bool_masked_pos"], tensors["masked_input_ids"], tensors["bool_masked_words"]
 
     def _rows_with_masks(self, bool_masked_pos: torch.Tensor) -> torch.Tensor:
         """Indices of the pairs that take the masked passes. If none does, the first pair goes through them with a

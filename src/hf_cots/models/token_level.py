@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from .configuration_cots import COTSConfig
+from .masking import draw_masks, mix
 
 
 class TokenHead(nn.Module):
@@ -63,7 +64,7 @@ def codebook_pixels(
     return pixels
 
 
-def mask_settings(config: COTSConfig) -> dict:
+def mask_settings(config: PreTrainedConfig) -> dict:
     """The arguments of [`masking.draw_masks`] that a config fixes."""
     return {
         "patch_grid": config.patch_grid,
@@ -73,7 +74,18 @@ def mask_settings(config: COTSConfig) -> dict:
         "special_token_ids": config.special_token_ids,
         "mask_token_id": config.mask_token_id,
         "vocab_size": config.text_config.vocab_size,
+        "min_block": config.min_block_patches,
     }
 
 
-__all__ = ["TokenHead", "codebook_pixels", "mask_settings", "tower_head"]
+def draw_masks_by_number(
+    config: PreTrainedConfig, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, numbers: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Masks for a batch that brought none, from each pair's place in the run: a resumed run draws the same."""
+    words = None if attention_mask is None else attention_mask.cpu().numpy()
+    seeds = [mix(number) for number in numbers.tolist()]
+    masks = draw_masks(seeds, input_ids.cpu().numpy(), words, **mask_settings(config))
+    return {name: torch.from_numpy(mask).to(input_ids.device) for name, mask in masks.items()}
+
+
+__all__ = ["TokenHead", "codebook_pixels", "draw_masks_by_number", "mask_settings", "tower_head"]

@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -14,20 +14,24 @@ from transformers import HfArgumentParser, TrainingArguments
 class ModelArguments:
     """Where the model comes from: a checkpoint, two pretrained towers, or a config. Exactly one of the three."""
 
-    model: str | None = field(default=None, metadata={"help": "COTS checkpoint: Hub id or folder."})
+    model: str | None = field(default=None, metadata={"help": "COTS or SIMLA checkpoint: Hub id or folder."})
     vision: str | None = field(
         default=None, metadata={"help": "Image encoder: Hub id or folder, or a config as JSON to learn from scratch."}
     )
     text: str | None = field(default=None, metadata={"help": "Text encoder: the same."})
+    architecture: Literal["cots", "simla"] = field(
+        default="cots", metadata={"help": "What --vision and --text become; a checkpoint or config knows it itself."}
+    )
     config: str | None = field(
-        default=None, metadata={"help": "COTS config (Hub id, folder or file) to train from random weights."}
+        default=None, metadata={"help": "COTS or SIMLA config (Hub id, folder or file) to train from random weights."}
     )
     config_overrides: dict | str | None = field(
         default=None,
-        metadata={"help": 'Fields of COTSConfig, as JSON or as a YAML mapping: {"queue_size": 4096}.'},
+        metadata={"help": 'Fields of the config, as JSON or as a YAML mapping: {"queue_size": 4096}.'},
     )
     image_tokenizer: str | None = field(
-        default=None, metadata={"help": "Trained image tokenizer: Hub id or folder. Needed for mvm_weight > 0."}
+        default=None,
+        metadata={"help": "Trained image tokenizer: Hub id or folder. Needed for mvm_weight (SIMLA: mim_weight) > 0."},
     )
     tokenizer: str | None = field(
         default=None, metadata={"help": "Text tokenizer: Hub id or folder. Defaults to the model's or text tower's."}

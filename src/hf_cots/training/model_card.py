@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..evaluation.tables import markdown_table
-from ..models import COTSConfig, COTSImageTokenizerConfig
+from ..models import COTSConfig, COTSImageTokenizerConfig, SimlaConfig
 
 
 CARD = """---
@@ -14,10 +14,7 @@ CARD = """---
 
 # {{ model_name }}
 
-A COTS model (Lu et al., *COTS: Collaborative Two-Stream Vision-Language Pre-Training Model for Cross-Modal Retrieval*,
-CVPR 2022, [arXiv 2204.07441](https://arxiv.org/abs/2204.07441)): two encoders that meet only in a dot product. Trained
-with [hf_cots](https://pypi.org/project/hf-cots/); the paper's authors released no code or weights, and this is not
-their model.
+{{ about }}
 
 ## Use
 
@@ -39,7 +36,7 @@ outputs.logits_per_image  # (images, texts); image_embeds and text_embeds are no
 | image stream | {{ vision }} |
 | text stream | {{ text }} |
 | contrast | {{ contrast }} |
-| weights: instance, masked patches, masked words, task | {{ weights }} |
+| weights | {{ weights }} |
 
 ## Results
 
@@ -50,6 +47,18 @@ outputs.logits_per_image  # (images, texts); image_embeds and text_embeds are no
 The model knows what its training pairs showed. Check it on your own data before you rely on it, in particular where a
 wrong or biased answer would harm someone.
 """
+
+
+ABOUT = {
+    "cots": """A COTS model (Lu et al., *COTS: Collaborative Two-Stream Vision-Language Pre-Training Model for
+Cross-Modal Retrieval*, CVPR 2022, [arXiv 2204.07441](https://arxiv.org/abs/2204.07441)): two encoders that meet only
+in a dot product. Trained with [hf_cots](https://pypi.org/project/hf-cots/); the paper's authors released no code or
+weights, and this is not their model.""",
+    "simla": """A SIMLA model (Khan et al., *Single-Stream Multi-Level Alignment for Vision-Language Pretraining*, ECCV
+2022, [arXiv 2203.14395](https://arxiv.org/abs/2203.14395)): a dual encoder, and with `model.match` a judge that reads
+a text and a picture together. Trained with [hf_cots](https://pypi.org/project/hf-cots/); these are not the authors'
+weights.""",
+}
 
 
 IMAGE_TOKENIZER_CARD = """---
@@ -114,7 +123,7 @@ def write_image_tokenizer_card(
 
 def write_model_card(
     folder: Path | str,
-    config: COTSConfig,
+    config: COTSConfig | SimlaConfig,
     training: str,
     results: dict[str, dict[str, float]] | None = None,
     data_name: str = "held-out pairs",
@@ -143,12 +152,11 @@ def write_model_card(
         license=licence,
         library_name="transformers",
         pipeline_tag="zero-shot-image-classification",
-        tags=["hf_cots", "cots", "image-text-retrieval"],
+        tags=["hf_cots", config.model_type, "image-text-retrieval"],
         model_name=name,
         eval_results=metrics or None,
     )
     vision, text = config.vision_config, config.text_config
-    weights = (config.instance_weight, config.mvm_weight, config.mlm_weight, config.task_weight)
     card = ModelCard.from_template(
         data,
         template_str=CARD,
@@ -157,8 +165,9 @@ def write_model_card(
         vision=f"{vision.model_type}, {vision.image_size} pixels, patches of {vision.patch_size}, width "
         f"{vision.hidden_size}, {vision.num_hidden_layers} layers",
         text=f"{text.model_type}, width {text.hidden_size}, {text.num_hidden_layers} layers",
+        about=ABOUT[config.model_type],
         contrast=f"{config.contrast}, queue {config.queue_size}, momentum {config.momentum}",
-        weights=", ".join(f"{weight:g}" for weight in weights),
+        weights=", ".join(f"{name} {weight:g}" for name, weight in config.loss_weights.items()),
         results=(f"On {data_name}, in percent:\n\n" + markdown_table(results)) if results else "Not evaluated.",
     )
     card.save(Path(folder) / "README.md")

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..conversion import simla_tokenizer
 from ..data import (
     CodeCache,
     CodeSettings,
@@ -25,12 +26,22 @@ from ..data import (
     load_stream,
 )
 from ..data.keep_mask import apply_keep_mask
-from ..models import COTSConfig, COTSForPreTraining, COTSImageProcessor, COTSImageTokenizer, COTSProcessor
+from ..models import (
+    COTSConfig,
+    COTSForPreTraining,
+    COTSImageProcessor,
+    COTSImageTokenizer,
+    COTSProcessor,
+    SimlaConfig,
+    SimlaForPreTraining,
+)
 from .arguments import COTSTrainingArguments, DataArguments, ModelArguments
 
 
 logger = logging.getLogger(__name__)
 
+PreTraining = COTSForPreTraining | SimlaForPreTraining
+MODELS: dict[str, type[PreTraining]] = {"cots": COTSForPreTraining, "simla": SimlaForPreTraining}
 # What LoRA trains in full: everything new. The momentum encoder's share of it stays frozen.
 BESIDE_TOWERS = (
     "cots.visual_projection",
@@ -55,7 +66,8 @@ def check_source(arguments: ModelArguments) -> None:
 
 
 def build_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
-    """The named tokenizer, or the one that comes with the checkpoint, the text tower or the config.
+    """The named tokenizer, or the one that comes with the checkpoint, the text tower or the config. A text tower that
+    is to become SIMLA reads without [SEP] and punctuation, as [`simla_tokenizer`] does.
 
     Raises:
         ValueError: if not exactly one source of the model is named, or the tokenizer has no mask or padding token,
@@ -67,11 +79,13 @@ def build_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
     for kind in ("mask_token", "pad_token"):
         if getattr(tokenizer, kind) is None:
             raise ValueError(f"the tokenizer {source} has no {kind}; name another with --tokenizer")
+    if arguments.architecture == "simla" and source == arguments.text:
+        tokenizer = simla_tokenizer(tokenizer, tokenizer.model_max_length)
     tokenizer.model_max_length = min(arguments.max_text_length, tokenizer.model_max_length)
     return tokenizer
 
 
-def build_processor(config: COTSConfig, tokenizer: PreTrainedTokenizerBase) -> COTSProcessor:
+def build_processor(config: COTSConfig | SimlaConfig, tokenizer: PreTrainedTokenizerBase) -> COTSProcessor:
     """The processor that fits a config: its image size, mean and deviation."""
     side = config.vision_config.image_size
     image_processor = COTSImageProcessor(
@@ -106,55 +120,73 @@ def tower_normalisation(source: str) -> dict[str, list[float]]:
     return {"image_mean": list(processor.image_mean), "image_std": list(processor.image_std)}
 
 
-def cots_config(source: str | None, overrides: dict) -> COTSConfig:
+def model_class(arguments: ModelArguments) -> type[PreTraining]:
+    """What kind of model the flags, the checkpoint or the config ask for.
+
+    Raises:
+        ValueError: if the checkpoint or config is of another kind.
+    """
+    if arguments.vision:
+        return MODELS[arguments.architecture]
+    source = arguments.model or arguments.config
+    kind = AutoConfig.from_pretrained(source).model_type
+    if kind not in MODELS:
+        raise ValueError(f"{source} is no COTS or SIMLA model but '{kind}'")
+    return MODELS[kind]
+
+
+def changed_config(source: str | None, overrides: dict) -> COTSConfig | SimlaConfig:
     """The config of a checkpoint, folder or file, with fields replaced.
 
     Raises:
-        ValueError: if it is the config of another kind of model, or contradicts itself with the new fields.
+        ValueError: if it contradicts itself with the new fields.
     """
     config = AutoConfig.from_pretrained(source)
-    if not isinstance(config, COTSConfig):
-        raise ValueError(f"{source} is no COTS model but '{config.model_type}'")
     # Made anew, because fields that are set one by one escape the validation.
-    return COTSConfig.from_dict(config.to_dict() | overrides)
+    return type(config).from_dict(config.to_dict() | overrides)
 
 
-def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> COTSForPreTraining:
+def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTraining:
     """The model that the flags name, frozen and adapted as they say.
 
     Raises:
         ValueError: if not exactly one source is named, an override is no field of the config, the vocabulary is too
-            small for the tokenizer, masked vision modelling has no trained image tokenizer, or a name to freeze is
+            small for the tokenizer, masked image modelling has no trained image tokenizer, or a name to freeze is
             unknown.
     """
     check_source(arguments)
+    cls = model_class(arguments)
     overrides = dict(arguments.config_overrides or {})  # type: ignore[arg-type]  # parse_arguments reads texts
-    unknown = sorted(set(overrides) - {field.name for field in dataclasses.fields(COTSConfig)})
+    fields = {field.name for field in dataclasses.fields(cls.config_class)}
+    unknown = sorted(set(overrides) - fields)
     if unknown:
-        raise ValueError(f"--config_overrides names what is no field of COTSConfig: {', '.join(unknown)}")
+        raise ValueError(
+            f"--config_overrides names what is no field of {cls.config_class.__name__}: {', '.join(unknown)}"
+        )
     overrides |= {"mask_token_id": tokenizer.mask_token_id, "special_token_ids": sorted(tokenizer.all_special_ids)}
     if arguments.vision and arguments.text:
         overrides = tower_normalisation(arguments.vision) | overrides
-        model = COTSForPreTraining.from_vision_text_pretrained(
+        model = cls.from_vision_text_pretrained(
             tower(arguments.vision), tower(arguments.text), arguments.image_tokenizer, **overrides
         )
         untrained = arguments.image_tokenizer is None
     elif arguments.model:
-        sizes = {name: overrides.pop(name, None) for name in ("queue_size", "similarity_queue_size")}
-        config = cots_config(arguments.model, overrides)
-        model, info = COTSForPreTraining.from_pretrained(arguments.model, config=config, output_loading_info=True)
+        sizes = {name: overrides.pop(name, None) for name in ("queue_size", "similarity_queue_size") if name in fields}
+        config = changed_config(arguments.model, overrides)
+        model, info = cls.from_pretrained(arguments.model, config=config, output_loading_info=True)
         # Queues of another run hold keys of its data, under its ids.
         model.new_queues(**{name: getattr(config, name) if size is None else size for name, size in sizes.items()})
         untrained = any(key.startswith("image_tokenizer.") for key in info["missing_keys"])
     else:
-        model, untrained = COTSForPreTraining(cots_config(arguments.config, overrides)), True
+        model, untrained = cls(changed_config(arguments.config, overrides)), True
     if arguments.image_tokenizer and not arguments.vision:
         model.set_image_tokenizer(COTSImageTokenizer.from_pretrained(arguments.image_tokenizer))
         untrained = False
-    if model.config.mvm_weight > 0 and untrained:
+    weight = model.config.code_weight
+    if getattr(model.config, weight) > 0 and untrained:
         raise ValueError(
-            "mvm_weight > 0 needs a trained image tokenizer: name one with --image_tokenizer, or leave the level off "
-            "with --config_overrides '{\"mvm_weight\": 0}'"
+            f"{weight} > 0 needs a trained image tokenizer: name one with --image_tokenizer, or leave it off with "
+            f"--config_overrides '{{\"{weight}\": 0}}'"
         )
     if len(tokenizer) > model.config.text_config.vocab_size:
         raise ValueError(
@@ -170,7 +202,7 @@ def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -
     return adapted
 
 
-def freeze_towers(model: COTSForPreTraining, names: list[str]) -> None:
+def freeze_towers(model: PreTraining, names: list[str]) -> None:
     """Take the gradient from the named towers.
 
     Raises:
@@ -179,18 +211,21 @@ def freeze_towers(model: COTSForPreTraining, names: list[str]) -> None:
     for name in names:
         if name not in TOWERS:
             raise ValueError(f"--freeze takes {' and '.join(TOWERS)}, got '{name}'")
-        getattr(model.cots, TOWERS[name]).requires_grad_(False)
+        getattr(model.encoder, TOWERS[name]).requires_grad_(False)
     model.train(model.training)  # a tower that is not trained loses its dropout at once
 
 
-def add_lora(model: COTSForPreTraining, rank: int):
+def add_lora(model: PreTraining, rank: int):
     """Low-rank adapters (Hu et al. 2022) on the attention of both towers; projections and token heads train in full.
 
     The momentum encoder gets adapters too, so that it can follow.
 
     Raises:
         ModuleNotFoundError: naming the package, if peft is missing.
+        ValueError: for SIMLA, whose cross-attention is new and must be trained in full.
     """
+    if not isinstance(model, COTSForPreTraining):
+        raise ValueError("--lora_rank is for COTS: SIMLA's cross-attention is new and must be trained in full")
     try:
         from peft import LoraConfig, get_peft_model
     except ModuleNotFoundError:
@@ -226,23 +261,23 @@ def build_data(
     return train, load_pairs(arguments.eval_data, *columns, arguments.eval_split)
 
 
-def build_augmentation(config: COTSConfig, arguments: DataArguments) -> RandomCropFlip:
+def build_augmentation(config: COTSConfig | SimlaConfig, arguments: DataArguments) -> RandomCropFlip:
     """Crops and flips as the flags say."""
     return RandomCropFlip(config.vision_config.image_size, arguments.min_scale, arguments.flip)
 
 
-def build_code_cache(model: COTSForPreTraining, arguments: DataArguments, seed: int) -> CodeCache | None:
+def build_code_cache(model: PreTraining, arguments: DataArguments, seed: int) -> CodeCache | None:
     """The codes that `--code_cache` names, if it names any.
 
     Raises:
         FileNotFoundError, ValueError: if the folder is not there, was made with another tokenizer, crop, size or seed,
-            or masked vision modelling, which needs codes, is off.
+            or masked image modelling, which needs codes, is off.
     """
     if arguments.code_cache is None:
         return None
     config = model.config
-    if config.mvm_weight == 0:
-        raise ValueError("--code_cache is for masked vision modelling, but mvm_weight is 0")
+    if getattr(config, config.code_weight) == 0:
+        raise ValueError(f"--code_cache is for masked image modelling, but {config.code_weight} is 0")
     settings = CodeSettings.of(
         model.image_tokenizer,
         config.image_tokenizer_config.image_size,
@@ -257,7 +292,10 @@ def build_code_cache(model: COTSForPreTraining, arguments: DataArguments, seed: 
 
 
 def build_collator(
-    processor: COTSProcessor, config: COTSConfig, arguments: DataArguments, code_cache: CodeCache | None = None
+    processor: COTSProcessor,
+    config: COTSConfig | SimlaConfig,
+    arguments: DataArguments,
+    code_cache: CodeCache | None = None,
 ) -> COTSCollator:
     """Batches with the flags' augmentation, and with codes where the cache has them."""
     return COTSCollator(processor, config, build_augmentation(config, arguments), code_cache)

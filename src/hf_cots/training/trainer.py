@@ -20,7 +20,6 @@ from .pair_trainer import PairTrainer
 # Parts that a LoRA checkpoint leaves out: the adapters have peft's own file, the rest is as it was loaded.
 FROM_TOWERS = ("lora_", "vision_model.", "text_model.", "image_tokenizer.")
 BESIDE_ADAPTERS = "cots_state.safetensors"
-LOSS_TERMS = ("loss_instance", "loss_mvm", "loss_mlm", "loss_task")
 
 
 class StepCallback(TrainerCallback):
@@ -34,7 +33,7 @@ class StepCallback(TrainerCallback):
 
 
 class COTSTrainer(PairTrainer):
-    """Trains [`COTSForPreTraining`] on a [`PairDataset`] with a [`COTSCollator`].
+    """Trains [`COTSForPreTraining`] or [`SimlaForPreTraining`] on a [`PairDataset`] with a [`COTSCollator`].
 
     The momentum keys of a whole optimizer step are computed before its first forward, so that gradient accumulation
     and data parallelism give the gradients of one large batch. Each term of the loss, the filter, the queue and the
@@ -61,7 +60,7 @@ class COTSTrainer(PairTrainer):
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """transformers' choice without the temperature: decay would pull it towards 1."""
-        return [name for name in super().get_decay_parameter_names(model) if not name.endswith("log_temperature")]
+        return [name for name in super().get_decay_parameter_names(model) if not name.endswith("temperature")]
 
     def create_optimizer(self, model=None):
         """Parameter groups with the towers' own learning rates, if any are set, and without decay where usual."""
@@ -115,13 +114,14 @@ class COTSTrainer(PairTrainer):
         if not batches:
             return batches, num_items
         batches = [self._prepare_inputs(batch) for batch in batches]
-        threshold, seen = self.model.filter_threshold(), self.model.pairs_seen.clone()
+        seen, filters = self.model.pairs_seen.clone(), self.model.score_queue is not None
+        threshold = self.model.filter_threshold() if filters else None
         with self.compute_loss_context_manager():
             keys = self.model.begin_step(batches)
         self._step_pairs = int(self.model.pairs_seen - seen)
         self._step_batches = len(batches) * self.args.world_size
         self._pairs += self._step_pairs
-        if torch.isfinite(threshold):
+        if threshold is not None and torch.isfinite(threshold):
             self._record("filter_threshold", threshold)
         return [batch | extra for batch, extra in zip(batches, keys)], num_items
 
@@ -160,12 +160,13 @@ class COTSTrainer(PairTrainer):
     @torch.no_grad()
     def _record_outputs(self, outputs, inputs) -> None:
         """Add one micro-batch to the means that the next log shows."""
-        for term in LOSS_TERMS:
+        for term in self.model.loss_terms:
             self._record(term, outputs[term])
         images, texts = outputs.image_embeds.float(), outputs.text_embeds.float()
         ids = inputs.get("image_ids", torch.arange(len(images), device=images.device))
-        # Weighted so that the mean over micro-batches of unequal size is the share of the step's pairs.
-        self._record("filter_drop_rate", (~outputs.kept).sum() * self._step_batches / max(1, self._step_pairs))
+        if "kept" in outputs:
+            # Weighted so that the mean over micro-batches of unequal size is the share of the step's pairs.
+            self._record("filter_drop_rate", (~outputs.kept).sum() * self._step_batches / max(1, self._step_pairs))
         some = int(len(images) > 0)  # a rank may have no pair of a ragged last batch
         self._record("batch_accuracy", batch_accuracy(images, texts, ids), some)
         self._record("image_spread", embedding_spread(images), some)
@@ -186,7 +187,7 @@ class COTSTrainer(PairTrainer):
             if self.model.key_queue is not None:
                 logs["queue_filled"] = round(float(self.model.key_queue.filled) / len(self.model.key_queue), 4)
             with self.whole_parameters():
-                logs["temperature"] = round(float(torch.as_tensor(self.model.cots.temperature).detach()), 5)
+                logs["temperature"] = round(float(torch.as_tensor(self.model.encoder.temperature).detach()), 5)
             now = time.perf_counter()
             logs["pairs_per_second"] = round(self._pairs / (now - self._logged_at), 1)
             report = getattr(self.train_dataset, "report", None)
@@ -208,7 +209,7 @@ class COTSTrainer(PairTrainer):
         self.model.eval()
         with self.whole_parameters():
             results = evaluate_retrieval(
-                self.model.cots, self.processing_class, pairs, self.args.per_device_eval_batch_size
+                self.model.encoder, self.processing_class, pairs, self.args.per_device_eval_batch_size
             )
         self.model.train(was_training)
         return results
