@@ -11,6 +11,9 @@ from .models import (
     COTSImageTokenizerConfig,
     COTSModel,
     COTSProcessor,
+    SimlaConfig,
+    SimlaForPreTraining,
+    SimlaModel,
 )
 
 
@@ -27,4 +30,7 @@ __all__ = [
     "CookieConfig",
     "CookieForPreTraining",
     "CookieModel",
+    "SimlaConfig",
+    "SimlaForPreTraining",
+    "SimlaModel",
 ]

@@ -68,13 +68,14 @@ def search(
     folder: Annotated[Path, typer.Argument(help="Folder of pictures, searched with its sub-folders.")],
     text: Annotated[str, typer.Argument(help="What to look for.")],
     k: Annotated[int, typer.Option("-k", help="How many files to print.")] = 10,
+    rerank: Annotated[str | None, typer.Option(help="A SIMLA that puts the best 64 in order.")] = None,
 ) -> None:
     """Print the picture files that fit a text best, with their scores."""
-    from .search import PictureIndex
+    from .search import PictureIndex, RerankedIndex
 
     try:
         index = PictureIndex.from_folder(model, folder, progress=True)
-        matches = index.search(text, k)
+        matches = (RerankedIndex.from_index(index, rerank) if rerank else index).search(text, k)
     except (OSError, ValueError) as error:
         raise _fail(error) from None
     for broken in index.broken:
@@ -102,6 +103,11 @@ def evaluate(
     querybank: Annotated[str | None, typer.Option(help="Training pairs: also report QB-Norm.")] = None,
     beta: Annotated[float, typer.Option(help="Inverse temperature of these two.")] = 20.0,
     check_overlap: Annotated[str | None, typer.Option(help="Training pairs to look for the test data in.")] = None,
+    rerank: Annotated[str | None, typer.Option(help="A SIMLA that judges what the model finds.")] = None,
+    k: Annotated[int, typer.Option("--k", help="Candidates that it judges.")] = 64,
+    validation: Annotated[str | None, typer.Option(help="Pairs to fit the weight of both scores on.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Judged pairs a query on average; k then varies.")] = None,
+    latency: Annotated[float | None, typer.Option(help="Milliseconds of judging a query at most.")] = None,
     failures: Annotated[int, typer.Option(min=0, help="Worst queries to show on the page.")] = 20,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures in a forward pass.")] = 64,
     resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap.")] = 1000,
@@ -111,40 +117,54 @@ def evaluate(
 
     `torchrun --nproc-per-node N -m hf_cots evaluate ...` divides the queries among N processes.
     """
+    from .data import load_pairs
     from .evaluation.run import EvaluationRun
     from .evaluation.tables import report_tables
+    from .search.recall_cost import SecondStep, draw_recall_cost, reranking_tables
 
     def show(report: dict) -> None:
         for table in report_tables(report):
+            console.print(table)
+        for table in reranking_tables(report["reranking"]) if rerank else ():
             console.print(table)
         for picture in report["data"]["left_out"]:
             Console(stderr=True).print(f"left out: {picture}", style="yellow", highlight=False, markup=False)
         if "overlap" in report:
             console.print(report["overlap"]["summary"], highlight=False, markup=False)
 
-    run = EvaluationRun(
-        model=model,
-        data=data,
-        image_column=image_column,
-        caption_column=caption_column,
-        image_id_column=image_id_column,
-        split=split,
-        protocol=protocol,
-        image_root=image_root,
-        id_checksum=id_checksum,
-        compare=compare,
-        dual_softmax=dual_softmax,
-        querybank=querybank,
-        beta=beta,
-        check_overlap=check_overlap,
-        output=output,
-        failures=failures,
-        batch_size=batch_size,
-        resamples=resamples,
-        seed=seed,
-    )
+    def second_step() -> SecondStep | None:
+        if rerank is None:
+            return None
+        columns = (image_column, caption_column, image_id_column)
+        fitted_on = None if validation is None else load_pairs(validation, *columns, "validation")
+        return SecondStep(rerank, k, fitted_on, budget, latency, batch_size, resamples, seed)
+
     try:
-        run.run(show)
+        run = EvaluationRun(
+            model=model,
+            data=data,
+            image_column=image_column,
+            caption_column=caption_column,
+            image_id_column=image_id_column,
+            split=split,
+            protocol=protocol,
+            image_root=image_root,
+            id_checksum=id_checksum,
+            compare=compare,
+            dual_softmax=dual_softmax,
+            querybank=querybank,
+            beta=beta,
+            check_overlap=check_overlap,
+            output=output,
+            failures=failures,
+            batch_size=batch_size,
+            resamples=resamples,
+            seed=seed,
+            second_step=second_step(),
+        )
+        report = run.run(show)
+        if output is not None and "reranking" in report:  # the first process has it
+            draw_recall_cost(report["reranking"], output.with_suffix(".reranking.png"))
     except (OSError, ValueError, ModuleNotFoundError) as error:
         raise _fail(error) from None
 
@@ -293,6 +313,13 @@ def token_gain(
         typer.echo(f"{name}: {gain['loss']:.4f}, with a stranger's feature {gain['shuffled']:.4f} ({percent:+.2f}%)")
 
 
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise ValueError(f"'{text}' is no list of numbers with commas between them, such as 0.5,0.5,0.5") from None
+
+
 @app.command()
 def tokenize(
     data: Annotated[str, typer.Argument(help="The training data, as for `hf-cots train --train_data`.")],
@@ -310,23 +337,28 @@ def tokenize(
     image_column: Annotated[str, typer.Option(help="Column of pictures or paths.")] = "image",
     caption_column: Annotated[str, typer.Option(help="Column of texts or of lists of texts.")] = "caption",
     split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
+    keep_mask: Annotated[Path | None, typer.Option(help="The training run's --keep_mask.")] = None,
     batch_size: Annotated[int, typer.Option(help="Crops in a forward pass.")] = 32,
+    shard_size: Annotated[int, typer.Option(help="Crops in a file: what a killed run can lose.")] = 16_384,
     workers: Annotated[int, typer.Option(help="Processes that decode and crop.")] = 0,
 ) -> None:
     """Write the codes of a training run's crops, for `hf-cots train --code_cache`."""
     import torch
 
     from .data import RandomCropFlip, load_pairs, write_codes
+    from .data.keep_mask import apply_keep_mask
     from .models import COTSImageTokenizer
 
     try:
-        mean, std = ([float(number) for number in numbers.split(",")] for numbers in (image_mean, image_std))
+        mean, std = (_numbers(text) for text in (image_mean, image_std))
         pairs = load_pairs(data, image_column, caption_column, split=split, seed=seed)
+        if keep_mask is not None:
+            apply_keep_mask(pairs, keep_mask)
         model = COTSImageTokenizer.from_pretrained(tokenizer, dtype=torch.float32).eval()
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         augmentation = RandomCropFlip(image_size or 16 * model.config.grid_size, min_scale, flip)
-        options = {"batch_size": batch_size, "workers": workers, "progress": True}
-        done = write_codes(pairs, model, output, augmentation, epochs, mean, std, **options)
+        sizes = (batch_size, shard_size, workers)
+        done = write_codes(pairs, model, output, augmentation, epochs, mean, std, *sizes, progress=True)
     except (OSError, ValueError) as error:
         raise _fail(error) from None
     typer.echo(f"{done} crops tokenized, {epochs * len(pairs) - done} were there: {output}")
@@ -342,17 +374,14 @@ def inspect(
 ) -> None:
     """Draw a picture, its codes, what they keep, a mask, and what the model makes of the masked patches."""
     from .data.images import BrokenImage, read_image
-    from .evaluation.inspection import draw_inspection, inspect_image, load_pretrained_with_heads
+    from .evaluation.inspection import inspect_model
 
     try:
         picture = read_image(image)
-        loaded, processor = load_pretrained_with_heads(model)
-        found = inspect_image(loaded, processor, picture, caption, seed)
+        sheet, lines = inspect_model(model, picture, caption, seed)
         output.parent.mkdir(parents=True, exist_ok=True)
-        draw_inspection(found).save(output)
+        sheet.save(output)
     except (BrokenImage, OSError, ValueError) as error:
         raise _fail(error) from None
-    for text, predicted in found.predictions.items():
-        told = f'told "{text}"' if text else "told nothing"
-        typer.echo(f"{told}: {predicted.accuracy:.1%} of the masked codes right, {predicted.loss:.3f} nats")
-    typer.echo(str(output))
+    for line in (*lines, output):
+        typer.echo(str(line))

@@ -1,4 +1,4 @@
-"""`python -m hf_cots.train` and `torchrun -m hf_cots.train`: train COTS or COOKIE on image-text pairs.
+"""`python -m hf_cots.train` and `torchrun -m hf_cots.train`: train COTS, SIMLA or COOKIE on image-text pairs.
 
     python -m hf_cots.train --vision google/vit-base-patch16-384 --text google-bert/bert-base-uncased \\
         --image_tokenizer org/dvae --train_data my_folder --output_dir runs/mine

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..models import CookieConfig, COTSConfig, COTSProcessor
+from ..models import CookieConfig, COTSConfig, COTSProcessor, SimlaConfig
 from ..models.masking import draw_masks
 from ..models.token_level import mask_settings
 from .augmentation import RandomCropFlip, cropped
@@ -37,7 +37,8 @@ class PictureCollator:
 
 
 class COTSCollator:
-    """Items of [`PairDataset`] to the inputs of [`COTSForPreTraining`] or [`CookieForPreTraining`].
+    """Items of [`PairDataset`] to the inputs of [`COTSForPreTraining`], [`SimlaForPreTraining`] or
+    [`CookieForPreTraining`].
 
     Randomness comes from each item's own seed: a batch's other items, the number of workers and a restart change
     nothing.
@@ -53,7 +54,7 @@ class COTSCollator:
     def __init__(
         self,
         processor: COTSProcessor,
-        config: COTSConfig | CookieConfig,
+        config: COTSConfig | SimlaConfig | CookieConfig,
         augmentation: RandomCropFlip | None = None,
         code_cache: CodeCache | None = None,
         views: SecondViews | None = None,

@@ -13,6 +13,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+from datasets.data_files import SPLIT_KEYWORDS
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -52,8 +53,7 @@ def load_table(
     if path.is_dir():
         kind = next((suffix for suffix in (".parquet", ".tar") if any(path.glob(f"*{suffix}"))), None)
         if kind is None:
-            splits = datasets.load_dataset("imagefolder", data_dir=str(path), streaming=streaming)
-            # A folder without splits is one whole, which `datasets` calls "train".
+            splits = datasets.load_dataset("imagefolder", data_files=_split_files(path), streaming=streaming)
             return _pick_split(splits, data, split if len(splits) > 1 else next(iter(splits)))
         files = sorted(str(file) for file in path.glob(f"*{kind}"))
     elif path.is_file() or any(sign in data for sign in "*?["):
@@ -69,6 +69,19 @@ def load_table(
         raise ValueError(f"{files[0]}: cannot read '{suffix}' files; known are {', '.join(BUILDERS)} and folders")
     options: dict[str, Any] = {"sep": "\t"} if suffix == ".tsv" else {}
     return datasets.load_dataset(BUILDERS[suffix], data_files=files, split="train", streaming=streaming, **options)
+
+
+def _split_files(folder: Path) -> dict[str, list[str]]:
+    """Patterns of the files of each split of a folder of pictures: its sub-folders of that name, or the whole of it.
+
+    Left to itself, `datasets` would look for these words in the names of files, too, and drop all others if a picture
+    is called `toy_train_02.png`.
+    """
+    found = {
+        str(split): [f"{glob.escape(str(folder / word))}/**" for word in words if (folder / word).is_dir()]
+        for split, words in SPLIT_KEYWORDS.items()
+    }
+    return {split: files for split, files in found.items() if files} or {"train": [f"{glob.escape(str(folder))}/**"]}
 
 
 def _pick_split(splits: dict[str, Any], data: str, split: str) -> datasets.Dataset | datasets.IterableDataset:

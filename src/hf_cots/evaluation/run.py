@@ -40,6 +40,7 @@ class EvaluationRun:
         failures: how many of each direction the page shows; no page for 0.
         batch_size: pictures in a forward pass.
         resamples, seed: of the bootstrap, and of the randomisation test.
+        second_step: a judge of what the encoder finds; the report's entry `reranking`. The first process calls it.
     """
 
     model: str
@@ -61,6 +62,7 @@ class EvaluationRun:
     batch_size: int = 64
     resamples: int = RESAMPLES
     seed: int = 0
+    second_step: Callable[[Encoder, Evaluated, PairDataset], dict[str, Any]] | None = None
 
     def run(self, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Evaluate. Under torchrun or accelerate every process calls; the first one writes and shows.
@@ -100,6 +102,9 @@ class EvaluationRun:
         if other is not None:
             theirs = other if isinstance(other, Evaluated) else self._evaluate(other, pairs, folds)
             report["comparison"] = build_report(mine, theirs, self.resamples, self.seed)["comparison"]
+            self._save(report)
+        if self.second_step is not None and state.is_main_process:
+            report["reranking"] = self.second_step(encoder, mine, pairs)
             self._save(report)
         if self.dual_softmax:
             report.setdefault("transductive", []).append(rescore(mine, self.beta, split_queries=True))

@@ -67,12 +67,12 @@ def _figures(report: dict[str, Any], directions: dict[str, Any]) -> Table:
 
     def cells(name: str, metric: str) -> list[str]:
         values = directions[name]
-        return [_with_interval(values[metric], values["intervals"][metric]), f"{report['chance'][name][metric]:.1f}"]
+        return [with_interval(values[metric], values["intervals"][metric]), f"{report['chance'][name][metric]:.1f}"]
 
     _add_rows(table, directions, cells)
     for size in ("queries", "gallery"):
         table.add_row(size, *(cell for values in directions.values() for cell in (str(values[size]), "")))
-    table.add_row("rsum", _with_interval(report["rsum"], report["rsum_interval"]), "", "", "")
+    table.add_row("rsum", with_interval(report["rsum"], report["rsum_interval"]), "", "", "")
     return table
 
 
@@ -113,14 +113,15 @@ def task_table(report: dict[str, Any], task: str, digits: int = 1) -> Table:
     for metric, value in values.items():
         label = metric.replace("_", " ")
         if metric in chance:
-            figure = _with_interval(value, values["intervals"][metric], digits)
+            figure = with_interval(value, values["intervals"][metric], digits)
             table.add_row(label, figure, f"{chance[metric]:.{digits}f}")
         elif metric != "intervals":
             table.add_row(label, str(value), "")
     return table
 
 
-def _with_interval(value: float, interval: list[float], digits: int = 1) -> str:
+def with_interval(value: float, interval: list[float], digits: int = 1) -> str:
+    """ "12.3 [10.0, 14.6]"."""
     return f"{value:.{digits}f} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
 
 

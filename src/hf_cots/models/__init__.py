@@ -12,16 +12,19 @@ from transformers import (
 from .configuration_cookie import CookieConfig
 from .configuration_cots import COTSConfig
 from .configuration_dvae import COTSImageTokenizerConfig
+from .configuration_simla import SimlaConfig
 from .image_processing_cots import COTSImageProcessor, to_rgb
 from .modeling_cookie import CookieModel
 from .modeling_cots import COTSModel, COTSOutput
 from .modeling_dvae import COTSImageTokenizer, COTSImageTokenizerOutput
+from .modeling_simla import ImageMemory, SimlaModel
 from .pretraining_cookie import CookieForPreTraining, CookieForPreTrainingOutput
 from .pretraining_cots import COTSForPreTraining, COTSForPreTrainingOutput
+from .pretraining_simla import SimlaForPreTraining, SimlaForPreTrainingOutput
 from .processing_cots import COTSProcessor
 
 
-# With the package imported, the Auto classes know COTS and COOKIE.
+# With the package imported, the Auto classes know COTS, SIMLA and COOKIE.
 AutoConfig.register("cots", COTSConfig)
 AutoConfig.register("cots_image_tokenizer", COTSImageTokenizerConfig)
 AutoModel.register(COTSConfig, COTSModel)
@@ -30,6 +33,12 @@ AutoModelForPreTraining.register(COTSConfig, COTSForPreTraining)
 AutoModelForZeroShotImageClassification.register(COTSConfig, COTSModel)
 AutoImageProcessor.register(COTSConfig, image_processor_classes={"pil": COTSImageProcessor})
 AutoProcessor.register(COTSConfig, COTSProcessor)
+AutoConfig.register("simla", SimlaConfig)
+AutoModel.register(SimlaConfig, SimlaModel)
+AutoModelForPreTraining.register(SimlaConfig, SimlaForPreTraining)
+AutoModelForZeroShotImageClassification.register(SimlaConfig, SimlaModel)
+AutoImageProcessor.register(SimlaConfig, image_processor_classes={"pil": COTSImageProcessor})
+AutoProcessor.register(SimlaConfig, COTSProcessor)
 AutoConfig.register("cookie", CookieConfig)
 AutoModel.register(CookieConfig, CookieModel)
 AutoModelForPreTraining.register(CookieConfig, CookieForPreTraining)
@@ -41,6 +50,9 @@ AutoProcessor.register(CookieConfig, COTSProcessor)
 COTSConfig.register_for_auto_class()
 COTSModel.register_for_auto_class("AutoModel")
 COTSForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+SimlaConfig.register_for_auto_class()
+SimlaModel.register_for_auto_class("AutoModel")
+SimlaForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 CookieConfig.register_for_auto_class()
 CookieModel.register_for_auto_class("AutoModel")
 CookieForPreTraining.register_for_auto_class("AutoModelForPreTraining")
@@ -62,5 +74,10 @@ __all__ = [
     "CookieForPreTraining",
     "CookieForPreTrainingOutput",
     "CookieModel",
+    "ImageMemory",
+    "SimlaConfig",
+    "SimlaForPreTraining",
+    "SimlaForPreTrainingOutput",
+    "SimlaModel",
     "to_rgb",
 ]

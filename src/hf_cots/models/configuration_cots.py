@@ -83,8 +83,9 @@ class COTSConfig(PreTrainedConfig):
         "image_tokenizer_config": COTSImageTokenizerConfig,
     }
     keys_to_ignore_at_inference = ["kept", "image_embeds", "text_embeds"]
-    # Which weight asks for an image tokenizer.
+    # Which weight asks for an image tokenizer; the smallest masked block is in proportion to the grid.
     code_weight = "mvm_weight"
+    min_block_patches = None
 
     vision_config: PreTrainedConfig | dict | None = None
     text_config: PreTrainedConfig | dict | None = None

@@ -58,8 +58,8 @@ class COTSImageTokenizerConfig(PreTrainedConfig):
         Raises:
             ValueError: naming the size that differs.
         """
-        names = ("codebook_size", "hidden_size", "num_groups", "blocks_per_group", "decoder_input_size", "has_decoder")
-        for name in names:
+        sizes = ("codebook_size", "hidden_size", "num_groups", "blocks_per_group", "decoder_input_size", "has_decoder")
+        for name in sizes:
             if getattr(self, name) != getattr(given, name):
                 raise ValueError(
                     f"the image tokenizer has {name}={getattr(given, name)}, the config asks for {getattr(self, name)}"

@@ -31,17 +31,17 @@ def generator(seed: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, stream]))
 
 
-def block_mask(rng: np.random.Generator, grid: int, num_masked: int) -> np.ndarray:
+def block_mask(rng: np.random.Generator, grid: int, num_masked: int, min_block: int | None = None) -> np.ndarray:
     """Blockwise mask of patches as in BEiT (Bao et al. 2021), with exactly `num_masked` of them.
 
-    Rectangles of a random area (at least 16 patches of a 24 x 24 grid, in proportion for others) and aspect ratio (0.3
-    to 3.3) are laid until the count is reached; the last one is cut short.
+    Rectangles of a random area (at least `min_block`, by default 16 patches of a 24 x 24 grid, in proportion for
+    others) and aspect ratio (0.3 to 3.3) are laid until the count is reached; the last one is cut short.
 
     Returns:
         (grid * grid,) bool, true where the patch is masked.
     """
     mask = np.zeros((grid, grid), dtype=bool)
-    smallest = max(1, round(MIN_BLOCK_SHARE * grid * grid))
+    smallest = max(1, round(MIN_BLOCK_SHARE * grid * grid)) if min_block is None else min_block
     while (remaining := num_masked - int(mask.sum())) > 0:
         area = rng.uniform(smallest, max(smallest, remaining))
         aspect = math.exp(rng.uniform(math.log(MIN_ASPECT), math.log(MAX_ASPECT)))
@@ -103,6 +103,7 @@ def draw_masks(
     special_token_ids: list[int] | tuple[int, ...],
     mask_token_id: int,
     vocab_size: int,
+    min_block: int | None = None,
 ) -> dict[str, np.ndarray]:
     """The masks of a batch, each row a function of its own seed.
 
@@ -123,7 +124,7 @@ def draw_masks(
     for row, seed in enumerate(seeds):
         if generator(seed, SHARE_STREAM).random() >= masked_share:
             continue
-        patches[row] = block_mask(generator(seed, PATCH_STREAM), patch_grid, num_masked_patches)
+        patches[row] = block_mask(generator(seed, PATCH_STREAM), patch_grid, num_masked_patches, min_block)
         masked_ids[row], words[row] = word_mask(
             generator(seed, WORD_STREAM),
             input_ids[row],

@@ -74,6 +74,7 @@ def mask_settings(config: PreTrainedConfig) -> dict:
         "special_token_ids": config.special_token_ids,
         "mask_token_id": config.mask_token_id,
         "vocab_size": config.text_config.vocab_size,
+        "min_block": config.min_block_patches,
     }
 
 

@@ -14,16 +14,17 @@ from transformers import HfArgumentParser, TrainingArguments
 class ModelArguments:
     """Where the model comes from: a checkpoint, two pretrained towers, or a config. Exactly one of the three."""
 
-    model: str | None = field(default=None, metadata={"help": "COTS or COOKIE checkpoint: Hub id or folder."})
+    model: str | None = field(default=None, metadata={"help": "COTS, SIMLA or COOKIE checkpoint: Hub id or folder."})
     vision: str | None = field(
         default=None, metadata={"help": "Image encoder: Hub id or folder, or a config as JSON to learn from scratch."}
     )
     text: str | None = field(default=None, metadata={"help": "Text encoder: the same."})
-    architecture: Literal["cots", "cookie"] = field(
+    architecture: Literal["cots", "simla", "cookie"] = field(
         default="cots", metadata={"help": "What --vision and --text become; a checkpoint or config knows it itself."}
     )
     config: str | None = field(
-        default=None, metadata={"help": "COTS or COOKIE config (Hub id, folder or file) to train from random weights."}
+        default=None,
+        metadata={"help": "COTS, SIMLA or COOKIE config (Hub id, folder or file) to train from random weights."},
     )
     config_overrides: dict | str | None = field(
         default=None,
@@ -31,7 +32,7 @@ class ModelArguments:
     )
     image_tokenizer: str | None = field(
         default=None,
-        metadata={"help": "Trained image tokenizer: Hub id or folder. Needed for mvm_weight > 0."},
+        metadata={"help": "Trained image tokenizer: Hub id or folder. Needed for mvm_weight (SIMLA: mim_weight) > 0."},
     )
     tokenizer: str | None = field(
         default=None, metadata={"help": "Text tokenizer: Hub id or folder. Defaults to the model's or text tower's."}

@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..evaluation.tables import markdown_table
-from ..models import CookieConfig, COTSConfig, COTSImageTokenizerConfig
+from ..models import CookieConfig, COTSConfig, COTSImageTokenizerConfig, SimlaConfig
 
 
 CARD = """---
@@ -47,6 +47,22 @@ outputs.logits_per_image  # (images, texts); image_embeds and text_embeds are no
 The model knows what its training pairs showed. Check it on your own data before you rely on it, in particular where a
 wrong or biased answer would harm someone.
 """
+
+
+ABOUT = {
+    "cots": """A COTS model (Lu et al., *COTS: Collaborative Two-Stream Vision-Language Pre-Training Model for
+Cross-Modal Retrieval*, CVPR 2022, [arXiv 2204.07441](https://arxiv.org/abs/2204.07441)): two encoders that meet only
+in a dot product. Trained with [hf_cots](https://pypi.org/project/hf-cots/); the paper's authors released no code or
+weights, and this is not their model.""",
+    "simla": """A SIMLA model (Khan et al., *Single-Stream Multi-Level Alignment for Vision-Language Pretraining*, ECCV
+2022, [arXiv 2203.14395](https://arxiv.org/abs/2203.14395)): a dual encoder, and with `model.match` a judge that reads
+a text and a picture together. Trained with [hf_cots](https://pypi.org/project/hf-cots/); these are not the authors'
+weights.""",
+    "cookie": """A COOKIE model (Wen et al., *COOKIE: Contrastive Cross-Modal Knowledge Sharing Pre-training for
+Vision-Language Representation*, ICCV 2021): two encoders whose heads are one transformer with shared weights, and that
+meet only in a dot product. Trained with [hf_cots](https://pypi.org/project/hf-cots/); the paper's authors released no
+code or weights, and this is not their model.""",
+}
 
 
 IMAGE_TOKENIZER_CARD = """---
@@ -109,19 +125,7 @@ def write_image_tokenizer_card(
     ).save(Path(folder) / "README.md")
 
 
-ABOUT = {
-    "cots": """A COTS model (Lu et al., *COTS: Collaborative Two-Stream Vision-Language Pre-Training Model for
-Cross-Modal Retrieval*, CVPR 2022, [arXiv 2204.07441](https://arxiv.org/abs/2204.07441)): two encoders that meet only
-in a dot product. Trained with [hf_cots](https://pypi.org/project/hf-cots/); the paper's authors released no code or
-weights, and this is not their model.""",
-    "cookie": """A COOKIE model (Wen et al., *COOKIE: Contrastive Cross-Modal Knowledge Sharing Pre-training for
-Vision-Language Representation*, ICCV 2021): two encoders whose heads are one transformer with shared weights, and that
-meet only in a dot product. Trained with [hf_cots](https://pypi.org/project/hf-cots/); the paper's authors released no
-code or weights, and this is not their model.""",
-}
-
-
-def contrast_line(config: COTSConfig | CookieConfig) -> str:
+def contrast_line(config: COTSConfig | SimlaConfig | CookieConfig) -> str:
     """What a card says of the contrast."""
     if isinstance(config, CookieConfig):
         layers = f"{config.num_shared_layers} {'shared' if config.share_weights else 'unshared'} layers"
@@ -131,7 +135,7 @@ def contrast_line(config: COTSConfig | CookieConfig) -> str:
 
 def write_model_card(
     folder: Path | str,
-    config: COTSConfig | CookieConfig,
+    config: COTSConfig | SimlaConfig | CookieConfig,
     training: str,
     results: dict[str, dict[str, float]] | None = None,
     data_name: str = "held-out pairs",

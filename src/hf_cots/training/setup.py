@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..conversion import simla_tokenizer
 from ..data import (
     CodeCache,
     CodeSettings,
@@ -34,14 +35,21 @@ from ..models import (
     COTSImageProcessor,
     COTSImageTokenizer,
     COTSProcessor,
+    SimlaConfig,
+    SimlaForPreTraining,
 )
 from .arguments import COTSTrainingArguments, DataArguments, ModelArguments
 
 
 logger = logging.getLogger(__name__)
 
-PreTraining = COTSForPreTraining | CookieForPreTraining
-MODELS: dict[str, type[PreTraining]] = {"cots": COTSForPreTraining, "cookie": CookieForPreTraining}
+PreTraining = COTSForPreTraining | SimlaForPreTraining | CookieForPreTraining
+Config = COTSConfig | SimlaConfig | CookieConfig
+MODELS: dict[str, type[PreTraining]] = {
+    "cots": COTSForPreTraining,
+    "simla": SimlaForPreTraining,
+    "cookie": CookieForPreTraining,
+}
 # What LoRA trains in full: everything new. The momentum encoder's share of it stays frozen.
 BESIDE_TOWERS = (
     "cots.visual_projection",
@@ -66,7 +74,8 @@ def check_source(arguments: ModelArguments) -> None:
 
 
 def build_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
-    """The named tokenizer, or the one that comes with the checkpoint, the text tower or the config.
+    """The named tokenizer, or the one that comes with the checkpoint, the text tower or the config. A text tower that
+    is to become SIMLA reads without [SEP] and punctuation, as [`simla_tokenizer`] does.
 
     Raises:
         ValueError: if not exactly one source of the model is named, or the tokenizer has no mask or padding token,
@@ -78,11 +87,13 @@ def build_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
     for kind in ("mask_token", "pad_token"):
         if getattr(tokenizer, kind) is None:
             raise ValueError(f"the tokenizer {source} has no {kind}; name another with --tokenizer")
+    if arguments.architecture == "simla" and source == arguments.text:
+        tokenizer = simla_tokenizer(tokenizer, tokenizer.model_max_length)
     tokenizer.model_max_length = min(arguments.max_text_length, tokenizer.model_max_length)
     return tokenizer
 
 
-def build_processor(config: COTSConfig | CookieConfig, tokenizer: PreTrainedTokenizerBase) -> COTSProcessor:
+def build_processor(config: Config, tokenizer: PreTrainedTokenizerBase) -> COTSProcessor:
     """The processor that fits a config: its image size, mean and deviation."""
     side = config.vision_config.image_size
     image_processor = COTSImageProcessor(
@@ -128,11 +139,11 @@ def model_class(arguments: ModelArguments) -> type[PreTraining]:
     source = arguments.model or arguments.config
     kind = AutoConfig.from_pretrained(source).model_type
     if kind not in MODELS:
-        raise ValueError(f"{source} is no COTS or COOKIE model but '{kind}'")
+        raise ValueError(f"{source} is no COTS, SIMLA or COOKIE model but '{kind}'")
     return MODELS[kind]
 
 
-def changed_config(source: str | None, overrides: dict) -> COTSConfig | CookieConfig:
+def changed_config(source: str | None, overrides: dict) -> Config:
     """The config of a checkpoint, folder or file, with fields replaced.
 
     Raises:
@@ -219,10 +230,11 @@ def add_lora(model: PreTraining, rank: int):
 
     Raises:
         ModuleNotFoundError: naming the package, if peft is missing.
-        ValueError: for COOKIE, whose shared layers are new and must be trained in full.
+        ValueError: for SIMLA and COOKIE, whose cross-attention and shared layers are new and must be trained in full.
     """
     if not isinstance(model, COTSForPreTraining):
-        raise ValueError("--lora_rank is for COTS: COOKIE's shared layers are new and must be trained in full")
+        new = "SIMLA's cross-attention" if isinstance(model, SimlaForPreTraining) else "COOKIE's shared layers"
+        raise ValueError(f"--lora_rank is for COTS: {new} must be trained in full")
     try:
         from peft import LoraConfig, get_peft_model
     except ModuleNotFoundError:
@@ -258,7 +270,7 @@ def build_data(
     return train, load_pairs(arguments.eval_data, *columns, arguments.eval_split)
 
 
-def build_augmentation(config: COTSConfig | CookieConfig, arguments: DataArguments) -> RandomCropFlip:
+def build_augmentation(config: Config, arguments: DataArguments) -> RandomCropFlip:
     """Crops and flips as the flags say."""
     return RandomCropFlip(config.vision_config.image_size, arguments.min_scale, arguments.flip)
 
@@ -273,8 +285,10 @@ def build_code_cache(model: PreTraining, arguments: DataArguments, seed: int) ->
     if arguments.code_cache is None:
         return None
     config = model.config
-    if config.code_weight is None or getattr(config, config.code_weight) == 0:
-        raise ValueError(f"--code_cache is for masked image modelling, but {config.code_weight or 'it'} is 0")
+    if config.code_weight is None:
+        raise ValueError("--code_cache is for masked image modelling, which COOKIE has not")
+    if getattr(config, config.code_weight) == 0:
+        raise ValueError(f"--code_cache is for masked image modelling, but {config.code_weight} is 0")
     settings = CodeSettings.of(
         model.image_tokenizer,
         config.image_tokenizer_config.image_size,
@@ -288,9 +302,7 @@ def build_code_cache(model: PreTraining, arguments: DataArguments, seed: int) ->
     return cache
 
 
-def build_views(
-    config: COTSConfig | CookieConfig, arguments: DataArguments, pairs: PairDataset | PairStream
-) -> SecondViews | None:
+def build_views(config: Config, arguments: DataArguments, pairs: PairDataset | PairStream) -> SecondViews | None:
     """The second views that a COOKIE's contrasts ask for; with sibling captions, the pairs will hand those out.
 
     Raises:
@@ -307,7 +319,7 @@ def build_views(
 
 def build_collator(
     processor: COTSProcessor,
-    config: COTSConfig | CookieConfig,
+    config: Config,
     arguments: DataArguments,
     code_cache: CodeCache | None = None,
     views: SecondViews | None = None,

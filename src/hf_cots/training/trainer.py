@@ -34,7 +34,8 @@ class StepCallback(TrainerCallback):
 
 
 class COTSTrainer(PairTrainer):
-    """Trains [`COTSForPreTraining`] or [`CookieForPreTraining`] on a [`PairDataset`] with a [`COTSCollator`].
+    """Trains [`COTSForPreTraining`], [`SimlaForPreTraining`] or [`CookieForPreTraining`] on a [`PairDataset`] with a
+    [`COTSCollator`].
 
     The momentum keys of a whole optimizer step are computed before its first forward, so that gradient accumulation
     and data parallelism give the gradients of one large batch. Each term of the loss, the filter, the queue and the

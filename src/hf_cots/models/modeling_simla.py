@@ -1,0 +1,447 @@
+"""SIMLA for inference (Khan et al. 2022): a dual encoder, and a judge of pairs that reads text and image together.
+
+As a dual encoder it is searched with dot products like COTS. `match` costs one pass through the text stack for each
+pair, but nearly nothing for the image: its keys and values are made once ([`ImageMemory`]). Pre-training lives in
+`pretraining_simla.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.bert.modeling_bert import BertIntermediate, BertOutput, BertSelfOutput
+from transformers.utils import can_return_tuple
+
+from .configuration_simla import SimlaConfig
+from .losses import full_precision, l2_normalize
+from .modeling_cots import COTSOutput, COTSPreTrainedModel, at_least_one_row, build_tower, copy_tower, load_tower
+
+
+class SimlaAttention(nn.Module):
+    """BERT's attention, whose keys and values may come from elsewhere and may have been made before."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.num_heads, self.dropout = config.num_attention_heads, config.attention_probs_dropout_prob
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.output = BertSelfOutput(config)
+
+    def heads(self, states: torch.Tensor) -> torch.Tensor:
+        """(n, length, hidden) to (n, heads, length, hidden / heads)."""
+        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def keys_values(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (n, heads, length, hidden / heads) of states (n, length, hidden)."""
+        return self.heads(self.key(states)), self.heads(self.value(states))
+
+    def forward(
+        self, hidden: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """(n, length, hidden) after attention, residual and LayerNorm; mask (n, 1, 1, keys), true where attended."""
+        attended = F.scaled_dot_product_attention(
+            self.heads(self.query(hidden)),
+            keys.expand(len(hidden), -1, -1, -1),
+            values.expand(len(hidden), -1, -1, -1),
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.output(attended.transpose(1, 2).flatten(2), hidden)
+
+    def probabilities(self, hidden: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """(n, heads, length, keys): where the queries `hidden` look; each row sums to 1."""
+        queries = self.heads(self.query(hidden))
+        scores = full_precision(queries @ keys.transpose(-1, -2)) / queries.shape[-1] ** 0.5
+        return (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(dim=-1)
+
+
+class SimlaLayer(GradientCheckpointingLayer):
+    """Self-attention, cross-attention if there is something to look at, feed-forward; post-norm."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.attention = SimlaAttention(config)
+        self.crossattention = SimlaAttention(config)
+        self.intermediate = BertIntermediate(config)
+        self.output = BertOutput(config)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        mask: torch.Tensor | None,
+        cross_keys: torch.Tensor | None = None,
+        cross_values: torch.Tensor | None = None,
+        cross_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        hidden = self.attention(hidden, *self.attention.keys_values(hidden), mask)
+        if cross_keys is not None:
+            hidden = self.crossattention(hidden, cross_keys, cross_values, cross_mask)
+        return self.output(self.intermediate(hidden), hidden)
+
+
+@dataclass(frozen=True)
+class ImageMemory:
+    """Keys and values of n inputs for the cross-attention of every layer: what a pass over a pair need not repeat.
+
+    Args:
+        keys, values: for each layer (m, heads, tokens, hidden / heads).
+        index: (n,) int64, which of the m are meant, in any order and number; all of them if None.
+    """
+
+    keys: Sequence[torch.Tensor]
+    values: Sequence[torch.Tensor]
+    index: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys[0]) if self.index is None else len(self.index)
+
+    def rows(self, index: torch.Tensor) -> "ImageMemory":
+        """The memory of chosen inputs (rows,) int64. Nothing is copied but by a pass, and then one layer at a time."""
+        return ImageMemory(self.keys, self.values, index if self.index is None else self.index[index])
+
+    def layer(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (n, heads, tokens, hidden / heads) of one layer."""
+        keys, values = self.keys[number], self.values[number]
+        return (keys, values) if self.index is None else (keys[self.index], values[self.index])
+
+
+def attended(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """A tokenizer's (n, length) mask as (n, 1, 1, length) bool. A row of padding alone attends to itself: NaN helps
+    nobody."""
+    if attention_mask is None:
+        return None
+    present = attention_mask != 0
+    return (present | ~present.any(dim=1, keepdim=True))[:, None, None, :]
+
+
+class SimlaStack(nn.Module):
+    """The upper half of the stream: BERT with cross-attention in each layer and without token types.
+
+    The same weights read a text alone, a text that looks at an image, and an image that looks at a text.
+
+    Args:
+        config (`BertConfig`): its sizes.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.layers = nn.ModuleList(SimlaLayer(config) for _ in range(config.num_hidden_layers))
+
+    def embed(self, input_ids: torch.Tensor | None = None, inputs_embeds: torch.Tensor | None = None) -> torch.Tensor:
+        """The embedding layer's output (n, length, hidden) for words, or for other states in their place.
+
+        Raises:
+            ValueError: if there are fewer positions than inputs.
+        """
+        embeds = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if embeds.shape[1] > len(self.position_embeddings.weight):
+            raise ValueError(
+                f"{embeds.shape[1]} inputs are more than the {len(self.position_embeddings.weight)} positions of the "
+                "text stack"
+            )
+        positions = self.position_embeddings.weight[: embeds.shape[1]]
+        return self.dropout(self.layer_norm(embeds + positions))
+
+    def remember(self, states: torch.Tensor) -> ImageMemory:
+        """What the cross-attention of each layer needs of states (n, tokens, hidden)."""
+        made = [layer.crossattention.keys_values(states) for layer in self.layers]
+        return ImageMemory([keys for keys, _ in made], [values for _, values in made])
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        memory: ImageMemory | None = None,
+        memory_mask: torch.Tensor | None = None,
+    ) -> list[torch.Tensor]:
+        """Each layer's input and, last, the output of all: (n, length, hidden) each.
+
+        Args:
+            hidden: of [`embed`].
+            mask: of [`attended`], for the inputs.
+            memory: what the inputs look at; None skips the cross-attention. One entry serves all inputs.
+            memory_mask: of [`attended`], for what is looked at.
+        """
+        states = [hidden]
+        for number, layer in enumerate(self.layers):
+            looked_at = () if memory is None else (*memory.layer(number), memory_mask)
+            states.append(layer(states[-1], mask, *looked_at))
+        return states
+
+
+class SimlaPreTrainedModel(COTSPreTrainedModel):
+    """What the SIMLA classes share; saving, loading and what Trainer must know are as for COTS."""
+
+    config: SimlaConfig  # type: ignore[assignment]
+    config_class = SimlaConfig  # type: ignore[assignment]
+    base_model_prefix = "simla"
+    auto_classes = {
+        "AutoConfig": "configuration_simla.SimlaConfig",
+        "AutoModel": "modeling_simla.SimlaModel",
+        "AutoModelForZeroShotImageClassification": "modeling_simla.SimlaModel",
+    }
+    # The text stack has its own attention, on torch's kernels; the choice among them concerns the image encoder.
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+    _no_split_modules = ["ViTEmbeddings", "ViTLayer", "SimlaLayer"]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(momentum_encoder|momentum_heads|heads|key_queue|image_tokenizer|steps_seen|pairs_seen)",
+        r"vision_model\..*mask_token$",
+        r"concept_head",
+    ]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, SimlaModel):
+            init.constant_(module.temperature, self.config.temperature)
+
+
+class SimlaModel(SimlaPreTrainedModel):
+    """Image encoder, text stack, two projections, the head that judges pairs and, unless `psl_weight` is 0, the one
+    that names keywords: what people deploy.
+
+    `SimlaModel(SimlaConfig(mim_weight=0, vision_config={"model_type": "vit", "image_size": 384, "layer_norm_eps":
+    1e-6}, psl_weight=0))` has the 223,742,723 parameters of the authors' retrieval model.
+
+    Args:
+        config ([`SimlaConfig`]).
+        use_mask_token (`bool`, defaults to `False`): give the image encoder a mask token, for pre-training.
+    """
+
+    def __init__(self, config: SimlaConfig, use_mask_token: bool = False):
+        super().__init__(config)
+        self.vision_model = build_tower(config.vision_config, add_pooling_layer=False, use_mask_token=use_mask_token)
+        self.text_model = SimlaStack(config.text_config)
+        self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim)
+        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim)
+        self.itm_head = nn.Linear(config.text_config.hidden_size, 2)
+        self.concept_head: Any = None
+        if config.psl_weight > 0:
+            self.concept_head = nn.Linear(config.projection_dim, config.text_config.vocab_size)
+        self.temperature = nn.Parameter(torch.tensor([float(config.temperature)]))  # FSDP shards no scalars
+        self.post_init()
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls, vision: str | PreTrainedModel, text: str | PreTrainedModel, **config_fields
+    ) -> "SimlaModel":
+        """Start from a pretrained image encoder and a BERT; cross-attention, projections and head are new.
+
+        BERT's embedding of token type 0, which it adds to every word, becomes part of the positions: the stack then
+        reads a text alone as the BERT did.
+
+        Args:
+            vision: Hub id, folder or model of a ViT or DeiT.
+            text: Hub id, folder or model of a BERT.
+            config_fields: any field of [`SimlaConfig`]. The image tokenizer's input size follows the patch grid.
+
+        Raises:
+            ValueError: if a tower is of another kind, or the widths differ.
+        """
+        vision_tower, text_tower = load_tower(vision), load_tower(text)
+        if text_tower.config.model_type != "bert":
+            raise ValueError(f"SIMLA's text stack starts from a BERT, not from '{text_tower.config.model_type}'")
+        grid = vision_tower.config.image_size // vision_tower.config.patch_size
+        codes = config_fields.pop("image_tokenizer_config", None) or {}
+        codes = codes.to_dict() if isinstance(codes, PreTrainedConfig) else dict(codes)
+        codes["image_size"] = grid * 2 ** (codes.get("num_groups", 4) - 1)
+        config = SimlaConfig(
+            vision_config=vision_tower.config,
+            text_config=text_tower.config,
+            image_tokenizer_config=codes,
+            **config_fields,
+        )
+        model = cls(config)
+        copy_tower(model.vision_model, vision_tower)
+        copy_bert(model.text_model, text_tower)
+        return model
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        """Bring the temperature back within its bounds."""
+        self.temperature.clamp_(self.config.min_temperature, self.config.max_temperature)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings."""
+        return self.text_model.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.text_model.word_embeddings = value
+
+    def encode_image(
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None, **kwargs
+    ) -> torch.Tensor:
+        """The image encoder's states (n, 1 + patches, hidden), the first of which is the image's global feature.
+
+        Args:
+            pixel_values: (n, 3, image_size, image_size), normalised.
+            bool_masked_pos: (n, patches), true where the patch embedding is replaced by the mask token.
+            kwargs: passed on to the tower (`interpolate_pos_encoding=True` for another resolution, say).
+        """
+        if bool_masked_pos is not None:
+            kwargs["bool_masked_pos"] = at_least_one_row(bool_masked_pos)
+        states = self.vision_model(pixel_values=at_least_one_row(pixel_values), **kwargs).last_hidden_state
+        return states[: len(pixel_values)]
+
+    def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The states (n, length, hidden) of texts alone, the first of which is the text's global feature."""
+        mask = None if attention_mask is None else attended(at_least_one_row(attention_mask))
+        states = self.text_model(self.text_model.embed(at_least_one_row(input_ids)), mask)[-1]
+        return states[: len(input_ids)]
+
+    @can_return_tuple
+    def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
+        """Image features; `pooler_output` is the projected feature (n, projection_dim), *not* normalised."""
+        states = self.encode_image(pixel_values, **kwargs)
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.visual_projection(states[:, 0]))
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """Text features; `pooler_output` is the projected feature (n, projection_dim), *not* normalised.
+
+        `token_type_ids` is there for tokenizers that return it; SIMLA has no token types.
+        """
+        states = self.encode_text(input_ids, attention_mask)
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.text_projection(states[:, 0]))
+
+    def remember(self, pixel_values: torch.Tensor, **kwargs) -> ImageMemory:
+        """What [`match`] needs of n images; kept, it makes every further text about them cheap."""
+        return self.text_model.remember(self.encode_image(pixel_values, **kwargs))
+
+    def match(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        memory: ImageMemory | None = None,
+    ) -> torch.Tensor:
+        """Judge pairs, text i with image i: logits (n, 2), of which the second speaks for a match. A single text is
+        judged with each image, and a single image with each text.
+
+        Args:
+            input_ids, attention_mask: (n, length), or (1, length).
+            pixel_values: (n, 3, image_size, image_size), or one image;
+            memory: or what [`remember`] made of them.
+
+        Raises:
+            ValueError: if not exactly one of pixels and memory is given, or the numbers do not fit.
+        """
+        if (pixel_values is None) == (memory is None):
+            raise ValueError("match needs either pixel_values or memory")
+        if memory is None:
+            memory = self.remember(pixel_values)  # type: ignore[arg-type]
+        if len(input_ids) == 1:
+            input_ids = input_ids.expand(len(memory), -1)
+            attention_mask = None if attention_mask is None else attention_mask.expand(len(memory), -1)
+        if len(memory) not in (1, len(input_ids)):
+            raise ValueError(f"{len(input_ids)} texts cannot be matched with {len(memory)} images, pair by pair")
+        states = self.text_model(self.text_model.embed(input_ids), attended(attention_mask), memory)
+        return self.itm_head(states[-1][:, 0])
+
+    def predict_keywords(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
+        """(n, vocabulary) the probability that each word is a keyword of an image, from the image alone.
+
+        Raises:
+            ValueError: if the model was made without keywords (psl_weight=0).
+        """
+        if self.concept_head is None:
+            raise ValueError("this model has psl_weight=0 and predicts no keywords")
+        features = self.get_image_features(pixel_values, **kwargs).pooler_output
+        return full_precision(self.concept_head(l2_normalize(features).to(features.dtype))).sigmoid()
+
+    def word_patch_attention(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, pixel_values: torch.Tensor, layer: int = -1
+    ) -> torch.Tensor:
+        """Where each word looks: cross-attention of one layer, mean over heads, (n, length, rows, columns) of patches.
+
+        A row sums to less than 1 by what the image's first token gets. Arguments as for [`match`].
+
+        Args:
+            layer: which of the stack's layers, the last by default.
+        """
+        memory, mask = self.remember(pixel_values), attended(attention_mask)
+        number = range(len(self.text_model.layers))[layer]
+        hidden = self.text_model(self.text_model.embed(input_ids), mask, memory)[number]
+        block = self.text_model.layers[number]
+        hidden = block.attention(hidden, *block.attention.keys_values(hidden), mask)
+        looks = block.crossattention.probabilities(hidden, memory.layer(number)[0], None).mean(dim=1)
+        patch = self.config.vision_config.patch_size
+        return looks[..., 1:].unflatten(-1, (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> COTSOutput:
+        """Encode images, texts, or both, apart; with both, also compare each with each. [`match`] judges pairs.
+
+        Args:
+            input_ids, attention_mask: (texts, length).
+            pixel_values: (images, 3, image_size, image_size).
+            interpolate_pos_encoding: accept other image sizes.
+
+        Raises:
+            ValueError: if neither modality is given.
+        """
+        if input_ids is None and pixel_values is None:
+            raise ValueError("SimlaModel needs input_ids, pixel_values, or both")
+        image_output, text_output, image_embeds, text_embeds, logits = None, None, None, None, None
+        if pixel_values is not None:
+            sizes = {"interpolate_pos_encoding": True} if interpolate_pos_encoding else {}
+            image_output = self.get_image_features(pixel_values, return_dict=True, **sizes, **kwargs)
+            image_embeds = l2_normalize(image_output.pooler_output)
+        if input_ids is not None:
+            text_output = self.get_text_features(input_ids, attention_mask, return_dict=True)
+            text_embeds = l2_normalize(text_output.pooler_output)
+        if image_embeds is not None and text_embeds is not None:
+            logits = image_embeds @ text_embeds.t() / full_precision(self.temperature)
+        return COTSOutput(
+            logits_per_image=logits,
+            logits_per_text=None if logits is None else logits.t(),
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
+            vision_model_output=image_output,
+            text_model_output=text_output,
+        )
+
+
+@torch.no_grad()
+def copy_bert(stack: SimlaStack, bert: PreTrainedModel) -> None:
+    """Copy a BERT's weights into the stack; the cross-attention stays as it is."""
+    embeddings = bert.embeddings
+    stack.word_embeddings.load_state_dict(embeddings.word_embeddings.state_dict())
+    stack.position_embeddings.weight.copy_(
+        embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
+    )
+    stack.layer_norm.load_state_dict(embeddings.LayerNorm.state_dict())
+    for own, theirs in zip(stack.layers, bert.encoder.layer, strict=True):
+        own.attention.load_state_dict(
+            {name.removeprefix("self."): tensor for name, tensor in theirs.attention.state_dict().items()}
+        )
+        own.intermediate.load_state_dict(theirs.intermediate.state_dict())
+        own.output.load_state_dict(theirs.output.state_dict())
+
+
+__all__ = ["ImageMemory", "SimlaModel", "SimlaPreTrainedModel", "SimlaStack"]

@@ -1,0 +1,197 @@
+"""SIMLA for inference: features and judgements against the slow reference, caches, errors, saving."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, BertConfig, BertModel, ViTConfig, ViTModel
+
+from hf_cots import SimlaConfig, SimlaForPreTraining, SimlaModel
+from hf_cots.conversion import to_simla
+from tests.tiny_simla import SIZES, simla_batch, tiny_simla, tiny_simla_config
+
+from . import reference_simla as slow
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return tiny_simla().eval()
+
+
+@pytest.fixture(scope="module")
+def batch(whole):
+    return simla_batch(whole)
+
+
+@pytest.fixture(autouse=True)
+def _no_gradient():
+    with torch.no_grad():
+        yield
+
+
+def texts(batch, rows=slice(None)):
+    return {name: batch[name][rows] for name in ("input_ids", "attention_mask")}
+
+
+def test_features_and_judgements_equal_the_reference(whole, batch):
+    reference = slow.Reference(to_simla(whole)["model"], heads=2)
+    output = whole.simla(pixel_values=batch["pixel_values"], **texts(batch))
+    ids, there = batch["input_ids"], batch["attention_mask"] != 0
+    images = torch.stack([reference.image_feature(p) for p in batch["pixel_values"]])
+    words = torch.stack([reference.text_feature(t, m) for t, m in zip(ids, there)])
+    torch.testing.assert_close(output.image_embeds, images, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(output.text_embeds, words, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(output.logits_per_image, images @ words.T / float(reference["temp"]))
+    judged = whole.simla.match(**texts(batch), pixel_values=batch["pixel_values"])
+    expected = [reference.itm_logits(t, m, reference.image(p)) for t, m, p in zip(ids, there, batch["pixel_values"])]
+    torch.testing.assert_close(judged, torch.stack(expected), rtol=1e-9, atol=1e-9)
+
+
+def test_memory_gives_the_scores_of_the_full_forward(whole, batch):
+    model, pixels = whole.simla, batch["pixel_values"]
+    full = model.match(**texts(batch), pixel_values=pixels)
+    memory = model.remember(pixels)
+    assert len(memory) == 4
+    torch.testing.assert_close(model.match(**texts(batch), memory=memory), full)
+    turned = torch.tensor([2, 0, 2])
+    chosen = memory.rows(turned)
+    assert len(chosen) == 3
+    torch.testing.assert_close(model.match(**texts(batch, turned), memory=chosen), full[turned])
+    once_more = chosen.rows(torch.tensor([1]))
+    torch.testing.assert_close(model.match(**texts(batch, slice(0, 1)), memory=once_more), full[:1])
+
+
+def test_one_text_with_many_images_and_many_texts_with_one(whole, batch):
+    model, pixels = whole.simla, batch["pixel_values"]
+    one_text = model.match(**texts(batch, slice(1, 2)), pixel_values=pixels)
+    one_image = model.match(**texts(batch), pixel_values=pixels[2:3])
+    for i in range(4):
+        alone = model.match(**texts(batch, slice(1, 2)), pixel_values=pixels[i : i + 1])
+        torch.testing.assert_close(one_text[i : i + 1], alone)
+        alone = model.match(**texts(batch, slice(i, i + 1)), pixel_values=pixels[2:3])
+        torch.testing.assert_close(one_image[i : i + 1], alone)
+
+
+def test_padding_changes_nothing(whole, batch):
+    model, pixels = whole.simla, batch["pixel_values"]
+    longer = {name: torch.nn.functional.pad(rows, (0, 5)) for name, rows in texts(batch).items()}
+    a, b = model.match(**texts(batch), pixel_values=pixels), model.match(**longer, pixel_values=pixels)
+    torch.testing.assert_close(a, b)
+    torch.testing.assert_close(model(**texts(batch)).text_embeds, model(**longer).text_embeds)
+
+
+def test_word_patch_attention(whole, batch):
+    """Against the reference's cross-attention of the last layer, from its definition."""
+    model, pixels = whole.simla, batch["pixel_values"]
+    looks = model.word_patch_attention(**texts(batch), pixel_values=pixels)
+    assert looks.shape == (4, 9, 4, 4)
+    reference = slow.Reference(to_simla(whole)["model"], heads=2)
+    seen = []
+    attend = reference.attend
+    reference.attend = lambda *arguments: (seen.append(attend(*arguments)[1]), attend(*arguments))[1]
+    for i in range(4):
+        image = reference.image(pixels[i])
+        seen.clear()
+        reference.together(batch["input_ids"][i], batch["attention_mask"][i] != 0, image)
+        expected = seen[-1].mean(dim=0)[:, 1:].view(9, 4, 4)
+        torch.testing.assert_close(looks[i], expected, rtol=1e-9, atol=1e-9)
+    first = model.word_patch_attention(**texts(batch), pixel_values=pixels, layer=0)
+    assert not torch.allclose(first, looks)
+
+
+def test_errors(whole, batch):
+    model, pixels = whole.simla, batch["pixel_values"]
+    with pytest.raises(ValueError, match="needs input_ids, pixel_values, or both"):
+        model()
+    with pytest.raises(ValueError, match="either pixel_values or memory"):
+        model.match(**texts(batch))
+    with pytest.raises(ValueError, match="4 texts cannot be matched with 3 images"):
+        model.match(**texts(batch), pixel_values=pixels[:3])
+    with pytest.raises(ValueError, match="41 inputs are more than the 40 positions"):
+        model(input_ids=torch.full((1, 41), 150))
+
+
+def test_another_resolution(whole, batch):
+    larger = torch.nn.functional.interpolate(batch["pixel_values"], (48, 48))
+    output = whole.simla(pixel_values=larger, interpolate_pos_encoding=True)
+    assert output.vision_model_output.last_hidden_state.shape == (4, 37, 32)
+    with pytest.raises(ValueError, match="doesn't match model"):
+        whole.simla(pixel_values=larger)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"text_config": BertConfig(**(SIZES | {"hidden_size": 64}))}, "has 32, text_config 64"),
+        ({"image_tokenizer_config": {"image_size": 64}}, "set image_tokenizer_config.image_size to 32"),
+        ({"num_masked_patches": 17}, "of 16 patches"),
+        ({"min_block_patches": 6}, "at least min_block_patches=6"),
+        ({"text_config": BertConfig(max_position_embeddings=16, **SIZES)}, "set mim_weight=0"),
+        ({"temperature": 0.6}, "must lie within the bounds"),
+        ({"distillation_weight": 1.1}, "distillation_weight must lie in"),
+        ({"momentum": 1}, "momentum must lie in"),
+        ({"mlm_weight": -1}, "must not be negative"),
+        ({"queue_size": 0}, "queue_size must be at least 1"),
+        ({"word_mask_ratio": 0}, "word_mask_ratio must lie in"),
+        ({"image_std": [1.0, 1.0, 0.0]}, "image_std positive"),
+    ],
+)
+def test_a_config_that_contradicts_itself(fields, message):
+    with pytest.raises(Exception, match=message):
+        tiny_simla_config(**fields)
+
+
+def test_the_temperature_is_learned_within_its_bounds():
+    model = SimlaForPreTraining(tiny_simla_config())
+    assert float(model.simla.temperature) == pytest.approx(0.07)
+    assert model.simla.temperature.requires_grad
+    assert not model.momentum_encoder.temperature.requires_grad
+    for beyond, bound in ((2.0, 0.5), (-1.0, 0.001)):
+        model.simla.temperature.fill_(beyond)
+        model.end_step()
+        assert float(model.simla.temperature) == pytest.approx(bound)
+
+
+def test_a_bert_keeps_its_features():
+    """From pretrained towers: the stack alone reads a text as the BERT did, token type 0 included."""
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    bert = BertModel(BertConfig(vocab_size=200, max_position_embeddings=40, **SIZES, **still)).eval()
+    bert.embeddings.token_type_embeddings.weight.normal_()
+    vit = ViTModel(ViTConfig(image_size=32, patch_size=8, **SIZES)).eval()
+    fields = {"projection_dim": 16, "queue_size": 8, "num_masked_patches": 5, "min_block_patches": 2}
+    model = SimlaForPreTraining.from_vision_text_pretrained(vit, bert, **fields).eval()
+    ids, pixels = torch.randint(104, 200, (3, 7)), torch.randn(2, 3, 32, 32)
+    expected = bert(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(model.simla.encode_text(ids), expected, rtol=1e-5, atol=1e-5)
+    expected = vit(pixel_values=pixels).last_hidden_state
+    torch.testing.assert_close(model.simla.encode_image(pixels), expected, rtol=1e-5, atol=1e-5)
+    for name, twin in model.momentum_encoder.named_parameters():
+        assert torch.equal(twin, dict(model.simla.named_parameters())[name]), name
+    with pytest.raises(ValueError, match="not from 'vit'"):
+        SimlaModel.from_vision_text_pretrained(vit, vit)
+
+
+def test_auto_classes(tmp_path, batch):
+    model = SimlaForPreTraining(tiny_simla_config()).eval()
+    model.save_pretrained(tmp_path)
+    assert type(AutoModel.from_pretrained(tmp_path)) is SimlaModel
+    loaded = AutoModelForPreTraining.from_pretrained(tmp_path)
+    assert type(loaded) is SimlaForPreTraining
+    pixels = batch["pixel_values"].float()
+    assert torch.equal(loaded.simla(pixel_values=pixels).image_embeds, model.simla(pixel_values=pixels).image_embeds)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert type(config) is SimlaConfig
+    assert config.text_config.hidden_size == 32
+    assert config.queue_size == 12
+
+
+def test_gradient_checkpointing_changes_nothing(batch):
+    gradients = []
+    for on in (False, True):
+        model = tiny_simla()
+        if on:
+            model.gradient_checkpointing_enable()
+        with torch.enable_grad():
+            torch.manual_seed(1)
+            model(**batch).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
