@@ -108,9 +108,16 @@ def write_image_tokenizer_card(
 
     Args:
         folder, config, training, model_name: as for [`write_model_card`].
-        results: of [`evaluate_image_tokenizer`] on `data_name`; empty if it was not evaluated.
+        results: of [`evaluate_image_tokenizer`] on `data_name`, whose picture lies in the folder as
+            `reconstructions.png`; empty if it was not evaluated.
     """
-    table = "".join(f"| {name} | {value:.5g} |\n" for name, value in results.items())
+    lines = ["Not evaluated."]
+    if results:
+        lines = [f"On `{data_name}`, pixels in [0, 1]:", "", "| | |", "|---|---|"]
+        lines += [f"| {name} | {value:.5g} |" for name, value in results.items()]
+        lines += ["", "![Pictures above what their codes keep](reconstructions.png)"]
+    if results.get("collapsed"):
+        lines += ["", "**The codebook has collapsed**: less than a tenth of it is in use."]
     ModelCard.from_template(
         ModelCardData(library_name="transformers", tags=["hf_cots", "image-tokenizer"], model_name=model_name),
         template_str=IMAGE_TOKENIZER_CARD,
@@ -121,7 +128,7 @@ def write_image_tokenizer_card(
         codes=config.codebook_size,
         reconstruction=config.reconstruction,
         kl_weight=config.kl_weight,
-        results=f"On `{data_name}`, pixels in [0, 1]:\n\n| | |\n|---|---|\n{table}" if results else "Not evaluated.",
+        results="\n".join(lines),
     ).save(Path(folder) / "README.md")
 
 
