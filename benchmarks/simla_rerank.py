@@ -1,0 +1,253 @@
+"""Is two-step search worth it? COTS proposes, SIMLA judges; R@1 and time of each and of both, on unseen concepts.
+
+    python -m benchmarks.simla_rerank --work runs/rerank --output benchmarks/results/simla_rerank.json
+
+Everything is made in `--work`, each part unless it is there: the emoji and openclipart sets with an eighth of their
+training concepts for validation, a COTS over MiniLM, and a SIMLA that starts from the COTS's image encoder and the
+lower half of MiniLM (`model_cards/simla-emoji/recipe.yaml`).
+
+Protocol of the times. One process, one run, the threads and the load of the machine as reported. Texts are encoded one
+query at a time, as a search is. Pictures are encoded beforehand wherever a method allows it:
+
+    two streams        encode the text, one matrix product over the gallery, choose the best
+    both               the same, then judge 16, 64 and 256 candidates from kept keys and values
+    judge, kept        judge the whole gallery from kept keys and values, in the same batches
+    judge, whole pass  the whole model for each pair, picture included: what single-stream search without any cache is,
+                       and what the 10,800 of Lu et al. (2022) was measured against
+
+The gallery of 5,000 is the sets' pictures one after the other, repeated until there are 5,000; times do not depend on
+what is in a picture. Each time is the median over queries.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel, AutoProcessor, ViTModel
+
+from hf_cots import train
+from hf_cots.data import PairDataset, load_pairs
+from hf_cots.data.emoji import is_test_concept, write_emoji_set
+from hf_cots.data.openclipart import write_openclipart_set
+from hf_cots.demo.recipe import TEST_STYLE, text_tower_folder
+from hf_cots.evaluation import build_report, load_encoder
+from hf_cots.evaluation.encoding import encode_images, encode_texts
+from hf_cots.evaluation.report import evaluate_encoder
+from hf_cots.search import Reranker, load_judge
+from hf_cots.search.recall_cost import SecondStep
+
+from .machine import machine
+
+
+RECIPE = Path(__file__).parents[1] / "model_cards" / "simla-emoji" / "recipe.yaml"
+SETS = ("emoji", "openclipart")
+GALLERY = 5_000
+VISION = {
+    "model_type": "vit",
+    "image_size": 64,
+    "patch_size": 16,
+    "hidden_size": 384,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 12,
+    "intermediate_size": 768,
+    "layer_norm_eps": 1e-6,
+}
+# The first step: plain contrast over a frozen MiniLM.
+COTS = {
+    "text_pooling": "mean",
+    "contrast": "in_batch",
+    "temperature": 0.07,
+    "learn_temperature": True,
+    "mvm_weight": 0,
+    "mlm_weight": 0,
+    "task_weight": 0,
+    "filter_lambda": None,
+}
+
+
+def prepare(work: Path, deb: Path | None) -> None:
+    """`fit.jsonl` of all sets, and of each set `validation.jsonl` and `test.jsonl`: `image`, `caption`."""
+    write_emoji_set(work / "emoji", seed=0)
+    write_openclipart_set(work / "openclipart", deb, seed=0)
+    fit: list[dict[str, str]] = []
+    for name in SETS:
+        sides: dict[str, list[dict[str, str]]] = {"fit": [], "validation": [], "test": []}
+        for folder in ("train", "test"):
+            for line in (work / name / folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                held_out = is_test_concept(row.get("concept") or row["cluster"], 0.12, 1)
+                side = "test" if folder == "test" else "validation" if held_out else "fit"
+                if side == "fit" or row.get("style", TEST_STYLE) == TEST_STYLE:
+                    pair = {"image": f"{name}/{folder}/{row['file_name']}", "caption": row["text"]}
+                    sides[side].append(pair)
+        unseen = {pair["caption"].lower() for side in ("validation", "test") for pair in sides[side]}
+        fit += [pair for pair in sides["fit"] if pair["caption"].lower() not in unseen]
+        for side in ("validation", "test"):
+            write_lines(work / f"{name}-{side}.jsonl", sides[side])
+    write_lines(work / "fit.jsonl", fit)
+
+
+def write_lines(path: Path, rows: list[dict[str, str]]) -> None:
+    """JSON lines."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def train_cots(work: Path, steps: int) -> None:
+    """The first step, in `cots/model`."""
+    settings = {
+        "vision": json.dumps(VISION),
+        "text": text_tower_folder(),
+        "freeze": "text",
+        "train_data": work / "fit.jsonl",
+        "image_id_column": "caption",
+        "output_dir": work / "cots",
+        "max_steps": steps,
+        "per_device_train_batch_size": 64,
+        "learning_rate": 7e-4,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "weight_decay": 0.05,
+        "min_scale": 0.5,
+        "max_text_length": 32,
+        "logging_steps": 20,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "config_overrides": json.dumps(COTS),
+    }
+    train.train([word for name, value in settings.items() for word in (f"--{name}", str(value))])
+
+
+def write_towers(work: Path) -> tuple[Path, Path]:
+    """What SIMLA starts from: the COTS's image encoder, and the lower three layers of MiniLM."""
+    vision, text = work / "towers" / "vision", work / "towers" / "text"
+    cots, processor = (auto.from_pretrained(work / "cots" / "model") for auto in (AutoModel, AutoProcessor))
+    tower = ViTModel(cots.config.vision_config, add_pooling_layer=False)
+    tower.load_state_dict(cots.vision_model.state_dict())
+    tower.save_pretrained(vision)
+    processor.image_processor.save_pretrained(vision)
+    AutoModel.from_pretrained(text_tower_folder(), num_hidden_layers=3).save_pretrained(text)
+    processor.tokenizer.save_pretrained(text)
+    return vision, text
+
+
+def train_simla(work: Path, steps: int | None) -> None:
+    """The second step, in `simla/model`."""
+    vision, text = write_towers(work)
+    flags = ["--vision", vision, "--text", text, "--train_data", work / "fit.jsonl", "--output_dir", work / "simla"]
+    train.train([str(RECIPE), *map(str, flags), *(["--max_steps", str(steps)] if steps else [])])
+
+
+def recall(work: Path, name: str) -> dict[str, Any]:
+    """Both directions of a set: COTS alone, SIMLA as a dual encoder alone, and COTS with SIMLA as the judge."""
+    test, validation = (
+        load_pairs(str(work / f"{name}-{side}.jsonl"), "image", "caption", "caption")
+        for side in ("test", "validation")
+    )
+    cots, simla = (load_encoder(str(work / kind / "model"), "cpu") for kind in ("cots", "simla"))
+    first, dual = evaluate_encoder(cots, test), evaluate_encoder(simla, test)
+    alone = SecondStep(str(work / "simla" / "model"))
+    fused = SecondStep(str(work / "simla" / "model"), validation=validation, budget=16)
+    return {
+        "test": len(test),
+        "validation": len(validation),
+        "first_step": build_report(first),
+        "simla_dual": build_report(dual, first),
+        "judge_alone": alone(cots, first, test),
+        "fused": fused(cots, first, test),
+    }
+
+
+def median_seconds(call: Callable[[int], Any], repeats: int) -> float:
+    """Of `call(0)`, `call(1)` and so on, after one that does not count."""
+    call(0)
+    seconds = []
+    for repeat in range(repeats):
+        start = time.perf_counter()
+        call(repeat)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+@torch.inference_mode()
+def times(work: Path, queries: int) -> dict[str, Any]:
+    """Seconds a query over a gallery of 5,000, for each method of the protocol."""
+    parts: list[PairDataset] = [load_pairs(str(work / "fit.jsonl"), "image", "caption", "caption")]
+    pictures = [parts[0].read_row(row % len(parts[0].table)) for row in range(GALLERY)]
+    texts = [parts[0].caption(row) for row in range(queries)]
+    cots, processor = (auto.from_pretrained(work / "cots" / "model") for auto in (AutoModel, AutoProcessor))
+    cots.eval()
+    judge, judge_processor = load_judge(str(work / "simla" / "model"), "cpu")
+    gallery = encode_images(cots, processor, pictures)
+
+    def two_streams(query: int, k: int = 10) -> torch.Tensor:
+        embed = encode_texts(cots, processor, [texts[query]])
+        return torch.topk((gallery @ embed.t()).squeeze(1), k).indices
+
+    reranker = Reranker(judge, judge_processor, pictures.__getitem__, cache_bytes=8 << 30)
+    everything = torch.arange(GALLERY)
+    reranker.score(texts[:1], torch.zeros_like(everything), everything)  # keys and values of all pictures
+
+    def both(query: int, k: int) -> torch.Tensor:
+        found = two_streams(query, k)
+        return reranker.score([texts[query]], torch.zeros_like(found), found)
+
+    def judge_kept(query: int) -> torch.Tensor:
+        return reranker.score([texts[query]], torch.zeros_like(everything), everything)
+
+    pixels = judge_processor(images=pictures, return_tensors="pt")["pixel_values"]
+
+    def judge_whole(query: int) -> torch.Tensor:
+        words = judge_processor(text=[texts[query]], return_tensors="pt")
+        ids, mask = words["input_ids"], words["attention_mask"]
+        return torch.cat([judge.match(ids, mask, pixel_values=part)[:, 1] for part in pixels.split(64)])
+
+    torch.testing.assert_close(judge_whole(0), judge_kept(0), rtol=0, atol=1e-4)  # the same judgements
+    seconds = {
+        "two_streams": median_seconds(two_streams, queries),
+        **{f"both_{k}": median_seconds(lambda query, k=k: both(query, k), queries) for k in (16, 64, 256)},
+        "judge_kept": median_seconds(judge_kept, 3),
+        "judge_whole_pass": median_seconds(judge_whole, 3),
+    }
+    return {
+        "gallery": GALLERY,
+        "queries": {"two_streams": queries, "both": queries, "judge": 3},
+        "seconds": seconds,
+        "factor_of_the_whole_pass": seconds["judge_whole_pass"] / seconds["two_streams"],
+        "factor_of_kept_keys": seconds["judge_kept"] / seconds["two_streams"],
+        "picture_milliseconds": 1000 * reranker.cost.image_seconds / reranker.cost.images,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/rerank"))
+    parser.add_argument("--deb", type=Path, help="the package openclipart-svg; else apt downloads it")
+    parser.add_argument("--cots_steps", type=int, default=700)
+    parser.add_argument("--simla_steps", type=int, help="of the recipe if not given")
+    parser.add_argument("--queries", type=int, default=20, help="timed; the judge of the whole gallery takes 3")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    work = arguments.work
+    if not (work / "fit.jsonl").is_file():
+        prepare(work, arguments.deb)
+    if not (work / "cots" / "model").is_dir():
+        train_cots(work, arguments.cots_steps)
+    if not (work / "simla" / "model").is_dir():
+        train_simla(work, arguments.simla_steps)
+    result = {"machine": machine(), "load_before": os.getloadavg()[0], "times": times(work, arguments.queries)}
+    result |= {"load_between": os.getloadavg()[0]} | {name: recall(work, name) for name in SETS}
+    text = json.dumps(result, indent=2) + "\n"
+    if arguments.output:
+        arguments.output.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
