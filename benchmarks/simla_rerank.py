@@ -146,10 +146,8 @@ def train_simla(work: Path, steps: int | None) -> None:
 
 def recall(work: Path, name: str) -> dict[str, Any]:
     """Both directions of a set: COTS alone, SIMLA as a dual encoder alone, and COTS with SIMLA as the judge."""
-    test, validation = (
-        load_pairs(str(work / f"{name}-{side}.jsonl"), "image", "caption", "caption")
-        for side in ("test", "validation")
-    )
+    files = [str(work / f"{name}-{side}.jsonl") for side in ("test", "validation")]
+    test, validation = (load_pairs(file, "image", "caption", "caption") for file in files)
     cots, simla = (load_encoder(str(work / kind / "model"), "cpu") for kind in ("cots", "simla"))
     first, dual = evaluate_encoder(cots, test), evaluate_encoder(simla, test)
     alone = SecondStep(str(work / "simla" / "model"))
@@ -229,7 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/rerank"))
     parser.add_argument("--deb", type=Path, help="the package openclipart-svg; else apt downloads it")
-    parser.add_argument("--cots_steps", type=int, default=700)
+    parser.add_argument("--cots_steps", type=int, default=500)
     parser.add_argument("--simla_steps", type=int, help="of the recipe if not given")
     parser.add_argument("--queries", type=int, default=20, help="timed; the judge of the whole gallery takes 3")
     parser.add_argument("--output", type=Path)

@@ -360,19 +360,28 @@ def inspect(
     output: Annotated[Path, typer.Option(help="The picture to write.")] = Path("inspection.png"),
     seed: Annotated[int, typer.Option(help="Of the mask.")] = 0,
 ) -> None:
-    """Draw a picture, its codes, what they keep, a mask, and what the model makes of the masked patches."""
+    """Draw a picture, its codes, what they keep, a mask, and what the model makes of the masked patches.
+
+    Of a SIMLA: the keywords that it predicts, and where each word of the caption looks.
+    """
+    from transformers import AutoConfig
+
     from .data.images import BrokenImage, read_image
     from .evaluation.inspection import draw_inspection, inspect_image, load_pretrained_with_heads
+    from .evaluation.inspection_simla import draw_simla_inspection, inspect_simla
+    from .search import load_judge
 
     try:
         picture = read_image(image)
-        loaded, processor = load_pretrained_with_heads(model)
-        found = inspect_image(loaded, processor, picture, caption, seed)
+        if AutoConfig.from_pretrained(model).model_type == "simla":
+            seen = inspect_simla(*load_judge(model), picture, caption)
+            lines, sheet = seen.lines(), draw_simla_inspection(seen)
+        else:
+            found = inspect_image(*load_pretrained_with_heads(model), picture, caption, seed)
+            lines, sheet = found.lines(), draw_inspection(found)
         output.parent.mkdir(parents=True, exist_ok=True)
-        draw_inspection(found).save(output)
+        sheet.save(output)
     except (BrokenImage, OSError, ValueError) as error:
         raise _fail(error) from None
-    for text, predicted in found.predictions.items():
-        told = f'told "{text}"' if text else "told nothing"
-        typer.echo(f"{told}: {predicted.accuracy:.1%} of the masked codes right, {predicted.loss:.3f} nats")
-    typer.echo(str(output))
+    for line in [*lines, str(output)]:
+        typer.echo(line)

@@ -50,6 +50,14 @@ class Inspection:
     mask: torch.Tensor
     predictions: dict[str, Prediction]
 
+    def lines(self) -> list[str]:
+        """How good each prediction is, for the terminal."""
+        told = {text: f'told "{text}"' if text else "told nothing" for text in self.predictions}
+        return [
+            f"{told[text]}: {predicted.accuracy:.1%} of the masked codes right, {predicted.loss:.3f} nats"
+            for text, predicted in self.predictions.items()
+        ]
+
 
 def load_pretrained_with_heads(model: str) -> tuple[COTSForPreTraining, COTSProcessor]:
     """A checkpoint of pre-training in evaluation mode, and its processor.
