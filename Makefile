@@ -1,5 +1,5 @@
 # Two commands on a fresh machine with Python 3.10+, git and make: `make demo` and `make test`.
-.PHONY: help demo test check soak ablation clean
+.PHONY: help demo test check soak ablation cookie-ablation clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,6 +13,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make soak    kill a training run twenty times and compare it with an uninterrupted one"
 	@echo "make ablation  train all recipes and compare them; MINUTES=60 for the most informative ones only"
+	@echo "make cookie-ablation  the same for COOKIE's shared weights and contrasts within a modality"
 	@echo "make check   lint and type-check"
 
 # torch first and by version: alone it comes as a CPU build where the machine provides one. DALL-E, which the tests
@@ -28,7 +29,7 @@ demo: $(BIN)/.installed
 	$(BIN)/hf-cots demo --output runs/demo
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 soak: $(BIN)/.installed
 	$(BIN)/python -m pytest -m soak -s
@@ -36,6 +37,11 @@ soak: $(BIN)/.installed
 ablation: $(BIN)/.installed
 	$(BIN)/python -m benchmarks.ablation run $(if $(MINUTES),--minutes $(MINUTES))
 	$(BIN)/python -m benchmarks.ablation summary --output benchmarks/results/ablation.md
+
+COOKIE := --recipes benchmarks/ablation/cookie.yaml --results benchmarks/results/cookie_ablation.jsonl
+cookie-ablation: $(BIN)/.installed
+	$(BIN)/python -m benchmarks.ablation run $(COOKIE) $(if $(MINUTES),--minutes $(MINUTES))
+	$(BIN)/python -m benchmarks.ablation summary $(COOKIE) --output model_cards/cookie-emoji/ablation.md
 
 check: $(BIN)/.installed
 	$(BIN)/ruff format --check src tests benchmarks conversion metrics

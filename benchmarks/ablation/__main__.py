@@ -11,10 +11,11 @@ from typing import Annotated
 import typer
 
 from .measure import measure
-from .plan import Recipes
+from .plan import RECIPES, Recipes
 from .results import Results
 from .sets import AblationSet
 from .summary import markdown
+from .task_summary import task_markdown
 from .timing import cost_of
 
 
@@ -27,10 +28,11 @@ Sets = Annotated[list[str], typer.Option("--set", help="emoji, openclipart; repl
 Inits = Annotated[list[str], typer.Option("--init", help="scratch, text, frozen_text.")]
 Rows = Annotated[list[str], typer.Option("--row", help="Rows of recipes.yaml.")]
 Batches = Annotated[list[int], typer.Option("--batch", help="Pairs of a step.")]
-Steps = Annotated[list[int], typer.Option("--steps", help="Optimizer steps of CLIP's loss.")]
+Steps = Annotated[list[int], typer.Option("--steps", help="Optimizer steps of the baseline.")]
 Budgets = Annotated[list[str], typer.Option("--budget", help="steps, time.")]
 Noises = Annotated[list[float], typer.Option("--noise", help="Share of the training captions that are shuffled.")]
 Seeds = Annotated[list[int], typer.Option("--seed", help="Of data order, weights, masks.")]
+Book = Annotated[Path, typer.Option("--recipes", help="The file of recipes.")]
 Where = Annotated[Path, typer.Option(help="The file of results, JSON lines.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="Every row for a few steps.")]
 
@@ -47,6 +49,7 @@ def run(
     noises: Noises = [],  # noqa: B006
     seeds: Seeds = [],  # noqa: B006
     results: Where = RESULTS,
+    book: Book = RECIPES,
     work: Annotated[Path, typer.Option(help="Folder for data sets, image tokenizers, timings.")] = Path(
         "runs/ablation"
     ),
@@ -55,7 +58,7 @@ def run(
 ) -> None:
     """Train what is not there yet, the most informative first."""
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    recipes, table = Recipes(), Results(results)
+    recipes, table = Recipes(book), Results(results)
     dimensions = {"sets": sets, "inits": inits, "rows": rows, "batches": batches, "steps": steps}
     dimensions |= {"budgets": budgets, "noises": noises, "seeds": seeds}
     runs = recipes.runs(smoke, **dimensions)
@@ -86,9 +89,9 @@ def run(
 
 
 @app.command()
-def plan(results: Where = RESULTS, smoke: Smoke = False) -> None:
+def plan(results: Where = RESULTS, book: Book = RECIPES, smoke: Smoke = False) -> None:
     """Print all runs in their order, and which are done."""
-    recipes, finished = Recipes(), Results(results).finished()
+    recipes, finished = Recipes(book), Results(results).finished()
     for one in recipes.runs(smoke):
         typer.echo(f"{'done' if recipes.key(one) in finished else '    '}  {recipes.key(one)}  {one}")
 
@@ -96,14 +99,16 @@ def plan(results: Where = RESULTS, smoke: Smoke = False) -> None:
 @app.command()
 def summary(
     results: Where = RESULTS,
+    book: Book = RECIPES,
     output: Annotated[Path | None, typer.Option(help="Markdown file; else it is printed.")] = None,
 ) -> None:
-    """Tables with means over seeds, intervals, and paired tests against CLIP's loss."""
+    """Tables with means over seeds, intervals, and paired tests against the baseline."""
     lines = Results(results).lines()
     if not lines:
         typer.echo(f"error: no results in {results}", err=True)
         raise typer.Exit(2)
-    text = markdown(lines)
+    recipes = Recipes(book).content
+    text = task_markdown(lines, recipes) if recipes.get("tasks") else markdown(lines)
     if output is None:
         typer.echo(text)
     else:

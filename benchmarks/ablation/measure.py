@@ -24,6 +24,7 @@ from hf_cots.training.token_gain import token_level_gain
 
 from .plan import Recipes, Run
 from .sets import AblationSet
+from .tasks import other_tasks
 
 
 WINDOWS = 10  # parts of a run in which the filter is judged
@@ -40,7 +41,7 @@ class WatchedTrainer(COTSTrainer):
     def get_batch_samples(self, *args, **kwargs):
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         for batch in batches:
-            self.kept.extend(batch["kept"].tolist())
+            self.kept.extend(batch["kept"].tolist() if "kept" in batch else [])
         return batches, num_items
 
     def order(self) -> Iterator[int]:
@@ -61,7 +62,7 @@ def trainer_of(recipes: Recipes, run: Run, data: AblationSet, output: Path, step
     overrides = flags["config_overrides"]
     flags |= {
         "tokenizer": text_tower_folder(),
-        "image_tokenizer": data.image_tokenizer(smoke) if overrides["mvm_weight"] > 0 else None,
+        "image_tokenizer": data.image_tokenizer(smoke) if overrides.get("mvm_weight", 0) > 0 else None,
         "train_data": data.train_file(run.noise, run.seed),
         "caption_column": "text",
         "image_id_column": "name",
@@ -107,7 +108,9 @@ def measure(
         "data": {"train": len(trainer.train_dataset), "test": gallery.fingerprint()},
         "losses": final_losses(trainer.state.log_history, steps),
     }
-    line |= retrieval(model.cots, trainer.processing_class, gallery)
+    line |= retrieval(model.encoder, trainer.processing_class, gallery)
+    if recipes.content.get("tasks"):
+        line["tasks"] = other_tasks(DualEncoder(model.encoder, trainer.processing_class), data)
     if model.config.uses_masks:
         line["token_gain"] = token_level_gain(model, trainer.processing_class, gallery)
     if run.noise:
@@ -127,7 +130,7 @@ def commit() -> dict[str, Any]:
 
 def final_losses(history: list[dict[str, float]], steps: int) -> dict[str, float]:
     """Means of what was logged over the last part of the run."""
-    logs = [entry for entry in history if "loss_instance" in entry]
+    logs = [entry for entry in history if "grad_norm" in entry]
     last = [entry for entry in logs if entry["step"] > (1 - LAST) * steps] or logs[-1:]
     left_out = {"step", "epoch", "learning_rate", "pairs_per_second", "broken_images"}
     return {name: round(statistics.mean(e[name] for e in last), 5) for name in last[0] if name not in left_out}
@@ -169,6 +172,6 @@ def noise_report(trainer: WatchedTrainer) -> dict[str, Any]:
                 "recall": found / int(bad.sum()) if bad.any() else None,
             }
         )
-    audit = audit_pairs(DualEncoder(trainer.model.cots, trainer.processing_class), trainer.train_dataset)
+    audit = audit_pairs(DualEncoder(trainer.model.encoder, trainer.processing_class), trainer.train_dataset)
     suspects = audit.order[: planted.sum()]
     return {"planted": int(planted.sum()), "filter": parts, "audit_precision": float(planted[suspects].mean())}

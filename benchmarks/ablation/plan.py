@@ -20,8 +20,8 @@ class Run:
     Args:
         set, init, row: names in the recipes.
         batch, seed: of the training.
-        steps: how many CLIP's loss takes.
-        budget: `"steps"`, as many as CLIP's; `"time"`, as many as fit the time that CLIP's take.
+        steps: how many the baseline takes.
+        budget: `"steps"`, as many as the baseline's; `"time"`, as many as fit the time that the baseline's take.
         noise: share of the training captions that are shuffled.
     """
 
@@ -57,6 +57,11 @@ class Recipes:
     def __init__(self, path: Path = RECIPES):
         self.content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
 
+    @property
+    def baseline(self) -> str:
+        """The row that the others are compared with; the time of its steps is the budget "time"."""
+        return self.content["baseline"]
+
     def runs(self, smoke: bool = False, **chosen: list) -> list[Run]:
         """All runs in their order, each once.
 
@@ -75,7 +80,7 @@ class Recipes:
             self._check(grid)
             names = ("sets", "inits", "batches", "steps", "noises", "seeds", "budgets", "rows")
             for of_set, init, batch, steps, noise, seed, budget, row in itertools.product(*(grid[n] for n in names)):
-                if row != "clip" or budget == "steps":  # CLIP's own time is that of its steps
+                if row != self.baseline or budget == "steps":  # the baseline's time is that of its steps
                     runs[Run(of_set, init, row, batch, steps, budget, noise, seed)] = None
         return list(runs)
 

@@ -1,4 +1,4 @@
-"""What a step of each row costs: a few steps of it and of CLIP's in turn, in one process."""
+"""What a step of each row costs: a few steps of it and of the baseline in turn, in one process."""
 
 import json
 import statistics
@@ -41,7 +41,8 @@ class Stepper:
 
 
 def cost_of(recipes: Recipes, run: Run, data: AblationSet, work: Path, smoke: bool = False) -> dict[str, float]:
-    """What a step of a run's row costs with its set, towers and batch: `seconds`, and the `ratio` to a step of CLIP's.
+    """What a step of a run's row costs with its set, towers and batch: `seconds`, and the `ratio` to a step
+    of the baseline.
 
     Both rows' steps are taken in turn, so that whatever else the machine does falls on both alike; medians. Measured
     once and remembered in `work/timing.json`.
@@ -49,7 +50,8 @@ def cost_of(recipes: Recipes, run: Run, data: AblationSet, work: Path, smoke: bo
     path, key = work / "timing.json", f"{run.set}, {run.init}, batch {run.batch}, {run.row}"
     known = json.loads(path.read_text()) if path.is_file() else {}
     if key not in known:
-        alike = (replace(run, row=row, budget="steps", noise=0, seed=0) for row in dict.fromkeys(("clip", run.row)))
+        rows = dict.fromkeys((recipes.baseline, run.row))
+        alike = (replace(run, row=row, budget="steps", noise=0, seed=0) for row in rows)
         steppers = [Stepper(trainer_of(recipes, one, data, work / "timing", one.steps, smoke)) for one in alike]
         taken = [[stepper.step() for stepper in steppers] for _ in range(ROUNDS)][2:]
         known[key] = {

@@ -1,6 +1,9 @@
 """hf_cots: image-text retrieval models for the Hugging Face Hub. COTS: two streams, one dot product, three levels."""
 
 from .models import (
+    CookieConfig,
+    CookieForPreTraining,
+    CookieModel,
     COTSConfig,
     COTSForPreTraining,
     COTSImageProcessor,
@@ -24,6 +27,9 @@ __all__ = [
     "COTSImageTokenizerConfig",
     "COTSModel",
     "COTSProcessor",
+    "CookieConfig",
+    "CookieForPreTraining",
+    "CookieModel",
     "SimlaConfig",
     "SimlaForPreTraining",
     "SimlaModel",

@@ -313,6 +313,13 @@ def token_gain(
         typer.echo(f"{name}: {gain['loss']:.4f}, with a stranger's feature {gain['shuffled']:.4f} ({percent:+.2f}%)")
 
 
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise ValueError(f"'{text}' is no list of numbers with commas between them, such as 0.5,0.5,0.5") from None
+
+
 @app.command()
 def tokenize(
     data: Annotated[str, typer.Argument(help="The training data, as for `hf-cots train --train_data`.")],
@@ -330,23 +337,28 @@ def tokenize(
     image_column: Annotated[str, typer.Option(help="Column of pictures or paths.")] = "image",
     caption_column: Annotated[str, typer.Option(help="Column of texts or of lists of texts.")] = "caption",
     split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
+    keep_mask: Annotated[Path | None, typer.Option(help="The training run's --keep_mask.")] = None,
     batch_size: Annotated[int, typer.Option(help="Crops in a forward pass.")] = 32,
+    shard_size: Annotated[int, typer.Option(help="Crops in a file: what a killed run can lose.")] = 16_384,
     workers: Annotated[int, typer.Option(help="Processes that decode and crop.")] = 0,
 ) -> None:
     """Write the codes of a training run's crops, for `hf-cots train --code_cache`."""
     import torch
 
     from .data import RandomCropFlip, load_pairs, write_codes
+    from .data.keep_mask import apply_keep_mask
     from .models import COTSImageTokenizer
 
     try:
-        mean, std = ([float(number) for number in numbers.split(",")] for numbers in (image_mean, image_std))
+        mean, std = (_numbers(text) for text in (image_mean, image_std))
         pairs = load_pairs(data, image_column, caption_column, split=split, seed=seed)
+        if keep_mask is not None:
+            apply_keep_mask(pairs, keep_mask)
         model = COTSImageTokenizer.from_pretrained(tokenizer, dtype=torch.float32).eval()
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         augmentation = RandomCropFlip(image_size or 16 * model.config.grid_size, min_scale, flip)
-        options = {"batch_size": batch_size, "workers": workers, "progress": True}
-        done = write_codes(pairs, model, output, augmentation, epochs, mean, std, **options)
+        sizes = (batch_size, shard_size, workers)
+        done = write_codes(pairs, model, output, augmentation, epochs, mean, std, *sizes, progress=True)
     except (OSError, ValueError) as error:
         raise _fail(error) from None
     typer.echo(f"{done} crops tokenized, {epochs * len(pairs) - done} were there: {output}")
@@ -367,21 +379,19 @@ def inspect(
     from transformers import AutoConfig
 
     from .data.images import BrokenImage, read_image
-    from .evaluation.inspection import draw_inspection, inspect_image, load_pretrained_with_heads
-    from .evaluation.inspection_simla import draw_simla_inspection, inspect_simla
+    from .evaluation.inspection import inspect_model
+    from .evaluation.inspection_simla import inspect_simla_model
     from .search import load_judge
 
     try:
         picture = read_image(image)
         if AutoConfig.from_pretrained(model).model_type == "simla":
-            seen = inspect_simla(*load_judge(model), picture, caption)
-            lines, sheet = seen.lines(), draw_simla_inspection(seen)
+            sheet, lines = inspect_simla_model(*load_judge(model), picture, caption)
         else:
-            found = inspect_image(*load_pretrained_with_heads(model), picture, caption, seed)
-            lines, sheet = found.lines(), draw_inspection(found)
+            sheet, lines = inspect_model(model, picture, caption, seed)
         output.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(output)
     except (BrokenImage, OSError, ValueError) as error:
         raise _fail(error) from None
-    for line in [*lines, str(output)]:
-        typer.echo(line)
+    for line in (*lines, output):
+        typer.echo(str(line))

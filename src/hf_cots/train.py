@@ -1,4 +1,4 @@
-"""`python -m hf_cots.train` and `torchrun -m hf_cots.train`: train COTS or SIMLA on image-text pairs.
+"""`python -m hf_cots.train` and `torchrun -m hf_cots.train`: train COTS, SIMLA or COOKIE on image-text pairs.
 
     python -m hf_cots.train --vision google/vit-base-patch16-384 --text google-bert/bert-base-uncased \\
         --image_tokenizer org/dvae --train_data my_folder --output_dir runs/mine
@@ -28,6 +28,7 @@ from .training.setup import (
     build_model,
     build_processor,
     build_tokenizer,
+    build_views,
 )
 
 
@@ -70,10 +71,11 @@ def build_trainer(
     model = build_model(model_arguments, tokenizer)
     processor = build_processor(model.config, tokenizer)
     code_cache = build_code_cache(model, data_arguments, training.seed)
+    views = build_views(model.config, data_arguments, train_pairs)
     return (trainer_class or COTSTrainer)(
         model=model,
         args=training,
-        data_collator=build_collator(processor, model.config, data_arguments, code_cache),
+        data_collator=build_collator(processor, model.config, data_arguments, code_cache, views),
         train_dataset=train_pairs,
         eval_dataset=eval_pairs,
         processing_class=processor,

@@ -9,6 +9,7 @@ Captions are not needed. The tokenizer is left in `output_dir/model`, reconstruc
 
 import dataclasses
 import logging
+import shutil
 import sys
 from pathlib import Path
 
@@ -105,6 +106,9 @@ def train(argv: list[str] | None = None) -> dict[str, float]:
     if trainer.is_world_process_zero():
         folder = Path(training.output_dir) / "model"
         trainer.accelerator.unwrap_model(trainer.model).eval().save_pretrained(folder)
+        if results:
+            picture = Path(training.output_dir) / f"reconstructions-{trainer.state.global_step:06d}.png"
+            shutil.copy(picture, folder / "reconstructions.png")
         name = training.hub_model_id or Path(training.output_dir).resolve().name
         about = (
             f"Trained on `{data_arguments.train_data}` for {trainer.state.global_step} steps of "

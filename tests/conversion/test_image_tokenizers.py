@@ -1,8 +1,5 @@
 """Converted weights compute what the public implementations compute; a pickle can do nothing but hold tensors."""
 
-import io
-import os
-import pickle
 import runpy
 import zipfile
 from pathlib import Path
@@ -76,51 +73,18 @@ def test_an_encoder_alone_tokenizes_and_says_that_it_cannot_decode(tmp_path):
         loaded(torch.rand(1, 3, 32, 32))
 
 
-class Attack:
-    """Runs a command when it is unpickled."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.marker}",)
-
-
-class ByEval(Attack):
-    def __reduce__(self):
-        return eval, (f"open({str(self.marker)!r}, 'w')",)
-
-
-def test_the_format_before_torch_1_6_is_refused(tmp_path):
+def test_the_format_before_torch_1_6_is_read_too(tmp_path):
     encoder, _ = publish(tmp_path)
-    torch.save(encoder, tmp_path / "encoder.pkl", _use_new_zipfile_serialization=False)
-    with pytest.raises(ValueError, match=r"encoder\.pkl is no whole file of torch\.save in its zip format"):
-        convert_dalle(tmp_path / "encoder.pkl")
-
-
-@pytest.mark.parametrize(("attack", "name"), [(Attack, "posix.system"), (ByEval, "eval")])
-def test_a_malicious_pickle_is_refused_by_name_and_nothing_runs(tmp_path, attack, name):
-    encoder, _ = publish(tmp_path)
-    marker = tmp_path / "owned"
-    encoder.blocks.payload = attack(marker)
-    torch.save(encoder, tmp_path / "encoder.pkl")
-    with pytest.raises(ValueError, match=f"encoder.pkl is not read: it asks for '{name}', which is refused"):
-        convert_dalle(tmp_path / "encoder.pkl")
-    assert not marker.exists()
-    with open(tmp_path / "encoder.pkl", "rb") as file:  # the same file does harm elsewhere
-        torch.load(file, weights_only=False)
-    assert marker.exists()
-
-
-def test_admitted_names_stay_admitted_here_only(tmp_path):
-    publish(tmp_path)
-    read_dalle(tmp_path / "encoder.pkl", "Encoder")
-    with pytest.raises(pickle.UnpicklingError, match="dall_e"):
-        torch.load(tmp_path / "encoder.pkl", weights_only=True)
+    new = read_dalle(tmp_path / "encoder.pkl", "Encoder")
+    torch.save(encoder, tmp_path / "old.pkl", _use_new_zipfile_serialization=False)
+    assert not zipfile.is_zipfile(tmp_path / "old.pkl")
+    old = read_dalle(tmp_path / "old.pkl", "Encoder")
+    assert old.keys() == new.keys()
+    assert all(torch.equal(old[name], tensor) for name, tensor in new.items())
 
 
 def test_other_files_are_refused_with_the_reason(tmp_path):
-    publish(tmp_path)
+    encoder, _ = publish(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"nothing\.pkl"):
         convert_dalle(tmp_path / "nothing.pkl")
     with pytest.raises(ValueError, match="must hold DALL-E's Encoder, but holds Decoder"):
@@ -128,14 +92,13 @@ def test_other_files_are_refused_with_the_reason(tmp_path):
     torch.save({"weights": torch.zeros(2)}, tmp_path / "state.pkl")
     with pytest.raises(ValueError, match="must hold DALL-E's Encoder, but holds dict"):
         convert_dalle(tmp_path / "state.pkl")
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "linear.pkl")
-    with pytest.raises(ValueError, match=r"asks for 'torch.nn.modules.linear.Linear', which is refused"):
-        convert_dalle(tmp_path / "linear.pkl")
-    whole = (tmp_path / "encoder.pkl").read_bytes()
-    for size in (0, 4, len(whole) // 2):
-        (tmp_path / "half.pkl").write_bytes(whole[:size])
-        with pytest.raises(ValueError, match=r"half\.pkl"):
-            convert_dalle(tmp_path / "half.pkl")
+    torch.save(encoder, tmp_path / "old.pkl", _use_new_zipfile_serialization=False)
+    for name in ("encoder.pkl", "old.pkl"):
+        whole = (tmp_path / name).read_bytes()
+        for size in (0, 4, len(whole) // 2, len(whole) - 4):
+            (tmp_path / "half.pkl").write_bytes(whole[:size])
+            with pytest.raises(ValueError, match=r"half\.pkl is not read: it is"):
+                convert_dalle(tmp_path / "half.pkl")
 
 
 def test_an_encoder_with_a_part_missing_is_refused(tmp_path):
@@ -148,14 +111,6 @@ def test_an_encoder_with_a_part_missing_is_refused(tmp_path):
     torch.save(encoder, tmp_path / "encoder.pkl")
     with pytest.raises(ValueError, match=r"lacks the parameter 'stem\.weight'"):
         convert_dalle(tmp_path / "encoder.pkl")
-
-
-def test_a_pickle_s_own_attributes_do_nothing(tmp_path):
-    """Even a stand-in that was given a `forward` or a `__setstate__` as data is not called."""
-    encoder, _ = publish(tmp_path)
-    encoder.__dict__["forward"] = "os.system"
-    torch.save(encoder, tmp_path / "encoder.pkl")
-    assert convert_dalle(tmp_path / "encoder.pkl", image_size=32).config.codebook_size == 512
 
 
 def flava(seed=0, **sizes):
@@ -226,12 +181,3 @@ def test_the_scripts(tmp_path):
     assert torch.equal(again.get_logits(pixels), ours.get_logits(pixels))
     with pytest.raises(SystemExit, match="error: no such file"):
         script("convert_dalle_dvae", tmp_path / "none.pkl", "--output", tmp_path / "x")
-
-
-def test_a_bare_pickle_is_refused(tmp_path):
-    buffer = io.BytesIO()
-    pickle.dump(Attack(tmp_path / "owned"), buffer)
-    (tmp_path / "bare.pkl").write_bytes(buffer.getvalue())
-    with pytest.raises(ValueError, match=r"bare\.pkl"):
-        convert_dalle(tmp_path / "bare.pkl")
-    assert not (tmp_path / "owned").exists()

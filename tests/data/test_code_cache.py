@@ -159,9 +159,10 @@ def test_what_is_no_cache_is_refused(tmp_path, tokenizer, folder):
     shutil.copy(folder / "cache.json", tmp_path)
     with pytest.raises(ValueError, match="has no shard yet"):
         CodeCache(tmp_path, settings(tokenizer))
-    (tmp_path / "cache.json").write_text("{")
-    with pytest.raises(ValueError, match="is no code cache"):
-        CodeCache(tmp_path, settings(tokenizer))
+    for text in ("{", "[]", '{"settings": []}'):
+        (tmp_path / "cache.json").write_text(text)
+        with pytest.raises(ValueError, match="is no code cache"):
+            CodeCache(tmp_path, settings(tokenizer))
 
 
 def test_a_killed_run_loses_at_most_one_shard(pairs, tokenizer, folder, tmp_path, monkeypatch):
@@ -213,6 +214,7 @@ def test_more_epochs_are_added_to_a_cache(pairs, tokenizer, folder, tmp_path):
         ({"shard_size": 31}, "was begun with shard_size 30, not 31"),
         ({"augmentation": RandomCropFlip(32)}, "was made with min_scale 0.4, not 0.2"),
         ({"epochs": 0}, "epochs=0"),
+        ({"image_mean": [0.5]}, "three numbers each"),
     ],
 )
 def test_writing_goes_on_with_the_same_settings_only(pairs, tokenizer, folder, change, message):
@@ -229,6 +231,21 @@ def test_other_data_is_refused(world, tokenizer, folder, tmp_path):
     pairs = load_pairs(str(few), caption_column=None, seed=7)
     with pytest.raises(ValueError, match="was begun with pairs 40, not 9"):
         write_codes(pairs, tokenizer, folder, CROP, shard_size=30)
+
+
+def test_a_damaged_shard_is_named(pairs, tokenizer, folder, tmp_path):
+    cache = tmp_path / "codes"
+    shutil.copytree(folder, cache)
+    shard = cache / "codes-00001.safetensors"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=r"codes-00001\.safetensors is damaged .* delete it"):
+        CodeCache(cache, settings(tokenizer))
+    with pytest.raises(ValueError, match=r"codes-00001\.safetensors is damaged .* delete it"):
+        write_codes(pairs, tokenizer, cache, CROP, epochs=2, shard_size=30)
+    shard.unlink()
+    assert write_codes(pairs, tokenizer, cache, CROP, epochs=2, batch_size=7, shard_size=30) == 30
+    assert shard.read_bytes() == whole
 
 
 def test_broken_pictures_do_not_stop_it(tokenizer, tmp_path):

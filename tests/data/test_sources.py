@@ -66,6 +66,21 @@ def test_a_folder_without_splits_needs_none(world):
     assert len(load_pairs(str(world.imagefolder), split="test")) == 40
 
 
+@pytest.mark.parametrize("metadata", [True, False])
+def test_pictures_that_are_called_like_splits(tmp_path, metadata):
+    """Only folders are splits: `datasets` would take toy_train_02.png for all there is to train on."""
+    folder = tmp_path / "train [new]"
+    names = {"apple.png", "toy_train_02.png", "test.png", "val-01.png", "deep/eval/plum.png"}
+    (folder / "deep" / "eval").mkdir(parents=True)
+    for name in names:
+        draw("red", "circle", "left").save(folder / name)
+    if metadata:
+        World.write_metadata(folder, [{"file_name": name, "caption": name} for name in names])
+    pairs = load_pairs(str(folder), caption_column="caption" if metadata else None)
+    assert {pairs.caption(index) for index in range(len(pairs))} == (names if metadata else {""})
+    assert len(pairs) == 5
+
+
 def test_splits_of_a_folder(tmp_path):
     for split, colour in (("train", "red"), ("test", "green")):
         folder = tmp_path / split

@@ -250,6 +250,15 @@ def test_weights_that_a_file_lacks_are_not_made_up(folders, tmp_path):
         load_encoder(str(tmp_path))
 
 
+def test_weights_of_another_shape_are_named(folders, tmp_path):
+    make_clip(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["text_projection.weight"] = weights["text_projection.weight"][1:].contiguous()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="the weights do not fit the config"):
+        load_encoder(str(tmp_path))
+
+
 def test_a_text_model_without_a_pooler_is_welcome(folders, tmp_path):
     make_bert(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")

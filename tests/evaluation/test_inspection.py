@@ -146,6 +146,7 @@ def test_the_command(trained, world, tmp_path):
     [
         ("deployable", "it is a model to deploy. Name a checkpoint of its pre-training"),
         ("nothing", "/no/model"),
+        ("tokenizer", "is no COTS model but 'cots_image_tokenizer'"),
         ("picture", "cannot identify"),
         ("no picture", "no such file"),
     ],
@@ -155,7 +156,9 @@ def test_errors_are_one_line(trained, world, tmp_path, kind, message):
     picture = {"picture": tmp_path / "broken.png", "no picture": "/no/picture.png"}.get(
         kind, world.imagefolder / "p00.png"
     )
-    model = {"deployable": trained.parent / "model", "nothing": "/no/model"}.get(kind, trained)
+    model = {"deployable": trained.parent / "model", "nothing": "/no/model", "tokenizer": world.image_tokenizer}.get(
+        kind, trained
+    )
     result = call(model, picture, "--output", tmp_path / "x.png")
     assert result.exit_code == 2, result.output
     assert message in " ".join(result.stderr.split())

@@ -71,6 +71,12 @@ def test_losses_and_weights_are_bit_for_bit_those_of_online_codes(
     assert all(torch.equal(weights[name], without[0][name]) for name in without[0])
 
 
+def test_a_stream_reads_it_too(world, cache, tmp_path, no_tokenizer):
+    """Its pairs have the same numbers, in another order."""
+    _weights, logs = train(world, tmp_path, code_cache=cache, streaming=True)
+    assert sum(line.get("loss_mvm", 0) > 0 for line in logs) == 7
+
+
 def test_what_the_cache_lacks_is_computed(world, without, tmp_path, caplog, monkeypatch):
     """Of an epoch that was not written: the same losses again, and it is said once."""
     assert tokenize(world, tmp_path / "cache", "--epochs", 1).exit_code == 0
@@ -106,3 +112,6 @@ def test_the_command_resumes_and_tells_errors_in_one_line(world, cache, tmp_path
     assert refused.exit_code == 2
     assert "was made with image_mean" in " ".join(refused.stderr.split())
     assert "Traceback" not in refused.output
+    mistyped = tokenize(world, tmp_path / "new", "--image-mean", "half")
+    assert (mistyped.exit_code, (tmp_path / "new").exists()) == (2, False)
+    assert "'half' is no list of numbers" in mistyped.stderr

@@ -167,7 +167,7 @@ def test_a_tokenizer_without_a_mask_token(world, tmp_path):
 def test_a_config_of_another_model(world, tmp_path):
     BertConfig().save_pretrained(tmp_path)
     _, text = world.towers()
-    with pytest.raises(ValueError, match="is no COTS or SIMLA model but 'bert'"):
+    with pytest.raises(ValueError, match="is no COTS, SIMLA or COOKIE model but 'bert'"):
         build(world, vision=None, text=None, config=tmp_path, tokenizer=text)
 
 
@@ -206,7 +206,7 @@ def test_an_image_tokenizer_of_other_sizes(world, config_folder):
 
 
 def test_errors_are_one_line_to_the_user(world, tmp_path):
-    with pytest.raises(SystemExit, match=r"^error: .*no column 'nothing'.*--caption_column"):
+    with pytest.raises(SystemExit, match=r"^error: .*no column 'nothing'.*--caption-column"):
         main(world.flags(tmp_path, caption_column="nothing"))
 
 

@@ -109,7 +109,12 @@ def test_a_run_leaves_model_card_log_and_pictures(bare, tmp_path, capsys, recons
     assert type(loaded).__name__ == "COTSImageTokenizer"
     assert loaded.config.reconstruction == reconstruction
     assert {"mse", "mae", "psnr", "perplexity", "used_codes"} <= results.keys()
-    assert f"| mse | {results['mse']:.5g} |" in (tmp_path / "model" / "README.md").read_text()
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert f"| mse | {results['mse']:.5g} |" in card
+    assert "![Pictures above what their codes keep](reconstructions.png)" in card
+    assert ("**The codebook has collapsed**" in card) == bool(results["collapsed"])
+    last = tmp_path / "reconstructions-000004.png"
+    assert (tmp_path / "model" / "reconstructions.png").read_bytes() == last.read_bytes()
     assert f"mse          {results['mse']:.5g}" in capsys.readouterr().out
     steps = [line for line in log_history(tmp_path, 4) if "loss" in line]
     assert len(steps) == 4

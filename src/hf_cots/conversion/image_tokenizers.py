@@ -1,13 +1,10 @@
 """DALL-E's discrete VAE and FLAVA's image codebook as [`COTSImageTokenizer`], and FLAVA's back again.
 
-OpenAI published two pickles of whole modules, which would run what they name when they are loaded. They are read by
-torch's own restricted unpickler, which knows tensors and plain containers; the modules' classes are admitted under
-their names as stand-ins that hold attributes and can do nothing.
+OpenAI published two pickles of whole modules, which would run what they name when they are loaded: see
+[`saved_modules`] for how they are read without that.
 """
 
-import pickle
 import re
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +12,11 @@ import torch
 from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
 from ..models import COTSImageTokenizer, COTSImageTokenizerConfig
+from .saved_modules import Inert, read_saved_module
 
 
 NUM_GROUPS = 4  # both public implementations have no other number
-STOOD_IN_FOR = (
+MODULES = (
     "dall_e.encoder.Encoder",
     "dall_e.encoder.EncoderBlock",
     "dall_e.decoder.Decoder",
@@ -30,13 +28,6 @@ STOOD_IN_FOR = (
     "torch.nn.modules.pooling.MaxPool2d",
     "torch.nn.modules.upsampling.Upsample",
 )
-
-
-class Inert:
-    """Stands in for a module's class: it takes the attributes of the pickled instance, and has no behaviour."""
-
-
-STAND_INS = [(type(name.rpartition(".")[2], (Inert,), {}), name) for name in STOOD_IN_FOR]
 
 # DALL-E's names, and FLAVA's, which have one more level of nesting.
 OUTER = {"blocks.input": "stem", "blocks.output.conv": "head"}
@@ -66,7 +57,7 @@ def _parameters(module: Inert, prefix: str = "") -> Iterator[tuple[str, torch.Te
     content = vars(module)
     for name, parameter in content["_parameters"].items():
         if parameter is not None:
-            yield prefix + name, parameter.detach()
+            yield prefix + name, parameter
     for name, child in content["_modules"].items():
         yield from _parameters(child, f"{prefix}{name}.")
 
@@ -75,7 +66,7 @@ def read_dalle(path: Path | str, kind: str) -> dict[str, torch.Tensor]:
     """Read one of OpenAI's pickles without running anything of it.
 
     Args:
-        path: `encoder.pkl` or `decoder.pkl`, in the zip format that torch.save has written since PyTorch 1.6 (2020).
+        path: `encoder.pkl` or `decoder.pkl`.
         kind: "Encoder" or "Decoder", what the file must hold.
 
     Returns:
@@ -86,25 +77,13 @@ def read_dalle(path: Path | str, kind: str) -> dict[str, torch.Tensor]:
         ValueError: naming what the file asks for, if that is more than tensors in modules of DALL-E's classes; or if
             it is damaged or holds another kind of module.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is no whole file of torch.save in its zip format (PyTorch 1.6 and later)")
-    try:
-        with torch.serialization.safe_globals(STAND_INS):
-            module = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for '{named[1]}', which is refused" if named else str(error).splitlines()[0]
-        raise ValueError(f"{path} is not read: {reason}") from None
-    except RuntimeError as error:
-        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+    module = read_saved_module(path, MODULES)
     held = type(module).__name__
     if not isinstance(module, Inert) or held != kind:
         raise ValueError(f"{path} must hold DALL-E's {kind}, but holds {held}")
     try:
         return {our_name(name): tensor.float() for name, tensor in _parameters(module)}
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError) as error:
         raise ValueError(f"{path} holds no whole {kind}: {type(error).__name__} {error}") from None
 
 
@@ -128,6 +107,8 @@ def _assemble(
         )
     except KeyError as missing:
         raise ValueError(f"{source} lacks the parameter {missing}") from None
+    except IndexError:
+        raise ValueError(f"{source} holds weights of fewer axes than those of a convolution") from None
     model = COTSImageTokenizer(config)
     parts = {"encoder": encoder, "decoder": decoder or {}}
     state = {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}

@@ -6,6 +6,7 @@ from .code_cache import CodeCache, CodeSettings, write_codes
 from .collator import COTSCollator, PictureCollator
 from .sources import PairDataset, load_pairs
 from .streams import PairStream, StreamBatches, load_stream
+from .views import SecondViews, StrongView, WordDropping
 
 
 __all__ = [
@@ -17,7 +18,10 @@ __all__ = [
     "PairStream",
     "PictureCollator",
     "RandomCropFlip",
+    "SecondViews",
     "StreamBatches",
+    "StrongView",
+    "WordDropping",
     "load_pairs",
     "load_stream",
     "write_codes",

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -72,10 +72,16 @@ class CodeSettings:
         image_std: Sequence[float],
         seed: int,
     ) -> "CodeSettings":
-        """The settings of a run with these parts."""
+        """The settings of a run with these parts.
+
+        Raises:
+            ValueError: if mean or deviation are not three numbers.
+        """
         crop = asdict(augmentation)
         size = crop.pop("size")
         mean, std = (tuple(float(x) for x in numbers) for numbers in (image_mean, image_std))
+        if len(mean) != 3 or len(std) != 3:
+            raise ValueError(f"mean and deviation are three numbers each, one a channel; got {mean} and {std}")
         numbers = {name: float(value) for name, value in crop.items()}
         return cls(encoder_hash(tokenizer), tokenizer_size, size, **numbers, image_mean=mean, image_std=std, seed=seed)
 
@@ -87,8 +93,10 @@ class CodeSettings:
         """
         try:
             written = json.loads((folder / MANIFEST).read_text())["settings"]
-        except (OSError, json.JSONDecodeError, KeyError) as error:
+        except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{folder} is no code cache: {MANIFEST} cannot be read ({error})") from None
+        if not isinstance(written, dict):
+            raise ValueError(f"{folder} is no code cache: {MANIFEST} holds no settings")
         for name, wanted in self.manifest()["settings"].items():
             if written.get(name) != wanted:
                 raise ValueError(
@@ -124,7 +132,7 @@ class CodeCache:
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if it is no cache, was made with other settings, or has no shard.
+        ValueError: if it is no cache, was made with other settings, has no shard, or has a damaged one.
     """
 
     def __init__(self, folder: Path | str, settings: CodeSettings):
@@ -135,7 +143,7 @@ class CodeCache:
         self.shards = sorted(self.folder.glob(SHARD.format(0).replace("00000", "*")))
         if not self.shards:
             raise ValueError(f"the code cache {folder} has no shard yet")
-        keys = [self._open(number) for number in range(len(self.shards))]
+        keys = [_open(path) for path in self.shards]
         self._files: dict[int, Any] = {}
         crops = [file.get_tensor("crops") for file in keys]
         places = [
@@ -144,7 +152,7 @@ class CodeCache:
         order = np.argsort(np.concatenate(crops), kind="stable")
         self.crops = np.concatenate(crops)[order]
         self.contents = np.concatenate([file.get_tensor("contents") for file in keys])[order]
-        self.places = np.concatenate(places)[order]
+        self.places = np.concatenate(places)[order].astype(np.int32)
         self._missed = False
 
     def __len__(self) -> int:
@@ -153,9 +161,6 @@ class CodeCache:
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_files": {}}
 
-    def _open(self, shard: int):
-        return safe_open(self.shards[shard], framework="np")
-
     def find(self, seed: int, crop: Image.Image) -> np.ndarray | None:
         """(patches,) uint16 codes of an item's crop, or None."""
         index = int(np.searchsorted(self.crops, seed))
@@ -163,7 +168,7 @@ class CodeCache:
             return None
         shard, row = self.places[index].tolist()
         if shard not in self._files:
-            self._files[shard] = self._open(shard).get_slice("codes")
+            self._files[shard] = _open(self.shards[shard]).get_slice("codes")
         return self._files[shard][row : row + 1][0]
 
     def codes(self, seeds: list[int], crops: list[Image.Image]) -> np.ndarray | None:
@@ -242,8 +247,8 @@ def write_codes(
         settings.check(folder)
         written = json.loads((folder / MANIFEST).read_text())
         for name, value in layout.items():
-            if written[name] != value:
-                raise ValueError(f"the code cache {folder} was begun with {name} {written[name]}, not {value}")
+            if written.get(name) != value:
+                raise ValueError(f"the code cache {folder} was begun with {name} {written.get(name)}, not {value}")
     else:
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder / MANIFEST, lambda draft: draft.write_text(json.dumps(settings.manifest() | layout, indent=1)))
@@ -275,8 +280,19 @@ def write_codes(
 
 def _length(path: Path) -> int:
     """Crops in a shard; the last one grows when more epochs are written."""
-    with safe_open(path, framework="np") as file:
-        return file.get_slice("crops").get_shape()[0]
+    return _open(path).get_slice("crops").get_shape()[0]
+
+
+def _open(path: Path):
+    """A shard.
+
+    Raises:
+        ValueError: if it is damaged, as a machine that lost its power can leave it.
+    """
+    try:
+        return safe_open(path, framework="np")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and `hf-cots tokenize` writes it again") from None
 
 
 def _replace(path: Path, write) -> None:

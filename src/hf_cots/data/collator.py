@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..models import COTSConfig, COTSProcessor, SimlaConfig
+from ..models import CookieConfig, COTSConfig, COTSProcessor, SimlaConfig
 from ..models.masking import draw_masks
 from ..models.token_level import mask_settings
 from .augmentation import RandomCropFlip, cropped
 from .code_cache import CodeCache
+from .views import SecondViews
 
 
 # Gives a batch of no rows its columns.
@@ -36,7 +37,8 @@ class PictureCollator:
 
 
 class COTSCollator:
-    """Items of [`PairDataset`] to the inputs of [`COTSForPreTraining`] or [`SimlaForPreTraining`].
+    """Items of [`PairDataset`] to the inputs of [`COTSForPreTraining`], [`SimlaForPreTraining`] or
+    [`CookieForPreTraining`].
 
     Randomness comes from each item's own seed: a batch's other items, the number of workers and a restart change
     nothing.
@@ -46,21 +48,24 @@ class COTSCollator:
         config: the model's; says which masks are needed.
         augmentation: for training; without it the processor resizes the whole picture.
         code_cache: holds codes of crops; those of a batch become its `codebook_indices` if all of them are there.
+        views: makes second views of pictures and captions.
     """
 
     def __init__(
         self,
         processor: COTSProcessor,
-        config: COTSConfig | SimlaConfig,
+        config: COTSConfig | SimlaConfig | CookieConfig,
         augmentation: RandomCropFlip | None = None,
         code_cache: CodeCache | None = None,
+        views: SecondViews | None = None,
     ):
         self.processor, self.config, self.augmentation = processor, config, augmentation
-        self.code_cache = code_cache
-        self.mask_settings = mask_settings(config)
+        self.code_cache, self.views = code_cache, views
+        self.mask_settings = mask_settings(config) if config.uses_masks else {}
 
     def __call__(self, items: list[dict[str, Any] | None]) -> dict[str, torch.Tensor]:
-        """`pixel_values`, `input_ids`, `attention_mask`, `image_ids`, and the masks if a token level is on.
+        """`pixel_values`, `input_ids`, `attention_mask`, `image_ids`, the masks if a token level is on, and the second
+        views (`view_pixel_values`, `view_input_ids`, `view_attention_mask`) that are wanted.
 
         Items that are None are left out. What remains may be a batch of no rows: a rank's share of a ragged batch.
         """
@@ -84,6 +89,8 @@ class COTSCollator:
             if codes is not None:
                 batch["codebook_indices"] = torch.from_numpy(codes)
         batch["image_ids"] = torch.tensor([item["image_id"] for item in items])
+        if self.views is not None:
+            batch |= self.views.of_items(items, self.processor)
         if self.config.uses_masks:
             seeds = [item["seed"] for item in items]
             masks = draw_masks(

@@ -7,20 +7,23 @@ import glob
 import hashlib
 import json
 import logging
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+from datasets.data_files import SPLIT_KEYWORDS
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..models.masking import mix
+from ..models.masking import generator, mix
 from .images import BrokenImage, BrokenImageReport, read_image
 
 
 logger = logging.getLogger(__name__)
 
+SIBLING_STREAM = 7
 BUILDERS = {
     ".parquet": "parquet",
     ".csv": "csv",
@@ -50,8 +53,7 @@ def load_table(
     if path.is_dir():
         kind = next((suffix for suffix in (".parquet", ".tar") if any(path.glob(f"*{suffix}"))), None)
         if kind is None:
-            splits = datasets.load_dataset("imagefolder", data_dir=str(path), streaming=streaming)
-            # A folder without splits is one whole, which `datasets` calls "train".
+            splits = datasets.load_dataset("imagefolder", data_files=_split_files(path), streaming=streaming)
             return _pick_split(splits, data, split if len(splits) > 1 else next(iter(splits)))
         files = sorted(str(file) for file in path.glob(f"*{kind}"))
     elif path.is_file() or any(sign in data for sign in "*?["):
@@ -67,6 +69,19 @@ def load_table(
         raise ValueError(f"{files[0]}: cannot read '{suffix}' files; known are {', '.join(BUILDERS)} and folders")
     options: dict[str, Any] = {"sep": "\t"} if suffix == ".tsv" else {}
     return datasets.load_dataset(BUILDERS[suffix], data_files=files, split="train", streaming=streaming, **options)
+
+
+def _split_files(folder: Path) -> dict[str, list[str]]:
+    """Patterns of the files of each split of a folder of pictures: its sub-folders of that name, or the whole of it.
+
+    Left to itself, `datasets` would look for these words in the names of files, too, and drop all others if a picture
+    is called `toy_train_02.png`.
+    """
+    found = {
+        str(split): [f"{glob.escape(str(folder / word))}/**" for word in words if (folder / word).is_dir()]
+        for split, words in SPLIT_KEYWORDS.items()
+    }
+    return {split: files for split, files in found.items() if files} or {"train": [f"{glob.escape(str(folder))}/**"]}
 
 
 def _pick_split(splits: dict[str, Any], data: str, split: str) -> datasets.Dataset | datasets.IterableDataset:
@@ -106,7 +121,8 @@ def check_columns(name: str, present: list[str], **wanted: str | None) -> None:
     """
     for flag, column in wanted.items():
         if column is not None and column not in present:
-            raise ValueError(f"{name} has no column '{column}'; it has {', '.join(present)}. Name one with --{flag}")
+            option = flag.replace("_", "-")
+            raise ValueError(f"{name} has no column '{column}'; it has {', '.join(present)}. Name one with --{option}")
 
 
 def identity(text: str) -> int:
@@ -156,6 +172,9 @@ class PairDataset(Dataset):
         report: JSON-lines file for broken pictures; without one they are only printed as warnings.
         name: what errors call the data.
 
+    Attributes:
+        siblings: whether items carry another caption of their picture, too; off at first.
+
     Raises:
         ValueError: naming the column that is missing, the rows whose caption is empty, or, if none of the first eight
             pictures can be read, why.
@@ -186,6 +205,7 @@ class PairDataset(Dataset):
         self.table, self.name, self.root, self.seed = table, name, Path(root), seed
         self.image_column, self.caption_column = image_column, caption_column
         self.report = BrokenImageReport(report) if report else None
+        self.siblings = False
         self.row_of_pair, self.caption_of_pair = self._index_captions()
         self.image_ids = self._image_ids(image_id_column)
         self._check_first_images()
@@ -291,9 +311,26 @@ class PairDataset(Dataset):
         cell = self.table[int(self.row_of_pair[index])][self.caption_column]
         return cell if isinstance(cell, str) else cell[int(self.caption_of_pair[index])]
 
+    @cached_property
+    def _pairs_by_image(self) -> tuple[np.ndarray, np.ndarray]:
+        """The pairs in the order of their pictures' ids, and those ids."""
+        ids = self.image_ids[self.row_of_pair]
+        order = np.argsort(ids, kind="stable")
+        return order, ids[order]
+
+    def sibling(self, index: int, seed: int) -> str | None:
+        """Another caption of the picture of pair `index`, drawn by the seed; None if it has no other."""
+        order, ids = self._pairs_by_image
+        image_id = self.image_ids[self.row_of_pair[index]]
+        pairs = order[np.searchsorted(ids, image_id) : np.searchsorted(ids, image_id, side="right")]
+        others = pairs[pairs != index]
+        if len(others) == 0:
+            return None
+        return self.caption(int(others[generator(seed, SIBLING_STREAM).integers(len(others))]))
+
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """`{"image": PIL, "caption": str, "image_id": int, "seed": int}`; the seed is a pure function of (seed, epoch,
-        index).
+        """`{"image": PIL, "caption": str, "image_id": int, "seed": int}`, and `"sibling"` if wanted; the seed is a
+        pure function of (seed, epoch, index).
 
         Raises:
             ValueError: if no picture of the whole data can be read.
@@ -310,10 +347,12 @@ class PairDataset(Dataset):
                 else:
                     logger.warning("skipped: %s", broken)
                 continue
-            return {
+            seed = mix(self.seed, epoch, pair)
+            item = {
                 "image": image,
                 "caption": self.caption(pair),
                 "image_id": int(self.image_ids[row]),
-                "seed": mix(self.seed, epoch, pair),
+                "seed": seed,
             }
+            return item | {"sibling": self.sibling(pair, seed)} if self.siblings else item
         raise ValueError(f"{self.name}: no picture can be read")

@@ -227,7 +227,10 @@ def _load(name: str, device: str | torch.device) -> DualEncoder | TextEncoder:
     config = AutoConfig.from_pretrained(name)
     is_blip_retrieval = "BlipForImageTextRetrieval" in (config.architectures or ())
     loader = BlipRetrieval if is_blip_retrieval else AutoModel
-    model, loading = loader.from_pretrained(name, output_loading_info=True)
+    try:
+        model, loading = loader.from_pretrained(name, output_loading_info=True)
+    except RuntimeError as error:  # transformers has just logged which weights have another shape
+        raise ValueError(f"{name}: the weights do not fit the config: {str(error).splitlines()[0]}") from error
     model = model.eval().to(device)
     text_only = model.input_modalities in ("text", ("text",))
     # A text model's own pooler is not used. Any other weight that the file lacks would be random, and so the figures.

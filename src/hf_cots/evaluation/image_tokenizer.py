@@ -1,7 +1,5 @@
 """What an image tokenizer keeps of pictures that it has not seen, and how much of its codebook it uses."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -11,6 +9,7 @@ from ..data.collator import PictureCollator
 from ..data.sources import PairDataset
 from ..models import COTSImageTokenizer
 from .encoding import batches
+from .panels import contact_sheet
 
 
 COLLAPSED = 0.1
@@ -49,23 +48,6 @@ class CodeUsage:
 
     def __str__(self) -> str:
         return f"{self.used} of {len(self.counts)} codes are in use, with a perplexity of {self.perplexity:.1f}"
-
-
-def to_picture(pixels: torch.Tensor, side: int | None = None) -> Image.Image:
-    """Pixels (3, height, width) in [0, 1] as a picture, enlarged or reduced to `side` x `side` without smoothing."""
-    values = (pixels.detach().float().clamp(0, 1) * 255).round().byte()
-    picture = Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
-    return picture if side is None else picture.resize((side, side), Image.Resampling.NEAREST)
-
-
-def contact_sheet(rows: Sequence[torch.Tensor], side: int = 72, gap: int = 4) -> Image.Image:
-    """Rows of pictures (columns, 3, height, width), on white, each `side` pixels large."""
-    step = side + gap
-    sheet = Image.new("RGB", (len(rows[0]) * step + gap, len(rows) * step + gap), "white")
-    for row, pictures in enumerate(rows):
-        for column, pixels in enumerate(pictures):
-            sheet.paste(to_picture(pixels, side), (column * step + gap, row * step + gap))
-    return sheet
 
 
 @torch.inference_mode()

@@ -4,17 +4,16 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
-from transformers import AutoProcessor
+from PIL import Image
+from transformers import AutoConfig, AutoProcessor
 
 from ..models import COTSForPreTraining, COTSProcessor
 from ..models.masking import PATCH_STREAM, block_mask, generator, mix
-from .image_tokenizer import to_picture
+from .panels import draw_panels
 
 
 GOLDEN = 0.618033988749895  # multiples of it, modulo 1, spread hues evenly
 GREY = 0.6
-BACKGROUND = (235, 235, 235)  # so that white pictures have edges
 
 
 @dataclass(frozen=True)
@@ -50,14 +49,6 @@ class Inspection:
     mask: torch.Tensor
     predictions: dict[str, Prediction]
 
-    def lines(self) -> list[str]:
-        """How good each prediction is, for the terminal."""
-        told = {text: f'told "{text}"' if text else "told nothing" for text in self.predictions}
-        return [
-            f"{told[text]}: {predicted.accuracy:.1%} of the masked codes right, {predicted.loss:.3f} nats"
-            for text, predicted in self.predictions.items()
-        ]
-
 
 def load_pretrained_with_heads(model: str) -> tuple[COTSForPreTraining, COTSProcessor]:
     """A checkpoint of pre-training in evaluation mode, and its processor.
@@ -67,12 +58,12 @@ def load_pretrained_with_heads(model: str) -> tuple[COTSForPreTraining, COTSProc
         ValueError: if it is another kind of model, a deployable one, or was trained without masked vision modelling
             or with an image tokenizer that cannot decode.
     """
-    loaded, info = COTSForPreTraining.from_pretrained(model, output_loading_info=True)
-    config = loaded.config
+    config = AutoConfig.from_pretrained(model)
     if config.model_type != "cots":
         raise ValueError(f"{model} is no COTS model but '{config.model_type}'")
     if config.mvm_weight == 0:
         raise ValueError(f"{model} was trained with mvm_weight 0: it never learned to predict masked patches")
+    loaded, info = COTSForPreTraining.from_pretrained(model, output_loading_info=True)
     if any(name.startswith(("mvm_", "image_tokenizer.")) for name in info["missing_keys"]):
         raise ValueError(
             f"{model} has no token heads: it is a model to deploy. Name a checkpoint of its pre-training, "
@@ -141,8 +132,8 @@ def code_colours(codes: torch.Tensor) -> torch.Tensor:
     return light * ((wheel - 3).abs() - 1).clamp(0, 1)
 
 
-def draw_inspection(found: Inspection, side: int = 224, gap: int = 8) -> Image.Image:
-    """The panels of an [`Inspection`] side by side, each `side` pixels large, with their names below."""
+def draw_inspection(found: Inspection) -> Image.Image:
+    """The panels of an [`Inspection`] side by side, with their names below."""
     mask = F.interpolate(found.mask[None, None].float(), found.image.shape[-2:], mode="nearest")[0]
     panels = [
         ("image", found.image),
@@ -151,23 +142,28 @@ def draw_inspection(found: Inspection, side: int = 224, gap: int = 8) -> Image.I
         (f"{int(found.mask.sum())} of {found.mask.numel()} masked", found.image * (1 - mask) + GREY * mask),
     ]
     for caption, predicted in found.predictions.items():
-        told = f'told "{caption}"' if caption else "told nothing"
-        panels.append((f"{told}\n{predicted.accuracy:.0%} right, {predicted.loss:.2f} nats", predicted.pixels))
-    font = ImageFont.load_default(13)
-    sheet = Image.new("RGB", (len(panels) * (side + gap) + gap, side + 4 * gap + 34), BACKGROUND)
-    pen = ImageDraw.Draw(sheet)
-    for number, (title, pixels) in enumerate(panels):
-        left = number * (side + gap) + gap
-        sheet.paste(to_picture(pixels, side), (left, gap))
-        lines = [_cut(line, pen, font, side - 2) for line in title.split("\n")]
-        pen.multiline_text((left, side + 2 * gap), "\n".join(lines), fill="black", font=font)
-    return sheet
+        panels.append(
+            (f"{_told(caption)}\n{predicted.accuracy:.0%} right, {predicted.loss:.2f} nats", predicted.pixels)
+        )
+    return draw_panels(panels)
 
 
-def _cut(line: str, pen: ImageDraw.ImageDraw, font, width: int) -> str:
-    """A line that is not wider than `width` pixels; what is lost of it shows as dots."""
-    if pen.textlength(line, font=font) <= width:
-        return line
-    while line and pen.textlength(line + "...", font=font) > width:
-        line = line[:-1]
-    return line + "..."
+def describe(found: Inspection) -> list[str]:
+    """What an [`Inspection`] found, one line per caption."""
+    return [
+        f"{_told(caption)}: {predicted.accuracy:.1%} of the masked codes right, {predicted.loss:.3f} nats"
+        for caption, predicted in found.predictions.items()
+    ]
+
+
+def _told(caption: str) -> str:
+    return f'told "{caption}"' if caption else "told nothing"
+
+
+def inspect_model(
+    model: str, image: Image.Image, caption: str | None = None, seed: int = 0
+) -> tuple[Image.Image, list[str]]:
+    """All that `hf-cots inspect` shows of a model: a row of panels, and lines of text. Arguments as for
+    [`inspect_image`], errors as for [`load_pretrained_with_heads`]."""
+    found = inspect_image(*load_pretrained_with_heads(model), image, caption, seed)
+    return draw_inspection(found), describe(found)

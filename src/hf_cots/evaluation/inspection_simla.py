@@ -4,15 +4,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from ..models import COTSProcessor, SimlaModel
-from .image_tokenizer import to_picture
-from .inspection import BACKGROUND
+from .panels import draw_panels
 
 
 HEAT = (1.0, 0.25, 0.0)  # where a word looks
-LINE = 18  # pixels of a line of text
 
 
 @dataclass(frozen=True)
@@ -82,25 +80,17 @@ def heat_map(image: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
     return image * (1 - strength) + torch.tensor(HEAT).view(3, 1, 1) * strength
 
 
-def draw_simla_inspection(found: SimlaInspection, side: int = 224, gap: int = 8) -> Image.Image:
-    """The picture beside its keywords, and a panel for each word of the caption, four to a row."""
-    columns = min(4, 2 + len(found.words))
-    rows = 1 + -(-max(0, len(found.words) - 2) // 4) if found.words else 1
-    font, line = ImageFont.load_default(13), side + LINE + gap
-    sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * line + gap), BACKGROUND)
-    pen = ImageDraw.Draw(sheet)
+def draw_simla_inspection(found: SimlaInspection) -> Image.Image:
+    """The picture above its match and its best keywords, and a heat map for each word of the caption."""
+    match = "" if found.match is None else f"match: {found.match:.1%}"
+    known = ", ".join(word for word, _ in found.keywords) or "no head for keywords"
+    maps = [(word, heat_map(found.image, looks)) for word, looks in zip(found.words, found.attention)]
+    return draw_panels([(f"{match}\n{known}", found.image), *maps])
 
-    def place(number: int) -> tuple[int, int]:
-        return number % 4 * (side + gap) + gap, number // 4 * line + gap
 
-    sheet.paste(to_picture(found.image, side), place(0))
-    left, top = place(1)
-    listed = [f"{probability:6.1%}  {word}" for word, probability in found.keywords] or ["no head for keywords"]
-    pen.multiline_text((left, top), "\n".join(["keywords", *listed]), fill="black", font=font)
-    if found.match is not None:
-        pen.text((left, top + side), f"match: {found.match:.1%}", fill="black", font=font)
-    for number, (word, attention) in enumerate(zip(found.words, found.attention)):
-        left, top = place(2 + number)
-        sheet.paste(to_picture(heat_map(found.image, attention), side), (left, top))
-        pen.text((left, top + side), word, fill="black", font=font)
-    return sheet
+def inspect_simla_model(
+    model: SimlaModel, processor: COTSProcessor, image: Image.Image, caption: str | None = None
+) -> tuple[Image.Image, list[str]]:
+    """All that `hf-cots inspect` shows of a SIMLA: a row of panels, and lines of text."""
+    found = inspect_simla(model, processor, image, caption)
+    return draw_simla_inspection(found), found.lines()

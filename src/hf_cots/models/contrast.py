@@ -17,8 +17,15 @@ from dataclasses import dataclass
 import torch
 
 from .configuration_cots import COTSConfig
-from .losses import contrast_logits, contrast_targets, instance_loss, sigmoid_loss, soft_targets
-from .momentum import KeyQueue
+from .losses import (
+    contrast_logits,
+    contrast_targets,
+    hardest_negative_loss,
+    instance_loss,
+    sigmoid_loss,
+    soft_targets,
+)
+from .momentum import KeyQueue, gather_rows, gather_rows_with_gradient, rank, row_counts
 
 
 @dataclass
@@ -84,6 +91,24 @@ def in_batch_rows(
     )
 
 
+def rows_of_all_ranks(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    image_ids: torch.Tensor,
+    temperature: torch.Tensor | float,
+    same_image: str = "excluded",
+) -> ContrastRows:
+    """[`in_batch_rows`] of this rank's n pairs against the batches of all ranks, gathered with gradient.
+
+    The two sides need not be pictures and texts: two views of either are compared in the same way.
+    """
+    counts = row_counts(len(image_ids), image_ids.device)
+    all_images, all_texts = (gather_rows_with_gradient(e, counts) for e in (image_embeds, text_embeds))
+    own = sum(counts[: rank()]) + torch.arange(len(image_ids), device=image_ids.device)
+    embeds, ids = (image_embeds, text_embeds, all_images, all_texts), (image_ids, gather_rows(image_ids, counts))
+    return in_batch_rows(*embeds, *ids, own, temperature, same_image)
+
+
 def queue_rows(
     image_embeds: torch.Tensor,
     text_embeds: torch.Tensor,
@@ -147,4 +172,31 @@ def instance_losses(
     return (i2t + t2i) / 2 if config.contrast == "in_batch" else i2t + t2i
 
 
-__all__ = ["ContrastRows", "in_batch_rows", "instance_losses", "queue_rows"]
+def info_nce(rows: ContrastRows) -> torch.Tensor:
+    """(n,) cross-entropy with the own partner, mean of both directions."""
+    return (instance_loss(rows.image_to_text) + instance_loss(rows.text_to_image)) / 2
+
+
+def hinge(rows: ContrastRows, margin: float) -> torch.Tensor:
+    """(n,) hinge loss of the hardest negative, sum of both directions, of rows at temperature 1."""
+    return hardest_negative_loss(rows.image_to_text, margin) + hardest_negative_loss(rows.text_to_image, margin)
+
+
+def with_gradients(
+    value: torch.Tensor, compared: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """A scalar equal to `value` whose gradient with respect to each of `compared` is the one named alike."""
+    product = torch.stack([(compared[name] * gradient).sum() for name, gradient in gradients.items()]).sum()
+    return value + (product - product.detach())
+
+
+__all__ = [
+    "ContrastRows",
+    "hinge",
+    "in_batch_rows",
+    "info_nce",
+    "instance_losses",
+    "queue_rows",
+    "rows_of_all_ranks",
+    "with_gradients",
+]

@@ -103,6 +103,21 @@ def sigmoid_loss(logits: torch.Tensor, positives: torch.Tensor, bias: torch.Tens
         return F.softplus(torch.where(positives, -shifted, shifted)).sum(dim=1)
 
 
+def hardest_negative_loss(logits: torch.Tensor, margin: float) -> torch.Tensor:
+    """`[ margin - s_i0 + max_{j > 0} s_ij ]_+` per query: one direction of VSE++'s loss (Faghri et al. 2018, eq. 6).
+
+    Args:
+        logits: (n, 1 + Q) of [`contrast_logits`] at temperature 1, the own partner in column 0. A query whose other
+            entries are all masked has a loss of 0.
+        margin: how far the partner must lie above every other.
+
+    Returns:
+        (n,) losses.
+    """
+    others = torch.cat([torch.full_like(logits[:, :1], torch.finfo(logits.dtype).min), logits[:, 1:]], dim=1)
+    return (margin - logits[:, 0] + others.amax(dim=1)).clamp(min=0)
+
+
 def task_loss(
     image_to_text: torch.Tensor,
     text_to_image: torch.Tensor,

@@ -83,6 +83,11 @@ def copy_tower(target: PreTrainedModel, source: PreTrainedModel) -> None:
         raise ValueError(f"{type(source).__name__} does not fit {type(target).__name__}; missing: {missing[:5]}")
 
 
+def is_frozen(tower: nn.Module) -> bool:
+    """Whether no parameter of a tower is trained."""
+    return not any(parameter.requires_grad for parameter in tower.parameters())
+
+
 def at_least_one_row(rows: torch.Tensor) -> torch.Tensor:
     """A blank row in place of none. A rank may have no pair of a ragged last batch; the towers cannot reshape an empty
     one, and every parameter must take part in each rank's backward pass."""
@@ -135,6 +140,11 @@ class COTSPreTrainedModel(PreTrainedModel):
         r"^(momentum_encoder|key_queue|key_center|score_queue|logit_bias|image_tokenizer|mvm_|mlm_|steps_seen|pairs_seen)",
         r"vision_model\..*mask_token$",
     ]
+
+    @property
+    def caches_gradients(self) -> bool:
+        """Whether the gradient of a whole step's contrast can be cached; a class that can says so."""
+        return False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -201,10 +211,15 @@ class COTSModel(COTSPreTrainedModel):
             ValueError: if a tower holds several modalities or does not fit its config.
         """
         vision_tower, text_tower = load_tower(vision), load_tower(text)
-        model = cls(config_from_towers(vision_tower.config, text_tower.config, **config_fields))
+        model = cls(cls.fitting_config(vision_tower.config, text_tower.config, **config_fields))
         copy_tower(model.vision_model, vision_tower)
         copy_tower(model.text_model, text_tower)
         return model
+
+    @staticmethod
+    def fitting_config(vision_config: PreTrainedConfig, text_config: PreTrainedConfig, **fields) -> COTSConfig:
+        """The config of a model with these towers."""
+        return config_from_towers(vision_config, text_config, **fields)
 
     @property
     def temperature(self) -> torch.Tensor | float:
@@ -322,7 +337,7 @@ class COTSModel(COTSPreTrainedModel):
             ValueError: if neither modality is given.
         """
         if input_ids is None and pixel_values is None:
-            raise ValueError("COTSModel needs input_ids, pixel_values, or both")
+            raise ValueError(f"{type(self).__name__} needs input_ids, pixel_values, or both")
         image_output, text_output, image_embeds, text_embeds, logits = None, None, None, None, None
         if pixel_values is not None:
             sizes = {"interpolate_pos_encoding": True} if interpolate_pos_encoding else {}

@@ -23,19 +23,17 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_cots import COTSConfig
-from .contrast import ContrastRows, in_batch_rows, instance_losses, queue_rows
+from .contrast import ContrastRows, instance_losses, queue_rows, rows_of_all_ranks, with_gradients
 from .losses import center_keys, key_mean, l2_normalize, masked_token_loss, pair_scores, task_loss
-from .modeling_cots import COTSModel, COTSPreTrainedModel
+from .modeling_cots import COTSModel, COTSPreTrainedModel, is_frozen
 from .modeling_dvae import COTSImageTokenizer
 from .momentum import (
     KeyCenter,
     KeyQueue,
     ScoreQueue,
     gather_rows,
-    gather_rows_with_gradient,
     ids_of_pictures,
     numbers_in_run,
-    rank,
     row_counts,
     update_momentum,
     world_size,
@@ -62,11 +60,6 @@ class COTSForPreTrainingOutput(ModelOutput):
     kept: torch.BoolTensor | None = None
     image_embeds: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
-
-
-def is_frozen(tower: nn.Module) -> bool:
-    """Whether no parameter of a tower is trained."""
-    return not any(parameter.requires_grad for parameter in tower.parameters())
 
 
 class COTSForPreTraining(COTSPreTrainedModel):
@@ -330,7 +323,8 @@ class COTSForPreTraining(COTSPreTrainedModel):
         """Normalised (n, D) image and text keys; zeros where neither contrast nor filter needs any."""
         twin = self.momentum_encoder
         if twin is None:
-            zeros = torch.zeros(len(batch["input_ids"]), self.config.projection_dim, device=self.device)
+            dtype = torch.promote_types(self.dtype, torch.float32)
+            zeros = torch.zeros(len(batch["input_ids"]), self.config.projection_dim, dtype=dtype, device=self.device)
             return zeros, zeros
         image, text = frozen.get("image_features"), frozen.get("text_features")
         if image is None:
@@ -370,6 +364,7 @@ class COTSForPreTraining(COTSPreTrainedModel):
         pair_weights: torch.FloatTensor | None = None,
         image_features: torch.FloatTensor | None = None,
         text_features: torch.FloatTensor | None = None,
+        cached: dict[str, dict[str, torch.Tensor]] | None = None,
         token_type_ids: torch.LongTensor | None = None,
     ) -> COTSForPreTrainingOutput:
         """The losses of one micro-batch of n pairs.
@@ -383,6 +378,7 @@ class COTSForPreTraining(COTSPreTrainedModel):
             codebook_indices: (n, patches) int64 codes of the patches; computed here if not given.
             image_keys, text_keys, pair_numbers, kept, pair_weights, image_features, text_features: of [`begin_step`].
                 In training without them forward is a step of its own; in evaluation the queues stay as they are.
+            cached: of [`cache_gradients`]; stands for the contrast of a whole step.
             token_type_ids: ignored, see [`COTSModel.get_text_features`].
         """
         batch = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
@@ -411,39 +407,33 @@ class COTSForPreTraining(COTSPreTrainedModel):
             image_features = self.cots.encode_image(pixel_values).pooler_output
         if text_features is None:
             text_features = self.cots.encode_text(input_ids, attention_mask).pooler_output
-        image_embeds = l2_normalize(self.cots.visual_projection(image_features))
-        text_embeds = l2_normalize(self.cots.text_projection(text_features))
+        embeds = self._embeds(image_features, text_features)
+        image_embeds, text_embeds = embeds["image_embeds"], embeds["text_embeds"]
 
-        zero = image_embeds.new_zeros(())
-        loss_instance, loss_task, loss_mvm, loss_mlm = zero, zero, zero, zero
-        if self.config.instance_weight > 0:
+        terms = {}
+        if cached is not None:
+            terms = dict(cached["terms"])
+        elif self.config.instance_weight > 0:
             rows = self._contrast(image_embeds, text_embeds, image_keys, text_keys, image_ids, pair_numbers)
-            alpha = self.config.soft_target_alpha * self._ramp("soft_target_warmup_steps")
-            loss_instance = (pair_weights * instance_losses(rows, self.config, alpha, self.logit_bias)).sum()
-            if self.config.task_weight > 0:
-                direction, detach = self.config.task_direction, self.config.detach_task_target
-                per_pair = task_loss(rows.image_to_text, rows.text_to_image, direction, detach)
-                loss_task = (pair_weights * per_pair).sum()
+            terms = self._terms(rows, pair_weights, self.logit_bias)
         if self.config.uses_masks:
             token_weights = pair_weights / self.config.masked_share
             masked = self._rows_with_masks(bool_masked_pos)
         if self.config.mvm_weight > 0:
             losses = self._mvm(pixel_values, codebook_indices, bool_masked_pos, text_features, masked, masked_image)
-            loss_mvm = (token_weights[masked] * losses).sum()
+            terms["mvm"] = (token_weights[masked] * losses).sum()
         if self.config.mlm_weight > 0:
             losses = self._mlm(batch, masked_input_ids, bool_masked_words, image_features, masked)
-            loss_mlm = (token_weights[masked] * losses).sum()
+            terms["mlm"] = (token_weights[masked] * losses).sum()
         if own_step:
             self._enqueue_pending()
+        weights = self.config.loss_weights
+        loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        if cached is not None:
+            loss = with_gradients(loss, embeds | self.contrast_parameters(), cached["gradients"])
         return COTSForPreTrainingOutput(
-            loss=self.config.instance_weight * loss_instance
-            + self.config.mvm_weight * loss_mvm
-            + self.config.mlm_weight * loss_mlm
-            + self.config.task_weight * loss_task,
-            loss_instance=loss_instance.detach(),
-            loss_mvm=loss_mvm.detach(),
-            loss_mlm=loss_mlm.detach(),
-            loss_task=loss_task.detach(),
+            loss=loss,
+            **{f"loss_{name}": terms.get(name, loss.new_zeros(())).detach() for name in weights},
             kept=kept,
             image_embeds=image_embeds,
             text_embeds=text_embeds,
@@ -470,14 +460,64 @@ class COTSForPreTraining(COTSPreTrainedModel):
     ) -> ContrastRows:
         """What this rank's pairs are compared with: the queue, or the batches of all ranks."""
         temperature = self.cots.temperature
-        if self.key_queue is not None:
-            keys = (image_keys, text_keys, image_ids, pair_numbers)
-            return queue_rows(image_embeds, text_embeds, *keys, self.key_queue, temperature, self.config)
-        counts = row_counts(len(image_ids), image_ids.device)
-        all_images, all_texts = (gather_rows_with_gradient(e, counts) for e in (image_embeds, text_embeds))
-        own = sum(counts[: rank()]) + torch.arange(len(image_ids), device=image_ids.device)
-        embeds, ids = (image_embeds, text_embeds, all_images, all_texts), (image_ids, gather_rows(image_ids, counts))
-        return in_batch_rows(*embeds, *ids, own, temperature, self.config.same_image)
+        if self.key_queue is None:
+            return rows_of_all_ranks(image_embeds, text_embeds, image_ids, temperature, self.config.same_image)
+        keys = (image_keys, text_keys, image_ids, pair_numbers)
+        return queue_rows(image_embeds, text_embeds, *keys, self.key_queue, temperature, self.config)
+
+    def _terms(
+        self, rows: ContrastRows, pair_weights: torch.Tensor, logit_bias: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        """The instance and the task term, scalars."""
+        alpha = self.config.soft_target_alpha * self._ramp("soft_target_warmup_steps")
+        terms = {"instance": (pair_weights * instance_losses(rows, self.config, alpha, logit_bias)).sum()}
+        if self.config.task_weight > 0:
+            direction, detach = self.config.task_direction, self.config.detach_task_target
+            per_pair = task_loss(rows.image_to_text, rows.text_to_image, direction, detach)
+            terms["task"] = (pair_weights * per_pair).sum()
+        return terms
+
+    # ------------------------------------------------------------------ gradient caching
+
+    @property
+    def caches_gradients(self) -> bool:
+        """Whether the contrast is one within the batch."""
+        return self.config.contrast != "momentum" and self.config.instance_weight > 0
+
+    def contrast_embeds(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The normalised embeddings (n, projection_dim) that the contrast compares; `batch` is what forward takes."""
+        image, text = batch.get("image_features"), batch.get("text_features")
+        if image is None:
+            masks = {"bool_masked_pos": batch["bool_masked_pos"]} if self.config.contrast_on_masked_images else {}
+            image = self.cots.encode_image(batch["pixel_values"], **masks).pooler_output
+        if text is None:
+            text = self.cots.encode_text(batch["input_ids"], batch.get("attention_mask")).pooler_output
+        return self._embeds(image, text)
+
+    def _embeds(self, image_features: torch.Tensor, text_features: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {
+            "image_embeds": l2_normalize(self.cots.visual_projection(image_features)),
+            "text_embeds": l2_normalize(self.cots.text_projection(text_features)),
+        }
+
+    def contrast_parameters(self) -> dict[str, torch.Tensor]:
+        """What is learned of the contrast itself."""
+        learned = {"temperature": self.cots.temperature, "logit_bias": self.logit_bias}
+        return {name: value for name, value in learned.items() if isinstance(value, torch.Tensor)}
+
+    def contrast_terms(
+        self, compared: dict[str, torch.Tensor], image_ids: torch.Tensor, pair_weights: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Instance and task term of this rank's pairs against the batches of all ranks.
+
+        Args:
+            compared: of [`contrast_embeds`] and [`contrast_parameters`].
+            image_ids, pair_weights: (n,).
+        """
+        temperature = compared.get("temperature", self.cots.temperature)
+        embeds = compared["image_embeds"], compared["text_embeds"]
+        rows = rows_of_all_ranks(*embeds, image_ids, temperature, self.config.same_image)
+        return self._terms(rows, pair_weights, compared.get("logit_bias"))
 
     # ------------------------------------------------------------------ token level
 

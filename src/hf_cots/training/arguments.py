@@ -14,16 +14,17 @@ from transformers import HfArgumentParser, TrainingArguments
 class ModelArguments:
     """Where the model comes from: a checkpoint, two pretrained towers, or a config. Exactly one of the three."""
 
-    model: str | None = field(default=None, metadata={"help": "COTS or SIMLA checkpoint: Hub id or folder."})
+    model: str | None = field(default=None, metadata={"help": "COTS, SIMLA or COOKIE checkpoint: Hub id or folder."})
     vision: str | None = field(
         default=None, metadata={"help": "Image encoder: Hub id or folder, or a config as JSON to learn from scratch."}
     )
     text: str | None = field(default=None, metadata={"help": "Text encoder: the same."})
-    architecture: Literal["cots", "simla"] = field(
+    architecture: Literal["cots", "simla", "cookie"] = field(
         default="cots", metadata={"help": "What --vision and --text become; a checkpoint or config knows it itself."}
     )
     config: str | None = field(
-        default=None, metadata={"help": "COTS or SIMLA config (Hub id, folder or file) to train from random weights."}
+        default=None,
+        metadata={"help": "COTS, SIMLA or COOKIE config (Hub id, folder or file) to train from random weights."},
     )
     config_overrides: dict | str | None = field(
         default=None,
@@ -97,6 +98,10 @@ class COTSTrainingArguments(TrainingArguments):
     )
     label_names: list[str] | None = field(default_factory=lambda: ["image_ids"])
     logging_steps: float = field(default=10)
+    gradient_cache: bool = field(
+        default=False,
+        metadata={"help": "Contrast all pairs of a step, in the memory of one micro-batch (contrasts in the batch)."},
+    )
     text_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the text tower, if it differs."}
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..evaluation.tables import markdown_table
-from ..models import COTSConfig, COTSImageTokenizerConfig, SimlaConfig
+from ..models import CookieConfig, COTSConfig, COTSImageTokenizerConfig, SimlaConfig
 
 
 CARD = """---
@@ -58,6 +58,10 @@ weights, and this is not their model.""",
 2022, [arXiv 2203.14395](https://arxiv.org/abs/2203.14395)): a dual encoder, and with `model.match` a judge that reads
 a text and a picture together. Trained with [hf_cots](https://pypi.org/project/hf-cots/); these are not the authors'
 weights.""",
+    "cookie": """A COOKIE model (Wen et al., *COOKIE: Contrastive Cross-Modal Knowledge Sharing Pre-training for
+Vision-Language Representation*, ICCV 2021): two encoders whose heads are one transformer with shared weights, and that
+meet only in a dot product. Trained with [hf_cots](https://pypi.org/project/hf-cots/); the paper's authors released no
+code or weights, and this is not their model.""",
 }
 
 
@@ -104,9 +108,16 @@ def write_image_tokenizer_card(
 
     Args:
         folder, config, training, model_name: as for [`write_model_card`].
-        results: of [`evaluate_image_tokenizer`] on `data_name`; empty if it was not evaluated.
+        results: of [`evaluate_image_tokenizer`] on `data_name`, whose picture lies in the folder as
+            `reconstructions.png`; empty if it was not evaluated.
     """
-    table = "".join(f"| {name} | {value:.5g} |\n" for name, value in results.items())
+    lines = ["Not evaluated."]
+    if results:
+        lines = [f"On `{data_name}`, pixels in [0, 1]:", "", "| | |", "|---|---|"]
+        lines += [f"| {name} | {value:.5g} |" for name, value in results.items()]
+        lines += ["", "![Pictures above what their codes keep](reconstructions.png)"]
+    if results.get("collapsed"):
+        lines += ["", "**The codebook has collapsed**: less than a tenth of it is in use."]
     ModelCard.from_template(
         ModelCardData(library_name="transformers", tags=["hf_cots", "image-tokenizer"], model_name=model_name),
         template_str=IMAGE_TOKENIZER_CARD,
@@ -117,13 +128,21 @@ def write_image_tokenizer_card(
         codes=config.codebook_size,
         reconstruction=config.reconstruction,
         kl_weight=config.kl_weight,
-        results=f"On `{data_name}`, pixels in [0, 1]:\n\n| | |\n|---|---|\n{table}" if results else "Not evaluated.",
+        results="\n".join(lines),
     ).save(Path(folder) / "README.md")
+
+
+def contrast_line(config: COTSConfig | SimlaConfig | CookieConfig) -> str:
+    """What a card says of the contrast."""
+    if isinstance(config, CookieConfig):
+        layers = f"{config.num_shared_layers} {'shared' if config.share_weights else 'unshared'} layers"
+        return f"{config.cross_modal_loss} within the batch, temperature {config.temperature}, {layers}"
+    return f"{config.contrast}, queue {config.queue_size}, momentum {config.momentum}"
 
 
 def write_model_card(
     folder: Path | str,
-    config: COTSConfig | SimlaConfig,
+    config: COTSConfig | SimlaConfig | CookieConfig,
     training: str,
     results: dict[str, dict[str, float]] | None = None,
     data_name: str = "held-out pairs",
@@ -166,7 +185,7 @@ def write_model_card(
         f"{vision.hidden_size}, {vision.num_hidden_layers} layers",
         text=f"{text.model_type}, width {text.hidden_size}, {text.num_hidden_layers} layers",
         about=ABOUT[config.model_type],
-        contrast=f"{config.contrast}, queue {config.queue_size}, momentum {config.momentum}",
+        contrast=contrast_line(config),
         weights=", ".join(f"{name} {weight:g}" for name, weight in config.loss_weights.items()),
         results=(f"On {data_name}, in percent:\n\n" + markdown_table(results)) if results else "Not evaluated.",
     )

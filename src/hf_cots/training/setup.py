@@ -22,11 +22,14 @@ from ..data import (
     PairDataset,
     PairStream,
     RandomCropFlip,
+    SecondViews,
     load_pairs,
     load_stream,
 )
 from ..data.keep_mask import apply_keep_mask
 from ..models import (
+    CookieConfig,
+    CookieForPreTraining,
     COTSConfig,
     COTSForPreTraining,
     COTSImageProcessor,
@@ -40,8 +43,13 @@ from .arguments import COTSTrainingArguments, DataArguments, ModelArguments
 
 logger = logging.getLogger(__name__)
 
-PreTraining = COTSForPreTraining | SimlaForPreTraining
-MODELS: dict[str, type[PreTraining]] = {"cots": COTSForPreTraining, "simla": SimlaForPreTraining}
+PreTraining = COTSForPreTraining | SimlaForPreTraining | CookieForPreTraining
+Config = COTSConfig | SimlaConfig | CookieConfig
+MODELS: dict[str, type[PreTraining]] = {
+    "cots": COTSForPreTraining,
+    "simla": SimlaForPreTraining,
+    "cookie": CookieForPreTraining,
+}
 # What LoRA trains in full: everything new. The momentum encoder's share of it stays frozen.
 BESIDE_TOWERS = (
     "cots.visual_projection",
@@ -85,7 +93,7 @@ def build_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def build_processor(config: COTSConfig | SimlaConfig, tokenizer: PreTrainedTokenizerBase) -> COTSProcessor:
+def build_processor(config: Config, tokenizer: PreTrainedTokenizerBase) -> COTSProcessor:
     """The processor that fits a config: its image size, mean and deviation."""
     side = config.vision_config.image_size
     image_processor = COTSImageProcessor(
@@ -131,11 +139,11 @@ def model_class(arguments: ModelArguments) -> type[PreTraining]:
     source = arguments.model or arguments.config
     kind = AutoConfig.from_pretrained(source).model_type
     if kind not in MODELS:
-        raise ValueError(f"{source} is no COTS or SIMLA model but '{kind}'")
+        raise ValueError(f"{source} is no COTS, SIMLA or COOKIE model but '{kind}'")
     return MODELS[kind]
 
 
-def changed_config(source: str | None, overrides: dict) -> COTSConfig | SimlaConfig:
+def changed_config(source: str | None, overrides: dict) -> Config:
     """The config of a checkpoint, folder or file, with fields replaced.
 
     Raises:
@@ -183,7 +191,7 @@ def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -
         model.set_image_tokenizer(COTSImageTokenizer.from_pretrained(arguments.image_tokenizer))
         untrained = False
     weight = model.config.code_weight
-    if getattr(model.config, weight) > 0 and untrained:
+    if weight is not None and getattr(model.config, weight) > 0 and untrained:
         raise ValueError(
             f"{weight} > 0 needs a trained image tokenizer: name one with --image_tokenizer, or leave it off with "
             f"--config_overrides '{{\"{weight}\": 0}}'"
@@ -222,10 +230,11 @@ def add_lora(model: PreTraining, rank: int):
 
     Raises:
         ModuleNotFoundError: naming the package, if peft is missing.
-        ValueError: for SIMLA, whose cross-attention is new and must be trained in full.
+        ValueError: for SIMLA and COOKIE, whose cross-attention and shared layers are new and must be trained in full.
     """
     if not isinstance(model, COTSForPreTraining):
-        raise ValueError("--lora_rank is for COTS: SIMLA's cross-attention is new and must be trained in full")
+        new = "SIMLA's cross-attention" if isinstance(model, SimlaForPreTraining) else "COOKIE's shared layers"
+        raise ValueError(f"--lora_rank is for COTS: {new} must be trained in full")
     try:
         from peft import LoraConfig, get_peft_model
     except ModuleNotFoundError:
@@ -261,7 +270,7 @@ def build_data(
     return train, load_pairs(arguments.eval_data, *columns, arguments.eval_split)
 
 
-def build_augmentation(config: COTSConfig | SimlaConfig, arguments: DataArguments) -> RandomCropFlip:
+def build_augmentation(config: Config, arguments: DataArguments) -> RandomCropFlip:
     """Crops and flips as the flags say."""
     return RandomCropFlip(config.vision_config.image_size, arguments.min_scale, arguments.flip)
 
@@ -276,6 +285,8 @@ def build_code_cache(model: PreTraining, arguments: DataArguments, seed: int) ->
     if arguments.code_cache is None:
         return None
     config = model.config
+    if config.code_weight is None:
+        raise ValueError("--code_cache is for masked image modelling, which COOKIE has not")
     if getattr(config, config.code_weight) == 0:
         raise ValueError(f"--code_cache is for masked image modelling, but {config.code_weight} is 0")
     settings = CodeSettings.of(
@@ -291,11 +302,27 @@ def build_code_cache(model: PreTraining, arguments: DataArguments, seed: int) ->
     return cache
 
 
+def build_views(config: Config, arguments: DataArguments, pairs: PairDataset | PairStream) -> SecondViews | None:
+    """The second views that a COOKIE's contrasts ask for; with sibling captions, the pairs will hand those out.
+
+    Raises:
+        ValueError: if sibling captions are asked of a stream.
+    """
+    if not isinstance(config, CookieConfig):
+        return None
+    if config.textual_weight > 0 and config.text_view == "sibling":
+        if not isinstance(pairs, PairDataset):
+            raise ValueError('text_view="sibling" needs pairs that can be counted: leave out --streaming')
+        pairs.siblings = True
+    return SecondViews.of(config, build_augmentation(config, arguments))
+
+
 def build_collator(
     processor: COTSProcessor,
-    config: COTSConfig | SimlaConfig,
+    config: Config,
     arguments: DataArguments,
     code_cache: CodeCache | None = None,
+    views: SecondViews | None = None,
 ) -> COTSCollator:
-    """Batches with the flags' augmentation, and with codes where the cache has them."""
-    return COTSCollator(processor, config, build_augmentation(config, arguments), code_cache)
+    """Batches with the flags' augmentation, with codes where the cache has them, and with second views."""
+    return COTSCollator(processor, config, build_augmentation(config, arguments), code_cache, views)

@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from ..data.sources import PairDataset
 from ..evaluation.retrieval import evaluate_retrieval
 from .diagnostics import batch_accuracy, embedding_spread, similarity_to_queue
+from .gradient_cache import cache_gradients
 from .pair_trainer import PairTrainer
 
 
@@ -33,13 +34,15 @@ class StepCallback(TrainerCallback):
 
 
 class COTSTrainer(PairTrainer):
-    """Trains [`COTSForPreTraining`] or [`SimlaForPreTraining`] on a [`PairDataset`] with a [`COTSCollator`].
+    """Trains [`COTSForPreTraining`], [`SimlaForPreTraining`] or [`CookieForPreTraining`] on a [`PairDataset`] with a
+    [`COTSCollator`].
 
     The momentum keys of a whole optimizer step are computed before its first forward, so that gradient accumulation
     and data parallelism give the gradients of one large batch. Each term of the loss, the filter, the queue and the
     signs of a run going wrong are logged by name. `evaluate` reports retrieval on `eval_dataset`.
 
     Args:
+        args: with `gradient_cache`, a contrast within the batch is one within the whole optimizer step.
         processing_class ([`COTSProcessor`]): saved with every checkpoint.
         Everything else is as for `transformers.Trainer`.
     """
@@ -51,6 +54,9 @@ class COTSTrainer(PairTrainer):
                 f"{self.args.n_gpu} GPUs in one process would split each batch behind the queue's back: start one "
                 "process per GPU with torchrun, or name one GPU in CUDA_VISIBLE_DEVICES"
             )
+        self.caches_gradients = getattr(self.args, "gradient_cache", False)
+        if self.caches_gradients and not self.model.caches_gradients:
+            raise ValueError("--gradient_cache is for contrasts within the batch: the momentum contrast needs none")
         self.add_callback(StepCallback(self))
         self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
         self._counts: dict[str, int] = defaultdict(int)
@@ -89,7 +95,8 @@ class COTSTrainer(PairTrainer):
         """FSDP gathers shards around `forward`; the beginning of a step uses the model's parameters too."""
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.is_fsdp_enabled:
-            register_fsdp_forward_method(self.model, "begin_step")
+            for name in ("begin_step", "contrast_embeds") if self.caches_gradients else ("begin_step",):
+                register_fsdp_forward_method(self.model, name)
         return prepared
 
     @contextmanager
@@ -118,15 +125,20 @@ class COTSTrainer(PairTrainer):
         threshold = self.model.filter_threshold() if filters else None
         with self.compute_loss_context_manager():
             keys = self.model.begin_step(batches)
+            batches = [batch | extra for batch, extra in zip(batches, keys)]
+            if self.caches_gradients:
+                self.model.train()  # Trainer says so only later, to the first forward
+                batches = [batch | extra for batch, extra in zip(batches, cache_gradients(self.model, batches))]
         self._step_pairs = int(self.model.pairs_seen - seen)
         self._step_batches = len(batches) * self.args.world_size
         self._pairs += self._step_pairs
         if threshold is not None and torch.isfinite(threshold):
             self._record("filter_threshold", threshold)
-        return [batch | extra for batch, extra in zip(batches, keys)], num_items
+        return batches, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = model(**inputs)
+        with inputs["random_state"].replayed() if "random_state" in inputs else nullcontext():
+            outputs = model(**{name: value for name, value in inputs.items() if name != "random_state"})
         if model.training:
             self._record_outputs(outputs, inputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss

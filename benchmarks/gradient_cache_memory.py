@@ -1,0 +1,131 @@
+"""What a step of 1,024 pairs takes: at once, and with cached gradients in micro-batches of 64.
+
+    python benchmarks/gradient_cache_memory.py
+
+The towers of model_cards/cookie-emoji, random weights and data, float32, dropout off, so that the gradients can
+be compared. Each way runs in a process of its own: its peak resident memory above what model, data and gradients take,
+the most bytes that autograd kept for the backward pass, and seconds. The result is written to
+`benchmarks/results/gradient_cache_memory.json`.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from machine import machine
+from safetensors.torch import load_file, save_file
+
+from hf_cots import CookieConfig, CookieForPreTraining
+from hf_cots.training.gradient_cache import cache_gradients
+
+
+SIZES = {"num_hidden_layers": 6, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+VISION = {"model_type": "vit", "image_size": 64, "patch_size": 16, "hidden_size": 192, "num_attention_heads": 6}
+TEXT = {"model_type": "bert", "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
+WAYS = {"at once": (1024, False), "cached": (1024, True), "one micro-batch": (64, False)}
+PAIRS, PART, LENGTH = 1024, 64, 12
+
+
+class Kept:
+    """A tensor kept for the backward pass, which counts as long as it lives."""
+
+    now = peak = 0
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
+        Kept.now += self.size
+        Kept.peak = max(Kept.peak, Kept.now)
+
+    def __del__(self):
+        Kept.now -= self.size
+
+
+def peak_rss() -> int:
+    """Bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def learner() -> CookieForPreTraining:
+    torch.manual_seed(0)
+    towers = {"vision_config": VISION | SIZES | {"intermediate_size": 768}, "text_config": TEXT | SIZES}
+    shared = {"projection_dim": 384, "shared_intermediate_size": 768, "shared_dropout": 0.0}
+    return CookieForPreTraining(CookieConfig(**towers, **shared)).train()
+
+
+def batch_of(pairs: int) -> dict[str, torch.Tensor]:
+    source = torch.Generator().manual_seed(1)
+    batch = {"image_ids": torch.arange(PAIRS)}
+    for view in ("", "view_"):
+        ids = torch.randint(1000, 20_000, (PAIRS, LENGTH), generator=source)
+        batch |= {f"{view}input_ids": ids, f"{view}attention_mask": torch.ones_like(ids)}
+        batch[f"{view}pixel_values"] = torch.rand(PAIRS, 3, 64, 64, generator=source) * 2 - 1
+    return {name: rows[:pairs] for name, rows in batch.items()}
+
+
+def step(model: CookieForPreTraining, parts: list[dict], cached: bool) -> None:
+    parts = [part | extra for part, extra in zip(parts, model.begin_step(parts))]
+    if cached:
+        parts = [part | extra for part, extra in zip(parts, cache_gradients(model, parts))]
+    for part in parts:
+        part.pop("random_state", None)
+        (model(**part).loss / len(parts)).backward()
+
+
+def one_way(way: str, folder: Path) -> None:
+    """Write the gradients and what they took."""
+    pairs, cached = WAYS[way]
+    model, batch = learner(), batch_of(pairs)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    size = PART if cached else pairs
+    parts = [dict(zip(batch, rows)) for rows in zip(*(tensor.split(size) for tensor in batch.values()))]
+    before, start = peak_rss(), time.perf_counter()
+    step(model, parts, cached)
+    seconds, resident = time.perf_counter() - start, peak_rss() - before
+    save_file({name: p.grad for name, p in model.named_parameters()}, folder / f"{way}.safetensors")
+    for parameter in model.parameters():
+        parameter.grad = None
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        step(model, parts, cached)
+    facts = {"resident_mb": resident / 1e6, "kept_for_backward_mb": Kept.peak / 1e6, "seconds": seconds}
+    (folder / f"{way}.json").write_text(json.dumps({name: round(value, 1) for name, value in facts.items()}))
+
+
+def largest_difference(folder: Path) -> float:
+    """Of any gradient, relative to the largest entry of its tensor."""
+    whole, cached = (load_file(folder / f"{way}.safetensors") for way in ("at once", "cached"))
+    # Softmax knows no shift: the bias of keys has no gradient but rounding.
+    names = [name for name in whole if not name.endswith("key.bias")]
+    return max(float((whole[n] - cached[n]).abs().max() / whole[n].abs().max().clamp(min=1e-12)) for n in names)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--way", choices=list(WAYS))
+    parser.add_argument("--folder", type=Path, default=Path("runs/gradient_cache"))
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results/gradient_cache_memory.json")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    if arguments.way:
+        one_way(arguments.way, arguments.folder)
+        return
+    for way in WAYS:
+        subprocess.run([sys.executable, __file__, "--way", way, "--folder", str(arguments.folder)], check=True)
+    result = {
+        "what": f"a step of {PAIRS} pairs at once, the same in cached micro-batches of {PART}, and {PART} pairs alone",
+        "ways": {way: json.loads((arguments.folder / f"{way}.json").read_text()) for way in WAYS},
+        "largest_relative_difference_of_gradients": largest_difference(arguments.folder),
+        "machine": machine(),
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

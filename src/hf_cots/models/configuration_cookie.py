@@ -1,0 +1,166 @@
+"""Configuration of COOKIE (Wen et al., ICCV 2021)."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+@strict
+class CookieConfig(PreTrainedConfig):
+    """Everything that [`CookieModel`] and [`CookieForPreTraining`] need to know.
+
+    The authors released neither code nor weights. The abstracts fix two streams, the shared transformer on their heads
+    and the three contrasts; every number is ours.
+
+    Streams
+        vision_config (`PreTrainedConfig` or `dict`, defaults to ViT-B/16 at 224 pixels): the image stream.
+        text_config (`PreTrainedConfig` or `dict`, defaults to BERT-base-uncased): the text stream.
+        projection_dim (`int`, defaults to 1024): width of the shared transformer and of the joint space.
+        image_mean, image_std (`list[float]`, default 0.5): normalisation of `pixel_values`.
+        special_token_ids (`list[int]`, defaults to BERT's): tokens that the second view of a text leaves alone.
+        mask_token_id (`int`, defaults to 103, BERT's): the token that stands for a masked word.
+
+    Shared transformer
+        num_shared_layers (`int`, defaults to 2): pre-norm layers that patches and words pass through, 0 to 4.
+        share_weights (`bool`, defaults to `True`): the same layers for both; `False` gives each modality its own.
+        num_shared_heads (`int`, defaults to 4), shared_intermediate_size (`int`, defaults to 2048), shared_dropout
+            (`float`, defaults to 0.1): of each layer.
+        pooling (`"mean"`, `"first"` or `"max"`, default `"mean"`): what the embedding is of the layers' output: its
+            mean or maximum over the patches, or the tokens without padding; or the first of them.
+
+    Losses
+        temperature (`float`, defaults to 0.07); learn_temperature (`bool`, defaults to `False`);
+        min_temperature, max_temperature (`float`, default 0.01 and 0.5): bounds of a learned temperature.
+        cross_modal_loss (`"info_nce"` or `"hinge"`, default `"info_nce"`): what picture and caption are compared by;
+            `"hinge"` is the hinge loss of the hardest negative, for fine-tuning.
+        margin (`float`, defaults to 0.2): of the hinge loss.
+        cross_modal_weight, visual_weight, textual_weight (`float`, default 1): of picture and caption, two views of
+            the picture, two views of the caption. A contrast of weight 0 is not computed, and its view is not made.
+
+    Views
+        color_jitter (`float`, defaults to 0.4): strength of the jitter of brightness, contrast and saturation in the
+            picture's second view; a quarter of it for the hue.
+        grayscale (`float`, defaults to 0.2), blur (`float`, defaults to 0.5): their probabilities in that view.
+        text_view (`"dropped_words"` or `"sibling"`, default `"dropped_words"`): the caption's second view: itself with
+            words dropped, or another caption of the picture where there is one.
+        word_drop_ratio (`float`, defaults to 0.2): probability that a word is dropped; then it is masked with
+            probability word_drop_masked (`float`, defaults to 0.5), replaced by a random word with word_drop_replaced
+            (`float`, defaults to 0.1), and else deleted.
+
+    initializer_range (`float`, defaults to 0.02): standard deviation of new linear layers.
+
+    Raises:
+        ValueError (or huggingface_hub's `StrictDataclass...Error` around it): if fields contradict one another.
+    """
+
+    model_type = "cookie"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="vit"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert"),
+    }
+    keys_to_ignore_at_inference = ["image_embeds", "text_embeds"]
+    # There is no token level. The streams' own global features are not used: pooling follows the shared layers.
+    code_weight = None
+    uses_masks = False
+    image_pooling = text_pooling = "mean"
+
+    vision_config: PreTrainedConfig | dict | None = None
+    text_config: PreTrainedConfig | dict | None = None
+    projection_dim: int = 1024
+    image_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
+    special_token_ids: list[int] | tuple[int, ...] = (0, 100, 101, 102, 103)
+    mask_token_id: int = 103
+
+    num_shared_layers: int = 2
+    share_weights: bool = True
+    num_shared_heads: int = 4
+    shared_intermediate_size: int = 2048
+    shared_dropout: float | int = 0.1
+    pooling: Literal["mean", "first", "max"] = "mean"
+
+    temperature: float | int = 0.07
+    learn_temperature: bool = False
+    min_temperature: float | int = 0.01
+    max_temperature: float | int = 0.5
+    cross_modal_loss: Literal["info_nce", "hinge"] = "info_nce"
+    margin: float | int = 0.2
+    cross_modal_weight: float | int = 1.0
+    visual_weight: float | int = 1.0
+    textual_weight: float | int = 1.0
+
+    color_jitter: float | int = 0.4
+    grayscale: float | int = 0.2
+    blur: float | int = 0.5
+    text_view: Literal["dropped_words", "sibling"] = "dropped_words"
+    word_drop_ratio: float | int = 0.2
+    word_drop_masked: float | int = 0.5
+    word_drop_replaced: float | int = 0.1
+    initializer_range: float = 0.02
+
+    @property
+    def loss_weights(self) -> dict[str, float | int]:
+        """The weight of each term of the loss."""
+        return {
+            "cross_modal": self.cross_modal_weight,
+            "visual": self.visual_weight,
+            "textual": self.textual_weight,
+        }
+
+    def validate_image_grid(self):
+        """Part of the strict validation: patches must tile the image."""
+        image_size, patch_size = self.vision_config.image_size, self.vision_config.patch_size
+        for name, size in (("image_size", image_size), ("patch_size", patch_size)):
+            if not isinstance(size, int):
+                raise ValueError(f"vision_config.{name} must be one whole number (square images), got {size}")
+        if image_size % patch_size:
+            raise ValueError(f"vision_config.image_size={image_size} is not divisible by patch_size={patch_size}")
+
+    def validate_shared_layers(self):
+        """Part of the strict validation: layers that can be built."""
+        if not 0 <= self.num_shared_layers <= 4:
+            raise ValueError(f"num_shared_layers must lie in 0 to 4, got {self.num_shared_layers}")
+        for name in ("projection_dim", "num_shared_heads", "shared_intermediate_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.projection_dim % self.num_shared_heads:
+            raise ValueError(
+                f"projection_dim={self.projection_dim} is not divisible by num_shared_heads={self.num_shared_heads}"
+            )
+
+    def validate_ranges(self):
+        """Part of the strict validation: each number within the range in which its formula means something."""
+        for name in (*(f"{term}_weight" for term in self.loss_weights), "margin"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not any(self.loss_weights.values()):
+            raise ValueError("cross_modal_weight, visual_weight and textual_weight are all 0: nothing to learn from")
+        for name in ("color_jitter", "grayscale", "blur"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        for name in ("shared_dropout", "word_drop_ratio"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if (
+            min(self.word_drop_masked, self.word_drop_replaced) < 0
+            or self.word_drop_masked + self.word_drop_replaced > 1
+        ):
+            raise ValueError(
+                f"word_drop_masked={self.word_drop_masked} and word_drop_replaced={self.word_drop_replaced} must be "
+                "shares that add up to 1 at most; the rest is deleted"
+            )
+        if not 0 < self.min_temperature <= self.temperature <= self.max_temperature:
+            raise ValueError(
+                f"temperature={self.temperature} must lie within the bounds min_temperature={self.min_temperature} "
+                f"and max_temperature={self.max_temperature}, all positive"
+            )
+        if not len(self.image_mean) == len(self.image_std) == 3 or min(self.image_std) <= 0:
+            raise ValueError(
+                f"image_mean and image_std need three entries each, image_std positive; got "
+                f"{self.image_mean}, {self.image_std}"
+            )
+
+
+__all__ = ["CookieConfig"]

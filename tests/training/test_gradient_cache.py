@@ -1,0 +1,194 @@
+"""Gradient caching: micro-batches of a step are one batch to the contrast, dropout included, in the memory of one."""
+
+import pytest
+import torch
+
+import hf_cots.train
+from hf_cots import COTSForPreTraining
+from hf_cots.train import main
+from hf_cots.training.gradient_cache import RandomState, cache_gradients
+from tests.tiny import tiny_batch, tiny_config
+from tests.tiny_cookie import cookie_batch, tiny_cookie
+from tests.training.recording import DoubleTrainer
+from tests.training.test_cookie import cookie_flags
+from tests.worlds import World, log_history
+
+
+def parts_of(batch, sizes):
+    return [dict(zip(batch, rows)) for rows in zip(*(tensor.split(sizes) for tensor in batch.values()))]
+
+
+def gradients_of(model):
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return gradients
+
+
+def cached_step(model, parts):
+    """The gradients of a step, as Trainer makes them: each loss divided by the number of micro-batches."""
+    parts = [part | extra for part, extra in zip(parts, model.begin_step(parts))]
+    parts = [part | extra for part, extra in zip(parts, cache_gradients(model, parts))]
+    losses = []
+    for part in parts:
+        with part.pop("random_state").replayed():
+            output = model(**part)
+        (output.loss / len(parts)).backward()
+        losses.append(output.loss.item())
+    return losses, gradients_of(model)
+
+
+def assert_same(given, wanted, rtol=1e-9, atol=1e-12):
+    assert given.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(given[name], gradient, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def tiny_cots(**fields):
+    torch.manual_seed(0)
+    levels = {"mvm_weight": 0, "mlm_weight": 0, "task_weight": 0.5, "filter_lambda": None}
+    return COTSForPreTraining(tiny_config(**(levels | fields))).double().train()
+
+
+def cots_batch(pairs):
+    batch = tiny_batch(pairs) | {"image_ids": torch.arange(pairs).clamp(max=pairs - 2)}
+    return batch | {"pixel_values": batch["pixel_values"].double()}
+
+
+MODELS = {
+    "cookie": (lambda: tiny_cookie(shared_dropout=0, learn_temperature=True, visual_weight=0.7), cookie_batch),
+    "cookie, hinge": (lambda: tiny_cookie(shared_dropout=0, cross_modal_loss="hinge", margin=0.5), cookie_batch),
+    "cots, in_batch": (lambda: tiny_cots(contrast="in_batch", learn_temperature=True), cots_batch),
+    "cots, sigmoid": (lambda: tiny_cots(contrast="sigmoid", initial_logit_bias=-2), cots_batch),
+    "cots, positives": (lambda: tiny_cots(contrast="in_batch", same_image="positive"), cots_batch),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("sizes", [[12], [4, 4, 4], [5, 5, 2], [6, 6, 0]], ids=str)
+def test_micro_batches_give_the_gradient_of_one_batch(name, sizes):
+    make, draw = MODELS[name]
+    model, batch = make(), draw(12)
+    wanted_loss = model(**batch).loss
+    wanted_loss.backward()
+    wanted = gradients_of(model)
+    losses, given = cached_step(model, parts_of(batch, sizes))
+    assert losses == pytest.approx([wanted_loss.item()] * len(sizes), rel=1e-10)
+    assert_same(given, wanted)
+    assert max(gradient.abs().max() for gradient in wanted.values()) > 1e-3
+
+
+def test_without_caching_micro_batches_are_not_one_batch():
+    """So that the test above can fail."""
+    model, batch = tiny_cookie(shared_dropout=0), cookie_batch(12)
+    model(**batch).loss.backward()
+    wanted = gradients_of(model)
+    parts = parts_of(batch, [4, 4, 4])
+    for part, extra in zip(parts, model.begin_step(parts)):
+        (model(**(part | extra)).loss / 3).backward()
+    given = gradients_of(model)
+    assert not torch.allclose(given["cookie.transformer.norm.weight"], wanted["cookie.transformer.norm.weight"])
+
+
+def test_dropout_is_replayed():
+    """The reference keeps all activations: it encodes the micro-batches in turn from the same random state, and takes
+    the loss of all. Without the replay the second pass would draw other units than the first."""
+    model, parts = tiny_cookie(shared_dropout=0.3), parts_of(cookie_batch(12), [4, 4, 4])
+    model.cookie.text_model.config.hidden_dropout_prob = 0.3
+    for module in model.cookie.text_model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+    start = RandomState.now(torch.device("cpu"))
+    embeds = [model.contrast_embeds(part) for part in parts]
+    whole = {name: torch.cat([one[name] for one in embeds]) for name in embeds[0]}
+    ids = torch.cat([part["image_ids"] for part in parts])
+    terms = model.contrast_terms(whole, ids, torch.full((12,), 1 / 12, dtype=torch.float64))
+    torch.stack(list(terms.values())).sum().backward()
+    wanted = gradients_of(model)
+    start.restore()
+    _, given = cached_step(model, parts)
+    assert_same(given, wanted)
+    after = torch.rand(3)
+    start.restore()
+    assert not torch.equal(torch.rand(3), after), "the step has used up randomness once, as a plain one does"
+
+
+def test_the_token_level_goes_along():
+    """COTS's masked passes stay within their micro-batch; the contrast, and the gradient it sends, are of the step."""
+    fields = {"contrast": "in_batch", "mvm_weight": 0.5, "mlm_weight": 0.5}
+    batch = cots_batch(8)
+    model = tiny_cots(**fields)
+    model(**batch).loss.backward()
+    wanted = gradients_of(model)
+    model = tiny_cots(**fields)
+    _, given = cached_step(model, parts_of(batch, [4, 4]))
+    assert_same(given, wanted, rtol=1e-7)
+
+
+class Counter:
+    """The most bytes that autograd keeps for the backward pass at one moment."""
+
+    def __init__(self):
+        self.now = self.peak = 0
+
+
+class Kept:
+    """A tensor kept for the backward pass, which counts as long as it lives."""
+
+    def __init__(self, tensor, counter):
+        self.tensor, self.counter, self.size = tensor, counter, tensor.numel() * tensor.element_size()
+        counter.now += self.size
+        counter.peak = max(counter.peak, counter.now)
+
+    def __del__(self):
+        self.counter.now -= self.size
+
+
+def peak_of(step):
+    counter = Counter()
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: Kept(tensor, counter), lambda kept: kept.tensor):
+        step()
+    return counter.peak
+
+
+def test_a_batch_of_1024_takes_the_memory_of_64():
+    """What is kept for the backward pass, beside the 1,024 x 1,024 similarities of each contrast."""
+    model = tiny_cookie(shared_dropout=0.1).float()
+    batch = {name: rows.float() if rows.is_floating_point() else rows for name, rows in cookie_batch(1024).items()}
+    small = peak_of(lambda: model(**{name: rows[:64] for name, rows in batch.items()}).loss.backward())
+    cached = peak_of(lambda: cached_step(model, parts_of(batch, [64] * 16)))
+    whole = peak_of(lambda: model(**batch).loss.backward())
+    similarities = 3 * 2 * 4 * 1024 * 1024 * 4
+    assert cached < small + similarities
+    assert whole > 10 * small
+
+
+# ---------------------------------------------------------------------- through the trainer
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World(tmp_path_factory.mktemp("world"))
+
+
+def run(world, monkeypatch, size, **settings):
+    """Gradients of two steps of 8 pairs in float64, and what was logged."""
+    monkeypatch.setattr(hf_cots.train, "COTSTrainer", DoubleTrainer)
+    folder = world.root / f"run-{size}"
+    settings |= {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size, "max_steps": 2}
+    overrides = {"shared_dropout": 0}
+    hf_cots.train.train(cookie_flags(world, folder, overrides, save_strategy="steps", save_steps=2, **settings))
+    return DoubleTrainer.last.gradients, [line for line in log_history(folder, 2) if "loss" in line]
+
+
+def test_the_trainer_contrasts_the_whole_step(world, monkeypatch):
+    wanted, lines = run(world, monkeypatch, 8)
+    given, cached_lines = run(world, monkeypatch, 2, gradient_cache=True)
+    for step in range(2):
+        assert_same(given[step], wanted[step], rtol=1e-8, atol=1e-11)
+        for name in ("loss", "loss_cross_modal", "loss_visual", "loss_textual", "grad_norm"):
+            assert cached_lines[step][name] == pytest.approx(lines[step][name], abs=2e-5)
+
+
+def test_the_momentum_contrast_needs_no_cache(world):
+    with pytest.raises(SystemExit, match="--gradient_cache is for contrasts within the batch"):
+        main(world.flags(world.root / "refused", gradient_cache=True))
