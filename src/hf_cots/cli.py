@@ -372,13 +372,23 @@ def inspect(
     output: Annotated[Path, typer.Option(help="The picture to write.")] = Path("inspection.png"),
     seed: Annotated[int, typer.Option(help="Of the mask.")] = 0,
 ) -> None:
-    """Draw a picture, its codes, what they keep, a mask, and what the model makes of the masked patches."""
+    """Draw a picture, its codes, what they keep, a mask, and what the model makes of the masked patches.
+
+    Of a SIMLA: the keywords that it predicts, and where each word of the caption looks.
+    """
+    from transformers import AutoConfig
+
     from .data.images import BrokenImage, read_image
     from .evaluation.inspection import inspect_model
+    from .evaluation.inspection_simla import inspect_simla_model
+    from .search import load_judge
 
     try:
         picture = read_image(image)
-        sheet, lines = inspect_model(model, picture, caption, seed)
+        if AutoConfig.from_pretrained(model).model_type == "simla":
+            sheet, lines = inspect_simla_model(*load_judge(model), picture, caption)
+        else:
+            sheet, lines = inspect_model(model, picture, caption, seed)
         output.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(output)
     except (BrokenImage, OSError, ValueError) as error:

@@ -329,3 +329,19 @@ def test_predicted_keywords_are_the_concept_heads_probabilities():
         torch.testing.assert_close(model.simla.predict_keywords(pixels), expected, rtol=1e-9, atol=1e-9)
     with pytest.raises(ValueError, match="psl_weight=0"):
         tiny_simla(psl_weight=0).simla.predict_keywords(pixels)
+
+
+@pytest.mark.parametrize("quirks", [False, True])
+def test_nothing_in_the_step_waits_for_the_device(monkeypatch, quirks):
+    """With the masks of the collator, from begin_step to end_step no number is asked for."""
+    model = tiny_simla(reference_quirks=quirks)
+    batch = simla_batch(model)
+
+    def asked(*arguments):
+        raise AssertionError("a number was asked for")
+
+    for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__"):
+        monkeypatch.setattr(torch.Tensor, name, asked)
+    (step,) = model.begin_step([batch])
+    model(**(batch | step)).loss.backward()
+    model.end_step()

@@ -149,7 +149,7 @@ class SecondStep:
             `rows`, of each k cost and metrics with intervals in both directions; `comparison` of `k` with the first
             step alone; `fusion`; `judge`; `pictures`, what their keys and values cost; `protocol`.
         """
-        fusions, similarities = self._fitted(encoder)
+        fusions = self._fitted(encoder)
         reranker = self.reranker(pairs)
         judged = {
             name: [judge_direction(part, pairs, name, reranker, self.ks) for part in evaluated.parts]
@@ -160,7 +160,7 @@ class SecondStep:
         }
         rows = [self._row(k, directions[k], judged) for k in self.ks]
         if self.budget is not None or self.latency is not None:
-            rows.append(self._varying(judged, fusions, similarities))
+            rows.append(self._varying(judged, fusions))
         return {
             "judge": {"name": self.name, "fingerprint": weights_fingerprint(self.model)},
             "k": self.k,
@@ -172,17 +172,16 @@ class SecondStep:
             "protocol": __doc__.split("Protocol. ")[1].replace("\n", " ").strip(),
         }
 
-    def _fitted(self, encoder: Encoder) -> tuple[dict[str, Fusion], dict[str, torch.Tensor]]:
-        """The fusion of each direction, and the validation queries' similarities."""
+    def _fitted(self, encoder: Encoder) -> dict[str, Fusion]:
+        """The fusion of each direction."""
         if self.validation is None:
-            return dict.fromkeys(DIRECTIONS, Fusion()), {}
+            return dict.fromkeys(DIRECTIONS, Fusion())
         encoded, reranker = encode_pairs(encoder, self.validation), self.reranker(self.validation)
         judged = {name: judge_direction(encoded, self.validation, name, reranker, [self.k]) for name in DIRECTIONS}
-        fusions = {
+        return {
             name: Fusion.fit(part.candidates.similarities, part.logits, part.correct())
             for name, part in judged.items()
         }
-        return fusions, {name: part.candidates.similarities for name, part in judged.items()}
 
     @staticmethod
     def _ranked(parts: list[Judged], fusion: Fusion, depth: Depth) -> Direction:
@@ -204,23 +203,21 @@ class SecondStep:
             }
         return row
 
-    def _varying(
-        self, judged: dict[str, list[Judged]], fusions: dict[str, Fusion], validation: dict[str, torch.Tensor]
-    ) -> dict[str, Any]:
-        """The row in which each query has its own k. Its time is that of as many pairs of the rows above."""
+    def _varying(self, judged: dict[str, list[Judged]], fusions: dict[str, Fusion]) -> dict[str, Any]:
+        """The row in which each query has its own k, by the first step's margins, which know nothing of the answers.
+        Its time is that of as many pairs of the rows above."""
         directions, costs = {}, {}
         for name, parts in judged.items():
             queries, longest = sum(len(part.logits) for part in parts), max(self.ks)
             pairs = sum(part.logits.numel() for part in parts)
             seconds_per_pair = sum(part.pair_seconds[longest] for part in parts) / pairs
-            most = max(part.logits.shape[1] for part in parts)
+            most = min(part.logits.shape[1] for part in parts)
             if self.latency is not None:
                 most = min(most, depth_within(self.latency / 1000, seconds_per_pair))
             depth = Depth(most)
             if self.budget is not None:
-                seen = validation.get(name)
-                known = [part.candidates.similarities for part in parts] if seen is None else [seen]
-                depth = Depth.within_budget(torch.cat(known), self.budget, most)
+                similarities = torch.cat([part.candidates.similarities[:, :most] for part in parts])
+                depth = Depth.within_budget(similarities, self.budget, most)
             directions[name] = self._ranked(parts, fusions[name], depth)
             judged_pairs = sum(int(depth.of(part.candidates.similarities).sum()) for part in parts)
             search = sum(part.search_seconds for part in parts)
