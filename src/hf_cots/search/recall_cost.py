@@ -147,7 +147,8 @@ class SecondStep:
 
         Returns:
             `rows`, of each k cost and metrics with intervals in both directions; `comparison` of `k` with the first
-            step alone; `fusion`; `judge`; `pictures`, what their keys and values cost; `protocol`.
+            step alone; `judge_alone`, metrics at `k` without the first step's word; `fusion`; `judge`; `pictures`, what
+            their keys and values cost; `protocol`.
         """
         fusions = self._fitted(encoder)
         reranker = self.reranker(pairs)
@@ -166,6 +167,9 @@ class SecondStep:
             "k": self.k,
             "rows": rows,
             "comparison": compare(directions[self.k], directions[0], self.resamples, seed=self.seed),
+            "judge_alone": self._metrics(
+                {name: self._ranked(judged[name], Fusion(), Depth(self.k)) for name in DIRECTIONS}
+            ),
             "fusion": {name: asdict(fusion) for name, fusion in fusions.items()},
             "fitted_on": None if self.validation is None else self.validation.name,
             "pictures": self._pictures(reranker.cost),
