@@ -1,6 +1,7 @@
 """What the image tokenizer costs, as a share of a training step of COTS-base, and what cheaper codes are worth.
 
-    python benchmarks/image_tokenizer_cost.py --repeats 3 --trained runs/dvae-emoji/model runs/demo/data/test
+    python benchmarks/image_tokenizer_cost.py --repeats 3
+    python benchmarks/image_tokenizer_cost.py --trained runs/dvae-emoji/model runs/demo/data/test
 
 Times: random weights and data of the right shapes, DALL-E's size at 192 pixels beside a ViT-B/16 at 384; all in one
 process, medians; on a CPU in seconds of the processor, which other work on the machine hardly touches. The step is
@@ -8,9 +9,9 @@ the whole one of `COTSTrainer` but for the optimizer's own update: keys, forward
 computed in it and with codes given, as from a cache, in float32 and under bf16 autocast. The tokenizer alone is
 measured in the same ways, and compiled.
 
-Codes: the share of bf16 codes that equal float32's, of a trained image tokenizer on real pictures, under autocast,
-where the model keeps its last layer in float32, and with everything in bf16. The result is written to
-`benchmarks/results/image_tokenizer_cost.json`.
+Codes, with `--trained`: the share of bf16 codes that equal float32's, of a trained image tokenizer on real pictures,
+under autocast, where the model keeps its last layer in float32, and with everything in bf16. Both are written to
+`benchmarks/results/image_tokenizer_cost.json`, each beside the other.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import statistics
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from machine import machine
@@ -42,15 +44,17 @@ def equal_codes(tokenizer: COTSImageTokenizer, pixels: torch.Tensor) -> dict[str
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch_size", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--text_length", type=int, default=32)
-    parser.add_argument("--trained", nargs=2, metavar=("TOKENIZER", "PICTURES"), help="for the share of equal codes")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "image_tokenizer_cost.json")
-    arguments = parser.parse_args()
+def compare_codes(trained: str, pictures: str, device: str) -> dict[str, float]:
+    """[`equal_codes`] of an image tokenizer's folder on crops of up to 256 pictures."""
+    tokenizer = COTSImageTokenizer.from_pretrained(trained).eval().to(device)
+    pairs = load_pairs(pictures, caption_column=None)
+    collate = PictureCollator(RandomCropFlip(tokenizer.config.image_size))
+    pixels = collate([pairs[index] for index in range(min(256, len(pairs)))])["pixel_values"]
+    return equal_codes(tokenizer, pixels.to(device))
+
+
+def measure_times(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Medians of the step and of the tokenizer alone, and their shares."""
     seconds: dict[str, list[float]] = defaultdict(list)
 
     def clock() -> float:
@@ -88,7 +92,7 @@ def main() -> None:
             seconds.clear()  # the first round pays for allocations and compilation
 
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    result = {
+    result: dict[str, Any] = {
         "what": "COTS-base, seconds (of the processor on a CPU), medians",
         "batch_size": arguments.batch_size,
         "repeats": arguments.repeats,
@@ -98,15 +102,25 @@ def main() -> None:
         step, given = medians[f"step_{precision}"], medians[f"step_{precision}_with_codes_given"]
         result[f"share_of_the_{precision}_step_percent"] = 100 * medians[f"codes_{precision}"] / step
         result[f"saved_by_a_cache_{precision}_percent"] = 100 * (1 - given / step)
+    return result | {"machine": machine(arguments.device)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch_size", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--text_length", type=int, default=32)
+    parser.add_argument("--trained", nargs=2, metavar=("TOKENIZER", "PICTURES"), help="compare codes, take no times")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "image_tokenizer_cost.json")
+    arguments = parser.parse_args()
     if arguments.trained:
-        tokenizer = COTSImageTokenizer.from_pretrained(arguments.trained[0]).eval().to(arguments.device)
-        pairs = load_pairs(arguments.trained[1], caption_column=None)
-        collate = PictureCollator(RandomCropFlip(tokenizer.config.image_size))
-        pixels = collate([pairs[index] for index in range(min(256, len(pairs)))])["pixel_values"]
-        result["codes_equal_to_float32"] = equal_codes(tokenizer, pixels.to(arguments.device))
-    result["machine"] = machine(arguments.device)
+        result = {"codes_equal_to_float32": compare_codes(*arguments.trained, arguments.device)}
+    else:
+        result = measure_times(arguments)
+    written = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    arguments.output.write_text(json.dumps(written | result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
 

@@ -118,7 +118,7 @@ def test_equal_paths_are_the_same_picture(world, tmp_path):
 
 @pytest.mark.parametrize("flag", ["image_column", "caption_column", "image_id_column"])
 def test_a_missing_column_is_named_with_its_flag(world, flag):
-    with pytest.raises(ValueError, match=rf"no column 'nothing'; it has image, caption.*--{flag}"):
+    with pytest.raises(ValueError, match=rf"no column 'nothing'; it has image, caption.*--{flag.replace('_', '-')}"):
         load_pairs(str(world.imagefolder), **{flag: "nothing"})
 
 

@@ -155,7 +155,7 @@ def test_what_cannot_be_used_is_reported_and_left_out(tmp_path):
 
 
 def test_a_missing_column_is_named_with_its_flag(world):
-    with pytest.raises(ValueError, match=r"no column 'text'.*caption_column"):
+    with pytest.raises(ValueError, match=r"no column 'text'.*--caption-column"):
         load_stream(str(world.imagefolder), caption_column="text")
 
 

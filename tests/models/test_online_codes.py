@@ -28,17 +28,21 @@ def test_they_carry_no_gradient_and_follow_autocast(model, monkeypatch):
 
 
 def test_they_are_compiled_when_training_is(model):
-    """Each convolution of the encoder is in a graph that dynamo took, and in none a decoder's."""
+    """Each convolution of the encoder is in a graph that dynamo took, and in none a decoder's. That training compiles
+    the whole step, of which this is the part, `tests/training/test_trainer.py` shows."""
     taken: list[str] = []
 
     def backend(graph, inputs):
         taken.extend(str(node.meta.get("nn_module_stack", "")) for node in graph.graph.nodes)
         return graph.forward
 
+    masked = torch.zeros(8, 16, dtype=torch.bool)
+    masked[:, :6] = True
     torch._dynamo.reset()
-    loss = torch.compile(model, backend=backend)(**tiny_batch()).loss
+    level = torch.compile(model._mvm, backend=backend)
+    losses = level(tiny_batch()["pixel_values"], None, masked, torch.randn(8, 24), torch.arange(8))
     torch._dynamo.reset()
-    loss.backward()
+    losses.sum().backward()
     text = "\n".join(taken)
     names = [name for name, part in model.image_tokenizer.named_modules() if isinstance(part, torch.nn.Conv2d)]
     encoder = [name for name in names if name.startswith("encoder")]

@@ -2,6 +2,7 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -9,6 +10,8 @@ from typer.testing import CliRunner
 import hf_cots.train
 from hf_cots import COTSImageTokenizer
 from hf_cots.cli import app
+from hf_cots.data import load_pairs
+from hf_cots.data.keep_mask import write_keep_mask
 from tests.data.test_code_cache import lively_tokenizer
 from tests.worlds import World, checkpoint, log_history
 
@@ -104,6 +107,13 @@ def test_a_cache_that_does_not_fit_is_refused_before_training(world, cache, tmp_
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         train(world, tmp_path, **({"code_cache": cache} | settings))
     assert not (tmp_path / "checkpoint-7").exists()
+
+
+def test_pairs_that_training_leaves_out_are_left_out(world, tmp_path):
+    pairs = load_pairs(str(world.imagefolder))
+    write_keep_mask(tmp_path / "mask.json", pairs, np.arange(40) >= 3)
+    result = tokenize(world, tmp_path / "cache", "--keep-mask", tmp_path / "mask.json")
+    assert "37 crops tokenized" in result.output
 
 
 def test_the_command_resumes_and_tells_errors_in_one_line(world, cache, tmp_path):

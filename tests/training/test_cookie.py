@@ -15,7 +15,7 @@ from hf_cots.evaluation.encoders import load_encoder
 from hf_cots.search import PictureIndex
 from hf_cots.train import main, train
 from hf_cots.training.arguments import parse_arguments
-from hf_cots.training.setup import build_model, build_tokenizer
+from hf_cots.training.setup import build_data, build_model, build_tokenizer, build_views
 from tests.worlds import World, all_pairs, checkpoint, log_history
 
 
@@ -132,6 +132,15 @@ def test_a_stream_trains_too(world):
     settings = {"train_data": world.parquet, "streaming": True, "save_strategy": "steps", "save_steps": 3}
     train(cookie_flags(world, output, **settings))
     assert all(log_history(output, 3)[0][term] > 0 for term in TERMS)
+
+
+def test_siblings_are_asked_of_the_pairs_only_where_they_are_contrasted(world):
+    for overrides, wanted in (({}, False), ({"text_view": "sibling"}, True), ({"textual_weight": 0}, False)):
+        model, data, training = parse_arguments(cookie_flags(world, world.root / "out", overrides))
+        pairs, _ = build_data(data, training)
+        views = build_views(build_model(model, build_tokenizer(model)).config, data, pairs)
+        assert pairs.siblings == wanted
+        assert (views.words is None) == ("textual_weight" in overrides)
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,8 @@ def flags(world, contrast, processes, count=1, folder=None):
         settings["ddp_backend"] = "gloo"
     if count > 1 and contrast in ("in_batch", "cookie"):
         settings["gradient_cache"] = True
+    if contrast == "cookie":  # so that a factor in the gradient, which Adam does not see, is one in the weights
+        settings |= {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0}
     write = cookie_flags if contrast == "cookie" else World.flags
     return write(world, folder or folder_of(world, contrast, processes, count), CONTRASTS[contrast], **settings)
 

@@ -112,6 +112,19 @@ def test_dropout_is_replayed():
     assert not torch.equal(torch.rand(3), after), "the step has used up randomness once, as a plain one does"
 
 
+def test_activation_checkpointing_changes_nothing():
+    """Recomputed activations are those of the second pass, which are those of the first."""
+    parts = parts_of(cookie_batch(8), [4, 4])
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_cookie(shared_dropout=0.3)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        torch.manual_seed(5)
+        gradients.append(cached_step(model, [dict(part) for part in parts])[1])
+    assert_same(gradients[1], gradients[0])
+
+
 def test_the_token_level_goes_along():
     """COTS's masked passes stay within their micro-batch; the contrast, and the gradient it sends, are of the step."""
     fields = {"contrast": "in_batch", "mvm_weight": 0.5, "mlm_weight": 0.5}

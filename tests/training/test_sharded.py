@@ -25,13 +25,13 @@ FSDP = {
 }
 
 
-def flags(world, name, size, **settings):
+def flags(world, name, size, contrast="momentum", **settings):
     """SGD unless said, because Adam would turn the rounding of gradients that are all but zero into steps."""
     settings = {"optim": "sgd", "learning_rate": 0.01} | settings
     settings |= {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 2}
     settings |= {"per_device_train_batch_size": size, "eval_data": world.imagefolder}
     settings |= {"eval_strategy": "steps", "eval_steps": 2}
-    overrides = {"learn_temperature": True, "queue_size": 20, "center_keys": False}
+    overrides = {"learn_temperature": True, "queue_size": 20, "center_keys": False, "contrast": contrast}
     return world.flags(world.root / name, overrides, **settings)
 
 
@@ -46,8 +46,11 @@ def errors(world):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hf_cots.train, "COTSTrainer", RecordingTrainer)
         hf_cots.train.train(flags(world, "whole", 8))
+        hf_cots.train.train(flags(world, "batch", 8, "in_batch"))
     adam = FSDP | {"optim": "adamw_torch", "learning_rate": 1e-3}
+    cached = {"gradient_cache": True, "gradient_accumulation_steps": 2} | FSDP
     starts = [
+        flags(world, "cached", 2, "in_batch", **cached),
         flags(world, "sharded", 4, **FSDP),
         flags(world, "adam", 4, **adam),
         [*flags(world, "resumed", 4, **adam), "--resume_from_checkpoint", str(world.root / "adam" / "checkpoint-2")],
@@ -72,6 +75,15 @@ def test_sharded_parameters_give_the_state_of_whole_ones(world, errors):
     assert int(sharded["steps_seen"]) == STEPS
     # The filter's scores are sums of 16 products of float32.
     torch.testing.assert_close(sharded["score_queue.scores"], whole["score_queue.scores"], rtol=1e-4, atol=1e-5)
+
+
+def test_sharded_parameters_with_cached_gradients_give_those_of_one_batch(world, errors):
+    assert (world.root / "cached" / f"checkpoint-{STEPS}" / "complete.json").is_file(), errors[-4000:]
+    whole, cached = checkpoint(world.root / "batch", STEPS), checkpoint(world.root / "cached", STEPS)
+    for prefix in ("cots.", "mvm_", "mlm_"):
+        difference = (vector(cached, prefix) - vector(whole, prefix)).norm()
+        assert difference < 1e-5 * vector(whole, prefix).norm(), prefix
+    assert whole["cots.log_temperature"] != checkpoint(world.root / "batch", 2)["cots.log_temperature"]
 
 
 def test_every_rank_holds_the_same_queues(world, errors):

@@ -23,7 +23,8 @@ def update_momentum(twin: nn.Module, online: nn.Module, momentum: float) -> None
     trained = dict(online.named_parameters())
     targets = [parameter for _, parameter in twin.named_parameters()]
     sources = [trained[name].detach() for name, _ in twin.named_parameters()]
-    torch._foreach_lerp_(targets, sources, 1 - momentum)
+    if targets:
+        torch._foreach_lerp_(targets, sources, 1 - momentum)
 
 
 class KeyQueue(nn.Module):

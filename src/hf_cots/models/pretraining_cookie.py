@@ -10,18 +10,18 @@ COTS's, so that [`COTSTrainer`] serves both: `begin_step` with all its micro-bat
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_cookie import CookieConfig
 from .contrast import hinge, info_nce, rows_of_all_ranks, with_gradients
 from .losses import l2_normalize
 from .modeling_cookie import CookieModel, CookiePreTrainedModel
-from .modeling_cots import is_frozen
-from .momentum import ids_of_pictures, numbers_in_run, row_counts, world_size
+from .momentum import ids_of_pictures, numbers_in_run, row_counts
+from .pretraining import PreTrainingModel
 
 
 # The two sides of each contrast.
@@ -50,7 +50,7 @@ class CookieForPreTrainingOutput(ModelOutput):
     text_embeds: torch.FloatTensor | None = None
 
 
-class CookieForPreTraining(CookiePreTrainedModel):
+class CookieForPreTraining(CookiePreTrainedModel, PreTrainingModel):
     """[`CookieModel`] with its three losses, which have no parameters of their own.
 
     Its files load as [`CookieModel`], and the other way round.
@@ -59,24 +59,17 @@ class CookieForPreTraining(CookiePreTrainedModel):
         config ([`CookieConfig`]).
     """
 
+    encoder_class = CookieModel
     loss_terms = ("loss_cross_modal", "loss_visual", "loss_textual")
-    # There is neither momentum nor filter, which the trainer asks for.
-    key_queue = score_queue = None
 
     def __init__(self, config: CookieConfig):
         super().__init__(config)
         self.cookie = CookieModel(config)
-        self.register_buffer("steps_seen", torch.zeros((), dtype=torch.long))
-        self.register_buffer("pairs_seen", torch.zeros((), dtype=torch.long))
         self.post_init()
 
     @classmethod
     def from_vision_text_pretrained(
-        cls,
-        vision: str | PreTrainedModel,
-        text: str | PreTrainedModel,
-        image_tokenizer: object | None = None,
-        **config_fields,
+        cls, vision: str | PreTrainedModel, text: str | PreTrainedModel, image_tokenizer: Any = None, **config_fields
     ) -> "CookieForPreTraining":
         """Start pre-training from two pretrained towers; projections and shared layers are new.
 
@@ -88,49 +81,22 @@ class CookieForPreTraining(CookiePreTrainedModel):
             ValueError: if a tower does not fit, or an image tokenizer is given.
         """
         if image_tokenizer is not None:
-            cls.set_image_tokenizer(image_tokenizer)
-        towers = CookieModel.from_vision_text_pretrained(vision, text, **config_fields)
-        model = cls(towers.config)
-        model.cookie.load_state_dict(towers.state_dict())
-        return model
+            cls.refuse_image_tokenizer()
+        return super().from_vision_text_pretrained(vision, text, **config_fields)
+
+    def set_image_tokenizer(self, image_tokenizer: Any) -> None:
+        """Always a ValueError: no patch is masked here."""
+        self.refuse_image_tokenizer()
 
     @staticmethod
-    def set_image_tokenizer(image_tokenizer: object) -> None:
-        """Always a ValueError: no patch is masked here."""
+    def refuse_image_tokenizer() -> None:
         raise ValueError("COOKIE masks no patches: leave out the image tokenizer")
-
-    @property
-    def encoder(self) -> CookieModel:
-        """What is deployed."""
-        return self.cookie
-
-    @torch.no_grad()
-    def _init_weights(self, module: torch.nn.Module):
-        super()._init_weights(module)
-        if isinstance(module, CookieForPreTraining):
-            init.zeros_(module.steps_seen)
-            init.zeros_(module.pairs_seen)
-
-    def train(self, mode: bool = True) -> "CookieForPreTraining":
-        """A tower that is not trained is kept free of dropout."""
-        super().train(mode)
-        for tower in (self.cookie.vision_model, self.cookie.text_model):
-            if is_frozen(tower):
-                tower.eval()
-        return self
-
-    def get_input_embeddings(self) -> torch.nn.Module:
-        return self.cookie.get_input_embeddings()
-
-    def set_input_embeddings(self, value: torch.nn.Module):
-        self.cookie.set_input_embeddings(value)
 
     # ------------------------------------------------------------------ the step
 
     def new_queues(self) -> None:
         """Count anew: what training on new data wants. There are no queues."""
-        self.steps_seen.zero_()
-        self.pairs_seen.zero_()
+        self.count_anew()
 
     @torch.no_grad()
     def begin_step(self, micro_batches: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
@@ -143,25 +109,9 @@ class CookieForPreTraining(CookiePreTrainedModel):
             For each micro-batch `image_ids` (n,) int64, and `pair_weights` (n,), such that the sum over the
             step, after Trainer's division by micro-batches and ranks, is the mean over all its pairs.
         """
-        seen, before = self.pairs_seen.clone(), int(self.pairs_seen)
-        image_ids = []
-        for batch in micro_batches:
-            counts = row_counts(len(batch["input_ids"]), seen.device)
-            image_ids.append(ids_of_pictures(batch.get("image_ids"), numbers_in_run(seen, counts)))
-            seen += sum(counts)
-        # A rank or a micro-batch of a ragged last step may hold fewer pairs than the others, or none.
-        share = len(micro_batches) * world_size() / max(1, int(seen) - before)
-        self.pairs_seen.copy_(seen)
-        self.steps_seen.add_(1)
-        return [{"image_ids": ids, "pair_weights": self._weights(ids, share)} for ids in image_ids]
-
-    def _weights(self, image_ids: torch.Tensor, weight: float) -> torch.Tensor:
-        """(n,) equal weights, in full precision."""
-        return torch.full_like(image_ids, weight, dtype=torch.promote_types(self.dtype, torch.float32))
-
-    def end_step(self) -> None:
-        """After the optimizer step."""
-        self.cookie.clamp_temperature()
+        steps: list[dict[str, torch.Tensor]] = [{} for _ in micro_batches]
+        self.number_pairs(micro_batches, steps)
+        return [{name: step[name] for name in ("image_ids", "pair_weights")} for step in steps]
 
     # ------------------------------------------------------------------ what the contrasts compare
 
@@ -258,7 +208,7 @@ class CookieForPreTraining(CookiePreTrainedModel):
         elif pair_weights is None:
             numbers = numbers_in_run(self.pairs_seen, row_counts(len(input_ids), input_ids.device))
             image_ids = ids_of_pictures(image_ids, numbers)
-            pair_weights = self._weights(image_ids, 1 / max(1, len(image_ids)))
+            pair_weights = self.equal_weights(image_ids, 1 / max(1, len(image_ids)))
 
         embeds, parameters = self.contrast_embeds(batch | views), self.contrast_parameters()
         terms = cached["terms"] if cached else self.contrast_terms(embeds | parameters, image_ids, pair_weights)

@@ -18,27 +18,24 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_cots import COTSConfig
 from .contrast import ContrastRows, instance_losses, queue_rows, rows_of_all_ranks, with_gradients
 from .losses import center_keys, key_mean, l2_normalize, masked_token_loss, pair_scores, task_loss
-from .modeling_cots import COTSModel, COTSPreTrainedModel, is_frozen
+from .modeling_cots import COTSModel, is_frozen
 from .modeling_dvae import COTSImageTokenizer
 from .momentum import (
     KeyCenter,
     KeyQueue,
     ScoreQueue,
-    gather_rows,
     ids_of_pictures,
     numbers_in_run,
     row_counts,
-    update_momentum,
-    world_size,
 )
-from .token_level import codebook_pixels, draw_masks_by_number, tower_head
+from .pretraining import PreTrainingModel
+from .token_level import draw_masks_by_number, tower_head
 
 
 @dataclass
@@ -62,7 +59,7 @@ class COTSForPreTrainingOutput(ModelOutput):
     text_embeds: torch.FloatTensor | None = None
 
 
-class COTSForPreTraining(COTSPreTrainedModel):
+class COTSForPreTraining(PreTrainingModel):
     """[`COTSModel`] with momentum twin, queues, token heads and image tokenizer.
 
     Its files load as [`COTSModel`] (the rest is left out), and a [`COTSModel`] file loads as this class, with the
@@ -72,25 +69,23 @@ class COTSForPreTraining(COTSPreTrainedModel):
         config ([`COTSConfig`]): levels of weight 0 have no parameters here.
     """
 
+    encoder_class = COTSModel
     loss_terms = ("loss_instance", "loss_mvm", "loss_mlm", "loss_task")
 
     def __init__(self, config: COTSConfig):
         super().__init__(config)
-        if config.mlm_weight > 0 and config.mask_token_id >= config.text_config.vocab_size:
-            raise ValueError(
-                f"mask_token_id={config.mask_token_id} is outside the text tower's vocabulary of "
-                f"{config.text_config.vocab_size}; set mask_token_id and special_token_ids to the tokenizer's"
-            )
+        self.check_mask_token(config)
         image_size, text_size = config.vision_config.hidden_size, config.text_config.hidden_size
         self.cots = COTSModel(config, use_mask_token=config.mvm_weight > 0)
         self.momentum_encoder = COTSModel(config) if config.uses_momentum_encoder else None
-        self.key_queue = KeyQueue(config.queue_size, config.projection_dim) if config.contrast == "momentum" else None
+        if config.contrast == "momentum":
+            self.key_queue = KeyQueue(config.queue_size, config.projection_dim)
         self.key_center = KeyCenter(config.projection_dim, config.center_momentum) if config.keeps_center else None
-        self.score_queue = ScoreQueue(config.similarity_queue_size) if config.filter_lambda is not None else None
+        if config.filter_lambda is not None:
+            self.score_queue = ScoreQueue(config.similarity_queue_size)
         self.logit_bias = None
         if config.contrast == "sigmoid":
             self.logit_bias = nn.Parameter(torch.tensor([float(config.initial_logit_bias)]))  # FSDP shards no scalars
-        self.image_tokenizer: Any = None
         self.mvm_head: Any = None
         self.mlm_head: Any = None
         if config.mvm_weight > 0:
@@ -101,87 +96,21 @@ class COTSForPreTraining(COTSPreTrainedModel):
             self.mlm_head = tower_head(config.text_config, image_size)
             # The weight is the word embeddings' own.
             self.mlm_bias = nn.Parameter(torch.zeros(config.text_config.vocab_size))
-        self.register_buffer("steps_seen", torch.zeros((), dtype=torch.long))
-        self.register_buffer("pairs_seen", torch.zeros((), dtype=torch.long))
-        # Keys of the step under way that enter the queue at its end (fresh_negatives=False); never outlive a step.
-        self._pending: tuple[torch.Tensor, ...] | None = None
         self.post_init()
         self.train(self.training)  # freezes what is never trained
 
-    @classmethod
-    def from_vision_text_pretrained(
-        cls,
-        vision: str | PreTrainedModel,
-        text: str | PreTrainedModel,
-        image_tokenizer: str | COTSImageTokenizer | None = None,
-        **config_fields,
-    ) -> "COTSForPreTraining":
-        """Start pre-training from two pretrained towers, and from a pretrained image tokenizer if one is given.
-
-        Args:
-            vision, text, config_fields: as in [`COTSModel.from_vision_text_pretrained`].
-            image_tokenizer: Hub id, folder or model.
-
-        Raises:
-            ValueError: if a tower does not fit, or the tokenizer's grid cannot be made to fit the patches.
-        """
-        if isinstance(image_tokenizer, str):
-            image_tokenizer = COTSImageTokenizer.from_pretrained(image_tokenizer)
-        if image_tokenizer is not None:
-            config_fields["image_tokenizer_config"] = image_tokenizer.config
-        towers = COTSModel.from_vision_text_pretrained(vision, text, **config_fields)
-        model = cls(towers.config)
-        model.cots.load_state_dict(towers.state_dict(), strict=False)
-        model.reset_momentum()
-        if image_tokenizer is not None:
-            model.set_image_tokenizer(image_tokenizer)
-        return model
-
-    def set_image_tokenizer(self, image_tokenizer: Any) -> None:
-        """Take the weights of a trained image tokenizer of the configured sizes.
-
-        Raises:
-            ValueError: if sizes differ from `config.image_tokenizer_config`.
-        """
-        self.config.image_tokenizer_config.check_same_sizes(image_tokenizer.config)
-        if self.image_tokenizer is not None:
-            self.image_tokenizer.load_state_dict(image_tokenizer.state_dict())
+    @property
+    def twins(self) -> tuple[tuple[nn.Module, nn.Module], ...]:
+        return () if self.momentum_encoder is None else ((self.momentum_encoder, self.cots),)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, (KeyCenter, KeyQueue, ScoreQueue)):
-            module.reset_buffers()
-        elif isinstance(module, COTSForPreTraining):
-            init.zeros_(module.steps_seen)
-            init.zeros_(module.pairs_seen)
+        if isinstance(module, COTSForPreTraining):
             if module.logit_bias is not None:
                 init.constant_(module.logit_bias, self.config.initial_logit_bias)
             if module.mlm_head is not None:
                 init.zeros_(module.mlm_bias)
-            if module.momentum_encoder is not None:
-                online = dict(module.cots.named_parameters())
-                for name, parameter in module.momentum_encoder.named_parameters():
-                    init.copy_(parameter, online[name])
-
-    def train(self, mode: bool = True) -> "COTSForPreTraining":
-        """Keeps momentum encoder and image tokenizer frozen and free of dropout (`from_pretrained` unfreezes them); a
-        tower that is not trained is kept free of dropout too."""
-        super().train(mode)
-        for tower in (self.cots.vision_model, self.cots.text_model):
-            if is_frozen(tower):
-                tower.eval()
-        for frozen in (self.momentum_encoder, self.image_tokenizer):
-            if frozen is not None:
-                frozen.requires_grad_(False)
-                frozen.eval()
-        return self
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.cots.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module):
-        self.cots.set_input_embeddings(value)
 
     @torch.no_grad()
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
@@ -199,22 +128,11 @@ class COTSForPreTraining(COTSPreTrainedModel):
         self.train(self.training)  # the new embeddings of the momentum encoder are frozen, too
         return embeddings
 
-    @property
-    def encoder(self) -> COTSModel:
-        """What is deployed."""
-        return self.cots
-
     # ------------------------------------------------------------------ the step: keys, filter, queues, momentum
 
-    def reset_momentum(self) -> None:
-        """Make the momentum encoder equal to the online one, as at the start of training."""
-        self.update_momentum(momentum=0.0)
-
-    def update_momentum(self, momentum: float | None = None) -> None:
-        """`theta_m <- m * theta_m + (1 - m) * theta`, with the config's m, warmed up, unless another is given."""
-        if self.momentum_encoder is not None:
-            momentum = self.config.momentum * self._ramp("momentum_warmup_steps") if momentum is None else momentum
-            update_momentum(self.momentum_encoder, self.cots, momentum)
+    def momentum_now(self) -> float:
+        """m, warmed up."""
+        return self.config.momentum * self._ramp("momentum_warmup_steps")
 
     def _ramp(self, field: str) -> float:
         """How much of a value that warms up over `config.<field>` steps is due: linear in the steps before this."""
@@ -235,8 +153,7 @@ class COTSForPreTraining(COTSPreTrainedModel):
             self.key_center.reset_buffers()
         if self.score_queue is not None:
             self.score_queue = ScoreQueue(similarity_queue_size).to(self.device)
-        self.steps_seen.zero_()
-        self.pairs_seen.zero_()
+        self.count_anew()
 
     def filter_threshold(self) -> torch.Tensor:
         """The score below which the step about to begin drops a pair: `mu - lambda * sigma`, or minus infinity while
@@ -261,27 +178,15 @@ class COTSForPreTraining(COTSPreTrainedModel):
             such that the sum over the step, after Trainer's division by micro-batches and ranks, is the mean over all
             its pairs; and `image_features` or `text_features` (n, hidden) of a tower that is frozen.
         """
-        seen = self.pairs_seen.clone()
-        steps: list[dict[str, torch.Tensor]] = []
-        gathered: list[tuple[torch.Tensor, ...]] = []
-        for batch in micro_batches:
-            step = self._frozen_features(batch)
-            step["image_keys"], step["text_keys"] = self._momentum_keys(batch, step)
-            counts = row_counts(len(batch["input_ids"]), seen.device)
-            step["pair_numbers"] = numbers_in_run(seen, counts)
-            step["image_ids"] = ids_of_pictures(batch.get("image_ids"), step["pair_numbers"])
-            names = ("image_keys", "text_keys", "image_ids", "pair_numbers")
-            gathered.append(tuple(gather_rows(step[name], counts) for name in names))
-            steps.append(step)
-            seen += sum(counts)
-        image_keys, text_keys, image_ids, pair_numbers = (torch.cat(parts) for parts in zip(*gathered))
-
         threshold = self.filter_threshold()
-        # A rank or a micro-batch of a ragged last step may hold fewer pairs than the others, or none.
-        share = len(micro_batches) * world_size() / max(1, len(image_ids))
+        steps = [self._frozen_features(batch) for batch in micro_batches]
+        for batch, step in zip(micro_batches, steps, strict=True):
+            step["image_keys"], step["text_keys"] = self._momentum_keys(batch, step)
+        wanted = ("image_keys", "text_keys", "image_ids", "pair_numbers")
+        image_keys, text_keys, image_ids, pair_numbers = self.number_pairs(micro_batches, steps, *wanted)
         for step in steps:
             step["kept"] = pair_scores(step["image_keys"], step["text_keys"]) >= threshold
-            step["pair_weights"] = step["kept"].to(step["image_keys"].dtype) * share
+            step["pair_weights"] = step["pair_weights"] * step["kept"]
         if self.score_queue is not None:
             self.score_queue.enqueue(pair_scores(image_keys, text_keys))
         if self.key_queue is not None:
@@ -294,8 +199,6 @@ class COTSForPreTraining(COTSPreTrainedModel):
             self._pending = (image_keys, text_keys, image_ids, pair_numbers)
             if self.config.fresh_negatives:
                 self._enqueue_pending()
-        self.pairs_seen.copy_(seen)
-        self.steps_seen.add_(1)
         return steps
 
     def _center(self, image_keys: torch.Tensor, text_keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -305,17 +208,6 @@ class COTSForPreTraining(COTSPreTrainedModel):
             return image_mean, text_mean
         self.key_center.update(image_mean, text_mean)
         return self.key_center.means[0].clone(), self.key_center.means[1].clone()
-
-    def end_step(self) -> None:
-        """After the optimizer step: queue what was held back, and update the momentum encoder."""
-        self._enqueue_pending()
-        self.cots.clamp_temperature()
-        self.update_momentum()
-
-    def _enqueue_pending(self) -> None:
-        if self._pending is not None:
-            self.key_queue.enqueue(*self._pending)
-        self._pending = None
 
     def _momentum_keys(
         self, batch: dict[str, torch.Tensor], frozen: dict[str, torch.Tensor]
@@ -526,16 +418,6 @@ class COTSForPreTraining(COTSPreTrainedModel):
         loss of 0."""
         rows = bool_masked_pos.any(dim=1).nonzero().squeeze(1)
         return rows if len(rows) else rows.new_zeros(min(1, len(bool_masked_pos)))
-
-    def codebook_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """[`codebook_pixels`] with the mean, the deviation and the side of this model's config."""
-        side = self.config.image_tokenizer_config.image_size
-        return codebook_pixels(pixel_values, self.config.image_mean, self.config.image_std, side)
-
-    @torch.no_grad()
-    def image_codes(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(n, patches) int64 codes of pictures, in the order of their patches."""
-        return self.image_tokenizer.get_codebook_indices(self.codebook_pixels(pixel_values)).flatten(1)
 
     def predict_codes(
         self, masked_hidden: torch.Tensor, bool_masked_pos: torch.Tensor, text_features: torch.Tensor

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -27,15 +26,13 @@ from .modeling_dvae import COTSImageTokenizer
 from .modeling_simla import SimlaModel, SimlaPreTrainedModel
 from .momentum import (
     KeyQueue,
-    gather_rows,
     ids_of_pictures,
     numbers_in_run,
     row_counts,
-    update_momentum,
-    world_size,
 )
+from .pretraining import PreTrainingModel
 from .terms_simla import Batch, Side, SimlaHeads, itm_term, mim_term, mlm_term, psl_term
-from .token_level import codebook_pixels, draw_masks_by_number
+from .token_level import draw_masks_by_number
 
 
 @dataclass
@@ -58,7 +55,7 @@ class SimlaForPreTrainingOutput(ModelOutput):
     text_embeds: torch.FloatTensor | None = None
 
 
-class SimlaForPreTraining(SimlaPreTrainedModel):
+class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
     """[`SimlaModel`] with momentum twin, queues, heads and image tokenizer.
 
     Its files load as [`SimlaModel`] (the rest is left out), and a [`SimlaModel`] file loads as this class, with the
@@ -69,119 +66,33 @@ class SimlaForPreTraining(SimlaPreTrainedModel):
         config ([`SimlaConfig`]): terms of weight 0 have no parameters here.
     """
 
+    encoder_class = SimlaModel
     loss_terms = ("loss_itc", "loss_itm", "loss_mlm", "loss_mim", "loss_psl")
 
     def __init__(self, config: SimlaConfig):
         super().__init__(config)
-        if config.mlm_weight > 0 and config.mask_token_id >= config.text_config.vocab_size:
-            raise ValueError(
-                f"mask_token_id={config.mask_token_id} is outside the vocabulary of {config.text_config.vocab_size}; "
-                "set mask_token_id and special_token_ids to the tokenizer's"
-            )
+        self.check_mask_token(config)
         masks_patches = config.mim_weight > 0
         self.simla = SimlaModel(config, use_mask_token=masks_patches)
         self.momentum_encoder = SimlaModel(config, use_mask_token=masks_patches)
         self.heads, self.momentum_heads = SimlaHeads(config), SimlaHeads(config)
         self.key_queue = KeyQueue(config.queue_size, config.projection_dim)
-        self.score_queue = None  # there is no filter
-        self.image_tokenizer: Any = None
         if masks_patches:
             self.image_tokenizer = COTSImageTokenizer(config.image_tokenizer_config)  # type: ignore[arg-type]
-        self.register_buffer("steps_seen", torch.zeros((), dtype=torch.long))
-        self.register_buffer("pairs_seen", torch.zeros((), dtype=torch.long))
-        # Keys, ids and numbers of the step under way; never outlive a step.
-        self._pending: tuple[torch.Tensor, ...] | None = None
         self.post_init()
         self.train(self.training)  # freezes what is never trained
 
-    @classmethod
-    def from_vision_text_pretrained(
-        cls,
-        vision: str | PreTrainedModel,
-        text: str | PreTrainedModel,
-        image_tokenizer: str | COTSImageTokenizer | None = None,
-        **config_fields,
-    ) -> "SimlaForPreTraining":
-        """Start pre-training from a pretrained image encoder and a BERT, and from an image tokenizer if one is given.
-
-        Args:
-            vision, text, config_fields: as in [`SimlaModel.from_vision_text_pretrained`].
-            image_tokenizer: Hub id, folder or model.
-
-        Raises:
-            ValueError: if a tower does not fit, or the tokenizer's grid cannot be made to fit the patches.
-        """
-        if isinstance(image_tokenizer, str):
-            image_tokenizer = COTSImageTokenizer.from_pretrained(image_tokenizer)
-        if image_tokenizer is not None:
-            config_fields["image_tokenizer_config"] = image_tokenizer.config
-        start = SimlaModel.from_vision_text_pretrained(vision, text, **config_fields)
-        model = cls(start.config)
-        model.simla.load_state_dict(start.state_dict(), strict=False)
-        model.reset_momentum()
-        if image_tokenizer is not None:
-            model.set_image_tokenizer(image_tokenizer)
-        return model
-
-    def set_image_tokenizer(self, image_tokenizer: Any) -> None:
-        """Take the weights of a trained image tokenizer.
-
-        Raises:
-            ValueError: if its sizes differ from `config.image_tokenizer_config`.
-        """
-        self.config.image_tokenizer_config.check_same_sizes(image_tokenizer.config)
-        if self.image_tokenizer is not None:
-            self.image_tokenizer.load_state_dict(image_tokenizer.state_dict())
-
     @property
-    def encoder(self) -> SimlaModel:
-        """What is deployed."""
-        return self.simla
+    def twins(self) -> tuple[tuple[nn.Module, nn.Module], ...]:
+        return (self.momentum_encoder, self.simla), (self.momentum_heads, self.heads)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, KeyQueue):
-            module.reset_buffers()
-        elif isinstance(module, SimlaHeads) and module.word_transform is not None:
+        if isinstance(module, SimlaHeads) and module.word_transform is not None:
             init.zeros_(module.word_bias)
-        elif isinstance(module, SimlaForPreTraining):
-            init.zeros_(module.steps_seen)
-            init.zeros_(module.pairs_seen)
-            for twin, online in module._twins():
-                trained = dict(online.named_parameters())
-                for name, parameter in twin.named_parameters():
-                    init.copy_(parameter, trained[name])
-
-    def train(self, mode: bool = True) -> "SimlaForPreTraining":
-        """Keeps momentum twins and image tokenizer frozen and free of dropout (`from_pretrained` unfreezes them)."""
-        super().train(mode)
-        for frozen in (self.momentum_encoder, self.momentum_heads, self.image_tokenizer):
-            if frozen is not None:
-                frozen.requires_grad_(False)
-                frozen.eval()
-        return self
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.simla.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module):
-        self.simla.set_input_embeddings(value)
 
     # ------------------------------------------------------------------ the step: keys, queues, momentum
-
-    def _twins(self) -> tuple[tuple[nn.Module, nn.Module], ...]:
-        return (self.momentum_encoder, self.simla), (self.momentum_heads, self.heads)
-
-    def reset_momentum(self) -> None:
-        """Make the momentum twins equal to the online model, as at the start of training."""
-        self.update_momentum(momentum=0.0)
-
-    def update_momentum(self, momentum: float | None = None) -> None:
-        """`theta_m <- m * theta_m + (1 - m) * theta`, with the config's m unless another is given."""
-        for twin, online in self._twins():
-            if list(twin.parameters()):
-                update_momentum(twin, online, self.config.momentum if momentum is None else momentum)
 
     def new_queues(self, queue_size: int) -> None:
         """Start with empty queues of this size: what training on new data wants.
@@ -192,8 +103,7 @@ class SimlaForPreTraining(SimlaPreTrainedModel):
         self.config.queue_size = queue_size
         self.config.validate_ranges()
         self.key_queue = KeyQueue(queue_size, self.config.projection_dim).to(self.device)
-        self.steps_seen.zero_()
-        self.pairs_seen.zero_()
+        self.count_anew()
 
     def distillation_share(self) -> torch.Tensor:
         """a: the weight of the momentum twin's predictions in the step under way; scalar float32.
@@ -217,37 +127,10 @@ class SimlaForPreTraining(SimlaPreTrainedModel):
             `pair_numbers` (n,) int64, `twin_states` (n, 1 + patches, hidden), and `pair_weights` (n,), such that the
             sum over the step, after Trainer's division by micro-batches and ranks, is the mean over all its pairs.
         """
-        seen = self.pairs_seen.clone()
-        steps: list[dict[str, torch.Tensor]] = []
-        gathered: list[list[torch.Tensor]] = []
-        for batch in micro_batches:
-            step = self._momentum_features(batch)
-            counts = row_counts(len(batch["input_ids"]), seen.device)
-            step["pair_numbers"] = numbers_in_run(seen, counts)
-            step["image_ids"] = ids_of_pictures(batch.get("image_ids"), step["pair_numbers"])
-            shared = ("image_keys", "text_keys", "image_ids", "pair_numbers")
-            gathered.append([gather_rows(step[key], counts) for key in shared])
-            steps.append(step)
-            seen += sum(counts)
-        self._pending = tuple(torch.cat(parts) for parts in zip(*gathered))
-        # A rank or a micro-batch of a ragged last step may hold fewer pairs than the others, or none.
-        share = len(micro_batches) * world_size() / max(1, len(self._pending[0]))
-        for step in steps:
-            step["pair_weights"] = torch.full_like(step["image_keys"][:, 0], share)
-        self.pairs_seen.copy_(seen)
-        self.steps_seen.add_(1)
+        steps = [self._momentum_features(batch) for batch in micro_batches]
+        wanted = ("image_keys", "text_keys", "image_ids", "pair_numbers")
+        self._pending = self.number_pairs(micro_batches, steps, *wanted)
         return steps
-
-    def end_step(self) -> None:
-        """After the optimizer step: queue the step's keys, and update the momentum twins."""
-        self._enqueue_pending()
-        self.simla.clamp_temperature()
-        self.update_momentum()
-
-    def _enqueue_pending(self) -> None:
-        if self._pending is not None:
-            self.key_queue.enqueue(*self._pending)
-        self._pending = None
 
     @torch.no_grad()
     def _momentum_features(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -433,13 +316,6 @@ class SimlaForPreTraining(SimlaPreTrainedModel):
         if self.config.reference_quirks:
             return ~torch.eye(len(image_ids), dtype=torch.bool, device=image_ids.device)
         return image_ids[:, None] != image_ids[None, :]
-
-    @torch.no_grad()
-    def image_codes(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(n, patches) int64 codes of normalised pictures, in the order of their patches."""
-        side = self.config.image_tokenizer_config.image_size
-        pixels = codebook_pixels(pixel_values, self.config.image_mean, self.config.image_std, side)
-        return self.image_tokenizer.get_codebook_indices(pixels).flatten(1)
 
 
 def _never_empty(inputs: dict[str, Any]) -> dict[str, Any]:

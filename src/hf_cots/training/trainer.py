@@ -95,8 +95,7 @@ class COTSTrainer(PairTrainer):
         """FSDP gathers shards around `forward`; the beginning of a step uses the model's parameters too."""
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.is_fsdp_enabled:
-            for name in ("begin_step", "contrast_embeds") if self.caches_gradients else ("begin_step",):
-                register_fsdp_forward_method(self.model, name)
+            register_fsdp_forward_method(self.model, "begin_step")
         return prepared
 
     @contextmanager
@@ -128,7 +127,9 @@ class COTSTrainer(PairTrainer):
             batches = [batch | extra for batch, extra in zip(batches, keys)]
             if self.caches_gradients:
                 self.model.train()  # Trainer says so only later, to the first forward
-                batches = [batch | extra for batch, extra in zip(batches, cache_gradients(self.model, batches))]
+                with self.whole_parameters():
+                    cached = cache_gradients(self.model, batches)
+                batches = [batch | extra for batch, extra in zip(batches, cached)]
         self._step_pairs = int(self.model.pairs_seen - seen)
         self._step_batches = len(batches) * self.args.world_size
         self._pairs += self._step_pairs
