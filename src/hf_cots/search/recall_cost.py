@@ -147,8 +147,8 @@ class SecondStep:
 
         Returns:
             `rows`, of each k cost and metrics with intervals in both directions; `comparison` of `k` with the first
-            step alone; `judge_alone`, metrics at `k` without the first step's word; `fusion`; `judge`; `pictures`, what
-            their keys and values cost; `protocol`.
+            step alone; `judge_alone`, metrics at `k` without the first step's word; `fusion`; `judge`; `pictures`,
+            what their keys and values cost; `protocol`.
         """
         fusions = self._fitted(encoder)
         reranker = self.reranker(pairs)
