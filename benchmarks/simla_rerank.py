@@ -151,7 +151,7 @@ def recall(work: Path, name: str) -> dict[str, Any]:
     test, validation = (load_pairs(file, "image", "caption", "caption") for file in files)
     cots, simla = (load_encoder(str(work / kind / "model"), "cpu") for kind in ("cots", "simla"))
     first, dual = evaluate_encoder(cots, test), evaluate_encoder(simla, test)
-    judge = SecondStep(str(work / "simla" / "model"), validation=validation, budget=16)
+    judge = SecondStep(str(work / "simla" / "model"), validation=validation, budget=16, ks=(0, 16))
     return {
         "test": len(test),
         "validation": len(validation),

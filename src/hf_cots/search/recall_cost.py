@@ -108,6 +108,7 @@ class SecondStep:
         latency: milliseconds a query at most, for the same row.
         batch_size: pairs in a pass.
         resamples, seed: of intervals and test.
+        ks: candidates of the other rows.
 
     Raises:
         OSError, ValueError: as [`load_judge`], or if a number is out of range.
@@ -123,13 +124,14 @@ class SecondStep:
         batch_size: int = 64,
         resamples: int = RESAMPLES,
         seed: int = 0,
+        ks: Sequence[int] = KS,
     ):
         if k < 2:
             raise ValueError(f"--k {k}: of fewer than 2 candidates there is no order")
         if (budget is not None and budget < 0) or (latency is not None and latency <= 0):
             raise ValueError("--budget must not be negative, and --latency must be positive")
         self.name, (self.model, self.processor) = judge, load_judge(judge)
-        self.ks = sorted({*KS, k})
+        self.ks = sorted({*ks, k})
         self.k, self.validation, self.budget, self.latency = k, validation, budget, latency
         self.batch_size, self.resamples, self.seed = batch_size, resamples, seed
 
