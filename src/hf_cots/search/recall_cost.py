@@ -291,7 +291,8 @@ def draw_recall_cost(reranking: dict[str, Any], path: Path) -> None:
         for row in reranking["rows"]:
             label = f"k={row['k']}"
             at = (row[name]["milliseconds_per_query"], row[name]["R@1"])
-            axis.annotate(label, at, textcoords="offset points", xytext=(4, 5), fontsize=7, color=line.get_color())
+            below = (4, -10 if row["k"] == "varying" else 5)
+            axis.annotate(label, at, textcoords="offset points", xytext=below, fontsize=7, color=line.get_color())
             if row["k"] == "varying":
                 axis.plot(*at, marker="*", markersize=10, color=line.get_color())
     axis.set(xscale="log", xlabel="milliseconds a query", ylabel="R@1 in percent")
