@@ -151,15 +151,13 @@ def recall(work: Path, name: str) -> dict[str, Any]:
     test, validation = (load_pairs(file, "image", "caption", "caption") for file in files)
     cots, simla = (load_encoder(str(work / kind / "model"), "cpu") for kind in ("cots", "simla"))
     first, dual = evaluate_encoder(cots, test), evaluate_encoder(simla, test)
-    alone = SecondStep(str(work / "simla" / "model"))
-    fused = SecondStep(str(work / "simla" / "model"), validation=validation, budget=16)
+    judge = SecondStep(str(work / "simla" / "model"), validation=validation, budget=16, ks=(0, 16))
     return {
         "test": len(test),
         "validation": len(validation),
         "first_step": build_report(first),
         "simla_dual": build_report(dual, first),
-        "judge_alone": alone(cots, first, test),
-        "fused": fused(cots, first, test),
+        "both": judge(cots, first, test),
     }
 
 
@@ -232,7 +230,7 @@ def main() -> None:
     parser.add_argument("--cots_steps", type=int, default=500)
     parser.add_argument("--simla_steps", type=int, help="of the recipe if not given")
     parser.add_argument("--queries", type=int, default=20, help="that are timed in two-step search")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, required=True, help="written after each part")
     arguments = parser.parse_args()
     work = arguments.work
     if not (work / "fit.jsonl").is_file():
@@ -241,12 +239,11 @@ def main() -> None:
         train_cots(work, arguments.cots_steps)
     if not (work / "simla" / "model").is_dir():
         train_simla(work, arguments.simla_steps)
-    result = {"machine": machine(), "load_before": os.getloadavg()[0], "times": times(work, arguments.queries)}
-    result |= {"load_between": os.getloadavg()[0]} | {name: recall(work, name) for name in SETS}
-    text = json.dumps(result, indent=2) + "\n"
-    if arguments.output:
-        arguments.output.write_text(text, encoding="utf-8")
-    print(text)
+    result: dict[str, Any] = {"machine": machine(), "load_before": os.getloadavg()[0]}
+    measures = {"times": lambda: times(work, arguments.queries), **{s: lambda s=s: recall(work, s) for s in SETS}}
+    for name, measure in measures.items():
+        result[name] = measure()
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

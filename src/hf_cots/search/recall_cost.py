@@ -108,6 +108,7 @@ class SecondStep:
         latency: milliseconds a query at most, for the same row.
         batch_size: pairs in a pass.
         resamples, seed: of intervals and test.
+        ks: candidates of the other rows.
 
     Raises:
         OSError, ValueError: as [`load_judge`], or if a number is out of range.
@@ -123,13 +124,14 @@ class SecondStep:
         batch_size: int = 64,
         resamples: int = RESAMPLES,
         seed: int = 0,
+        ks: Sequence[int] = KS,
     ):
         if k < 2:
             raise ValueError(f"--k {k}: of fewer than 2 candidates there is no order")
         if (budget is not None and budget < 0) or (latency is not None and latency <= 0):
             raise ValueError("--budget must not be negative, and --latency must be positive")
         self.name, (self.model, self.processor) = judge, load_judge(judge)
-        self.ks = sorted({*KS, k})
+        self.ks = sorted({*ks, k})
         self.k, self.validation, self.budget, self.latency = k, validation, budget, latency
         self.batch_size, self.resamples, self.seed = batch_size, resamples, seed
 
@@ -147,7 +149,8 @@ class SecondStep:
 
         Returns:
             `rows`, of each k cost and metrics with intervals in both directions; `comparison` of `k` with the first
-            step alone; `fusion`; `judge`; `pictures`, what their keys and values cost; `protocol`.
+            step alone; `judge_alone`, metrics at `k` without the first step's word; `fusion`; `judge`; `pictures`,
+            what their keys and values cost; `protocol`.
         """
         fusions = self._fitted(encoder)
         reranker = self.reranker(pairs)
@@ -166,6 +169,9 @@ class SecondStep:
             "k": self.k,
             "rows": rows,
             "comparison": compare(directions[self.k], directions[0], self.resamples, seed=self.seed),
+            "judge_alone": self._metrics(
+                {name: self._ranked(judged[name], Fusion(), Depth(self.k)) for name in DIRECTIONS}
+            ),
             "fusion": {name: asdict(fusion) for name, fusion in fusions.items()},
             "fitted_on": None if self.validation is None else self.validation.name,
             "pictures": self._pictures(reranker.cost),
@@ -285,7 +291,8 @@ def draw_recall_cost(reranking: dict[str, Any], path: Path) -> None:
         for row in reranking["rows"]:
             label = f"k={row['k']}"
             at = (row[name]["milliseconds_per_query"], row[name]["R@1"])
-            axis.annotate(label, at, textcoords="offset points", xytext=(4, 5), fontsize=7, color=line.get_color())
+            below = (4, -10 if row["k"] == "varying" else 5)
+            axis.annotate(label, at, textcoords="offset points", xytext=below, fontsize=7, color=line.get_color())
             if row["k"] == "varying":
                 axis.plot(*at, marker="*", markersize=10, color=line.get_color())
     axis.set(xscale="log", xlabel="milliseconds a query", ylabel="R@1 in percent")
