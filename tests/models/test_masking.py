@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_cots.models.masking import block_mask, draw_masks, generator, mix, word_mask
+from hf_cots.models.masking import PATCH_STREAM, block_mask, draw_masks, generator, mix, word_mask
 
 
 SPECIAL = (0, 100, 101, 102, 103)
@@ -30,6 +30,12 @@ def test_block_mask_has_the_exact_count(grid, ratio):
         assert mask.shape == (grid * grid,)
         assert mask.dtype == bool
         assert mask.sum() == count
+
+
+def test_more_masked_patches_than_there_are_is_an_error_and_no_endless_search():
+    assert block_mask(generator(0, PATCH_STREAM), 4, 16).all()
+    with pytest.raises(ValueError, match="17 of 4 x 4 patches cannot be masked"):
+        block_mask(generator(0, PATCH_STREAM), 4, 17)
 
 
 def test_block_mask_is_blockwise_and_reaches_every_patch():

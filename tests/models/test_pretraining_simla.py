@@ -181,6 +181,16 @@ def test_no_batch_breaks_the_step(name, change, quirks):
             assert torch.isfinite(parameter.grad).all(), parameter_name
 
 
+def test_without_masked_patches_their_number_need_not_fit_the_image():
+    model = tiny_simla(mim_weight=0, num_masked_patches=75, min_block_patches=16)
+    batch = simla_batch(model)
+    assert not batch["bool_masked_pos"].any()
+    assert batch["bool_masked_words"].any()
+    output = model(**batch)
+    assert output.loss_mlm > 0
+    assert output.loss_mim == 0
+
+
 def test_without_any_negative_itm_judges_the_pair_alone():
     model = tiny_simla()
     batch = {name: rows[:1] for name, rows in simla_batch(model).items()}

@@ -86,6 +86,8 @@ class COTSConfig(PreTrainedConfig):
     # Which weight asks for an image tokenizer; the smallest masked block is in proportion to the grid.
     code_weight = "mvm_weight"
     min_block_patches = None
+    # A pair takes the masked passes, of words too, if some of its patches are masked.
+    masks_patches = True
 
     vision_config: PreTrainedConfig | dict | None = None
     text_config: PreTrainedConfig | dict | None = None

@@ -113,6 +113,11 @@ class SimlaConfig(PreTrainedConfig):
         return self.mim_weight > 0 or self.mlm_weight > 0
 
     @property
+    def masks_patches(self) -> bool:
+        """Whether it masks patches: their number need not fit the image where it does not."""
+        return self.mim_weight > 0
+
+    @property
     def loss_weights(self) -> dict[str, float]:
         """The weight of each term of the loss."""
         return {"itc": 1.0, "itm": 1.0, "mlm": self.mlm_weight, "mim": self.mim_weight, "psl": self.psl_weight}

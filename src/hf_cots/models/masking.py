@@ -39,7 +39,12 @@ def block_mask(rng: np.random.Generator, grid: int, num_masked: int, min_block: 
 
     Returns:
         (grid * grid,) bool, true where the patch is masked.
+
+    Raises:
+        ValueError: if there are fewer patches than are to be masked.
     """
+    if num_masked > grid * grid:
+        raise ValueError(f"{num_masked} of {grid} x {grid} patches cannot be masked")
     mask = np.zeros((grid, grid), dtype=bool)
     smallest = max(1, round(MIN_BLOCK_SHARE * grid * grid)) if min_block is None else min_block
     while (remaining := num_masked - int(mask.sum())) > 0:

@@ -68,7 +68,7 @@ def mask_settings(config: PreTrainedConfig) -> dict:
     """The arguments of [`masking.draw_masks`] that a config fixes."""
     return {
         "patch_grid": config.patch_grid,
-        "num_masked_patches": config.num_masked_patches,
+        "num_masked_patches": config.num_masked_patches if config.masks_patches else 0,
         "word_mask_ratio": config.word_mask_ratio,
         "masked_share": config.masked_share,
         "special_token_ids": config.special_token_ids,
