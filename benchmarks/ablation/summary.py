@@ -98,10 +98,16 @@ def table_row(row: str, seeds: dict[int, dict[str, Any]], baseline: dict[int, di
         row,
         len(runs),
         f"{mean(lambda line: line['trained_steps']):.0f}",
-        f"{mean(lambda line: line['seconds']):.0f}",
+        clock(runs),
     ]
     cells += [*recalls, f"{own.mean(axis=0).sum():.1f} [{low:.1f}, {high:.1f}]", against, p, ", ".join(gains)]
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def clock(runs: list[dict[str, Any]]) -> str:
+    """Mean seconds of the runs, but of those that were paused for other work, whose line has `"seconds": null`."""
+    known = [line["seconds"] for line in runs if line["seconds"] is not None]
+    return f"{np.mean(known):.0f}" if known else "-"
 
 
 def rise(level: str, runs: list[dict[str, Any]]) -> str:
