@@ -93,7 +93,7 @@ def test_the_files(audited, tmp_path):
     assert [line["score"] for line in lines] == sorted(line["score"] for line in lines)
     assert lines[0]["caption"] == pairs.caption(lines[0]["pair"])
     page = files["suspects.html"].read_text()
-    assert len(re.findall(r'<img src="data:image/jpeg;base64,', page)) == 5
+    assert len(re.findall(r'<img alt="row \d+" src="data:image/jpeg;base64,', page)) == 5
     assert not re.search(r'(src|href)="(?!data:)', page), "the page needs nothing but itself"
 
 

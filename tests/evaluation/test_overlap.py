@@ -10,13 +10,13 @@ from PIL import Image, ImageDraw
 from scipy.fft import dctn
 
 from hf_cots.data import PairDataset, load_pairs
+from hf_cots.data.hashes import perceptual_hash
 from hf_cots.evaluation.overlap import (
     Fingerprints,
     check_overlap,
     colour_grid,
     nearest_alike,
     normalised_caption,
-    perceptual_hash,
 )
 from tests.worlds import World, all_pairs, encoded
 

@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from ..models import COTSImageProcessor, COTSImageTokenizer
 from ..models.token_level import codebook_pixels
 from .augmentation import RandomCropFlip, cropped
+from .hashes import weights_fingerprint
 from .sources import PairDataset
 
 
@@ -45,7 +46,7 @@ class CodeSettings:
     """All that codes depend on beside the picture, the epoch and the sample id: a cache's fingerprint.
 
     Args:
-        tokenizer: hash of the image tokenizer's encoder, see [`encoder_hash`].
+        tokenizer: [`weights_fingerprint`] of the image tokenizer's encoder.
         tokenizer_size: side of its input in pixels.
         image_size, min_scale, flip, min_aspect: of the crop, see [`RandomCropFlip`].
         image_mean, image_std: normalisation of the image stream's pixels, from which the tokenizer's are made.
@@ -83,7 +84,8 @@ class CodeSettings:
         if len(mean) != 3 or len(std) != 3:
             raise ValueError(f"mean and deviation are three numbers each, one a channel; got {mean} and {std}")
         numbers = {name: float(value) for name, value in crop.items()}
-        return cls(encoder_hash(tokenizer), tokenizer_size, size, **numbers, image_mean=mean, image_std=std, seed=seed)
+        weights = weights_fingerprint(tokenizer.encoder)
+        return cls(weights, tokenizer_size, size, **numbers, image_mean=mean, image_std=std, seed=seed)
 
     def check(self, folder: Path) -> None:
         """That the cache in `folder` was made with these settings.
@@ -107,15 +109,6 @@ class CodeSettings:
     def manifest(self) -> dict[str, Any]:
         """What [`MANIFEST`] holds."""
         return {"settings": {"format": FORMAT} | json.loads(json.dumps(asdict(self)))}
-
-
-def encoder_hash(tokenizer: COTSImageTokenizer) -> str:
-    """SHA-256 of the encoder's weights in their own precision, by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tokenizer.encoder.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def content_hash(crop: Image.Image) -> int:

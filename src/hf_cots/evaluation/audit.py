@@ -5,10 +5,8 @@ the similarity is the trained model's own cosine. A low score is a suspicion, no
 learned scores low too. Hence the page of pictures, to be looked at before anything is left out.
 """
 
-import base64
 import csv
 import html
-import io
 import json
 import logging
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ import torch
 from ..data.keep_mask import write_keep_mask
 from ..data.sources import PairDataset
 from .encoders import Encoder, encode_pairs
+from .pages import page, thumbnail
 
 
 logger = logging.getLogger(__name__)
@@ -29,11 +28,8 @@ THUMBNAIL = 160  # pixels
 BLOCK = 1024
 
 STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
 main { display: grid; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); gap: 1.2rem .9rem; }
-figure { margin: 0; } figcaption { overflow-wrap: anywhere; font-size: .85em; }
-img { max-width: 100%; border-radius: 4px; background: #fff; } .note { color: #888; }
+figure { margin: 0; } figcaption { font-size: .85em; } .note { color: #888; }
 """
 
 
@@ -118,7 +114,7 @@ def write_audit(audit: Audit, pairs: PairDataset, folder: Path, shown: int = 100
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     files["suspects.jsonl"].write_text(text, encoding="utf-8")
     write_keep_mask(files["keep_mask.json"], pairs, audit.kept)
-    files["suspects.html"].write_text(page(audit, pairs, lines[:shown]), encoding="utf-8")
+    files["suspects.html"].write_text(suspects_page(audit, pairs, lines[:shown]), encoding="utf-8")
     return files
 
 
@@ -140,14 +136,14 @@ def suspects(audit: Audit, pairs: PairDataset) -> list[dict]:
     ]
 
 
-def page(audit: Audit, pairs: PairDataset, lines: list[dict]) -> str:
-    """One HTML file with its thumbnails inside, so that it can be sent or kept with the data."""
+def suspects_page(audit: Audit, pairs: PairDataset, lines: list[dict]) -> str:
+    """The page of pictures."""
     figures = []
     for line in lines:
         caption, closest = html.escape(line["caption"]), html.escape(line["closest_caption"])
         mark = "" if line["kept"] else " · left out"
         figures.append(
-            f'<figure><img src="{thumbnail(pairs, line["row"])}" alt=""><figcaption><b>{caption}</b><br>'
+            f"<figure>{thumbnail(pairs, line['row'], THUMBNAIL)}<figcaption><b>{caption}</b><br>"
             f'<span class="note">pair {line["pair"]} · {line["score"]:.3f} '
             f"({line['deviations']:+.1f} deviations){mark}<br>closest caption: {closest}</span></figcaption></figure>"
         )
@@ -155,18 +151,8 @@ def page(audit: Audit, pairs: PairDataset, lines: list[dict]) -> str:
     summary = (
         f"{len(audit.scores)} pairs, {left_out} of them below {audit.threshold:.3f} or without a readable picture"
     )
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Suspect pairs</title><style>{STYLE}</style>'
-        f"<h1>Suspect pairs of {html.escape(pairs.name)}</h1><p>{summary}. The most suspect {len(lines)} are shown. "
-        "A low score is a suspicion: what the model never learned scores low too.</p>"
-        f"<main>{''.join(figures)}</main></html>\n"
+    body = (
+        f"<p>{summary}. The most suspect {len(lines)} are shown. A low score is a suspicion: what the model never "
+        f"learned scores low too.</p><main>{''.join(figures)}</main>"
     )
-
-
-def thumbnail(pairs: PairDataset, row: int) -> str:
-    """A row's picture as a data URI."""
-    picture = pairs.read_row(row)
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return page(f"Suspect pairs of {pairs.name}", STYLE, body)

@@ -5,7 +5,6 @@ retrieval, ...), of any sentence-transformers model, or of a plain text model. W
 into normalised float32 vectors; whatever evaluates them needs to know no more.
 """
 
-import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.hub import cached_file
 
+from ..data.hashes import weights_fingerprint
 from ..data.images import BrokenImage
 from ..data.sources import PairDataset
 from ..models.losses import l2_normalize
@@ -73,15 +73,6 @@ class DualTower(Protocol):
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling: ...
 
     def get_text_features(self, input_ids: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling: ...
-
-
-def weights_fingerprint(module: torch.nn.Module) -> str:
-    """32 hexadecimal digits: blake2b over the state dict in the order of its names."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,6 @@
-"""A page of the worst failures: what was asked, what would have been right, and what was ranked above it.
+"""A page of the worst failures: what was asked, what would have been right, and what was ranked above it."""
 
-One HTML file with its thumbnails inside, so that it can be sent by mail or kept with the results.
-"""
-
-import base64
 import html
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +9,7 @@ import torch
 
 from ..data.sources import PairDataset
 from .encoders import EncodedPairs
+from .pages import page, thumbnail
 from .ranking import Answers, Scores, nearest
 from .retrieval import DIRECTIONS, Direction
 
@@ -21,15 +17,12 @@ from .retrieval import DIRECTIONS, Direction
 THUMBNAIL = 168  # pixels
 
 STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
 section { border-top: 1px solid #8884; padding: .9rem 0; }
 .row { display: flex; gap: .8rem; flex-wrap: wrap; align-items: flex-start; }
 figure { margin: 0; width: 168px; }
 figure.asked { width: 220px; } figure.right { border-left: 3px solid #2a9d5c; padding-left: .7rem; }
 figure.above { border-left: 3px solid #c8503c; padding-left: .7rem; }
-img { max-width: 100%; border-radius: 4px; background: #fff; }
-figcaption, .note { color: #888; font-size: .82em; overflow-wrap: anywhere; }
+figcaption { color: #888; font-size: .82em; }
 p { margin: .2rem 0; } h2 { margin-top: 2.2rem; }
 """
 
@@ -121,18 +114,16 @@ def write_failures(
         found = sorted(found, key=lambda pair: -pair[0].rank)[:count]
         sections.append(f"<h2>{name.replace('_', ' ').capitalize()}</h2>")
         sections += [_section(name, failure, part, pairs) for failure, part in found] or ["<p>No failures.</p>"]
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
+    body = (
         f"<p>The {count} worst queries of each direction. Beside each: the best of its correct answers, and what was "
-        f"ranked above it. Numbers are cosine similarities.</p>{''.join(sections)}</body></html>\n"
+        f"ranked above it. Numbers are cosine similarities.</p>{''.join(sections)}"
     )
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page(title, STYLE, body), encoding="utf-8")
 
 
 def _section(direction: str, failure: Failure, part: EncodedPairs, pairs: PairDataset) -> str:
     def picture(index: int) -> str:
-        return _thumbnail(pairs, part.rows[index])
+        return thumbnail(pairs, part.rows[index], THUMBNAIL)
 
     def text(index: int) -> str:
         return f"<p>{html.escape(pairs.caption(part.captions[index]))}</p>"
@@ -148,12 +139,3 @@ def _section(direction: str, failure: Failure, part: EncodedPairs, pairs: PairDa
 
 def _figure(kind: str, content: str, caption: str) -> str:
     return f'<figure class="{kind}">{content}<figcaption>{caption}</figcaption></figure>'
-
-
-def _thumbnail(pairs: PairDataset, row: int) -> str:
-    picture = pairs.read_row(row)
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="row {row}" src="data:image/jpeg;base64,{data}">'

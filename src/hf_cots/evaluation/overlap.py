@@ -13,35 +13,14 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..data.hashes import hamming_distances, perceptual_hash
 from ..data.images import BrokenImage
 from ..data.sources import PairDataset
 
 
 logger = logging.getLogger(__name__)
 
-SIDE, LOW = 32, 8
 GRID, COLOUR_RANGE = 4, 48
-
-
-def _cosines() -> np.ndarray:
-    """(LOW, SIDE): the lowest rows of the orthogonal cosine transform (DCT-II) without its scale."""
-    return np.cos(np.pi * np.arange(LOW)[:, None] * (2 * np.arange(SIDE) + 1) / (2 * SIDE))
-
-
-def perceptual_hash(picture: Image.Image) -> int:
-    """64 bits that survive scaling, recompression and small changes of colour (pHash; Zauner, 2010, chapter 3.2.1).
-
-    The picture becomes 32 x 32 grey pixels; of their cosine transform the 8 x 8 lowest frequencies are compared with
-    their median, one bit each, row by row, the first the most significant. Ours, because the packages that offer it
-    ask for scipy and wavelets to do these five lines.
-
-    Args:
-        picture: RGB. Pictures without any structure (one colour) all share one hash.
-    """
-    grey = np.asarray(picture.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS), dtype=np.float64)
-    frequencies = (_cosines() @ grey @ _cosines().T).round(6)  # without noise, so that no structure is exactly zero
-    bits = frequencies > np.median(frequencies)
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
 def colour_grid(picture: Image.Image) -> np.ndarray:
@@ -219,7 +198,7 @@ def nearest_alike(
         rows = slice(start, start + block)
         for offset in range(0, len(gallery.hashes), block):
             columns = slice(offset, offset + block)
-            bits = np.bitwise_count(queries.hashes[rows, None] ^ gallery.hashes[None, columns])
+            bits = hamming_distances(queries.hashes[rows, None], gallery.hashes[None, columns])
             near = np.nonzero(bits <= distance)
             gap = np.abs(queries.colours[rows][near[0]] - gallery.colours[columns][near[1]]).max(axis=1, initial=0)
             alike = np.full(bits.shape, 65, dtype=np.int64)

@@ -338,25 +338,35 @@ class COTSModel(COTSPreTrainedModel):
         """
         if input_ids is None and pixel_values is None:
             raise ValueError(f"{type(self).__name__} needs input_ids, pixel_values, or both")
-        image_output, text_output, image_embeds, text_embeds, logits = None, None, None, None, None
+        image_output, text_output = None, None
         if pixel_values is not None:
             sizes = {"interpolate_pos_encoding": True} if interpolate_pos_encoding else {}
             image_output = self.get_image_features(pixel_values, return_dict=True, **sizes, **kwargs)
-            image_embeds = l2_normalize(image_output.pooler_output)
         if input_ids is not None:
             text_output = self.get_text_features(input_ids, attention_mask, return_dict=True, **kwargs)
-            text_embeds = l2_normalize(text_output.pooler_output)
-        if image_embeds is not None and text_embeds is not None:
-            logits = image_embeds @ text_embeds.t() / self.temperature
-        # In one piece: fields set one by one would stand in another order, which indexing and tuples show.
-        return COTSOutput(
-            logits_per_image=logits,
-            logits_per_text=None if logits is None else logits.t(),
-            image_embeds=image_embeds,
-            text_embeds=text_embeds,
-            vision_model_output=image_output,
-            text_model_output=text_output,
-        )
+        return compared(image_output, text_output, self.temperature)
+
+
+def compared(
+    image_output: BaseModelOutputWithPooling | None,
+    text_output: BaseModelOutputWithPooling | None,
+    temperature: torch.Tensor | float,
+) -> COTSOutput:
+    """Normalised embeddings of what was encoded, and, if both were, the similarities of each with each over tau."""
+    image_embeds = None if image_output is None else l2_normalize(image_output.pooler_output)
+    text_embeds = None if text_output is None else l2_normalize(text_output.pooler_output)
+    logits = None
+    if image_embeds is not None and text_embeds is not None:
+        logits = image_embeds @ text_embeds.t() / temperature
+    # In one piece: fields set one by one would stand in another order, which indexing and tuples show.
+    return COTSOutput(
+        logits_per_image=logits,
+        logits_per_text=None if logits is None else logits.t(),
+        image_embeds=image_embeds,
+        text_embeds=text_embeds,
+        vision_model_output=image_output,
+        text_model_output=text_output,
+    )
 
 
 def config_from_towers(vision_config: PreTrainedConfig, text_config: PreTrainedConfig, **fields) -> COTSConfig:

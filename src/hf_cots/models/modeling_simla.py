@@ -21,7 +21,15 @@ from transformers.utils import can_return_tuple
 
 from .configuration_simla import SimlaConfig
 from .losses import full_precision, l2_normalize
-from .modeling_cots import COTSOutput, COTSPreTrainedModel, at_least_one_row, build_tower, copy_tower, load_tower
+from .modeling_cots import (
+    COTSOutput,
+    COTSPreTrainedModel,
+    at_least_one_row,
+    build_tower,
+    compared,
+    copy_tower,
+    load_tower,
+)
 
 
 class SimlaAttention(nn.Module):
@@ -407,24 +415,13 @@ class SimlaModel(SimlaPreTrainedModel):
         """
         if input_ids is None and pixel_values is None:
             raise ValueError("SimlaModel needs input_ids, pixel_values, or both")
-        image_output, text_output, image_embeds, text_embeds, logits = None, None, None, None, None
+        image_output, text_output = None, None
         if pixel_values is not None:
             sizes = {"interpolate_pos_encoding": True} if interpolate_pos_encoding else {}
             image_output = self.get_image_features(pixel_values, return_dict=True, **sizes, **kwargs)
-            image_embeds = l2_normalize(image_output.pooler_output)
         if input_ids is not None:
             text_output = self.get_text_features(input_ids, attention_mask, return_dict=True)
-            text_embeds = l2_normalize(text_output.pooler_output)
-        if image_embeds is not None and text_embeds is not None:
-            logits = image_embeds @ text_embeds.t() / full_precision(self.temperature)
-        return COTSOutput(
-            logits_per_image=logits,
-            logits_per_text=None if logits is None else logits.t(),
-            image_embeds=image_embeds,
-            text_embeds=text_embeds,
-            vision_model_output=image_output,
-            text_model_output=text_output,
-        )
+        return compared(image_output, text_output, full_precision(self.temperature))
 
 
 @torch.no_grad()

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from ..data.hashes import weights_fingerprint
 from ..data.sources import PairDataset
-from ..evaluation.encoders import EncodedPairs, Encoder, encode_pairs, weights_fingerprint
+from ..evaluation.encoders import EncodedPairs, Encoder, encode_pairs
 from ..evaluation.ranking import nearest
 from ..evaluation.report import Evaluated
 from ..evaluation.retrieval import DIRECTIONS, Direction
