@@ -1,6 +1,6 @@
 """Time and memory of retrieval metrics from embeddings.
 
-    python benchmarks/retrieval_scale.py --output benchmarks/results/retrieval_scale.json
+    python -m benchmarks.retrieval_scale --output benchmarks/results/retrieval_scale.json
 
 1. The shape of COCO-5K, 5,000 pictures x 25,000 texts of 256 dimensions, both directions: aim, below 10 s on 2 cores
    and below 500 MB above the embeddings.
@@ -15,11 +15,9 @@ were using the machine: with more than one busy process a core, threads wait for
 import argparse
 import json
 import os
-import platform
 import tempfile
 import threading
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +25,8 @@ import torch
 
 from hf_cots.evaluation.ranking import rank_queries
 from hf_cots.evaluation.stored import open_embeddings
+
+from .machine import machine
 
 
 def anonymous_memory() -> float:
@@ -117,11 +117,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     results = {
         "load_before": round(os.getloadavg()[0], 1),
-        "hardware": {"cpu": models[0].split(":")[1].strip(), "threads": arguments.threads},
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "numpy")},
+        "machine": machine(),
         "coco_5k_both_directions": coco_5k(),
     }
     with tempfile.TemporaryDirectory() as folder:

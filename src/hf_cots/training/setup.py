@@ -38,14 +38,14 @@ from ..models import (
     SimlaConfig,
     SimlaForPreTraining,
 )
+from ..models.pretraining import PreTrainingModel
 from .arguments import COTSTrainingArguments, DataArguments, ModelArguments
 
 
 logger = logging.getLogger(__name__)
 
-PreTraining = COTSForPreTraining | SimlaForPreTraining | CookieForPreTraining
 Config = COTSConfig | SimlaConfig | CookieConfig
-MODELS: dict[str, type[PreTraining]] = {
+MODELS: dict[str, type[PreTrainingModel]] = {
     "cots": COTSForPreTraining,
     "simla": SimlaForPreTraining,
     "cookie": CookieForPreTraining,
@@ -128,7 +128,7 @@ def tower_normalisation(source: str) -> dict[str, list[float]]:
     return {"image_mean": list(processor.image_mean), "image_std": list(processor.image_std)}
 
 
-def model_class(arguments: ModelArguments) -> type[PreTraining]:
+def model_class(arguments: ModelArguments) -> type[PreTrainingModel]:
     """What kind of model the flags, the checkpoint or the config ask for.
 
     Raises:
@@ -154,7 +154,7 @@ def changed_config(source: str | None, overrides: dict) -> Config:
     return type(config).from_dict(config.to_dict() | overrides)
 
 
-def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTraining:
+def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainingModel:
     """The model that the flags name, frozen and adapted as they say.
 
     Raises:
@@ -210,7 +210,7 @@ def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -
     return adapted
 
 
-def freeze_towers(model: PreTraining, names: list[str]) -> None:
+def freeze_towers(model: PreTrainingModel, names: list[str]) -> None:
     """Take the gradient from the named towers.
 
     Raises:
@@ -223,7 +223,7 @@ def freeze_towers(model: PreTraining, names: list[str]) -> None:
     model.train(model.training)  # a tower that is not trained loses its dropout at once
 
 
-def add_lora(model: PreTraining, rank: int):
+def add_lora(model: PreTrainingModel, rank: int):
     """Low-rank adapters (Hu et al. 2022) on the attention of both towers; projections and token heads train in full.
 
     The momentum encoder gets adapters too, so that it can follow.
@@ -275,7 +275,7 @@ def build_augmentation(config: Config, arguments: DataArguments) -> RandomCropFl
     return RandomCropFlip(config.vision_config.image_size, arguments.min_scale, arguments.flip)
 
 
-def build_code_cache(model: PreTraining, arguments: DataArguments, seed: int) -> CodeCache | None:
+def build_code_cache(model: PreTrainingModel, arguments: DataArguments, seed: int) -> CodeCache | None:
     """The codes that `--code_cache` names, if it names any.
 
     Raises:
