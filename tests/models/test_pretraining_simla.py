@@ -152,6 +152,24 @@ def test_the_distillation_weight_rises_over_the_warm_up():
     assert float(model.distillation_share()) == pytest.approx(0.4)
 
 
+def test_negatives_become_hard_over_the_warm_up(monkeypatch):
+    seen, draw = [], terms_simla.hard_negatives
+    monkeypatch.setattr(terms_simla, "hard_negatives", lambda s, allowed: seen.append(s) or draw(s, allowed))
+
+    def steps(count: int, **config) -> list[torch.Tensor]:
+        model, batch = tiny_simla(**config), simla_batch(tiny_simla())
+        seen.clear()
+        for _ in range(count):
+            (step,) = model.begin_step([batch])
+            model(**(batch | step))
+        return list(seen)
+
+    hard = steps(4)  # the authors' from the start; nothing is learned in between
+    rising = steps(4, hard_negative_warmup_steps=2)
+    for ours, theirs, scale in zip(rising, hard, [0, 0, 0.5, 0.5, 1, 1, 1, 1], strict=True):
+        torch.testing.assert_close(ours, scale * theirs)
+
+
 def cases():
     yield "one pair", lambda batch: {name: rows[:1] for name, rows in batch.items()}
     yield "all captions of one image", lambda batch: batch | {"image_ids": torch.zeros(4, dtype=torch.long)}

@@ -34,6 +34,11 @@ class SimlaConfig(PreTrainedConfig):
         min_temperature, max_temperature (`float`, default 0.001 and 0.5 [C]): its bounds.
         queue_size (`int`, defaults to 65,536 [C]): slots of the queues.
 
+    Matching
+        hard_negative_warmup_steps (`int`, defaults to 0 [D]): optimizer steps over which ITM's negatives rise from any
+            of the batch to those that ITC finds alike, which the authors draw from the start. Where ITC learns much
+            faster than the judge, as in runs of a few thousand steps, the judge needs the easy ones first.
+
     Masked modelling and keywords
         num_masked_patches (`int`, defaults to 75 [C]) and min_block_patches (`int`, defaults to 16 [C]): of BEiT's
             block masks.
@@ -89,6 +94,8 @@ class SimlaConfig(PreTrainedConfig):
     min_temperature: float | int = 0.001
     max_temperature: float | int = 0.5
     queue_size: int = 65_536
+
+    hard_negative_warmup_steps: int = 0
 
     num_masked_patches: int = 75
     min_block_patches: int = 16
@@ -163,7 +170,13 @@ class SimlaConfig(PreTrainedConfig):
         for name in ("projection_dim", "queue_size", "num_keywords", "votes_per_head"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("mlm_weight", "mim_weight", "psl_weight", "distillation_warmup_steps"):
+        for name in (
+            "mlm_weight",
+            "mim_weight",
+            "psl_weight",
+            "distillation_warmup_steps",
+            "hard_negative_warmup_steps",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 < self.word_mask_ratio <= 1:

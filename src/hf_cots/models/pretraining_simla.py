@@ -110,9 +110,17 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
 
         It rises in equal steps from 0 in the first step to the config's weight.
         """
-        begun = (self.steps_seen - 1).clamp(min=0) / max(1, self.config.distillation_warmup_steps)
-        risen = begun.clamp(max=1) if self.config.distillation_warmup_steps else torch.ones_like(begun)
-        return self.config.distillation_weight * risen
+        return self.config.distillation_weight * self._risen(self.config.distillation_warmup_steps)
+
+    def negative_hardness(self) -> torch.Tensor:
+        """What ITC's similarities are multiplied with before negatives are drawn by them: 0 draws any, 1 the authors'
+        hard ones; scalar float32."""
+        return self._risen(self.config.hard_negative_warmup_steps)
+
+    def _risen(self, warmup_steps: int) -> torch.Tensor:
+        """How far the step under way is through the warm-up: from 0 in the first step to 1."""
+        begun = (self.steps_seen - 1).clamp(min=0) / max(1, warmup_steps)
+        return begun.clamp(max=1) if warmup_steps else torch.ones_like(begun)
 
     @torch.no_grad()
     def begin_step(self, micro_batches: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
@@ -250,7 +258,9 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
 
         itc = self._itc(share, image_embeds, text_embeds, image_keys, text_keys, image_ids, pair_numbers)
         similarities = in_batch_similarities(image_embeds, text_embeds, image_keys, text_keys, self._tau())
-        terms = {"itc": itc, "itm": itm_term(batch, online, similarities, self._negatives(image_ids))}
+        images_first, texts_first = (self.negative_hardness() * each for each in similarities)
+        itm = itm_term(batch, online, (images_first, texts_first), self._negatives(image_ids))
+        terms = {"itc": itc, "itm": itm}
         if config.mlm_weight > 0:
             quirk = config.reference_quirks
             terms["mlm"] = mlm_term(batch, online, twin, masked_input_ids, bool_masked_words, share, quirk)
