@@ -54,11 +54,11 @@ def test_the_baselines_are_what_their_papers_say(recipes):
 def test_runs_come_once_with_the_main_question_first(recipes):
     runs = recipes.runs()
     assert len(runs) == len(set(runs)) == len({recipes.key(run) for run in runs})
-    first = runs[: 6 + 5]
-    assert {run.seed for run in first} == {0}
-    assert first[0] == Run("emoji", "text", "clip", 32, 700, "steps", 0, 0)
-    assert [run.row for run in first[6:]] == [run.row for run in first[1:6]]
-    assert {run.budget for run in first[6:]} == {"time"}
+    equal_steps, equal_time = runs[: 6 * 6], runs[6 * 6 : 6 * 6 + 6 * 3]
+    assert equal_steps[0] == Run("emoji", "frozen_text", "clip", 16, 600, "steps", 0, 0)
+    assert {run.seed for run in equal_steps[:6]} == {0}, "all rows of a seed before the next seed"
+    assert {run.budget for run in equal_steps} == {"steps"} and {run.budget for run in equal_time} == {"time"}
+    assert {run.row for run in equal_time} < {run.row for run in equal_steps}
     assert {0, 0.05, 0.1, 0.2} == {run.noise for run in runs}
     assert {16, 32, 128, 256} == {run.batch for run in runs}
     assert not [run for run in runs if run.row == "clip" and run.budget == "time"]
