@@ -57,7 +57,8 @@ def test_runs_come_once_with_the_main_question_first(recipes):
     equal_steps, equal_time = runs[: 6 * 6], runs[6 * 6 : 6 * 6 + 6 * 3]
     assert equal_steps[0] == Run("emoji", "frozen_text", "clip", 16, 600, "steps", 0, 0)
     assert {run.seed for run in equal_steps[:6]} == {0}, "all rows of a seed before the next seed"
-    assert {run.budget for run in equal_steps} == {"steps"} and {run.budget for run in equal_time} == {"time"}
+    assert {run.budget for run in equal_steps} == {"steps"}
+    assert {run.budget for run in equal_time} == {"time"}
     assert {run.row for run in equal_time} < {run.row for run in equal_steps}
     assert {0, 0.05, 0.1, 0.2} == {run.noise for run in runs}
     assert {16, 32, 128, 256} == {run.batch for run in runs}
@@ -123,6 +124,13 @@ def line_of(row, seed, ranks, **recipe):
 def test_shares_add_up_to_rsum():
     line = line_of("clip", 0, [1, 2, 7, 30, 1])
     assert shares(line).sum() == pytest.approx(sum(sum(line["metrics"][d].values()) for d in line["metrics"]))
+
+
+def test_a_name_of_many_pictures_counts_once():
+    line = line_of("clip", 0, [1, 40, 7, 1])
+    line["query_ids"] = {direction: [0, 0, 0, 1] for direction in line["ranks"]}
+    assert shares(line) == pytest.approx([100 * (1 + 1 + 2) / 3, 300])
+    assert "| 66.7 / 66.7 / 83.3 |" in markdown([line])
 
 
 def test_p_value_equals_all_exchanges():
