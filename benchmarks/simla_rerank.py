@@ -126,14 +126,15 @@ def train_cots(work: Path, steps: int) -> None:
 
 
 def write_towers(work: Path) -> tuple[Path, Path]:
-    """What SIMLA starts from: the COTS's image encoder, and the lower three layers of MiniLM."""
+    """What SIMLA starts from: the COTS's image encoder, and the lower three layers of MiniLM, without dropout."""
     vision, text = work / "towers" / "vision", work / "towers" / "text"
     cots, processor = (auto.from_pretrained(work / "cots" / "model") for auto in (AutoModel, AutoProcessor))
     tower = ViTModel(cots.config.vision_config, add_pooling_layer=False)
     tower.load_state_dict(cots.vision_model.state_dict())
     tower.save_pretrained(vision)
     processor.image_processor.save_pretrained(vision)
-    AutoModel.from_pretrained(text_tower_folder(), num_hidden_layers=3).save_pretrained(text)
+    plain = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    AutoModel.from_pretrained(text_tower_folder(), num_hidden_layers=3, **plain).save_pretrained(text)
     processor.tokenizer.save_pretrained(text)
     return vision, text
 

@@ -25,8 +25,10 @@ from hf_cots.training.token_gain import token_level_gain
 from .plan import Recipes, Run
 from .sets import AblationSet
 from .tasks import other_tasks
+from .vision_tower import vision_tower_folder
 
 
+WARM_IMAGE_SIZE = 84  # pixels of a side of the pretrained image encoder's input; the emoji have 72
 WINDOWS = 10  # parts of a run in which the filter is judged
 LAST = 0.2  # share of the run over which final losses are averaged
 
@@ -59,6 +61,8 @@ def trainer_of(recipes: Recipes, run: Run, data: AblationSet, output: Path, step
     """The run's trainer, ready to start."""
     flags = recipes.flags(run, steps)
     flags["text"] = text_tower_folder() if flags["text"] == "{minilm}" else flags["text"]
+    if flags["vision"] == "{vit_s}":
+        flags["vision"] = vision_tower_folder(data.folder.parent, WARM_IMAGE_SIZE)
     overrides = flags["config_overrides"]
     flags |= {
         "tokenizer": text_tower_folder(),

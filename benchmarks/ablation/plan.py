@@ -100,12 +100,13 @@ class Recipes:
             steps: how many it takes; the run's own by default.
         """
         steps = run.steps if steps is None else steps
-        size, row = dict(self.content["batches"][run.batch]), self.content["rows"][run.row]
+        init, row = dict(self.content["inits"][run.init]), self.content["rows"][run.row]
+        size = dict(init.pop("batches", self.content["batches"])[run.batch])
         shares = {name: round(share * steps) for name, share in self.content["shares_of_steps"].items()}
         rate = size.pop("learning_rate")
         return {
             **self.content["flags"],
-            **self.content["inits"][run.init],
+            **init,
             "learning_rate": rate,
             "max_steps": steps,
             "per_device_train_batch_size": run.batch,
