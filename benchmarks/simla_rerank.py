@@ -147,7 +147,7 @@ def train_simla(work: Path, steps: int | None) -> None:
 
 
 def recall(work: Path, name: str) -> dict[str, Any]:
-    """Both directions of a set: COTS alone, SIMLA as a dual encoder alone, and COTS with SIMLA as the judge."""
+    """Both directions of a set: COTS alone, SIMLA as a dual encoder alone, and each with SIMLA as the judge."""
     files = [str(work / f"{name}-{side}.jsonl") for side in ("test", "validation")]
     test, validation = (load_pairs(file, "image", "caption", "caption") for file in files)
     cots, simla = (load_encoder(str(work / kind / "model"), "cpu") for kind in ("cots", "simla"))
@@ -159,6 +159,7 @@ def recall(work: Path, name: str) -> dict[str, Any]:
         "first_step": build_report(first),
         "simla_dual": build_report(dual, first),
         "both": judge(cots, first, test),
+        "simla_both": judge(simla, dual, test),
     }
 
 
