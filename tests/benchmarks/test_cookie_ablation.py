@@ -1,5 +1,6 @@
 """COOKIE's ablation: rows that differ in what they are named for, tasks beside retrieval, a smoke of the command."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -50,9 +51,10 @@ def test_the_rows_are_those_of_the_specification(recipes):
         "all": (2, True, 1, 1),
     }
     runs = recipes.runs()
-    assert len(runs) == 6 * 3 * 2
     assert [run.row for run in runs[:6]] == ROWS
-    assert {run.seed for run in runs} == {0, 1, 2}
+    alike = {(run.set, run.row, run.seed) for run in runs[: 6 * 3 * 2]}
+    assert alike == set(itertools.product(("emoji", "openclipart"), ROWS, (0, 1, 2)))
+    assert {run.steps for run in runs[: 6 * 3 * 2]} == {200}
 
 
 def test_other_wordings_differ_in_more_than_punctuation():
