@@ -5,13 +5,15 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.machine import machine
-from hf_cots.data import PairBatches, PairDataset
+from hf_cots.data import FrozenPairs, PairBatches, PairDataset
+from hf_cots.data.frozen_features import TowerFeatures
 from hf_cots.demo.recipe import text_tower_folder
 from hf_cots.evaluation.audit import audit_pairs
 from hf_cots.evaluation.encoders import DualEncoder, encode_pairs
@@ -22,13 +24,15 @@ from hf_cots.training import COTSTrainer
 from hf_cots.training.arguments import flags_of, parse_arguments
 from hf_cots.training.token_gain import token_level_gain
 
+from .frozen_encoder import FrozenEncoder
 from .plan import Recipes, Run
 from .sets import AblationSet
 from .tasks import other_tasks
 from .vision_tower import vision_tower_folder
 
 
-WARM_IMAGE_SIZE = 84  # pixels of a side of the pretrained image encoder's input; the emoji have 72
+# Pixels of a side of the pretrained image encoder's input; the emoji have 72.
+WARM_IMAGE_SIZES = {"{vit_s}": 84, "{vit_s_112}": 112}
 WINDOWS = 10  # parts of a run in which the filter is judged
 LAST = 0.2  # share of the run over which final losses are averaged
 
@@ -39,12 +43,26 @@ class WatchedTrainer(COTSTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.kept: list[bool] = []
+        self.features: Path | None = None  # the folder, if the towers are frozen and their features stored
 
     def get_batch_samples(self, *args, **kwargs):
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         for batch in batches:
             self.kept.extend(batch["kept"].tolist() if "kept" in batch else [])
         return batches, num_items
+
+    @property
+    def pairs(self) -> PairDataset:
+        """The training data, whether pictures or their features are trained on."""
+        return self.train_dataset.pairs if isinstance(self.train_dataset, FrozenPairs) else self.train_dataset
+
+    @cached_property
+    def encoder(self) -> DualEncoder:
+        """What is evaluated."""
+        model, processor = self.model.encoder, self.processing_class
+        if self.features is None:
+            return DualEncoder(model, processor)
+        return FrozenEncoder(model, processor, features=TowerFeatures(model, processor, self.features))
 
     def order(self) -> Iterator[int]:
         """The pairs in the order in which they came, without end: a pure function of the seed."""
@@ -61,8 +79,9 @@ def trainer_of(recipes: Recipes, run: Run, data: AblationSet, output: Path, step
     """The run's trainer, ready to start."""
     flags = recipes.flags(run, steps)
     flags["text"] = text_tower_folder() if flags["text"] == "{minilm}" else flags["text"]
-    if flags["vision"] == "{vit_s}":
-        flags["vision"] = vision_tower_folder(data.folder.parent, WARM_IMAGE_SIZE)
+    if flags["vision"] in WARM_IMAGE_SIZES:
+        flags["vision"] = vision_tower_folder(data.folder.parent, WARM_IMAGE_SIZES[flags["vision"]])
+    features = data.folder.parent / "features" if "feature_cache" in flags else None
     overrides = flags["config_overrides"]
     flags |= {
         "tokenizer": text_tower_folder(),
@@ -70,6 +89,7 @@ def trainer_of(recipes: Recipes, run: Run, data: AblationSet, output: Path, step
         "train_data": data.train_file(run.noise, run.seed),
         "caption_column": "text",
         "image_id_column": "name",
+        "feature_cache": features,
         "output_dir": output,
         "logging_steps": max(1, steps // 50),
         "save_strategy": "no",
@@ -78,6 +98,7 @@ def trainer_of(recipes: Recipes, run: Run, data: AblationSet, output: Path, step
     }
     trainer = build_trainer(*parse_arguments(flags_of(flags)), WatchedTrainer)
     assert isinstance(trainer, WatchedTrainer)
+    trainer.features = features
     return trainer
 
 
@@ -112,9 +133,9 @@ def measure(
         "data": {"train": len(trainer.train_dataset), "test": gallery.fingerprint()},
         "losses": final_losses(trainer.state.log_history, steps),
     }
-    line |= retrieval(model.encoder, trainer.processing_class, gallery)
+    line |= retrieval(trainer.encoder, gallery)
     if recipes.content.get("tasks"):
-        line["tasks"] = other_tasks(DualEncoder(model.encoder, trainer.processing_class), data)
+        line["tasks"] = other_tasks(trainer.encoder, data)
     if model.config.uses_masks:
         line["token_gain"] = token_level_gain(model, trainer.processing_class, gallery)
     if run.noise:
@@ -140,10 +161,10 @@ def final_losses(history: list[dict[str, float]], steps: int) -> dict[str, float
     return {name: round(statistics.mean(e[name] for e in last), 5) for name in last[0] if name not in left_out}
 
 
-def retrieval(model, processor, gallery: PairDataset) -> dict[str, Any]:
+def retrieval(encoder: DualEncoder, gallery: PairDataset) -> dict[str, Any]:
     """`metrics` of both directions in percent, `ranks` of each query (from 1), and `query_ids`, small numbers that are
     equal for queries of one picture."""
-    directions = rank_both(encode_pairs(DualEncoder(model, processor), gallery))
+    directions = rank_both(encode_pairs(encoder, gallery))
     line: dict[str, Any] = {"metrics": {}, "ranks": {}, "query_ids": {}}
     for name, direction in directions.items():
         metrics = direction.metrics()
@@ -160,7 +181,7 @@ def noise_report(trainer: WatchedTrainer) -> dict[str, Any]:
         `filter`: for each part `{"steps", "dropped", "precision", "recall"}`, the precision None where nothing was
         dropped. `audit_precision`: the share of mismatches among as many of the most suspect pairs as there are.
     """
-    table = trainer.train_dataset.table
+    table = trainer.pairs.table
     planted = np.array([a != b for a, b in zip(table["text"], table["name"])])
     order, kept = trainer.order(), np.array(trainer.kept)
     wrong = planted[[index for index, _ in zip(order, kept)]]
@@ -176,6 +197,6 @@ def noise_report(trainer: WatchedTrainer) -> dict[str, Any]:
                 "recall": found / int(bad.sum()) if bad.any() else None,
             }
         )
-    audit = audit_pairs(DualEncoder(trainer.model.encoder, trainer.processing_class), trainer.train_dataset)
+    audit = audit_pairs(trainer.encoder, trainer.pairs)
     suspects = audit.order[: planted.sum()]
     return {"planted": int(planted.sum()), "filter": parts, "audit_precision": float(planted[suspects].mean())}

@@ -102,6 +102,7 @@ class Recipes:
         steps = run.steps if steps is None else steps
         init, row = dict(self.content["inits"][run.init]), self.content["rows"][run.row]
         size = dict(init.pop("batches", self.content["batches"])[run.batch])
+        config = self.content["config"] | init.pop("config", {})
         shares = {name: round(share * steps) for name, share in self.content["shares_of_steps"].items()}
         rate = size.pop("learning_rate")
         return {
@@ -111,7 +112,7 @@ class Recipes:
             "max_steps": steps,
             "per_device_train_batch_size": run.batch,
             "seed": run.seed,
-            "config_overrides": self.content["config"] | size | shares | row,
+            "config_overrides": config | size | shares | row,
         }
 
     def key(self, run: Run) -> str:

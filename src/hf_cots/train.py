@@ -25,6 +25,7 @@ from .training.setup import (
     build_code_cache,
     build_collator,
     build_data,
+    build_frozen_pairs,
     build_model,
     build_processor,
     build_tokenizer,
@@ -72,11 +73,13 @@ def build_trainer(
     processor = build_processor(model.config, tokenizer)
     code_cache = build_code_cache(model, data_arguments, training.seed)
     views = build_views(model.config, data_arguments, train_pairs)
+    frozen = build_frozen_pairs(model, processor, train_pairs, model_arguments, data_arguments, training)
+    collator = build_collator(processor, model.config, data_arguments, code_cache, views)
     return (trainer_class or COTSTrainer)(
         model=model,
         args=training,
-        data_collator=build_collator(processor, model.config, data_arguments, code_cache, views),
-        train_dataset=train_pairs,
+        data_collator=collator if frozen is None else dict,  # features come as batches
+        train_dataset=train_pairs if frozen is None else frozen,
         eval_dataset=eval_pairs,
         processing_class=processor,
     )

@@ -190,7 +190,7 @@ def test_a_killed_run_loses_at_most_one_shard(pairs, tokenizer, folder, tmp_path
             write_codes(pairs, tokenizer, cache, CROP, **options)
     assert [path.name for path in cache.glob("*.safetensors")] == ["codes-00000.safetensors"]
     with monkeypatch.context() as patch:
-        patch.setattr("hf_cots.data.code_cache.os.replace", dying_replace)
+        patch.setattr("hf_cots.data.shards.os.replace", dying_replace)
         with pytest.raises(KeyboardInterrupt):
             write_codes(pairs, tokenizer, cache, CROP, **options)
     assert len(CodeCache(cache, settings(tokenizer))) == 60

@@ -43,3 +43,20 @@ def test_towers_that_train_give_no_features():
     (step,) = model.begin_step([tiny_batch()])
     assert "image_features" not in step
     assert "text_features" not in step
+
+
+def test_the_twin_of_a_frozen_tower_is_not_updated_and_the_rest_follows():
+    model = COTSForPreTraining(tiny_config(mlm_weight=0.0)).train()
+    model.cots.text_model.requires_grad_(False)
+    with torch.no_grad():
+        for parameter in model.cots.parameters():
+            parameter.add_(1)
+    before = {name: tensor.clone() for name, tensor in model.momentum_encoder.state_dict().items()}
+    model.update_momentum()
+    after = model.momentum_encoder.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {
+        name for name, _ in model.momentum_encoder.named_parameters() if not name.startswith("text_model.")
+    }
+    model.reset_momentum()
+    assert torch.equal(after["text_model.embeddings.LayerNorm.bias"], model.cots.text_model.embeddings.LayerNorm.bias)

@@ -80,7 +80,7 @@ def test_an_image_embedding_depends_on_its_image_alone():
     assert (embeds[0] - embeds[1]).abs().max() > 1e-2, "different images, different embeddings"
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "cls+mean"])
 def test_a_text_embedding_depends_on_its_text_alone(pooling):
     """Neither padding, nor what lies in it, nor its side or company."""
     model, batch = randomised(make(text_pooling=pooling)), tiny_batch()
@@ -181,7 +181,7 @@ def test_another_resolution_by_interpolation():
 
 
 @pytest.mark.parametrize("name", VISION_TOWERS)
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "cls+mean"])
 def test_other_image_towers(name, pooling, tmp_path):
     model = make(vision_config=copy.deepcopy(VISION_TOWERS[name]), image_pooling=pooling)
     batch = tiny_batch()
@@ -196,12 +196,15 @@ def test_other_image_towers(name, pooling, tmp_path):
     hidden = model.encode_image(batch["pixel_values"])
     special = hidden.last_hidden_state.shape[1] - 16
     assert special == (2 if name == "deit" else 1)
+    mean = hidden.last_hidden_state[:, special:].mean(dim=1)
     if pooling == "mean":
-        torch.testing.assert_close(hidden.pooler_output, hidden.last_hidden_state[:, special:].mean(dim=1))
+        torch.testing.assert_close(hidden.pooler_output, mean)
+    elif pooling == "cls+mean":
+        torch.testing.assert_close(hidden.pooler_output, torch.cat([hidden.last_hidden_state[:, 0], mean], dim=1))
 
 
 @pytest.mark.parametrize("name", TEXT_TOWERS)
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "cls+mean"])
 def test_other_text_towers(name, pooling, tmp_path):
     model = randomised(make(text_config=copy.deepcopy(TEXT_TOWERS[name]), text_pooling=pooling))
     batch = tiny_batch()

@@ -4,6 +4,7 @@ from .augmentation import RandomCropFlip
 from .batches import PairBatches
 from .code_cache import CodeCache, CodeSettings, write_codes
 from .collator import COTSCollator, PictureCollator
+from .frozen_features import FrozenPairs, frozen_pairs
 from .sources import PairDataset, load_pairs
 from .streams import PairStream, StreamBatches, load_stream
 from .views import SecondViews, StrongView, WordDropping
@@ -13,6 +14,7 @@ __all__ = [
     "COTSCollator",
     "CodeCache",
     "CodeSettings",
+    "FrozenPairs",
     "PairBatches",
     "PairDataset",
     "PairStream",
@@ -22,6 +24,7 @@ __all__ = [
     "StreamBatches",
     "StrongView",
     "WordDropping",
+    "frozen_pairs",
     "load_pairs",
     "load_stream",
     "write_codes",

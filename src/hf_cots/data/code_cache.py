@@ -12,7 +12,6 @@ keys must agree: an exchanged picture, or a library that resizes otherwise, is n
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -31,6 +29,7 @@ from ..models import COTSImageProcessor, COTSImageTokenizer
 from ..models.token_level import codebook_pixels
 from .augmentation import RandomCropFlip, cropped
 from .hashes import weights_fingerprint
+from .shards import open_shard, replace_file
 from .sources import PairDataset
 
 
@@ -136,7 +135,7 @@ class CodeCache:
         self.shards = sorted(self.folder.glob(SHARD.format(0).replace("00000", "*")))
         if not self.shards:
             raise ValueError(f"the code cache {folder} has no shard yet")
-        keys = [_open(path) for path in self.shards]
+        keys = [open_shard(path) for path in self.shards]
         self._files: dict[int, Any] = {}
         crops = [file.get_tensor("crops") for file in keys]
         places = [
@@ -161,7 +160,7 @@ class CodeCache:
             return None
         shard, row = self.places[index].tolist()
         if shard not in self._files:
-            self._files[shard] = _open(self.shards[shard]).get_slice("codes")
+            self._files[shard] = open_shard(self.shards[shard]).get_slice("codes")
         return self._files[shard][row : row + 1][0]
 
     def codes(self, seeds: list[int], crops: list[Image.Image]) -> np.ndarray | None:
@@ -244,7 +243,9 @@ def write_codes(
                 raise ValueError(f"the code cache {folder} was begun with {name} {written.get(name)}, not {value}")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / MANIFEST, lambda draft: draft.write_text(json.dumps(settings.manifest() | layout, indent=1)))
+        replace_file(
+            folder / MANIFEST, lambda draft: draft.write_text(json.dumps(settings.manifest() | layout, indent=1))
+        )
     square = {"height": augmentation.size, "width": augmentation.size}
     processor = COTSImageProcessor(size=square, image_mean=list(image_mean), image_std=list(image_std))
     collate = partial(_crops, augmentation=augmentation, processor=processor)
@@ -266,30 +267,11 @@ def write_codes(
                     shard[name].append(rows)
                 bar.update(len(seeds))
             joined = {name: np.concatenate(rows) for name, rows in shard.items()}
-            _replace(path, partial(save_file, joined))
+            replace_file(path, partial(save_file, joined))
             done += len(part)
     return done
 
 
 def _length(path: Path) -> int:
     """Crops in a shard; the last one grows when more epochs are written."""
-    return _open(path).get_slice("crops").get_shape()[0]
-
-
-def _open(path: Path):
-    """A shard.
-
-    Raises:
-        ValueError: if it is damaged, as a machine that lost its power can leave it.
-    """
-    try:
-        return safe_open(path, framework="np")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it, and `hf-cots tokenize` writes it again") from None
-
-
-def _replace(path: Path, write) -> None:
-    """Write a file in one atomic step: a kill leaves the whole file or none."""
-    draft = path.with_name(f"{path.name}.draft")
-    write(draft)
-    os.replace(draft, path)
+    return open_shard(path).get_slice("crops").get_shape()[0]

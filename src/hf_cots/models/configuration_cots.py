@@ -21,8 +21,9 @@ class COTSConfig(PreTrainedConfig):
         text_config (`PreTrainedConfig` or `dict`, defaults to BERT-base-uncased [M]): the text stream.
         image_tokenizer_config (`COTSImageTokenizerConfig` or `dict`, defaults to DALL-E's at 192 pixels [M]).
         projection_dim (`int`, defaults to 256 [D]): width of the joint space.
-        image_pooling, text_pooling (`"cls"` or `"mean"`, default `"cls"` [M]): which feature of a stream is its
-            global one. `"mean"` averages the patches, or the words without padding.
+        image_pooling, text_pooling (`"cls"`, `"mean"` or `"cls+mean"`, default `"cls"` [M]): which feature of a
+            stream is its global one. `"mean"` averages the patches, or the words without padding; `"cls+mean"` is
+            both, one beside the other, and twice as wide.
         image_mean, image_std (`list[float]`, default 0.5 [D]): normalisation of `pixel_values`.
         special_token_ids (`list[int]`, defaults to BERT's): token ids that are never masked.
         mask_token_id (`int`, defaults to 103, BERT's): the token that stands for a masked word.
@@ -93,8 +94,8 @@ class COTSConfig(PreTrainedConfig):
     text_config: PreTrainedConfig | dict | None = None
     image_tokenizer_config: COTSImageTokenizerConfig | dict | None = None
     projection_dim: int = 256
-    image_pooling: Literal["cls", "mean"] = "cls"
-    text_pooling: Literal["cls", "mean"] = "cls"
+    image_pooling: Literal["cls", "mean", "cls+mean"] = "cls"
+    text_pooling: Literal["cls", "mean", "cls+mean"] = "cls"
     image_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
     image_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
     special_token_ids: list[int] | tuple[int, ...] = (0, 100, 101, 102, 103)

@@ -88,6 +88,18 @@ def is_frozen(tower: nn.Module) -> bool:
     return not any(parameter.requires_grad for parameter in tower.parameters())
 
 
+def pooled(pooling: str, first: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """A stream's global feature (n, [`feature_size`]) of its first token's state and its tokens' mean, (n, hidden)."""
+    if pooling == "cls+mean":
+        return torch.cat([first, mean], dim=-1)
+    return first if pooling == "cls" else mean
+
+
+def feature_size(tower_config: PreTrainedConfig, pooling: str) -> int:
+    """Width of a stream's global feature."""
+    return tower_config.hidden_size * (2 if pooling == "cls+mean" else 1)
+
+
 def at_least_one_row(rows: torch.Tensor) -> torch.Tensor:
     """A blank row in place of none. A rank may have no pair of a ragged last batch; the towers cannot reshape an empty
     one, and every parameter must take part in each rank's backward pass."""
@@ -189,8 +201,10 @@ class COTSModel(COTSPreTrainedModel):
         super().__init__(config)
         self.vision_model = build_tower(config.vision_config, add_pooling_layer=False, use_mask_token=use_mask_token)
         self.text_model = build_tower(config.text_config, add_pooling_layer=False)
-        self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim)
-        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim)
+        image_size = feature_size(config.vision_config, config.image_pooling)
+        text_size = feature_size(config.text_config, config.text_pooling)
+        self.visual_projection = nn.Linear(image_size, config.projection_dim)
+        self.text_projection = nn.Linear(text_size, config.projection_dim)
         self.log_temperature = None
         if config.learn_temperature:
             self.log_temperature = nn.Parameter(torch.tensor([math.log(config.temperature)]))  # FSDP shards no scalars
@@ -221,6 +235,23 @@ class COTSModel(COTSPreTrainedModel):
         """The config of a model with these towers."""
         return config_from_towers(vision_config, text_config, **fields)
 
+    @torch.no_grad()
+    def standardize_projections(self, image_features: torch.Tensor, text_features: torch.Tensor) -> None:
+        """Make the projections see standardised features: W <- W / sigma, b <- b - W mu, with each feature's mean and
+        deviation over the training data.
+
+        New projections then begin with outputs of zero mean in which every feature counts alike (data-dependent
+        initialisation, Kraehenbuehl et al. 2016). The model that is deployed has no part more.
+
+        Args:
+            image_features, text_features: (n, [`feature_size`]) global features before projection.
+        """
+        for layer, features in ((self.visual_projection, image_features), (self.text_projection, text_features)):
+            features = full_precision(features)
+            deviation = features.std(dim=0).clamp(min=torch.finfo(features.dtype).eps)
+            layer.weight.div_(deviation)
+            layer.bias.sub_(layer.weight @ features.mean(dim=0))
+
     @property
     def temperature(self) -> torch.Tensor | float:
         """tau: a number, or the learned value within its bounds."""
@@ -246,7 +277,7 @@ class COTSModel(COTSPreTrainedModel):
         self, pixel_values: torch.FloatTensor, bool_masked_pos: torch.BoolTensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
         """The image stream alone: `last_hidden_state` (n, tokens, hidden) and, as `pooler_output`, the global feature
-        (n, hidden) before projection.
+        (n, [`feature_size`]) before projection.
 
         Args:
             pixel_values: (n, 3, image_size, image_size), normalised.
@@ -259,7 +290,7 @@ class COTSModel(COTSPreTrainedModel):
         output.last_hidden_state = hidden = output.last_hidden_state[: len(pixel_values)]
         # Whatever special tokens a tower puts in front, the patches come last.
         patches = slice(hidden.shape[1] - self.num_patches(pixel_values), None)
-        output.pooler_output = hidden[:, 0] if self.config.image_pooling == "cls" else hidden[:, patches].mean(dim=1)
+        output.pooler_output = pooled(self.config.image_pooling, hidden[:, 0], hidden[:, patches].mean(dim=1))
         return output
 
     def num_patches(self, pixel_values: torch.Tensor) -> int:
@@ -270,7 +301,8 @@ class COTSModel(COTSPreTrainedModel):
     def encode_text(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
-        """The text stream alone: `last_hidden_state` (n, length, hidden) and the global feature (n, hidden).
+        """The text stream alone: `last_hidden_state` (n, length, hidden) and the global feature
+        (n, [`feature_size`]).
 
         Args:
             input_ids: (n, length).
@@ -279,15 +311,13 @@ class COTSModel(COTSPreTrainedModel):
         tower_mask = attention_mask if len(input_ids) else None  # a blank text that is all padding would give NaN
         output = self.text_model(input_ids=at_least_one_row(input_ids), attention_mask=tower_mask, **kwargs)
         hidden = output.last_hidden_state[: len(input_ids)]
-        pooled = hidden[:, 0]
-        if self.config.text_pooling == "mean":
-            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            weights = mask.unsqueeze(-1).to(hidden.dtype)
-            pooled = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        weights = mask.unsqueeze(-1).to(hidden.dtype)
+        mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
         # BERT's own output class has more fields than a stream's output needs.
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden,
-            pooler_output=pooled,
+            pooler_output=pooled(self.config.text_pooling, hidden[:, 0], mean),
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )

@@ -9,20 +9,22 @@ from .losses import full_precision
 
 
 @torch.no_grad()
-def update_momentum(twin: nn.Module, online: nn.Module, momentum: float) -> None:
+def update_momentum(twin: nn.Module, online: nn.Module, momentum: float, idle: tuple[str, ...] = ()) -> None:
     """`theta_m <- m * theta_m + (1 - m) * theta` for every parameter of the twin, in grouped calls.
 
     Args:
         twin: the momentum encoder. Its parameters are found in `online` by name.
         online: the trained encoder; it may own parameters that the twin lacks (a mask token).
         momentum: m; 0 copies.
+        idle: beginnings of the names of parameters that stay as they are.
 
     Raises:
         KeyError: if the online encoder lacks a parameter of the twin, as when an adapter was put on one of them only.
     """
     trained = dict(online.named_parameters())
-    targets = [parameter for _, parameter in twin.named_parameters()]
-    sources = [trained[name].detach() for name, _ in twin.named_parameters()]
+    followers = {name: parameter for name, parameter in twin.named_parameters() if not name.startswith(idle)}
+    targets = list(followers.values())
+    sources = [trained[name].detach() for name in followers]
     if targets:
         torch._foreach_lerp_(targets, sources, 1 - momentum)
 

@@ -31,6 +31,11 @@ from .momentum import (
 from .token_level import codebook_pixels
 
 
+def rows_of(batch: dict[str, torch.Tensor]) -> int:
+    """How many pairs a batch holds."""
+    return len(next(rows for rows in batch.values() if rows is not None))
+
+
 class PreTrainingModel(COTSPreTrainedModel):
     """An encoder, under the attribute that `base_model_prefix` names, and what only training needs.
 
@@ -59,6 +64,11 @@ class PreTrainingModel(COTSPreTrainedModel):
     @property
     def twins(self) -> tuple[tuple[nn.Module, nn.Module], ...]:
         """Momentum twins, each with the online module that it follows."""
+        return ()
+
+    @property
+    def idle_in_twins(self) -> tuple[str, ...]:
+        """Beginnings of the names of what is never asked of the twins, and need not follow from step to step."""
         return ()
 
     @classmethod
@@ -154,7 +164,10 @@ class PreTrainingModel(COTSPreTrainedModel):
     def update_momentum(self, momentum: float | None = None) -> None:
         """`theta_m <- m * theta_m + (1 - m) * theta`, with the m that is due now unless another is given."""
         for twin, online in self.twins:
-            update_momentum(twin, online, self.momentum_now() if momentum is None else momentum)
+            if momentum is None:
+                update_momentum(twin, online, self.momentum_now(), self.idle_in_twins)
+            else:
+                update_momentum(twin, online, momentum)
 
     def momentum_now(self) -> float:
         """m."""
@@ -183,7 +196,7 @@ class PreTrainingModel(COTSPreTrainedModel):
         seen, total = self.pairs_seen.clone(), 0
         gathered = []
         for batch, step in zip(micro_batches, steps, strict=True):
-            counts = row_counts(len(batch["input_ids"]), seen.device)
+            counts = row_counts(rows_of(batch), seen.device)
             step["pair_numbers"] = numbers_in_run(seen, counts)
             step["image_ids"] = ids_of_pictures(batch.get("image_ids"), step["pair_numbers"])
             gathered.append([gather_rows(step[name], counts) for name in shared])
@@ -224,4 +237,4 @@ class PreTrainingModel(COTSPreTrainedModel):
         return self.image_tokenizer.get_codebook_indices(self.codebook_pixels(pixel_values)).flatten(1)
 
 
-__all__ = ["PreTrainingModel"]
+__all__ = ["PreTrainingModel", "rows_of"]

@@ -24,7 +24,7 @@ from transformers.utils import ModelOutput
 from .configuration_cots import COTSConfig
 from .contrast import ContrastRows, instance_losses, queue_rows, rows_of_all_ranks, with_gradients
 from .losses import center_keys, key_mean, l2_normalize, masked_token_loss, pair_scores, task_loss
-from .modeling_cots import COTSModel, is_frozen
+from .modeling_cots import COTSModel, feature_size, is_frozen
 from .modeling_dvae import COTSImageTokenizer
 from .momentum import (
     KeyCenter,
@@ -34,7 +34,7 @@ from .momentum import (
     numbers_in_run,
     row_counts,
 )
-from .pretraining import PreTrainingModel
+from .pretraining import PreTrainingModel, rows_of
 from .token_level import draw_masks_by_number, tower_head
 
 
@@ -75,7 +75,8 @@ class COTSForPreTraining(PreTrainingModel):
     def __init__(self, config: COTSConfig):
         super().__init__(config)
         self.check_mask_token(config)
-        image_size, text_size = config.vision_config.hidden_size, config.text_config.hidden_size
+        image_size = feature_size(config.vision_config, config.image_pooling)
+        text_size = feature_size(config.text_config, config.text_pooling)
         self.cots = COTSModel(config, use_mask_token=config.mvm_weight > 0)
         self.momentum_encoder = COTSModel(config) if config.uses_momentum_encoder else None
         if config.contrast == "momentum":
@@ -91,7 +92,9 @@ class COTSForPreTraining(PreTrainingModel):
         if config.mvm_weight > 0:
             self.image_tokenizer = COTSImageTokenizer(config.image_tokenizer_config)  # type: ignore[arg-type]
             self.mvm_head = tower_head(config.vision_config, text_size)
-            self.mvm_classifier = nn.Linear(image_size, config.image_tokenizer_config.codebook_size)
+            self.mvm_classifier = nn.Linear(
+                config.vision_config.hidden_size, config.image_tokenizer_config.codebook_size
+            )
         if config.mlm_weight > 0:
             self.mlm_head = tower_head(config.text_config, image_size)
             # The weight is the word embeddings' own.
@@ -102,6 +105,11 @@ class COTSForPreTraining(PreTrainingModel):
     @property
     def twins(self) -> tuple[tuple[nn.Module, nn.Module], ...]:
         return () if self.momentum_encoder is None else ((self.momentum_encoder, self.cots),)
+
+    @property
+    def idle_in_twins(self) -> tuple[str, ...]:
+        """A frozen tower is its own twin."""
+        return tuple(f"{name}." for name in ("vision_model", "text_model") if is_frozen(getattr(self.cots, name)))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -170,13 +178,14 @@ class COTSForPreTraining(PreTrainingModel):
 
         Args:
             micro_batches: this rank's micro-batches, each with `pixel_values`, `input_ids`, and if there are any
-                `attention_mask` and `image_ids` (n,) int64, at least 0, equal for the captions of one picture.
+                `attention_mask` and `image_ids` (n,) int64, at least 0, equal for the captions of one picture; or with
+                `image_features` and `text_features` of frozen towers in place of pixels and words.
 
         Returns:
             For each micro-batch what forward takes beside it: `image_keys`, `text_keys` (n, D), `image_ids` and
             `pair_numbers` (n,) int64, `kept` (n,) bool, and `pair_weights` (n,): 0 for a dropped pair; for the others
             such that the sum over the step, after Trainer's division by micro-batches and ranks, is the mean over all
-            its pairs; and `image_features` or `text_features` (n, hidden) of a tower that is frozen.
+            its pairs; and `image_features` or `text_features` (n, [`feature_size`]) of a tower that is frozen.
         """
         threshold = self.filter_threshold()
         steps = [self._frozen_features(batch) for batch in micro_batches]
@@ -216,7 +225,7 @@ class COTSForPreTraining(PreTrainingModel):
         twin = self.momentum_encoder
         if twin is None:
             dtype = torch.promote_types(self.dtype, torch.float32)
-            zeros = torch.zeros(len(batch["input_ids"]), self.config.projection_dim, dtype=dtype, device=self.device)
+            zeros = torch.zeros(rows_of(batch), self.config.projection_dim, dtype=dtype, device=self.device)
             return zeros, zeros
         image, text = frozen.get("image_features"), frozen.get("text_features")
         if image is None:
@@ -228,11 +237,12 @@ class COTSForPreTraining(PreTrainingModel):
     @torch.no_grad()
     def _frozen_features(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Global features of the towers that are not trained. Such a tower is its own momentum twin, and one pass
-        through it serves keys and losses alike."""
-        features = {}
-        if is_frozen(self.cots.vision_model):
+        through it serves keys and losses alike; or none, if the batch brings them."""
+        stored = ("image_features", "text_features")
+        features = {name: batch[name].to(self.dtype) for name in stored if batch.get(name) is not None}
+        if "image_features" not in features and is_frozen(self.cots.vision_model):
             features["image_features"] = self.cots.encode_image(batch["pixel_values"]).pooler_output
-        if is_frozen(self.cots.text_model):
+        if "text_features" not in features and is_frozen(self.cots.text_model):
             output = self.cots.encode_text(batch["input_ids"], batch.get("attention_mask"))
             features["text_features"] = output.pooler_output
         return features
@@ -241,8 +251,8 @@ class COTSForPreTraining(PreTrainingModel):
 
     def forward(
         self,
-        pixel_values: torch.FloatTensor,
-        input_ids: torch.LongTensor,
+        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         image_ids: torch.LongTensor | None = None,
         bool_masked_pos: torch.BoolTensor | None = None,
@@ -268,12 +278,19 @@ class COTSForPreTraining(PreTrainingModel):
             bool_masked_pos: (n, patches); masked_input_ids, bool_masked_words: (n, length). Of [`masking.draw_masks`];
                 drawn here if not given. A row without masked positions takes no masked pass.
             codebook_indices: (n, patches) int64 codes of the patches; computed here if not given.
-            image_keys, text_keys, pair_numbers, kept, pair_weights, image_features, text_features: of [`begin_step`].
-                In training without them forward is a step of its own; in evaluation the queues stay as they are.
+            image_keys, text_keys, pair_numbers, kept, pair_weights: of [`begin_step`]. In training without them
+                forward is a step of its own; in evaluation the queues stay as they are.
+            image_features, text_features: (n, [`feature_size`]) global features of frozen towers, of [`begin_step`] or
+                computed before training; `pixel_values` and `input_ids` may then be left out.
             cached: of [`cache_gradients`]; stands for the contrast of a whole step.
             token_type_ids: ignored, see [`COTSModel.get_text_features`].
+
+        Raises:
+            ValueError: if pixels or words are needed and not there.
         """
         batch = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
+        batch |= {"image_features": image_features, "text_features": text_features}
+        self._check_inputs(batch)
         own_step = self.training and pair_weights is None
         if own_step:
             self.cots.clamp_temperature()
@@ -283,7 +300,7 @@ class COTSForPreTraining(PreTrainingModel):
             pair_numbers, kept, pair_weights = step["pair_numbers"], step["kept"], step["pair_weights"]
             image_features, text_features = step.get("image_features"), step.get("text_features")
         elif pair_weights is None:
-            pair_numbers = numbers_in_run(self.pairs_seen, row_counts(len(input_ids), input_ids.device))
+            pair_numbers = numbers_in_run(self.pairs_seen, row_counts(rows_of(batch), self.device))
             image_ids = ids_of_pictures(image_ids, pair_numbers)
             image_keys, text_keys, kept, pair_weights = self._evaluation_keys(batch)
 
@@ -331,10 +348,16 @@ class COTSForPreTraining(PreTrainingModel):
             text_embeds=text_embeds,
         )
 
+    def _check_inputs(self, batch: dict) -> None:
+        """Features of a tower stand for its input where nothing is masked."""
+        for name, features in (("pixel_values", "image_features"), ("input_ids", "text_features")):
+            if batch[name] is None and (batch[features] is None or self.config.uses_masks):
+                raise ValueError(f"{type(self).__name__} needs {name}: {features} serve where nothing is masked")
+
     @torch.no_grad()
     def _evaluation_keys(self, batch: dict) -> tuple[torch.Tensor, ...]:
         """What begin_step would give, without a trace in the model's state: plain means, every pair kept."""
-        image_keys, text_keys = self._momentum_keys(batch, {})
+        image_keys, text_keys = self._momentum_keys(batch, batch if batch["pixel_values"] is None else {})
         if self.config.center_keys:
             means = (key_mean(image_keys), key_mean(text_keys)) if self.key_center is None else self.key_center.means
             image_keys, text_keys = center_keys(image_keys, means[0]), center_keys(text_keys, means[1])

@@ -41,6 +41,10 @@ class ModelArguments:
     freeze: list[str] = field(
         default_factory=list, metadata={"help": "Towers that are not trained: vision, text, or both."}
     )
+    standardize: bool = field(
+        default=False,
+        metadata={"help": "New projections begin as those of standardised features (needs --feature_cache)."},
+    )
     lora_rank: int = field(default=0, metadata={"help": "Train the towers through LoRA of this rank (needs peft)."})
 
 
@@ -85,6 +89,12 @@ class DataArguments(PictureArguments):
     )
     code_cache: str | None = field(
         default=None, metadata={"help": "Folder of `hf-cots tokenize`: codes are read from it where it has them."}
+    )
+    feature_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder for the features of two frozen towers: each is computed once, without augmentation."
+        },
     )
 
 

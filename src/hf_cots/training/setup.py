@@ -19,10 +19,12 @@ from ..data import (
     CodeCache,
     CodeSettings,
     COTSCollator,
+    FrozenPairs,
     PairDataset,
     PairStream,
     RandomCropFlip,
     SecondViews,
+    frozen_pairs,
     load_pairs,
     load_stream,
 )
@@ -300,6 +302,62 @@ def build_code_cache(model: PreTrainingModel, arguments: DataArguments, seed: in
     cache = CodeCache(arguments.code_cache, settings)
     logger.info("the codes of %d crops are read from %s, others are computed", len(cache), arguments.code_cache)
     return cache
+
+
+def build_frozen_pairs(
+    model: PreTrainingModel,
+    processor: COTSProcessor,
+    pairs: PairDataset | PairStream,
+    model_arguments: ModelArguments,
+    arguments: DataArguments,
+    training: COTSTrainingArguments,
+) -> FrozenPairs | None:
+    """The features that `--feature_cache` asks for, if it does; with `--standardize`, new projections begin as those
+    of standardised features.
+
+    Raises:
+        ValueError: if more of the towers is needed than their features, or the projections are not new.
+    """
+    if model_arguments.standardize and (arguments.feature_cache is None or model_arguments.model):
+        raise ValueError("--standardize is for new projections and needs --feature_cache, from which it reads")
+    if arguments.feature_cache is None:
+        return None
+    check_features_suffice(model, model_arguments, pairs)
+    with training.main_process_first(desc="features of frozen towers"):
+        frozen = frozen_pairs(
+            model.encoder,
+            processor,
+            pairs,  # type: ignore[arg-type]  # checked
+            arguments.feature_cache,
+            workers=training.dataloader_num_workers,
+            progress=training.should_log and not training.disable_tqdm,
+        )
+    if model_arguments.standardize:
+        every = frozen.whole()
+        model.encoder.standardize_projections(every["image_features"], every["text_features"])
+        model.reset_momentum()
+    return frozen
+
+
+def check_features_suffice(
+    model: PreTrainingModel, arguments: ModelArguments, pairs: PairDataset | PairStream
+) -> None:
+    """Training needs no more of the towers than a global feature each.
+
+    Raises:
+        ValueError: saying what is in the way.
+    """
+    if set(arguments.freeze) != set(TOWERS) or arguments.lora_rank:
+        raise ValueError("--feature_cache needs towers that are not trained: --freeze vision text, without LoRA")
+    if not isinstance(model, COTSForPreTraining):
+        raise ValueError("--feature_cache is for COTS: SIMLA and COOKIE read their towers' tokens")
+    if model.config.uses_masks:
+        raise ValueError(
+            "--feature_cache holds features of nothing masked: leave the token level off with --config_overrides "
+            '\'{"mvm_weight": 0, "mlm_weight": 0}\''
+        )
+    if not isinstance(pairs, PairDataset):
+        raise ValueError("--feature_cache needs pairs that can be counted: leave out --streaming")
 
 
 def build_views(config: Config, arguments: DataArguments, pairs: PairDataset | PairStream) -> SecondViews | None:

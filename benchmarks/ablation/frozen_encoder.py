@@ -1,0 +1,42 @@
+"""A model whose towers were not trained, evaluated from features that are computed once for all runs."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from hf_cots.data.frozen_features import TowerFeatures
+from hf_cots.evaluation.encoders import DualEncoder
+from hf_cots.evaluation.encoding import batches
+from hf_cots.models.losses import l2_normalize
+
+
+@dataclass(frozen=True)
+class FrozenEncoder(DualEncoder):
+    """As [`DualEncoder`], but for the folder of features.
+
+    Args:
+        features: of the model's towers.
+    """
+
+    features: TowerFeatures | None = None
+
+    @torch.no_grad()
+    def encode_images(
+        self, images: Iterable[Image.Image], batch_size: int = 64, total: int | None = None
+    ) -> torch.Tensor:
+        assert self.features is not None
+        rows = [row for batch in batches(images, batch_size) for row in self.features.picture_rows(batch)]
+        self.features.images.flush()
+        return l2_normalize(self.model.visual_projection(self.features.images.features()[rows]))
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
+        assert self.features is not None
+        rows = [row for batch in batches(texts, batch_size) for row in self.features.text_rows(batch)]
+        self.features.texts.flush()
+        return l2_normalize(self.model.text_projection(self.features.texts.features()[rows]))
+
+
+__all__ = ["FrozenEncoder"]
