@@ -79,8 +79,9 @@ def trainer_of(recipes: Recipes, run: Run, data: AblationSet, output: Path, step
     """The run's trainer, ready to start."""
     flags = recipes.flags(run, steps)
     flags["text"] = text_tower_folder() if flags["text"] == "{minilm}" else flags["text"]
-    if flags["vision"] in WARM_IMAGE_SIZES:
-        flags["vision"] = vision_tower_folder(data.folder.parent, WARM_IMAGE_SIZES[flags["vision"]])
+    size = WARM_IMAGE_SIZES.get(str(flags["vision"]))
+    if size is not None:
+        flags["vision"] = vision_tower_folder(data.folder.parent, size)
     features = data.folder.parent / "features" if "feature_cache" in flags else None
     overrides = flags["config_overrides"]
     flags |= {

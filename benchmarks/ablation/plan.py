@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 
+SETS = ("emoji", "openclipart", "emoji_1000", "openclipart_1000", "emoji_300", "openclipart_300")
 RECIPES = Path(__file__).with_name("recipes.yaml")
 
 
@@ -18,7 +19,8 @@ class Run:
     """One training run.
 
     Args:
-        set, init, row: names in the recipes.
+        set: of [`SETS`]; "emoji_1000" is 1,000 training pairs of emoji.
+        init, row: names in the recipes.
         batch, seed: of the training.
         steps: how many the baseline takes.
         budget: `"steps"`, as many as the baseline's; `"time"`, as many as fit the time that the baseline's take.
@@ -86,7 +88,7 @@ class Recipes:
 
     def _check(self, grid: dict[str, list]) -> None:
         known = {"inits": self.content["inits"], "rows": self.content["rows"], "batches": self.content["batches"]}
-        known |= {"sets": ("emoji", "openclipart"), "budgets": ("steps", "time")}
+        known |= {"sets": SETS, "budgets": ("steps", "time")}
         for name, values in known.items():
             for value in grid[name]:
                 if value not in values:
@@ -117,5 +119,6 @@ class Recipes:
 
     def key(self, run: Run) -> str:
         """12 hex digits that stand for the run and all its flags: another recipe is another run."""
-        text = json.dumps([asdict(run), self.flags(run)], sort_keys=True)
+        same = asdict(run) | {"noise": float(run.noise)}  # 0 in a file, 0.0 from the command line
+        text = json.dumps([same, self.flags(run)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,7 +1,7 @@
 """The data sets as the ablation uses them: training captions, shuffled or not, and galleries of unseen concepts."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,31 +46,43 @@ class AblationSet:
     Args:
         name: "emoji" or "openclipart".
         folder: with `train/` and `test/`.
+        train_pairs: how many of the training pairs are used, drawn once for all runs; None for all.
     """
 
     name: str
     folder: Path
+    train_pairs: int | None = None
 
     @classmethod
     def prepared(cls, name: str, work: Path, deb: Path | None = None) -> "AblationSet":
         """Write the set unless it is there.
 
+        Args:
+            name: of the set; "emoji_1000" stands for 1,000 training pairs of it and the whole test.
+            work: folder of all sets.
+            deb: the package openclipart-svg.
+
         Raises:
             ModuleNotFoundError, FileNotFoundError: as the sets' own functions say.
         """
+        name, _, train_pairs = name.partition("_")
         folder = work / name
         if name == "emoji":
             write_emoji_set(folder, seed=0)
         else:
             write_openclipart_set(folder, deb, seed=0)
-        return cls(name, folder)
+        return cls(name, folder, int(train_pairs) if train_pairs else None)
 
     def train_file(self, noise: float, seed: int) -> Path:
         """JSON lines of training pairs: `image`, `text`, the picture's true `name`. Rows of equal names are no
         negatives of each other, whatever their texts have become."""
-        path = self.folder / (f"train-{noise}-{seed}.jsonl" if noise else "train.jsonl")
+        kind = ([f"{self.train_pairs}"] if self.train_pairs else []) + ([f"{noise}-{seed}"] if noise else [])
+        path = self.folder / f"{'-'.join(['train', *kind])}.jsonl"
         lines = (self.folder / "train" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
+        if self.train_pairs:
+            order = np.random.Generator(np.random.Philox(key=[0, 0x7061])).permutation(len(rows))
+            rows = [rows[index] for index in sorted(order[: self.train_pairs])]
         texts = shuffled([row["text"] for row in rows], noise, seed)
         pairs = [
             {"image": f"train/{row['file_name']}", "text": text, "name": row["text"]} for row, text in zip(rows, texts)
@@ -90,7 +102,8 @@ class AblationSet:
         folder, draft = self.folder / "image_tokenizer", self.folder / "image_tokenizer.draft"
         if not folder.is_dir():
             recipe = DemoRecipe.smoke() if smoke else DemoRecipe()
-            pairs = load_pairs(str(self.train_file(0, 0)), "image", "text", "name")
+            everything = replace(self, train_pairs=None).train_file(0, 0)
+            pairs = load_pairs(str(everything), "image", "text", "name")
             config = COTSImageTokenizerConfig(**recipe.tokenizer_config)
             train_image_tokenizer(
                 config, pairs, draft, recipe.tokenizer_steps, recipe.tokenizer_batch, learning_rate=5e-3

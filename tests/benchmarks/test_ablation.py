@@ -56,7 +56,9 @@ def test_the_baselines_are_what_their_papers_say(recipes):
 def test_runs_come_once_with_the_main_question_first(recipes):
     runs = recipes.runs()
     assert len(runs) == len(set(runs)) == len({recipes.key(run) for run in runs})
-    equal_steps, equal_time = runs[: 6 * 6], runs[6 * 6 : 6 * 6 + 6 * 3]
+    first = next(number for number, run in enumerate(runs) if run.init == "frozen_text")
+    equal_steps, equal_time = runs[first : first + 6 * 6], runs[first + 6 * 6 : first + 6 * 6 + 6 * 3]
+    assert runs[0] == Run("emoji", "heads", "clip", 16, 600, "steps", 0, 0)
     assert equal_steps[0] == Run("emoji", "frozen_text", "clip", 16, 600, "steps", 0, 0)
     assert {run.seed for run in equal_steps[:6]} == {0}, "all rows of a seed before the next seed"
     assert {run.budget for run in equal_steps} == {"steps"}
@@ -65,6 +67,31 @@ def test_runs_come_once_with_the_main_question_first(recipes):
     assert {0, 0.05, 0.1, 0.2} == {run.noise for run in runs}
     assert {16, 32, 128, 256} == {run.batch for run in runs}
     assert not [run for run in runs if run.row == "clip" and run.budget == "time"]
+
+
+def test_no_noise_is_no_noise_however_it_is_written(recipes):
+    assert len({recipes.key(Run("emoji", "text", "clip", 32, 700, "steps", noise, 0)) for noise in (0, 0.0)}) == 1
+    assert recipes.key(Run("emoji", "text", "clip", 32, 700, "steps", 0.1, 0)) != recipes.key(
+        Run("emoji", "text", "clip", 32, 700, "steps", 0, 0)
+    )
+
+
+def test_a_part_of_the_training_pairs(tmp_path):
+    """The same part for all runs, in the set's order, beside the same test; captions are shuffled within it."""
+    rows = [{"file_name": f"{i}.png", "text": f"name {i}"} for i in range(40)]
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part = AblationSet("emoji", tmp_path, train_pairs=15)
+    pairs = [json.loads(line) for line in part.train_file(0, 0).read_text().splitlines()]
+    numbers = [int(pair["name"].split()[1]) for pair in pairs]
+    assert len(set(numbers)) == 15
+    assert numbers == sorted(numbers)
+    assert numbers != list(range(15))
+    noisy = [json.loads(line) for line in part.train_file(0.4, 0).read_text().splitlines()]
+    assert [pair["name"] for pair in noisy] == [pair["name"] for pair in pairs]
+    assert {pair["text"] for pair in noisy} == {pair["text"] for pair in pairs}
+    assert sum(pair["text"] != pair["name"] for pair in noisy) == 6
+    assert len(AblationSet("emoji", tmp_path).train_file(0, 0).read_text().splitlines()) == 40
 
 
 def test_rows_of_a_group_differ_in_nothing_but_the_config(recipes):
