@@ -24,7 +24,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train the re
 RESULTS = Path("benchmarks/results/ablation.jsonl")
 OVERHEAD = 20.0  # seconds of a run beside its steps: loading, evaluation
 
-Sets = Annotated[list[str], typer.Option("--set", help="emoji, openclipart, emoji_1000, ...; replaces the stages' own, as below.")]
+Sets = Annotated[list[str], typer.Option("--set", help="emoji, emoji_1000, openclipart, ...; replaces the stages'.")]
 Inits = Annotated[list[str], typer.Option("--init", help="scratch, text, frozen_text, heads, ...")]
 Rows = Annotated[list[str], typer.Option("--row", help="Rows of recipes.yaml.")]
 Batches = Annotated[list[int], typer.Option("--batch", help="Pairs of a step.")]
