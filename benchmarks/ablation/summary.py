@@ -71,7 +71,7 @@ def table(rows: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
         "less clip [95%] | p | MVM, MLM rise |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    means = {row: np.mean([shares(line).sum() for line in seeds.values()]) for row, seeds in rows.items() if seeds}
+    means = {row: mean_rsum(seeds) for row, seeds in rows.items() if seeds}
     for row in sorted(means, key=lambda name: -means[name]):
         lines.append(table_row(row, rows[row], rows.get(BASELINE, {})))
     return lines
@@ -87,15 +87,7 @@ def table_row(row: str, seeds: dict[int, dict[str, Any]], baseline: dict[int, di
         " / ".join(f"{100 * mean(lambda line, d=direction, k=k: hits(line, d, k).mean()):.1f}" for k in KS)
         for direction in DIRECTIONS
     ]
-    own = np.stack([shares(line) for line in runs])
-    low, high = interval(own)
-    against, p = "", ""
-    common = sorted(set(seeds) & set(baseline))
-    if row != BASELINE and common:
-        paired = np.stack([shares(seeds[seed]) - shares(baseline[seed]) for seed in common])
-        ends = interval(paired)
-        against = f"{paired.mean(axis=0).sum():+.1f} [{ends[0]:+.1f}, {ends[1]:+.1f}]"
-        p = f"{p_value(paired.mean(axis=0)):.3f}"
+    against, p = ("", "") if row == BASELINE else compared(seeds, baseline)
     gains = [rise(level, runs) for level in ("mvm", "mlm")]
     cells = [
         row,
@@ -103,8 +95,54 @@ def table_row(row: str, seeds: dict[int, dict[str, Any]], baseline: dict[int, di
         f"{mean(lambda line: line['trained_steps']):.0f}",
         clock(runs),
     ]
-    cells += [*recalls, f"{own.mean(axis=0).sum():.1f} [{low:.1f}, {high:.1f}]", against, p, ", ".join(gains)]
+    cells += [*recalls, rsum(runs), against, p, ", ".join(gains)]
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def rsum(runs: list[dict[str, Any]]) -> str:
+    """Mean and interval."""
+    own = np.stack([shares(line) for line in runs])
+    low, high = interval(own)
+    return f"{own.mean(axis=0).sum():.1f} [{low:.1f}, {high:.1f}]"
+
+
+def compared(seeds: dict[int, dict[str, Any]], baseline: dict[int, dict[str, Any]]) -> tuple[str, str]:
+    """The difference of rsum over the common seeds with its interval, and its p; empty where there are none."""
+    common = sorted(set(seeds) & set(baseline))
+    if not common:
+        return "", ""
+    paired = np.stack([shares(seeds[seed]) - shares(baseline[seed]) for seed in common])
+    low, high = interval(paired)
+    difference = paired.mean(axis=0)
+    return f"{difference.sum():+.1f} [{low:+.1f}, {high:+.1f}]", f"{p_value(difference):.3f}"
+
+
+def batch_tables(found: dict[tuple, dict[str, dict[int, dict[str, Any]]]]) -> list[str]:
+    """Where batches of several sizes saw as many pairs: all of them against the baseline's largest batch, the best
+    rsum first."""
+    alike: dict[tuple, list[tuple[int, int, str, dict]]] = defaultdict(list)
+    for (of_set, init, batch, steps, noise, budget), rows in found.items():
+        if not noise and budget == "steps":
+            thousands = round(batch * steps / 1000)  # 38 steps of 256 are 128 pairs more than 600 of 16
+            alike[of_set, init, thousands] += [(batch, steps, row, seeds) for row, seeds in rows.items()]
+    text = []
+    for (of_set, init, thousands), entries in alike.items():
+        largest = max(entries, key=lambda entry: (entry[2] == BASELINE, entry[0]))
+        if len({batch for batch, *_ in entries}) == 1 or largest[2] != BASELINE:
+            continue
+        text += [f"## {of_set}, {init}, {thousands},000 pairs in batches of all sizes", ""]
+        text += [f"| row | batch | steps | seeds | rsum [95%] | less {BASELINE} at {largest[0]} [95%] | p |"]
+        text += ["|---|---|---|---|---|---|---|"]
+        for batch, steps, row, seeds in sorted(entries, key=lambda entry: -mean_rsum(entry[3])):
+            difference = ("", "") if (batch, row) == (largest[0], BASELINE) else compared(seeds, largest[3])
+            cells = [row, batch, steps, len(seeds), rsum(list(seeds.values())), *difference]
+            text.append(f"| {' | '.join(map(str, cells))} |")
+        text.append("")
+    return text
+
+
+def mean_rsum(seeds: dict[int, dict[str, Any]]) -> float:
+    return float(np.mean([shares(line).sum() for line in seeds.values()]))
 
 
 def clock(runs: list[dict[str, Any]]) -> str:
@@ -142,11 +180,13 @@ def noise_table(rows: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
 
 
 def markdown(lines: list[dict[str, Any]]) -> str:
-    """All groups, each with its table."""
+    """Batches of all sizes side by side, then all groups, each with its table."""
     text = ["# Does COTS beat the plain recipe?", ""]
     machines = sorted({f"{line['machine']['processor']}, {line['machine']['cores']} cores" for line in lines})
     text += [f"{len(lines)} runs on {'; '.join(machines)}. Recalls in percent, on unseen concepts.", ""]
-    for key, rows in groups(lines).items():
+    found = groups(lines)
+    text += batch_tables(found)
+    for key, rows in found.items():
         of_set, init, batch, steps, noise, budget = key
         length = f"{steps} steps" if budget == "steps" else f"the time of {steps} steps of {BASELINE}"
         noisy = f", {noise:.0%} of the captions shuffled" if noise else ""

@@ -211,6 +211,25 @@ def test_the_summary_compares_with_clip_on_the_same_seeds():
     assert "| clip |" in sections[1], "CLIP's own steps are its time"
 
 
+def test_batches_of_all_sizes_are_compared_with_the_largest_of_clip():
+    """Where they saw as many pairs: 600 steps of 16 and 38 of 256, not 1,200 of 16."""
+    good, bad = [1] * 60 + [20] * 40, [1] * 20 + [20] * 80
+    lines = [line_of("clip", seed, bad, batch=256, steps=38) for seed in (0, 1)]
+    lines += [line_of("clip", 0, good, batch=16, steps=600), line_of("momentum", 0, good, batch=16, steps=600)]
+    lines += [line_of("momentum", 0, good, batch=16, steps=1200), line_of("clip", 0, bad, batch=16, steps=1200)]
+    sections = [part for part in markdown(lines).split("## ") if "batches of all sizes" in part]
+    assert len(sections) == 1
+    rows = [row.strip("| ").split(" | ") for row in sections[0].splitlines() if row.startswith("| ")][1:]
+    assert sections[0].startswith("emoji, text, 10,000 pairs")
+    assert [row[:4] for row in rows] == [
+        ["clip", "16", "600", "1"],
+        ["momentum", "16", "600", "1"],
+        ["clip", "256", "38", "2"],
+    ]
+    assert all(row[5].startswith("+240.0 [") for row in rows[:2])
+    assert len(rows[2]) == 5, "not with itself"
+
+
 # ---------------------------------------------------------------------- the file of results, and the command
 
 
