@@ -8,6 +8,7 @@ from PIL import Image, ImageOps
 
 from hf_cots import COTSModel
 from hf_cots.data import frozen_features, frozen_pairs, load_pairs
+from hf_cots.data.frozen_features import TowerFeatures
 from tests.worlds import World, all_pairs, tiny_processor
 
 
@@ -138,9 +139,9 @@ def test_a_killed_call_loses_no_more_than_a_shard(world, passes, monkeypatch):
 
 def test_a_damaged_file_is_named(world):
     features_of(world, tower_model(world))
-    shard = next((world.root / "features").glob("image-*/00000.safetensors"))
+    (shard,) = (world.root / "features").glob("image-*/*.safetensors")
     shard.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"00000\.safetensors is damaged .* delete it"):
+    with pytest.raises(ValueError, match=rf"{shard.name} is damaged .* delete it"):
         features_of(world, tower_model(world))
     shard.unlink()
     assert len(features_of(world, tower_model(world))) == 40
@@ -152,6 +153,22 @@ def test_a_broken_picture_is_replaced_as_in_training(world):
     assert torch.equal(frozen[7]["image_features"], frozen[8]["image_features"])
     assert torch.equal(frozen[7]["text_features"], frozen[8]["text_features"])
     assert frozen[7]["image_ids"] == frozen[8]["image_ids"]
+
+
+def test_processes_may_share_a_folder(world, passes):
+    """Both have computed the same; what a third reads is right whichever it takes."""
+    model, pairs = tower_model(world), load_pairs(str(world.imagefolder))
+    pictures = [pairs[index]["image"] for index in range(6)]
+    one, other = (TowerFeatures(model, tiny_processor(), world.root / "features") for _ in range(2))
+    one.picture_rows(pictures[:4])
+    other.picture_rows(pictures[2:])
+    one.images.features(), other.images.features()
+    third = TowerFeatures(model, tiny_processor(), world.root / "features")
+    assert len(third.images.features()) == 8
+    alone = TowerFeatures(model, tiny_processor(), world.root / "alone")
+    rows, expected = third.picture_rows(pictures), alone.picture_rows(pictures)
+    torch.testing.assert_close(third.images.features()[rows], alone.images.features()[expected], rtol=1e-5, atol=1e-5)
+    assert passes["image"] == 14
 
 
 def test_the_model_keeps_its_mode(world):

@@ -78,8 +78,10 @@ def test_a_feature_that_never_changes_is_not_divided_by_nothing(world, tmp_path)
     model = trainer_of(world, tmp_path).model.cots
     features = torch.randn(50, 32)
     features[:, 3] = 1.5
+    before = model.visual_projection.weight[:, 3].clone()
     model.standardize_projections(features, torch.randn(50, 32))
-    assert torch.isfinite(model.visual_projection(features)).all()
+    assert torch.equal(model.visual_projection.weight[:, 3], before)
+    torch.testing.assert_close(model.visual_projection(features).mean(dim=0), torch.zeros(16), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

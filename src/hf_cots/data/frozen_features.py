@@ -3,10 +3,10 @@
 Where neither tower is trained, a step needs no more of them than two vectors a pair, and epochs cost next to nothing.
 The price: pictures are taken whole, without crops and flips, and nothing can be masked.
 
-The features lie in a folder, each under a hash of what it was made of: `<stream>-<settings>/NNNNN.safetensors` with
+The features lie in a folder, each under a hash of what it was made of: `<stream>-<settings>/<shard>.safetensors` with
 `keys` (n,) int64, hashes of pictures or texts, and `features` (n, width) float32; `<settings>` is a hash of the
-tower's weights and of all else that a feature depends on. Whoever exchanges a picture, a caption or a tower gets new
-features, never wrong ones.
+tower's weights and of all else that a feature depends on, `<shard>` one of the keys. Whoever exchanges a picture, a
+caption or a tower gets new features, never wrong ones.
 """
 
 import hashlib
@@ -54,17 +54,18 @@ class FeatureStore:
         self.folder = Path(folder) / f"{stream}-{digest}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.rows: dict[int, int] = {}
-        self._features: list[torch.Tensor] = []
-        self._shards = 0
+        self._keys: list[int] = []
+        self._parts: list[torch.Tensor] = []
         for path in sorted(self.folder.glob("*.safetensors")):
             shard = open_shard(path, framework="pt")
             self._take(shard.get_tensor("keys").tolist(), shard.get_tensor("features"))
-            self._shards += 1
-        self._written = len(self.rows)
+        self._written = len(self._parts)
 
     def _take(self, keys: list[int], features: torch.Tensor) -> None:
-        self.rows |= {key: row for row, key in enumerate(keys, start=len(self.rows))}
-        self._features.append(features)
+        # Two processes that share a folder may have written a thing each.
+        self.rows |= {key: row for row, key in enumerate(keys, start=len(self._keys))}
+        self._keys += keys
+        self._parts.append(features)
 
     def rows_of(self, keys: list[int], things: list, encode: Callable[[list], torch.Tensor]) -> list[int]:
         """The rows of things in [`features`], after those that were not there are computed in one pass.
@@ -77,26 +78,27 @@ class FeatureStore:
         new = {key: thing for key, thing in zip(keys, things) if key not in self.rows}
         if new:
             self._take(list(new), encode(list(new.values())).float().cpu())
-        if len(self.rows) - self._written >= SHARD_ROWS:
+        if sum(map(len, self._parts[self._written :])) >= SHARD_ROWS:
             self.flush()
         return [self.rows[key] for key in keys]
 
     def flush(self) -> None:
         """Write what is not in a file yet."""
-        if self._written == len(self.rows):
+        unwritten = self._parts[self._written :]
+        if not unwritten:
             return
-        shard = {
-            "keys": torch.tensor(list(self.rows)[self._written :]),
-            "features": self.features()[self._written :].clone(),
-        }
-        replace_file(self.folder / f"{self._shards:05d}.safetensors", partial(save_file, shard))
-        self._shards += 1
-        self._written = len(self.rows)
+        features = torch.cat(unwritten)
+        shard = {"keys": torch.tensor(self._keys[-len(features) :]), "features": features}
+        digest = hashlib.blake2b(shard["keys"].numpy().tobytes(), digest_size=8).hexdigest()
+        replace_file(self.folder / f"{digest}.safetensors", partial(save_file, shard))
+        self._written = len(self._parts)
 
     def features(self) -> torch.Tensor:
-        """(rows, width) float32."""
-        self._features = [torch.cat(self._features)]
-        return self._features[0]
+        """(rows, width) float32 of all there is, after what was new is written."""
+        self.flush()
+        self._parts = [torch.cat(self._parts)]
+        self._written = 1
+        return self._parts[0]
 
 
 class TowerFeatures:
@@ -220,8 +222,6 @@ def frozen_pairs(
         image_rows += towers.picture_rows([item["image"] for item in items])
         text_rows += towers.text_rows([item["caption"] for item in items])
         image_ids += [item["image_id"] for item in items]
-    towers.images.flush()
-    towers.texts.flush()
     model.train(was_training)
     rows = [torch.tensor(numbers) for numbers in (image_rows, text_rows, image_ids)]
     return FrozenPairs(pairs, towers.images.features(), towers.texts.features(), *rows)

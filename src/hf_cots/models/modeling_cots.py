@@ -248,7 +248,9 @@ class COTSModel(COTSPreTrainedModel):
         """
         for layer, features in ((self.visual_projection, image_features), (self.text_projection, text_features)):
             features = full_precision(features)
-            deviation = features.std(dim=0).clamp(min=torch.finfo(features.dtype).eps)
+            deviation = features.std(dim=0)
+            # A feature that never changes says nothing, and is not magnified.
+            deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation, 1.0)
             layer.weight.div_(deviation)
             layer.bias.sub_(layer.weight @ features.mean(dim=0))
 
