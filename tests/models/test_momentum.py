@@ -7,7 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from hf_cots.models.momentum import KeyQueue, ScoreQueue, update_momentum
+from hf_cots import COTSForPreTraining
+from hf_cots.models.momentum import KeyQueue, ScoreQueue, parameters_outside, update_momentum
+from tests.tiny import tiny_config
+from tests.tiny_cookie import tiny_cookie
+from tests.tiny_simla import tiny_simla
 
 
 class SlowQueue:
@@ -171,3 +175,10 @@ def test_score_queue_survives_a_resume():
     resumed.enqueue(more)
     assert torch.equal(queue.scores, resumed.scores)
     assert queue.threshold(1.0) == resumed.threshold(1.0) > -torch.inf
+
+
+@pytest.mark.parametrize("make", [lambda: COTSForPreTraining(tiny_config()), tiny_simla, tiny_cookie])
+def test_all_of_a_twin_follows_and_each_parameter_once(make):
+    for twin, _ in make().twins:
+        names = [name for name, _ in parameters_outside(twin, ())]
+        assert sorted(names) == sorted(name for name, _ in twin.named_parameters())

@@ -1,5 +1,7 @@
 """The momentum twin and the index-aligned queues (He et al. 2020, MoCo), and what ranks exchange to share them."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -16,17 +18,24 @@ def update_momentum(twin: nn.Module, online: nn.Module, momentum: float, idle: t
         twin: the momentum encoder. Its parameters are found in `online` by name.
         online: the trained encoder; it may own parameters that the twin lacks (a mask token).
         momentum: m; 0 copies.
-        idle: beginnings of the names of parameters that stay as they are.
+        idle: names of direct parts of the twin that stay as they are.
 
     Raises:
         KeyError: if the online encoder lacks a parameter of the twin, as when an adapter was put on one of them only.
     """
-    trained = dict(online.named_parameters())
-    followers = {name: parameter for name, parameter in twin.named_parameters() if not name.startswith(idle)}
+    trained, followers = dict(parameters_outside(online, idle)), dict(parameters_outside(twin, idle))
     targets = list(followers.values())
     sources = [trained[name].detach() for name in followers]
     if targets:
         torch._foreach_lerp_(targets, sources, 1 - momentum)
+
+
+def parameters_outside(module: nn.Module, parts: tuple[str, ...]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Named parameters of all but some direct parts, which are not walked through: small steps would feel it."""
+    yield from module.named_parameters(recurse=False)
+    for name, child in module.named_children():
+        if name not in parts:
+            yield from child.named_parameters(prefix=name)
 
 
 class KeyQueue(nn.Module):

@@ -68,7 +68,7 @@ class PreTrainingModel(COTSPreTrainedModel):
 
     @property
     def idle_in_twins(self) -> tuple[str, ...]:
-        """Beginnings of the names of what is never asked of the twins, and need not follow from step to step."""
+        """Names of parts that are never asked of the twins, and need not follow from step to step."""
         return ()
 
     @classmethod

@@ -109,7 +109,7 @@ class COTSForPreTraining(PreTrainingModel):
     @property
     def idle_in_twins(self) -> tuple[str, ...]:
         """A frozen tower is its own twin."""
-        return tuple(f"{name}." for name in ("vision_model", "text_model") if is_frozen(getattr(self.cots, name)))
+        return tuple(name for name in ("vision_model", "text_model") if is_frozen(getattr(self.cots, name)))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
