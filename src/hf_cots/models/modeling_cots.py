@@ -247,7 +247,7 @@ class COTSModel(COTSPreTrainedModel):
             image_features, text_features: (n, [`feature_size`]) global features before projection.
         """
         for layer, features in ((self.visual_projection, image_features), (self.text_projection, text_features)):
-            features = full_precision(features)
+            features = full_precision(features).to(layer.weight.device)
             deviation = features.std(dim=0)
             # A feature that never changes says nothing, and is not magnified.
             deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation, 1.0)

@@ -323,6 +323,7 @@ def build_frozen_pairs(
     if arguments.feature_cache is None:
         return None
     check_features_suffice(model, model_arguments, pairs)
+    model.to(training.device)  # Trainer would only later
     with training.main_process_first(desc="features of frozen towers"):
         frozen = frozen_pairs(
             model.encoder,
