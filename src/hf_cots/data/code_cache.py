@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 MANIFEST = "cache.json"
 SHARD = "codes-{:05d}.safetensors"
 FORMAT = 1
+MAKER = "`hf-cots tokenize`"
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class CodeCache:
         self.shards = sorted(self.folder.glob(SHARD.format(0).replace("00000", "*")))
         if not self.shards:
             raise ValueError(f"the code cache {folder} has no shard yet")
-        keys = [open_shard(path) for path in self.shards]
+        keys = [open_shard(path, MAKER) for path in self.shards]
         self._files: dict[int, Any] = {}
         crops = [file.get_tensor("crops") for file in keys]
         places = [
@@ -160,7 +161,7 @@ class CodeCache:
             return None
         shard, row = self.places[index].tolist()
         if shard not in self._files:
-            self._files[shard] = open_shard(self.shards[shard]).get_slice("codes")
+            self._files[shard] = open_shard(self.shards[shard], MAKER).get_slice("codes")
         return self._files[shard][row : row + 1][0]
 
     def codes(self, seeds: list[int], crops: list[Image.Image]) -> np.ndarray | None:
@@ -274,4 +275,4 @@ def write_codes(
 
 def _length(path: Path) -> int:
     """Crops in a shard; the last one grows when more epochs are written."""
-    return open_shard(path).get_slice("crops").get_shape()[0]
+    return open_shard(path, MAKER).get_slice("crops").get_shape()[0]

@@ -57,7 +57,7 @@ class FeatureStore:
         self._keys: list[int] = []
         self._parts: list[torch.Tensor] = []
         for path in sorted(self.folder.glob("*.safetensors")):
-            shard = open_shard(path, framework="pt")
+            shard = open_shard(path, "the next run", framework="pt")
             self._take(shard.get_tensor("keys").tolist(), shard.get_tensor("features"))
         self._written = len(self._parts)
 

@@ -8,11 +8,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 
-def open_shard(path: Path, framework: str = "np") -> Any:
+def open_shard(path: Path, maker: str, framework: str = "np") -> Any:
     """A safetensors file, opened for reading.
 
     Args:
         path: of the file.
+        maker: what writes such a file again, for the error.
         framework: "np" or "pt", what its tensors become.
 
     Raises:
@@ -21,7 +22,7 @@ def open_shard(path: Path, framework: str = "np") -> Any:
     try:
         return safe_open(path, framework=framework)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it, and it is written again") from None
+        raise ValueError(f"{path} is damaged ({error}): delete it, and {maker} writes it again") from None
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
