@@ -27,7 +27,9 @@ from machine import machine
 from momentum_cost import batch_of
 
 from hf_cots import COTSConfig, COTSForPreTraining, COTSImageTokenizer
-from hf_cots.data import PictureCollator, RandomCropFlip, load_pairs
+from hf_cots.data.augmentation import RandomCropFlip
+from hf_cots.data.collator import ImageCollator
+from hf_cots.data.sources import load_pairs
 
 
 @torch.no_grad()
@@ -48,7 +50,7 @@ def compare_codes(trained: str, pictures: str, device: str) -> dict[str, float]:
     """[`equal_codes`] of an image tokenizer's folder on crops of up to 256 pictures."""
     tokenizer = COTSImageTokenizer.from_pretrained(trained).eval().to(device)
     pairs = load_pairs(pictures, caption_column=None)
-    collate = PictureCollator(RandomCropFlip(tokenizer.config.image_size))
+    collate = ImageCollator(RandomCropFlip(tokenizer.config.image_size))
     pixels = collate([pairs[index] for index in range(min(256, len(pairs)))])["pixel_values"]
     return equal_codes(tokenizer, pixels.to(device))
 

@@ -17,9 +17,8 @@ from machine import machine
 from transformers import AutoTokenizer
 
 from hf_cots import COTSImageTokenizerConfig
-from hf_cots.data import PairDataset, load_pairs
-from hf_cots.data.emoji import write_emoji_set
-from hf_cots.data.sources import load_table
+from hf_cots.data.sets.emoji import write_emoji_set
+from hf_cots.data.sources import PairDataset, load_pairs, load_table
 from hf_cots.demo.recipe import TEST_STYLE, DemoRecipe, text_tower_folder
 from hf_cots.demo.run import pretrain
 from hf_cots.training.image_tokenizer import train_image_tokenizer

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hf_cots.evaluation.ranking import rank_queries
-from hf_cots.evaluation.stored import open_embeddings
+from hf_cots.evaluation.retrieval.embedding_files import open_embeddings
+from hf_cots.evaluation.retrieval.ranking import rank_queries
 
 from .machine import machine
 

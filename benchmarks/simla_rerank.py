@@ -32,15 +32,15 @@ import torch
 from transformers import AutoModel, AutoProcessor, ViTModel
 
 from hf_cots import train
-from hf_cots.data import load_pairs
-from hf_cots.data.emoji import is_test_concept, write_emoji_set
-from hf_cots.data.openclipart import write_openclipart_set
+from hf_cots.data.sets.emoji import is_test_concept, write_emoji_set
+from hf_cots.data.sets.openclipart import write_openclipart_set
+from hf_cots.data.sources import load_pairs
 from hf_cots.demo.recipe import TEST_STYLE, text_tower_folder
-from hf_cots.evaluation import build_report, load_encoder
-from hf_cots.evaluation.encoding import encode_images, encode_texts
-from hf_cots.evaluation.report import evaluate_encoder
-from hf_cots.search import Reranker, load_judge
-from hf_cots.search.recall_cost import SecondStep
+from hf_cots.evaluation.retrieval.recall_cost import RerankEvaluation
+from hf_cots.evaluation.retrieval.report import build_report, evaluate_encoder
+from hf_cots.search.encoders import load_encoder
+from hf_cots.search.encoding import encode_images, encode_texts
+from hf_cots.search.rerank import Reranker, load_reranker
 
 from .machine import machine
 
@@ -152,7 +152,7 @@ def recall(work: Path, name: str) -> dict[str, Any]:
     test, validation = (load_pairs(file, "image", "caption", "caption") for file in files)
     cots, simla = (load_encoder(str(work / kind / "model"), "cpu") for kind in ("cots", "simla"))
     first, dual = evaluate_encoder(cots, test), evaluate_encoder(simla, test)
-    judge = SecondStep(str(work / "simla" / "model"), validation=validation, budget=16, ks=(0, 16))
+    judge = RerankEvaluation(str(work / "simla" / "model"), validation=validation, budget=16, ks=(0, 16))
     return {
         "test": len(test),
         "validation": len(validation),
@@ -181,7 +181,7 @@ def times(work: Path, queries: int) -> dict[str, Any]:
     texts = [pairs.caption(row * len(pairs) // queries) for row in range(queries)]
     cots, processor = (auto.from_pretrained(work / "cots" / "model") for auto in (AutoModel, AutoProcessor))
     cots.eval()
-    judge, judge_processor = load_judge(str(work / "simla" / "model"), "cpu")
+    judge, judge_processor = load_reranker(str(work / "simla" / "model"), "cpu")
     gallery = encode_images(cots, processor, pictures)
 
     def two_streams(query: int, k: int = 10) -> torch.Tensor:

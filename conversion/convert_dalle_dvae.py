@@ -8,7 +8,7 @@ The files are https://cdn.openai.com/dall-e/encoder.pkl and decoder.pkl; this sc
 import argparse
 import sys
 
-from hf_cots.conversion import convert_dalle
+from hf_cots.conversion.image_tokenizers import convert_dalle
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -10,7 +10,7 @@ import sys
 from transformers import FlavaImageCodebook
 
 from hf_cots import COTSImageTokenizer
-from hf_cots.conversion import convert_flava, to_flava
+from hf_cots.conversion.image_tokenizers import convert_flava, to_flava
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -14,8 +14,7 @@ import torch
 from transformers import AutoTokenizer
 
 from hf_cots import COTSImageProcessor, COTSProcessor, SimlaForPreTraining
-from hf_cots.conversion import convert_simla, simla_tokenizer, to_simla
-from hf_cots.conversion.simla import save_converted
+from hf_cots.conversion.simla import convert_simla, save_converted, simla_tokenizer, to_simla
 
 
 def main(argv: list[str] | None = None) -> None:

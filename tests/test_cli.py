@@ -6,12 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hf_cots.cli import app
-from tests.worlds import World, all_pairs, draw
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("world"))
+from tests.support.worlds import all_pairs, draw
 
 
 def call(*arguments):
@@ -92,7 +87,7 @@ def test_evaluate_takes_a_plain_folder(world):
     ],
 )
 def test_evaluate_finds_mistakes_before_it_encodes(world, monkeypatch, flags, message):
-    monkeypatch.setattr("hf_cots.evaluation.run.evaluate_encoder", None)  # would be a TypeError
+    monkeypatch.setattr("hf_cots.evaluation.retrieval.run.evaluate_encoder", None)  # would be a TypeError
     result = call("evaluate", world.model, world.parquet, *flags)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from hf_cots.data.frozen_features import TowerFeatures
-from hf_cots.evaluation.encoders import DualEncoder
-from hf_cots.evaluation.encoding import batches
 from hf_cots.models.losses import l2_normalize
+from hf_cots.search.encoders import DualEncoder
+from hf_cots.search.encoding import batches
 
 
 @dataclass(frozen=True)

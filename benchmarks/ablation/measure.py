@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import machine
-from hf_cots.data import FrozenPairs, PairBatches, PairDataset
-from hf_cots.data.frozen_features import TowerFeatures
+from hf_cots.data.batches import PairBatches
+from hf_cots.data.frozen_features import FrozenPairs, TowerFeatures
+from hf_cots.data.sources import PairDataset
 from hf_cots.demo.recipe import text_tower_folder
-from hf_cots.evaluation.audit import audit_pairs
-from hf_cots.evaluation.encoders import DualEncoder, encode_pairs
-from hf_cots.evaluation.metrics import KS
-from hf_cots.evaluation.retrieval import rank_both
+from hf_cots.evaluation.diagnostics.audit import audit_pairs
+from hf_cots.evaluation.diagnostics.inspect_token_level import inspect_token_level
+from hf_cots.evaluation.retrieval.directions import rank_both
+from hf_cots.evaluation.retrieval.metrics import KS
+from hf_cots.search.encoders import DualEncoder, encode_pairs
 from hf_cots.train import build_trainer
-from hf_cots.training import COTSTrainer
 from hf_cots.training.arguments import flags_of, parse_arguments
-from hf_cots.training.token_gain import token_level_gain
+from hf_cots.training.trainer import COTSTrainer
 
 from .frozen_encoder import FrozenEncoder
 from .plan import Recipes, Run
@@ -138,7 +139,7 @@ def measure(
     if recipes.content.get("tasks"):
         line["tasks"] = other_tasks(trainer.encoder, data)
     if model.config.uses_masks:
-        line["token_gain"] = token_level_gain(model, trainer.processing_class, gallery)
+        line["token_gain"] = inspect_token_level(model, trainer.processing_class, gallery)
     if run.noise:
         line["noise"] = noise_report(trainer)
     return line

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from hf_cots import COTSImageTokenizerConfig
-from hf_cots.data import PairDataset, load_pairs
-from hf_cots.data.emoji import write_emoji_set
-from hf_cots.data.openclipart import write_openclipart_set
-from hf_cots.data.sources import load_table
+from hf_cots.data.sets.emoji import write_emoji_set
+from hf_cots.data.sets.openclipart import write_openclipart_set
+from hf_cots.data.sources import PairDataset, load_pairs, load_table
 from hf_cots.demo.recipe import TEST_STYLE, DemoRecipe
 from hf_cots.training.image_tokenizer import train_image_tokenizer
 

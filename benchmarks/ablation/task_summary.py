@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_cots.evaluation.similarity import spearman
+from hf_cots.evaluation.tasks.sts import spearman
 
 from .summary import groups, interval, p_value, shares
 

@@ -7,11 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from hf_cots.data.emoji import english_name
-from hf_cots.evaluation.encoders import Encoder
-from hf_cots.evaluation.image_retrieval import ImageRetrieval, LabelledEmbeddings, encode_labelled, retrieve_images
-from hf_cots.evaluation.labelled import load_labelled_images
-from hf_cots.evaluation.similarity import load_sts_benchmark, match_texts
+from hf_cots.data.sets.emoji import english_name
+from hf_cots.evaluation.tasks.image_retrieval import (
+    ImageRetrieval,
+    LabelledEmbeddings,
+    encode_labelled,
+    retrieve_images,
+)
+from hf_cots.evaluation.tasks.labelled_images import load_labelled_images
+from hf_cots.evaluation.tasks.sts import load_sts_benchmark, match_texts
+from hf_cots.search.encoders import Encoder
 
 from .sets import AblationSet
 

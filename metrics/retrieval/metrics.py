@@ -1,1 +1,1 @@
-../../src/hf_cots/evaluation/metrics.py
+../../src/hf_cots/evaluation/retrieval/metrics.py

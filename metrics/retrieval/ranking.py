@@ -1,1 +1,1 @@
-../../src/hf_cots/evaluation/ranking.py
+../../src/hf_cots/evaluation/retrieval/ranking.py

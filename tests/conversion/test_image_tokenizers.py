@@ -2,19 +2,19 @@
 
 import runpy
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
 from hf_cots import COTSImageTokenizer
-from hf_cots.conversion import convert_dalle, convert_flava, read_dalle, to_flava
+from hf_cots.conversion.image_tokenizers import convert_dalle, convert_flava, read_dalle, to_flava
+from tests.support.paths import ROOT
 
 
 dall_e = pytest.importorskip("dall_e", reason="`make test` installs DALL-E's package")
 
-SCRIPTS = Path(__file__).parents[2] / "conversion"
+SCRIPTS = ROOT / "conversion"
 SIZES = {"n_hid": 64, "vocab_size": 512, "n_blk_per_group": 2}  # the smallest that their code takes
 
 

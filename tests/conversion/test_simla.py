@@ -11,16 +11,22 @@ from omegaconf import OmegaConf
 from transformers import AutoModel, AutoProcessor
 
 from hf_cots import SimlaForPreTraining, SimlaModel
-from hf_cots.conversion import convert_simla, read_simla, simla_tokenizer, to_simla
-from hf_cots.conversion.simla import resized_positions, save_converted
+from hf_cots.conversion.simla import (
+    convert_simla,
+    read_simla,
+    resized_positions,
+    save_converted,
+    simla_tokenizer,
+    to_simla,
+)
 from hf_cots.models.terms_simla import Batch, Side, code_logits, keywords
-from tests.models import reference_simla as slow
-from tests.worlds import tiny_tokenizer
+from tests.support import reference_simla as slow
+from tests.support.authors_simla import TINY, Sizes, authors_state
+from tests.support.paths import ROOT
+from tests.support.worlds import tiny_tokenizer
 
-from .authors_simla import TINY, Sizes, authors_state
 
-
-SCRIPT = Path(__file__).parents[2] / "conversion" / "convert_simla.py"
+SCRIPT = ROOT / "conversion" / "convert_simla.py"
 # A small image tokenizer, and masks for its small grid: what the file does not say.
 SMALL = {"hidden_size": 8, "decoder_input_size": 8, "blocks_per_group": 1}
 FIELDS = {"image_tokenizer_config": SMALL, "num_masked_patches": 5, "min_block_patches": 2}
@@ -92,7 +98,7 @@ def test_a_small_file(tiny):
 
 def test_the_authors_sizes(tmp_path):
     """The whole model from a file with exactly their keys. The larger tensors of the twin are the trained model's, so
-    that 1 GB is written and not 2; that the twins are told apart is shown on the small file."""
+    that 1 GB is written and not 2; that the ema_pairs are told apart is shown on the small file."""
     state = authors_state(Sizes(), shared_above=1_000_000)
     model = convert_simla(write(tmp_path / "pretrain.pth", state), image_tokenizer_config=SMALL)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 238_264_183  # 238.26M

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from hf_cots.data import RandomCropFlip
+from hf_cots.data.augmentation import RandomCropFlip
 
 
 def noise(width=40, height=30, seed=0):

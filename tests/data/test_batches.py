@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_cots.data import PairBatches
+from hf_cots.data.batches import PairBatches
 
 
 def epoch_of(seed, epoch, length=50, size=8, **share):

@@ -11,19 +11,16 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from hf_cots import COTSForPreTraining, COTSImageTokenizer
-from hf_cots.data import CodeCache, CodeSettings, COTSCollator, RandomCropFlip, load_pairs, write_codes
-from hf_cots.data.augmentation import cropped
-from tests.tiny import tiny_config
-from tests.worlds import World, all_pairs, tiny_image_tokenizer_config, tiny_processor
+from hf_cots.data.augmentation import RandomCropFlip, cropped
+from hf_cots.data.code_cache import CodeCache, CodeSettings, write_codes
+from hf_cots.data.collator import COTSCollator
+from hf_cots.data.sources import load_pairs
+from tests.support.tiny import tiny_config
+from tests.support.worlds import all_pairs, tiny_image_tokenizer_config, tiny_processor
 
 
 CROP = RandomCropFlip(32, 0.4, 0.5)
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from hf_cots import COTSConfig
-from hf_cots.data import COTSCollator, PairBatches, RandomCropFlip, load_pairs
-from tests.tiny import tiny_config
-from tests.worlds import World, tiny_processor
+from hf_cots.data.augmentation import RandomCropFlip
+from hf_cots.data.batches import PairBatches
+from hf_cots.data.collator import COTSCollator
+from hf_cots.data.sources import load_pairs
+from tests.support.tiny import tiny_config
+from tests.support.worlds import World, tiny_processor
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,10 @@ import torch
 from PIL import Image, ImageOps
 
 from hf_cots import COTSModel
-from hf_cots.data import frozen_features, frozen_pairs, load_pairs
-from hf_cots.data.frozen_features import TowerFeatures
-from tests.worlds import World, all_pairs, tiny_processor
+from hf_cots.data import frozen_features
+from hf_cots.data.frozen_features import TowerFeatures, frozen_pairs
+from hf_cots.data.sources import load_pairs
+from tests.support.worlds import World, all_pairs, tiny_processor
 
 
 @pytest.fixture

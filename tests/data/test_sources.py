@@ -8,15 +8,11 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from hf_cots.data import PairBatches, PairDataset, load_pairs
+from hf_cots.data.batches import PairBatches
 from hf_cots.data.images import BrokenImage, BrokenImageReport, read_image
+from hf_cots.data.sources import PairDataset, load_pairs
 from hf_cots.models.masking import mix
-from tests.worlds import World, all_pairs, break_pictures, draw, encoded
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("world"))
+from tests.support.worlds import World, all_pairs, break_pictures, draw, encoded
 
 
 def in_memory(captions, pictures=None, **columns):

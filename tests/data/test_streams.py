@@ -6,14 +6,9 @@ import datasets
 import pytest
 from torch.utils.data import DataLoader
 
-from hf_cots.data import PairStream, StreamBatches, load_stream
 from hf_cots.data.images import BrokenImageReport
-from tests.worlds import World, all_pairs, draw, encoded
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("world"))
+from hf_cots.data.streams import PairStream, StreamBatches, load_stream
+from tests.support.worlds import all_pairs, draw, encoded
 
 
 @pytest.fixture(scope="module")

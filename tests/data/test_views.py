@@ -7,19 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_cots.data import COTSCollator, RandomCropFlip, SecondViews, StrongView, WordDropping, load_pairs
+from hf_cots.data.augmentation import RandomCropFlip
+from hf_cots.data.collator import COTSCollator
+from hf_cots.data.sources import load_pairs
+from hf_cots.data.views import SecondViews, StrongView, WordDropping
 from hf_cots.models.masking import generator
-from tests.tiny_cookie import tiny_cookie_config
-from tests.worlds import World, all_pairs, encoded, tiny_processor
+from tests.support.tiny_cookie import tiny_cookie_config
+from tests.support.worlds import World, all_pairs, encoded, tiny_processor
 
 
 PLAIN = RandomCropFlip(16, min_scale=1, min_aspect=1, flip=0)
 WORDS = WordDropping(0.2, 0.5, 0.1, mask_token_id=4, special_token_ids=(0, 1, 2, 3, 4), vocab_size=50)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")

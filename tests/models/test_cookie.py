@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hf_cots import CookieConfig, CookieForPreTraining, CookieModel
-from tests.models import reference_cookie as slow
-from tests.tiny_cookie import cookie_batch, tiny_cookie, tiny_cookie_config
+from tests.support import reference_cookie as slow
+from tests.support.tiny_cookie import cookie_batch, tiny_cookie, tiny_cookie_config
 
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}

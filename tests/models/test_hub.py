@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +12,10 @@ import torch
 from PIL import Image
 
 from hf_cots import COTSForPreTraining, COTSImageTokenizer, COTSModel
-from tests.tiny import tiny_config
-
-from .hub_stub import hub
-from .words import tiny_processor
+from tests.support.hub_stub import hub
+from tests.support.paths import SCRIPTS
+from tests.support.tiny import tiny_config
+from tests.support.words import tiny_processor
 
 
 CODE = {
@@ -91,7 +90,7 @@ def environment(folder, **more):
 def user(request, folder):
     """Results of all checks of `hub_user.py` in a fresh process with, or without, the package."""
     output = folder / f"{request.param}.json"
-    script = Path(__file__).with_name("hub_user.py")
+    script = SCRIPTS / "hub_user.py"
     prelude = "import hf_cots" if request.param == "with" else "pass"
     command = f"import sys; sys.argv = {['user', str(folder), request.param, str(output)]!r}; {prelude}\n"
     command += f"exec(compile(open({str(script)!r}).read(), 'hub_user.py', 'exec'))"

@@ -11,10 +11,9 @@ from PIL import Image
 from transformers import AutoModel, AutoModelForPreTraining, AutoModelForZeroShotImageClassification, AutoProcessor
 
 from hf_cots import CookieForPreTraining, CookieModel, COTSProcessor
-from tests.tiny_cookie import cookie_batch, tiny_cookie_config
-
-from .test_hub import environment
-from .words import tiny_processor
+from tests.models.test_hub import environment
+from tests.support.tiny_cookie import cookie_batch, tiny_cookie_config
+from tests.support.words import tiny_processor
 
 
 USER = """

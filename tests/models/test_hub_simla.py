@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from hf_cots import SimlaForPreTraining
-from tests.tiny_simla import simla_batch, tiny_simla_config
-
-from .words import tiny_processor
+from tests.support.tiny_simla import simla_batch, tiny_simla_config
+from tests.support.words import tiny_processor
 
 
 USER = """

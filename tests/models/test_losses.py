@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hf_cots.models.contrast import in_batch_rows
+from hf_cots.models.instance_level import in_batch_rows
 from hf_cots.models.losses import (
     center_keys,
     contrast_logits,
@@ -15,8 +15,7 @@ from hf_cots.models.losses import (
     masked_token_loss,
     task_loss,
 )
-
-from . import reference
+from tests.support import reference
 
 
 TAU = 0.07

@@ -11,8 +11,7 @@ from hf_cots.models.losses_simla import (
     mean_of_masked,
     multi_hot,
 )
-
-from . import reference_simla as slow
+from tests.support import reference_simla as slow
 
 
 def test_distilled_cross_entropy_equals_the_loop():

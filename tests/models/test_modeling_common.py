@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_cots import COTSForPreTraining, COTSModel
-from tests.tiny import tiny_batch, tiny_config
+from tests.support.tiny import tiny_batch, tiny_config
 
 
 BOTH = pytest.mark.parametrize("cls", [COTSModel, COTSForPreTraining])

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from hf_cots import COTSConfig, COTSForPreTraining, COTSModel
-from tests.tiny import tiny_batch, tiny_config
+from tests.support.tiny import tiny_batch, tiny_config
 
 
 VISION = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -325,7 +325,7 @@ def test_towers_that_do_not_fit_are_refused():
 def test_a_config_without_a_model_is_refused():
     from transformers import PreTrainedConfig
 
-    from hf_cots.models.modeling_cots import tower_class
+    from hf_cots.models.towers import tower_class
 
     class StrangeConfig(PreTrainedConfig):
         model_type = "strange"

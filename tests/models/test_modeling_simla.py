@@ -5,10 +5,9 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, BertConfig, BertModel, ViTConfig, ViTModel
 
 from hf_cots import SimlaConfig, SimlaForPreTraining, SimlaModel
-from hf_cots.conversion import to_simla
-from tests.tiny_simla import SIZES, simla_batch, tiny_simla, tiny_simla_config
-
-from . import reference_simla as slow
+from hf_cots.conversion.simla import to_simla
+from tests.support import reference_simla as slow
+from tests.support.tiny_simla import SIZES, simla_batch, tiny_simla, tiny_simla_config
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from hf_cots import COTSForPreTraining
-from hf_cots.models.momentum import KeyQueue, ScoreQueue, parameters_outside, update_momentum
-from tests.tiny import tiny_config
-from tests.tiny_cookie import tiny_cookie
-from tests.tiny_simla import tiny_simla
+from hf_cots.models.ema import parameters_outside, update_momentum
+from hf_cots.models.queues import KeyQueue, ScoreQueue
+from tests.support.tiny import tiny_config
+from tests.support.tiny_cookie import tiny_cookie
+from tests.support.tiny_simla import tiny_simla
 
 
 class SlowQueue:
@@ -57,14 +58,14 @@ def test_queue_equals_a_list_through_wrap_around(batches):
         seen += count
         assert int(queue.filled) == min(seen, 10)
         assert int(queue.pointer) == slow.position
-        empty = queue.no_negative(torch.tensor([-1]))[0]
+        empty = queue.invalid_negatives(torch.tensor([-1]))[0]
         for slot, pair in enumerate(slow.slots):
             assert bool(empty[slot]) == (pair is None)
             if pair is not None:  # slot j of both buffers and of the ids belongs to the same pair
                 assert queue.image_keys[slot].tolist() == pytest.approx(key_of(pair, 0))
                 assert queue.text_keys[slot].tolist() == pytest.approx(key_of(pair, 1))
                 assert int(queue.image_ids[slot]) == 1000 + pair
-                assert int(queue.pair_numbers[slot]) == pair
+                assert int(queue.pair_index[slot]) == pair
 
 
 def test_the_newest_pairs_of_a_large_batch_are_kept():
@@ -77,7 +78,7 @@ def test_no_negative_masks_empty_slots_and_the_own_picture():
     queue = KeyQueue(6, 3)
     keys = torch.rand(4, 3)
     queue.enqueue(keys, keys, torch.tensor([5, 7, 5, 0]), torch.arange(4))
-    mask = queue.no_negative(torch.tensor([5, 0, 99]))
+    mask = queue.invalid_negatives(torch.tensor([5, 0, 99]))
     assert mask.tolist() == [
         [True, False, True, False, True, True],
         [False, False, False, True, True, True],
@@ -95,7 +96,7 @@ def test_queue_state_survives_a_resume():
         "image_keys",
         "text_keys",
         "image_ids",
-        "pair_numbers",
+        "pair_index",
         "pointer",
         "filled",
     }
@@ -179,6 +180,6 @@ def test_score_queue_survives_a_resume():
 
 @pytest.mark.parametrize("make", [lambda: COTSForPreTraining(tiny_config()), tiny_simla, tiny_cookie])
 def test_all_of_a_twin_follows_and_each_parameter_once(make):
-    for twin, _ in make().twins:
+    for twin, _ in make().ema_pairs:
         names = [name for name, _ in parameters_outside(twin, ())]
         assert sorted(names) == sorted(name for name, _ in twin.named_parameters())

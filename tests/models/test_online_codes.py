@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_cots import COTSForPreTraining, COTSImageTokenizer
-from tests.tiny import tiny_batch, tiny_config
+from tests.support.tiny import tiny_batch, tiny_config
 
 
 @pytest.fixture

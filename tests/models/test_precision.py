@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from hf_cots import COTSForPreTraining
-from hf_cots.models import contrast, pretraining_cots
-from tests.tiny import tiny_batch, tiny_config
-
-from . import reference
-from .steps import gradients
+from hf_cots.models import instance_level as contrast
+from hf_cots.models import pretraining_cots
+from tests.support import reference
+from tests.support.steps import gradients
+from tests.support.tiny import tiny_batch, tiny_config
 
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -174,7 +174,7 @@ def test_every_pair_dropped(dtype, fields):
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("fresh", [True, False])
 def test_a_queue_smaller_than_the_batch(dtype, size, fresh):
-    model = make(queue_size=size, similarity_queue_size=size, fresh_negatives=fresh)
+    model = make(queue_size=size, similarity_queue_size=size, enqueue_before_loss=fresh)
     for seed in range(3):
         with autocast(dtype):
             output = model(**tiny_batch(seed=seed))

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from . import reference
-from .steps import data, gradients, make, run_step
+from tests.support import reference
+from tests.support.steps import data, gradients, make, run_step
 
 
 def head(module, hidden, feature):
@@ -43,7 +43,7 @@ def reference_loss(model, batch, queue_before):
             image_keys, text_keys = reference.centered(image_keys), reference.centered(text_keys)
     # (image key, text key, image id) of what is in the queue, oldest first
     slots = list(queue_before)
-    if config.fresh_negatives:
+    if config.enqueue_before_loss:
         slots += [(image_keys[i], text_keys[i], int(batch["image_ids"][i])) for i in range(n)]
     slots = slots[-config.queue_size :]
     image_queue, text_queue = torch.stack([s[0] for s in slots]), torch.stack([s[1] for s in slots])
@@ -93,7 +93,7 @@ def reference_loss(model, batch, queue_before):
 def test_loss_and_gradient_equal_the_formulas(center, fresh):
     """The second of two steps, with a wrapped queue: every term and the gradient of every parameter."""
     weights = {"instance_weight": 0.9, "mvm_weight": 0.5, "mlm_weight": 0.7, "task_weight": 0.3}
-    model = make(center_keys=center, fresh_negatives=fresh, queue_size=12, filter_lambda=None, **weights)
+    model = make(center_keys=center, enqueue_before_loss=fresh, queue_size=12, filter_lambda=None, **weights)
     first, second = data(model, seed=0), data(model, seed=1)
     run_step(model, first, [8])
     model.end_step()
@@ -130,7 +130,7 @@ def test_loss_and_gradient_equal_the_formulas(center, fresh):
 @pytest.mark.parametrize("fresh", [True, False])
 def test_accumulation_is_exact(sizes, fresh):
     """Three steps of 1 x 16 and of micro-batches: gradients, queues, counters, weights and twin agree to 1e-10."""
-    fields = {"queue_size": 24, "similarity_queue_size": 16, "filter_lambda": 0.5, "fresh_negatives": fresh}
+    fields = {"queue_size": 24, "similarity_queue_size": 16, "filter_lambda": 0.5, "enqueue_before_loss": fresh}
     whole = make(**fields)
     parts = copy.deepcopy(whole)
     for step in range(3):
@@ -178,7 +178,7 @@ def test_forward_alone_is_a_step_of_its_own():
 
 def test_forward_alone_with_a_queue_of_the_past():
     """The own keys enter the queue after the loss, not before."""
-    model = make(fresh_negatives=False, task_weight=0.0)
+    model = make(enqueue_before_loss=False, task_weight=0.0)
     assert float(model(**data(model, seed=0)).loss_instance) == pytest.approx(0, abs=1e-12), "nothing to compare with"
     assert int(model.key_queue.filled) == 8
     assert float(model(**data(model, seed=1)).loss_instance) > 0.1
@@ -224,7 +224,7 @@ def test_pairs_without_ids_exclude_only_themselves_across_steps():
 @pytest.mark.parametrize("contrast", ["momentum", "in_batch"])
 @pytest.mark.parametrize("fresh", [True, False])
 def test_one_pair_step_is_finite(contrast, fresh):
-    model = make(contrast=contrast, fresh_negatives=fresh)
+    model = make(contrast=contrast, enqueue_before_loss=fresh)
     for seed in range(2):
         output = model(**data(model, pairs=1, seed=seed))
         output.loss.backward()
@@ -377,7 +377,7 @@ def test_every_trainable_parameter_gets_a_gradient(contrast, learn):
 
 
 def test_masked_share_scales_the_sum_and_skips_the_other_rows():
-    model = make(masked_share=0.5, filter_lambda=None)
+    model = make(masked_fraction=0.5, filter_lambda=None)
     batch = data(model, pairs=16)
     rows = batch["bool_masked_pos"].any(dim=1)
     assert 0 < rows.sum() < 16
@@ -386,7 +386,7 @@ def test_masked_share_scales_the_sum_and_skips_the_other_rows():
     (step,) = model.begin_step([batch])
     output = model(**(batch | step))
     assert sizes == [16, int(rows.sum())], "clean, masked"
-    full = make(masked_share=1.0, filter_lambda=None)
+    full = make(masked_fraction=1.0, filter_lambda=None)
     only = {name: tensor[rows] for name, tensor in batch.items()}
     (step,) = full.begin_step([only])
     alone = full(**(only | step))  # the mean over the masked rows
@@ -395,7 +395,7 @@ def test_masked_share_scales_the_sum_and_skips_the_other_rows():
 
 
 def test_a_batch_whose_pairs_all_skip_the_masked_passes_still_reaches_every_parameter():
-    model = make(masked_share=0.5)
+    model = make(masked_fraction=0.5)
     batch = data(model)
     batch["bool_masked_pos"] = torch.zeros_like(batch["bool_masked_pos"])
     batch["bool_masked_words"] = torch.zeros_like(batch["bool_masked_words"])

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from hf_cots import SimlaForPreTraining, SimlaModel
-from hf_cots.conversion import to_simla
+from hf_cots.conversion.simla import to_simla
 from hf_cots.models import terms_simla
-from tests.tiny_simla import simla_batch, tiny_simla, tiny_simla_config
-
-from . import reference_simla as slow
+from tests.support import reference_simla as slow
+from tests.support.tiny_simla import simla_batch, tiny_simla, tiny_simla_config
 
 
 TERMS = ("itc", "itm", "mlm", "mim", "psl")
@@ -30,7 +29,7 @@ def fixed(monkeypatch):
 def slow_losses(model, batch, a, queue):
     """Each term by loops over pairs, words, patches and codes; `queue` (image keys, text keys, ids) as of before."""
     reference = slow.Reference(to_simla(model)["model"], heads=2)
-    quirks, config = model.config.reference_quirks, model.config
+    quirks, config = model.config.match_original_code, model.config
     n, tau = len(batch["input_ids"]), float(reference["temp"])
     ids, there, image_ids = batch["input_ids"], batch["attention_mask"] != 0, batch["image_ids"].tolist()
     f_i = [reference.image_feature(p) for p in batch["pixel_values"]]
@@ -92,7 +91,7 @@ def slow_losses(model, batch, a, queue):
 @pytest.mark.parametrize("quirks", [False, True])
 def test_each_term_equals_the_slow_reference(fixed, quirks):
     """In the third step, with a half-risen distillation weight, a part-filled queue and a picture that recurs."""
-    model = tiny_simla(reference_quirks=quirks, distillation_weight=0.5)  # a is exact in float32, in which it lies
+    model = tiny_simla(match_original_code=quirks, distillation_weight=0.5)  # a is exact in float32, in which it lies
     queued = []
     for seed in (1, 2):
         batch = simla_batch(model, seed=seed)
@@ -115,7 +114,7 @@ def test_each_term_equals_the_slow_reference(fixed, quirks):
 
 
 def test_quirks_change_what_they_name_and_nothing_else(fixed):
-    mended, quirky = tiny_simla(), tiny_simla(reference_quirks=True)
+    mended, quirky = tiny_simla(), tiny_simla(match_original_code=True)
     batch = simla_batch(mended)
     batch["image_ids"] = torch.tensor([7, 7, 8, 9])
     results = []
@@ -188,7 +187,7 @@ def short(batch, length):
 @pytest.mark.parametrize(("name", "change"), list(cases()), ids=lambda case: case if isinstance(case, str) else "")
 def test_no_batch_breaks_the_step(name, change, quirks):
     """Loss and every gradient are finite, and every parameter has one."""
-    model = tiny_simla(reference_quirks=quirks)
+    model = tiny_simla(match_original_code=quirks)
     for _ in range(2):
         output = model(**change(simla_batch(model)))
         output.loss.backward()
@@ -362,7 +361,7 @@ def test_predicted_keywords_are_the_concept_heads_probabilities():
 @pytest.mark.parametrize("quirks", [False, True])
 def test_nothing_in_the_step_waits_for_the_device(monkeypatch, quirks):
     """With the masks of the collator, from begin_step to end_step no number is asked for."""
-    model = tiny_simla(reference_quirks=quirks)
+    model = tiny_simla(match_original_code=quirks)
     batch = simla_batch(model)
 
     def asked(*arguments):

@@ -8,10 +8,9 @@ import torch
 
 from hf_cots import COTSForPreTraining, COTSImageTokenizer, COTSModel
 from hf_cots.models import pretraining_cots
-from hf_cots.models.token_level import draw_masks_by_number
-from tests.tiny import tiny_batch, tiny_config
-
-from .steps import data, gradients, make, run_step
+from hf_cots.models.token_level import draw_masks_by_index
+from tests.support.steps import data, gradients, make, run_step
+from tests.support.tiny import tiny_batch, tiny_config
 
 
 def trained(**fields):
@@ -153,7 +152,7 @@ def test_evaluation_leaves_the_state_untouched_and_is_deterministic():
 @pytest.mark.parametrize("center", [True, False])
 def test_evaluation_loss_is_that_of_a_step_against_the_present_queue(center):
     """The same as a training step with the queue of the past, centred keys and all; no pair is dropped."""
-    model = make(fresh_negatives=False, center_keys=center, filter_lambda=0.0)
+    model = make(enqueue_before_loss=False, center_keys=center, filter_lambda=0.0)
     for seed in range(2):
         run_step(model, data(model, seed=seed), [8])
         model.end_step()
@@ -291,11 +290,11 @@ def test_masks_drawn_by_the_model_differ_between_steps_and_rows(monkeypatch):
     seen = []
 
     def draw(*arguments):
-        masks = draw_masks_by_number(*arguments)
+        masks = draw_masks_by_index(*arguments)
         seen.append(masks["bool_masked_pos"])
         return masks
 
-    monkeypatch.setattr(pretraining_cots, "draw_masks_by_number", draw)
+    monkeypatch.setattr(pretraining_cots, "draw_masks_by_index", draw)
     batch = {k: v for k, v in data(model).items() if "mask" not in k or k == "attention_mask"}
     batch["input_ids"] = batch["input_ids"][:1].expand(8, -1)
     for _ in range(2):

@@ -6,9 +6,8 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from hf_cots import COTSModel, COTSProcessor
-from tests.tiny import tiny_config
-
-from .words import tiny_processor
+from tests.support.tiny import tiny_config
+from tests.support.words import tiny_processor
 
 
 @pytest.fixture

@@ -5,13 +5,8 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-from hf_cots.search import Match, PictureIndex
-from tests.worlds import World, all_pairs, draw
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("world"))
+from hf_cots.search.index import ImageIndex, Match
+from tests.support.worlds import all_pairs, draw
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +27,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def index(world, folder):
-    return PictureIndex.from_folder(str(world.model), folder, batch_size=2)
+    return ImageIndex.from_folder(str(world.model), folder, batch_size=2)
 
 
 def test_readable_pictures_of_all_folders_are_found(index, folder):
@@ -99,25 +94,25 @@ def test_a_query_of_unknown_letters_and_any_length(index):
 
 def test_a_missing_folder(world, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no such folder: .*nothing"):
-        PictureIndex.from_folder(str(world.model), tmp_path / "nothing")
+        ImageIndex.from_folder(str(world.model), tmp_path / "nothing")
 
 
 def test_a_folder_without_pictures(world, tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(FileNotFoundError, match=r"no picture \(.*\.png"):
-        PictureIndex.from_folder(str(world.model), tmp_path)
+        ImageIndex.from_folder(str(world.model), tmp_path)
 
 
 def test_a_folder_of_broken_pictures(world, tmp_path):
     for i in range(5):
         (tmp_path / f"{i}.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"none of 5 picture files can be read.*0\.png"):
-        PictureIndex.from_folder(str(world.model), tmp_path)
+        ImageIndex.from_folder(str(world.model), tmp_path)
 
 
 def test_a_folder_with_the_name_of_a_picture_is_searched(world, tmp_path):
     (tmp_path / "holiday.png").mkdir()
     all_pairs()[0][1].save(tmp_path / "holiday.png" / "a.png")
-    index = PictureIndex.from_folder(str(world.model), tmp_path)
+    index = ImageIndex.from_folder(str(world.model), tmp_path)
     assert [path.name for path in index.paths] == ["a.png"]
     assert not index.broken

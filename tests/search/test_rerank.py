@@ -3,11 +3,9 @@
 import pytest
 import torch
 
-from hf_cots.search import Reranker, load_judge
-from hf_cots.search.rerank import image_bytes
-from tests.worlds import World, all_pairs
-
-from .simla_world import simla_folder
+from hf_cots.search.rerank import Reranker, image_bytes, load_reranker
+from tests.support.simla_world import simla_folder
+from tests.support.worlds import World, all_pairs
 
 
 TEXTS = [caption for _, _, caption in all_pairs()][:9]
@@ -16,7 +14,7 @@ PICTURES = [picture for _, picture, _ in all_pairs()]
 
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory):
-    return load_judge(str(simla_folder(World(tmp_path_factory.mktemp("world")))), "cpu")
+    return load_reranker(str(simla_folder(World(tmp_path_factory.mktemp("world")))), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -99,4 +97,4 @@ def test_bytes_of_one_picture(judge):
 def test_another_model_cannot_judge(tmp_path_factory):
     world = World(tmp_path_factory.mktemp("world"))
     with pytest.raises(ValueError, match="is 'cots' and cannot judge pairs: name a SIMLA"):
-        load_judge(str(world.model))
+        load_reranker(str(world.model))

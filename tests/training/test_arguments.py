@@ -1,7 +1,6 @@
 """Flags, files of flags, and both together."""
 
 import json
-from pathlib import Path
 
 import pytest
 import yaml
@@ -9,13 +8,14 @@ import yaml
 from hf_cots import COTSImageTokenizerConfig
 from hf_cots.training.arguments import (
     DVAETrainingArguments,
+    ImageArguments,
     ImageTokenizerArguments,
-    PictureArguments,
     fields_of,
     flags_of,
     parse_arguments,
     parse_flags,
 )
+from tests.support.paths import ROOT
 
 
 def base(tmp_path):
@@ -137,12 +137,12 @@ def test_a_file_that_holds_no_mapping(tmp_path, text):
         parse_arguments([str(tmp_path / "recipe.yaml")])
 
 
-CARDS = Path(__file__).parents[2] / "model_cards"
+CARDS = ROOT / "model_cards"
 
 
 @pytest.mark.parametrize("recipe", sorted(CARDS.glob("dvae-*/recipe.yaml")), ids=str)
 def test_every_recipe_of_an_image_tokenizer_parses(recipe):
-    kinds = (ImageTokenizerArguments, PictureArguments, DVAETrainingArguments)
+    kinds = (ImageTokenizerArguments, ImageArguments, DVAETrainingArguments)
     model, pictures, training = parse_flags(kinds, [str(recipe)], "")
     assert COTSImageTokenizerConfig(**fields_of("config", model.config)).codebook_size > 0
     assert pictures.train_data

@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 import hf_cots.train
 from hf_cots import COTSImageTokenizer
 from hf_cots.cli import app
-from hf_cots.data import load_pairs
 from hf_cots.data.keep_mask import write_keep_mask
+from hf_cots.data.sources import load_pairs
 from tests.data.test_code_cache import lively_tokenizer
-from tests.worlds import World, checkpoint, log_history
+from tests.support.worlds import World, checkpoint, log_history
 
 
 TIMES = ("pairs_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second")

@@ -11,21 +11,16 @@ from typer.testing import CliRunner
 
 from hf_cots import CookieForPreTraining, CookieModel
 from hf_cots.cli import app
-from hf_cots.evaluation.encoders import load_encoder
-from hf_cots.search import PictureIndex
+from hf_cots.search.encoders import load_encoder
+from hf_cots.search.index import ImageIndex
 from hf_cots.train import main, train
 from hf_cots.training.arguments import parse_arguments
 from hf_cots.training.setup import build_data, build_model, build_tokenizer, build_views
-from tests.worlds import World, all_pairs, checkpoint, log_history
+from tests.support.worlds import World, all_pairs, checkpoint, log_history
 
 
 TERMS = ("loss_cross_modal", "loss_visual", "loss_textual")
 RUN = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "text_learning_rate": 1e-4}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("world"))
 
 
 def cookie_flags(world: World, output_dir: Path, overrides: dict | None = None, **settings) -> list[str]:
@@ -95,7 +90,7 @@ def test_evaluate_and_search_with_the_same_commands(finished, world, tmp_path):
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     assert json.loads(report.read_text())["text_to_image"]["R@1"] == pytest.approx(results["text_to_image"]["R@1"])
-    index = PictureIndex.from_folder(str(folder / "model"), world.imagefolder)
+    index = ImageIndex.from_folder(str(folder / "model"), world.imagefolder)
     best = index.search(all_pairs()[7][1], k=1)[0]
     assert best.path.name == all_pairs()[7][0]
     assert best.score == pytest.approx(1, abs=1e-5)

@@ -10,8 +10,8 @@ from PIL import Image
 
 import hf_cots.train
 from hf_cots.data.sources import identity
-from hf_cots.training import COTSTrainer
-from tests.worlds import World, all_pairs, break_pictures, draw, log_history
+from hf_cots.training.trainer import COTSTrainer
+from tests.support.worlds import World, all_pairs, break_pictures, draw, log_history
 
 
 def odd_pictures(folder: Path) -> dict[str, str]:

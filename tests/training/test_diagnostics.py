@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from hf_cots import COTSForPreTraining
-from hf_cots.training.diagnostics import batch_accuracy, embedding_spread, similarity_to_queue
-from tests.tiny import tiny_config
+from hf_cots.training.diagnostics import batch_accuracy, embedding_variance, similarity_to_queue
+from tests.support.tiny import tiny_config
 
 
 def unit(rows, dim=5, seed=0):
@@ -45,11 +45,11 @@ def test_captions_of_one_picture_do_not_compete():
 
 
 def test_spread():
-    assert embedding_spread(torch.tensor([[0.6, 0.8]] * 5)).item() == pytest.approx(0, abs=1e-6)
-    assert embedding_spread(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).item() == pytest.approx(1)
+    assert embedding_variance(torch.tensor([[0.6, 0.8]] * 5)).item() == pytest.approx(0, abs=1e-6)
+    assert embedding_variance(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).item() == pytest.approx(1)
     embeds = unit(9)
     pairwise = sum(float(a @ b) for a in embeds for b in embeds) / 81
-    assert embedding_spread(embeds).item() == pytest.approx(1 - pairwise, abs=1e-6)
+    assert embedding_variance(embeds).item() == pytest.approx(1 - pairwise, abs=1e-6)
 
 
 @pytest.mark.parametrize(("stored", "step"), [(6, 6), (20, 8), (50, 8), (50, 40), (9, 4)])
@@ -68,7 +68,7 @@ def test_similarity_to_fresh_and_stale_keys_equals_a_loop(stored, step):
         for j in range(max(0, stored - 32), stored):
             if ids[j] != image_ids[i]:
                 (fresh if j >= stored - step else stale).append(float(images[i] @ keys[j]))
-    for name, values in (("similarity_fresh", fresh), ("similarity_stale", stale)):
+    for name, values in (("sim_current_keys", fresh), ("sim_queued_keys", stale)):
         expected = sum(values) / max(1, len(values))
         assert found[name].item() == pytest.approx(expected, abs=1e-6)
 
@@ -82,5 +82,5 @@ def test_the_staleness_shortcut_shows():
     for n, keys in enumerate((old, new)):
         model.key_queue.enqueue(keys, keys, *2 * [16 * n + torch.arange(16)])
     found = similarity_to_queue(model, new, 16 + torch.arange(16), 16)
-    assert found["similarity_fresh"] > 0.8
-    assert found["similarity_stale"] < -0.8
+    assert found["sim_current_keys"] > 0.8
+    assert found["sim_queued_keys"] < -0.8

@@ -4,18 +4,17 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import hf_cots.train
-from tests.training.recording import DoubleTrainer
+from tests.support.paths import ROOT, SCRIPTS
+from tests.support.recording import DoubleTrainer
+from tests.support.worlds import World, all_pairs, checkpoint, log_history
 from tests.training.test_cookie import cookie_flags
-from tests.worlds import World, all_pairs, checkpoint, log_history
 
 
-ROOT = Path(__file__).parents[2]
 # An epoch of 38 pairs is three batches of 12 and one of 2, of which four ranks get 0, 1, 0 and 1. The queue of 20
 # slots wraps around in mid-batch.
 PAIRS, BATCH, STEPS = 38, 12, 6
@@ -89,7 +88,7 @@ def runs(world):
     for processes in (2, 4):
         starts = [flags(world, *way) for way in WAYS if way[1] == processes]
         starts += [resumed(world, *pair) for pair in RESUMED if pair[1] == processes]
-        script = str(ROOT / "tests" / "training" / "ranks.py")
+        script = str(SCRIPTS / "training_ranks.py")
         errors[processes] = torchrun(processes, script, *map(json.dumps, starts))
     return errors
 

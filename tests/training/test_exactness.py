@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import hf_cots.train
-from tests.training.recording import DoubleTrainer, RecordingTrainer
-from tests.worlds import World, all_pairs, checkpoint, log_history
+from tests.support.recording import DoubleTrainer, RecordingTrainer
+from tests.support.worlds import all_pairs, checkpoint, log_history
 
 
 WAYS = {"1x64": (64, 1), "8x8": (8, 8), "64x1": (1, 64)}
@@ -13,11 +13,6 @@ TRAINERS = {"float64": DoubleTrainer, "float32": RecordingTrainer}
 # Adam divides by the gradient's own size, so that in float32 the sign of rounding noise becomes a step.
 OPTIMIZERS = {"float64": "adamw_torch", "float32": "sgd"}
 ROOM = {"float64": 1e-10, "float32": 1e-5}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")

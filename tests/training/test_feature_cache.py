@@ -4,20 +4,15 @@ import pytest
 import torch
 
 from hf_cots import CookieForPreTraining
-from hf_cots.data import COTSCollator
+from hf_cots.data.collator import COTSCollator
 from hf_cots.train import build_trainer, main, train
 from hf_cots.training.arguments import parse_arguments
 from hf_cots.training.setup import check_features_suffice
-from tests.tiny_cookie import tiny_cookie_config
-from tests.worlds import World, checkpoint
+from tests.support.tiny_cookie import tiny_cookie_config
+from tests.support.worlds import checkpoint
 
 
 NO_TOKENS = {"mvm_weight": 0, "mlm_weight": 0}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("world"))
 
 
 def flags(world, folder, overrides=None, freeze=("vision", "text"), **settings):

@@ -7,11 +7,11 @@ import hf_cots.train
 from hf_cots import COTSForPreTraining
 from hf_cots.train import main
 from hf_cots.training.gradient_cache import RandomState, cache_gradients
-from tests.tiny import tiny_batch, tiny_config
-from tests.tiny_cookie import cookie_batch, tiny_cookie
-from tests.training.recording import DoubleTrainer
+from tests.support.recording import DoubleTrainer
+from tests.support.tiny import tiny_batch, tiny_config
+from tests.support.tiny_cookie import cookie_batch, tiny_cookie
+from tests.support.worlds import log_history
 from tests.training.test_cookie import cookie_flags
-from tests.worlds import World, log_history
 
 
 def parts_of(batch, sizes):
@@ -176,11 +176,6 @@ def test_a_batch_of_1024_takes_the_memory_of_64():
 
 
 # ---------------------------------------------------------------------- through the trainer
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("world"))
 
 
 def run(world, monkeypatch, size, **settings):

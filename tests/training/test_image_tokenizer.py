@@ -4,9 +4,11 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from hf_cots.data import PictureCollator, RandomCropFlip, load_pairs
+from hf_cots.data.augmentation import RandomCropFlip
+from hf_cots.data.collator import ImageCollator
+from hf_cots.data.sources import load_pairs
 from hf_cots.training.image_tokenizer import train_image_tokenizer
-from tests.worlds import World, tiny_image_tokenizer_config
+from tests.support.worlds import World, tiny_image_tokenizer_config
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +21,7 @@ def train(pairs, folder, steps=10, **settings):
 
 
 def reconstruction_error(model, pairs):
-    pixels = PictureCollator(RandomCropFlip(32, 1, 0, 1))([pairs[i] for i in range(len(pairs))])["pixel_values"]
+    pixels = ImageCollator(RandomCropFlip(32, 1, 0, 1))([pairs[i] for i in range(len(pairs))])["pixel_values"]
     with torch.no_grad():
         return (model.decode(model.get_codebook_indices(pixels)) - pixels).abs().mean().item()
 
@@ -42,7 +44,7 @@ def test_the_seed_decides(pairs, tmp_path):
 
 
 def test_pictures_are_pixels_from_0_to_1_and_follow_the_seed(pairs):
-    collate = PictureCollator(RandomCropFlip(32))
+    collate = ImageCollator(RandomCropFlip(32))
 
     def pixels_of(*keys):
         return collate([key and pairs[key] for key in keys])["pixel_values"]

@@ -10,17 +10,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 import hf_cots.train
-from tests.training.killed import WitnessTrainer
-from tests.worlds import World, all_pairs, checkpoint, log_history
+from tests.scripts.killed import WitnessTrainer
+from tests.support.paths import ROOT, SCRIPTS
+from tests.support.worlds import World, all_pairs, checkpoint, log_history
 
 
-ROOT = Path(__file__).parents[2]
 TIMES = {"pairs_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
 # The summary of transformers at the end covers the steps since the last start, by design.
 SINCE_THE_START = {"train_loss", "total_flos"}
@@ -43,7 +42,7 @@ def flags(world, folder, steps, save_steps, **settings):
 
 def start(plan, *flags, **options):
     """The process of a run that dies as planned."""
-    script = str(ROOT / "tests" / "training" / "killed.py")
+    script = str(SCRIPTS / "killed.py")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}/src:{ROOT}"}
     command = [sys.executable, script, json.dumps(plan), *flags, "--resume_from_checkpoint", "last"]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

@@ -5,8 +5,8 @@ import os
 import subprocess
 import sys
 
-from tests.models.hub_stub import hub
-from tests.worlds import World
+from tests.support.hub_stub import hub
+from tests.support.worlds import World
 
 
 def run(module, flags):

@@ -10,13 +10,8 @@ from hf_cots import COTSForPreTraining, COTSImageTokenizer
 from hf_cots.train import main
 from hf_cots.training.arguments import parse_arguments
 from hf_cots.training.setup import build_collator, build_data, build_model, build_processor, build_tokenizer
-from tests.tiny import tiny_batch, tiny_config
-from tests.worlds import SPECIAL, World, tiny_tokenizer
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("world"))
+from tests.support.tiny import tiny_batch, tiny_config
+from tests.support.worlds import SPECIAL, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +42,8 @@ def test_from_towers(world):
     assert same_weights(model.cots.text_model, BertModel.from_pretrained(text))
     assert same_weights(model.image_tokenizer, COTSImageTokenizer.from_pretrained(world.image_tokenizer))
     assert model.config.queue_size == len(model.key_queue) == 11
-    twins = dict(model.cots.named_parameters())
-    assert all(torch.equal(twin, twins[name]) for name, twin in model.momentum_encoder.named_parameters())
+    ema_pairs = dict(model.cots.named_parameters())
+    assert all(torch.equal(twin, ema_pairs[name]) for name, twin in model.momentum_encoder.named_parameters())
 
 
 def test_the_tokenizer_says_which_tokens_are_special(world):

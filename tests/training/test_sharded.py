@@ -7,9 +7,10 @@ import torch
 from transformers import AutoModel
 
 import hf_cots.train
-from tests.training.recording import RecordingTrainer
-from tests.training.test_distributed import ROOT, torchrun
-from tests.worlds import World, checkpoint, log_history
+from tests.support.paths import SCRIPTS
+from tests.support.recording import RecordingTrainer
+from tests.support.worlds import checkpoint, log_history
+from tests.training.test_distributed import torchrun
 
 
 STEPS = 4
@@ -36,11 +37,6 @@ def flags(world, name, size, contrast="momentum", **settings):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
 def errors(world):
     """The same run whole and sharded over two ranks; sharded, and resumed; what the ranks printed."""
     with pytest.MonkeyPatch.context() as patch:
@@ -55,7 +51,7 @@ def errors(world):
         flags(world, "adam", 4, **adam),
         [*flags(world, "resumed", 4, **adam), "--resume_from_checkpoint", str(world.root / "adam" / "checkpoint-2")],
     ]
-    return torchrun(2, str(ROOT / "tests" / "training" / "sharded.py"), *map(json.dumps, starts))
+    return torchrun(2, str(SCRIPTS / "sharded.py"), *map(json.dumps, starts))
 
 
 def vector(state, prefix):

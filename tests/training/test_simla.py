@@ -10,16 +10,11 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from hf_cots import SimlaForPreTraining, SimlaModel
-from hf_cots.evaluation.encoders import load_encoder
+from hf_cots.search.encoders import load_encoder
 from hf_cots.train import main, train
 from hf_cots.training.arguments import parse_arguments
 from hf_cots.training.setup import build_model, build_tokenizer
-from tests.worlds import World, all_pairs, checkpoint, log_history
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("world"))
+from tests.support.worlds import World, all_pairs, checkpoint, log_history
 
 
 def flags(world: World, output_dir: Path, overrides: dict | None = None, **settings) -> list[str]:

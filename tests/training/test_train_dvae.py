@@ -11,7 +11,7 @@ from transformers import AutoModel, TrainerCallback
 import hf_cots.train_dvae
 from hf_cots import COTSImageTokenizer, COTSImageTokenizerConfig
 from hf_cots.training.image_tokenizer import DVAETrainer, cosine
-from tests.worlds import World, all_pairs, checkpoint, log_history
+from tests.support.worlds import all_pairs, checkpoint, log_history
 
 
 CONFIG = {
@@ -22,11 +22,6 @@ CONFIG = {
     "blocks_per_group": 1,
     "kl_weight": 0.001,
 }
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")

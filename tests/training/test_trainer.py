@@ -7,18 +7,14 @@ import torch
 from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
 
 from hf_cots import COTSForPreTraining
-from hf_cots.data import COTSCollator, PairDataset, load_pairs
+from hf_cots.data.collator import COTSCollator
+from hf_cots.data.sources import PairDataset, load_pairs
 from hf_cots.train import train
-from hf_cots.training import COTSTrainer
 from hf_cots.training.arguments import parse_arguments
 from hf_cots.training.checkpoints import last_checkpoint
 from hf_cots.training.setup import build_collator, build_data, build_model, build_processor, build_tokenizer
-from tests.worlds import World, all_pairs, checkpoint, log_history, tiny_processor
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("world"))
+from hf_cots.training.trainer import COTSTrainer
+from tests.support.worlds import World, all_pairs, checkpoint, log_history, tiny_processor
 
 
 def run(world, folder, overrides=None, dropout=0.0, **settings):
@@ -84,7 +80,13 @@ def test_logs_name_everything(finished):
     lines = [line for line in log_history(folder, 3) if "loss" in line]
     assert [line["step"] for line in lines] == [1, 2, 3]
     names = {"loss_instance", "loss_mvm", "loss_mlm", "loss_task", "filter_drop_rate", "batch_accuracy"}
-    names |= {"image_spread", "text_spread", "similarity_fresh", "similarity_stale", "queue_filled"}
+    names |= {
+        "image_embedding_variance",
+        "text_embedding_variance",
+        "sim_current_keys",
+        "sim_queued_keys",
+        "queue_filled",
+    }
     names |= {"pairs_per_second", "temperature", "broken_images", "grad_norm"}
     for line in lines:
         assert names <= line.keys()
@@ -100,7 +102,7 @@ def test_logs_name_everything(finished):
 
 def test_in_batch_contrast_logs_no_queue(world, tmp_path):
     _, lines = run(world, tmp_path, {"contrast": "in_batch", "filter_lambda": None}, max_steps=1)
-    assert not {"queue_filled", "similarity_fresh", "similarity_stale", "filter_threshold"} & lines[0].keys()
+    assert not {"queue_filled", "sim_current_keys", "sim_queued_keys", "filter_threshold"} & lines[0].keys()
     assert lines[0]["loss_instance"] > 0
 
 
@@ -183,7 +185,7 @@ def test_three_steps_move_weights_momentum_and_queues(world, one_batch_of_eight)
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path, contrast):
     """With dropout, across the end of an epoch (five steps), queues and momentum weights included."""
     settings = {"max_steps": 6, "save_steps": 3, "dropout": 0.1}
-    overrides = {"contrast": contrast, "fresh_negatives": contrast == "in_batch"}
+    overrides = {"contrast": contrast, "enqueue_before_loss": contrast == "in_batch"}
     whole, lines = run(world, tmp_path / "whole", overrides, **settings)
     resumed, again = run(
         world, tmp_path / "resumed", overrides, resume_from_checkpoint=tmp_path / "whole" / "checkpoint-3", **settings
@@ -263,7 +265,7 @@ WAYS = {
     "workers": {"dataloader_num_workers": 2},
     "in_batch": {"overrides": {"contrast": "in_batch", "filter_lambda": None}},
     "learned_temperature": {"overrides": {"learn_temperature": True}},
-    "share": {"overrides": {"masked_share": 0.5}},
+    "share": {"overrides": {"masked_fraction": 0.5}},
 }
 
 
@@ -386,7 +388,7 @@ LEVELS = {"mvm_weight": 0.25, "mlm_weight": 0.25, "task_weight": 0.1, "temperatu
 
 def test_the_world_is_learned(world, tmp_path):
     """All levels on. Chance is an R@5 of 12.5 and an R@1 of 2.5."""
-    overrides = LEVELS | {"queue_size": 64, "masked_share": 0.5, "learn_temperature": True}
+    overrides = LEVELS | {"queue_size": 64, "masked_fraction": 0.5, "learn_temperature": True}
     settings = {"max_steps": 200, "learning_rate": 2e-3, "per_device_train_batch_size": 16, "min_scale": 0.9}
     results = train(
         world.flags(tmp_path, overrides, eval_data=world.imagefolder, logging_steps=100, warmup_steps=10, **settings)

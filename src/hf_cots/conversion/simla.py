@@ -199,7 +199,7 @@ def convert_simla(path: Path | str, image_size: int | None = None, **fields) -> 
         path: their file.
         image_size: another resolution in pixels; position embeddings are interpolated.
         fields: of [`SimlaConfig`]; `mlm_weight=0, mim_weight=0, psl_weight=0` make a pre-training file a retrieval
-            model, whose momentum twins and queues are kept.
+            model, whose momentum encoders and queues are kept.
 
     Raises:
         FileNotFoundError, ValueError: as [`read_simla`]; or naming weights that are missing or unknown.

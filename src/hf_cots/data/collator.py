@@ -18,7 +18,7 @@ from .views import SecondViews
 NO_PAIR: dict[str, Any] = {"image": Image.new("RGB", (1, 1)), "caption": "", "image_id": 0, "seed": 0}
 
 
-class PictureCollator:
+class ImageCollator:
     """Items of [`PairDataset`] to the input of [`COTSImageTokenizer`], cropped as in training COTS itself.
 
     Args:

@@ -105,7 +105,7 @@ def read_image(
                 width, height = opened.size
                 if min(width, height) == 1 or max(width, height) > MAX_ASPECT * min(width, height):
                     raise ValueError(f"{width} x {height} pixels show nothing")
-                odd = "; ".join(oddities(opened, source))
+                odd = "; ".join(warnings_for(opened, source))
                 picture = to_rgb(opened)
     except FileNotFoundError:
         raise BrokenImage(name, "no such file") from None
@@ -116,7 +116,7 @@ def read_image(
     return picture
 
 
-def oddities(opened: Image.Image, source: str | Path | bytes) -> list[str]:
+def warnings_for(opened: Image.Image, source: str | Path | bytes) -> list[str]:
     """What is worth telling of a picture that can be used all the same."""
     odd = []
     frames = getattr(opened, "n_frames", 1)  # PIL's documented attribute of the formats that have frames

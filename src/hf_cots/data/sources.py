@@ -356,3 +356,10 @@ class PairDataset(Dataset):
             }
             return item | {"sibling": self.sibling(pair, seed)} if self.siblings else item
         raise ValueError(f"{self.name}: no picture can be read")
+
+
+def image_name(pairs: PairDataset, row: int) -> str:
+    """The file of a row's picture as the data names it, or else data set and row."""
+    cell = pairs.table[row][pairs.image_column]
+    path = cell.get("path") if isinstance(cell, dict) else cell
+    return path if isinstance(path, str) else f"{pairs.name}, row {row}"

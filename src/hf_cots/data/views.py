@@ -12,7 +12,7 @@ from ..models.masking import generator
 from .augmentation import RandomCropFlip
 
 
-PICTURE_VIEW_STREAM, TEXT_VIEW_STREAM = 5, 6
+IMAGE_VIEW_STREAM, TEXT_VIEW_STREAM = 5, 6
 JITTER_SHARE = 0.8  # of the views whose colours are changed, and
 MAX_BLUR = 2 / 224  # the widest blur as a share of the side: MoCo v2's numbers (Chen et al. 2020)
 
@@ -117,7 +117,7 @@ class SecondViews:
         """`view_pixel_values` (n, 3, side, side); `view_input_ids` and `view_attention_mask` (n, length)."""
         batch: dict[str, torch.Tensor] = {}
         if self.picture is not None:
-            pictures = [self.picture(item["image"], generator(item["seed"], PICTURE_VIEW_STREAM)) for item in items]
+            pictures = [self.picture(item["image"], generator(item["seed"], IMAGE_VIEW_STREAM)) for item in items]
             encoded = processor.image_processor(pictures, return_tensors="pt", do_resize=False)
             batch["view_pixel_values"] = encoded["pixel_values"]
         if self.words is not None:

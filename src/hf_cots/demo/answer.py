@@ -8,8 +8,8 @@ from rich.table import Table
 
 from ..data.images import read_image
 from ..data.sources import load_pairs
-from ..search import Match, PictureIndex
-from .pictures import draw_answers
+from ..search.index import ImageIndex, Match
+from .figures import draw_answers
 from .recipe import TEST_STYLE, TEXT_QUERIES
 
 
@@ -25,7 +25,7 @@ def answer(output: Path) -> list[tuple[str | Path, list[Match]]]:
     """
     test = load_pairs(str(output / "data" / "test"), caption_column="text")
     names = {Path(test.table[row]["image"]["path"]).name: test.caption(row) for row in range(len(test))}
-    index = PictureIndex.from_folder(str(output / "model"), output / "data" / "test")
+    index = ImageIndex.from_folder(str(output / "model"), output / "data" / "test")
     answers: list[tuple[str | Path, list[Match]]] = [(text, index.search(text, SHOWN)) for text in TEXT_QUERIES]
     own_style = [path for path in index.paths if path.name.startswith(TEST_STYLE)]
     for number in range(PICTURE_QUERIES):

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import ViTConfig
 
-from ..data.emoji import package_folder
+from ..data.sets.emoji import package_folder
 
 
 IMAGE_SIZE, PATCH_SIZE = 64, 16
@@ -51,7 +51,7 @@ class DemoRecipe:
             "learn_temperature": True,
             "momentum": 0.9,
             "queue_size": 512,
-            "masked_share": 0.25,
+            "masked_fraction": 0.25,
             "mvm_weight": 0.25,
             "mlm_weight": 0.25,
             "task_weight": 0.1,

@@ -13,18 +13,20 @@ from typing import Any
 from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, ViTModel, set_seed
 
-from ..data import COTSCollator, PairDataset, RandomCropFlip, load_pairs
-from ..data.emoji import write_emoji_set
-from ..data.sources import load_table
-from ..evaluation.image_tokenizer import evaluate_image_tokenizer
-from ..evaluation.retrieval import chance_level
-from ..evaluation.tables import terminal_table
+from ..data.augmentation import RandomCropFlip
+from ..data.collator import COTSCollator
+from ..data.sets.emoji import write_emoji_set
+from ..data.sources import PairDataset, load_pairs, load_table
+from ..evaluation.diagnostics.image_tokenizer import evaluate_image_tokenizer
+from ..evaluation.rendering.tables import terminal_table
+from ..evaluation.retrieval.directions import chance_level
 from ..models import COTSForPreTraining, COTSImageTokenizer, COTSImageTokenizerConfig
-from ..train import save_deployable
-from ..training import COTSTrainer, COTSTrainingArguments
+from ..training.arguments import COTSTrainingArguments
 from ..training.image_tokenizer import train_image_tokenizer
+from ..training.publish import save_deployable
 from ..training.setup import build_processor, freeze_towers
-from .pictures import draw_losses
+from ..training.trainer import COTSTrainer
+from .figures import draw_losses
 from .recipe import PLAIN, TEST_STYLE, DemoRecipe, text_tower_folder, vision_config
 
 

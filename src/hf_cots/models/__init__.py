@@ -17,7 +17,7 @@ from .image_processing_cots import COTSImageProcessor, to_rgb
 from .modeling_cookie import CookieModel
 from .modeling_cots import COTSModel, COTSOutput
 from .modeling_dvae import COTSImageTokenizer, COTSImageTokenizerOutput
-from .modeling_simla import ImageMemory, SimlaModel
+from .modeling_simla import CrossAttentionCache, SimlaModel
 from .pretraining_cookie import CookieForPreTraining, CookieForPreTrainingOutput
 from .pretraining_cots import COTSForPreTraining, COTSForPreTrainingOutput
 from .pretraining_simla import SimlaForPreTraining, SimlaForPreTrainingOutput
@@ -74,7 +74,7 @@ __all__ = [
     "CookieForPreTraining",
     "CookieForPreTrainingOutput",
     "CookieModel",
-    "ImageMemory",
+    "CrossAttentionCache",
     "SimlaConfig",
     "SimlaForPreTraining",
     "SimlaForPreTrainingOutput",

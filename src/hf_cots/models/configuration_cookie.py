@@ -62,7 +62,7 @@ class CookieConfig(PreTrainedConfig):
     }
     keys_to_ignore_at_inference = ["image_embeds", "text_embeds"]
     # There is no token level. The streams' own global features are not used: pooling follows the shared layers.
-    code_weight = None
+    tokenizer_loss = None
     uses_masks = False
     image_pooling = text_pooling = "mean"
 

@@ -39,7 +39,7 @@ class COTSConfig(PreTrainedConfig):
         center_keys (`bool`, defaults to `True` [D]): subtract the mean of the step's keys before they are queued.
         center_momentum (`float`, defaults to 0 [D]): 0 subtracts the step's own mean; above, a running mean in which
             the old one has this weight.
-        fresh_negatives (`bool`, defaults to `True` [D]): the step's own keys serve as negatives too.
+        enqueue_before_loss (`bool`, defaults to `True` [D]): the step's own keys serve as negatives too.
         same_image (`"excluded"` or `"positive"`, default `"excluded"` [D]): what other pairs of a query's picture are
             to it: left out of its comparisons, or further positives that share the target with its own partner.
         soft_target_alpha (`float`, defaults to 0 [D]): weight of the momentum encoder's own similarities in the
@@ -50,11 +50,11 @@ class COTSConfig(PreTrainedConfig):
         initial_logit_bias (`float`, defaults to -10 [D], SigLIP's): where the sigmoid loss's learned bias starts.
             SigLIP learns the temperature too, from 0.1.
         contrast_on_masked_images (`bool`, defaults to `False` [D]): the masked image serves the contrast too, and no
-            clean one is encoded but for the momentum keys. Needs mvm_weight > 0 and masked_share = 1.
+            clean one is encoded but for the momentum keys. Needs mvm_weight > 0 and masked_fraction = 1.
 
     Token level
         patch_mask_ratio (`float`, defaults to 0.4 [M]), word_mask_ratio (`float`, defaults to 0.15 [M]).
-        masked_share (`float`, defaults to 1.0 [D]): share of the pairs that take the masked passes.
+        masked_fraction (`float`, defaults to 1.0 [D]): share of the pairs that take the masked passes.
         detach_global_features (`bool`, defaults to `False` [D]): no gradient of token losses into the other stream.
 
     Task level
@@ -85,7 +85,7 @@ class COTSConfig(PreTrainedConfig):
     }
     keys_to_ignore_at_inference = ["kept", "image_embeds", "text_embeds"]
     # Which weight asks for an image tokenizer; the smallest masked block is in proportion to the grid.
-    code_weight = "mvm_weight"
+    tokenizer_loss = "mvm_weight"
     min_block_patches = None
     # A pair takes the masked passes, of words too, if some of its patches are masked.
     masks_patches = True
@@ -111,7 +111,7 @@ class COTSConfig(PreTrainedConfig):
     queue_size: int = 12_800
     center_keys: bool = True
     center_momentum: float | int = 0.0
-    fresh_negatives: bool = True
+    enqueue_before_loss: bool = True
     same_image: Literal["excluded", "positive"] = "excluded"
     soft_target_alpha: float | int = 0.0
     soft_target_warmup_steps: int = 0
@@ -120,7 +120,7 @@ class COTSConfig(PreTrainedConfig):
 
     patch_mask_ratio: float | int = 0.4
     word_mask_ratio: float | int = 0.15
-    masked_share: float | int = 1.0
+    masked_fraction: float | int = 1.0
     detach_global_features: bool = False
 
     task_direction: Literal["symmetric", "image_to_text", "text_to_image"] = "symmetric"
@@ -205,7 +205,7 @@ class COTSConfig(PreTrainedConfig):
             raise ValueError(
                 f"filter_lambda must not be negative (None switches the filter off), got {self.filter_lambda}"
             )
-        for name in ("patch_mask_ratio", "word_mask_ratio", "masked_share"):
+        for name in ("patch_mask_ratio", "word_mask_ratio", "masked_fraction"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
         for name in ("momentum", "center_momentum"):
@@ -239,10 +239,10 @@ class COTSConfig(PreTrainedConfig):
             raise ValueError(
                 f'soft_target_alpha > 0 needs contrast="momentum", whose keys are the targets; got "{self.contrast}"'
             )
-        if self.contrast_on_masked_images and (self.mvm_weight == 0 or self.masked_share < 1):
+        if self.contrast_on_masked_images and (self.mvm_weight == 0 or self.masked_fraction < 1):
             raise ValueError(
-                "contrast_on_masked_images needs mvm_weight > 0 and masked_share = 1: every image has to be masked; "
-                f"got mvm_weight={self.mvm_weight}, masked_share={self.masked_share}"
+                "contrast_on_masked_images needs mvm_weight > 0 and masked_fraction = 1: every image has to be masked; "
+                f"got mvm_weight={self.mvm_weight}, masked_fraction={self.masked_fraction}"
             )
 
 

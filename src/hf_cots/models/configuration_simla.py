@@ -51,7 +51,7 @@ class SimlaConfig(PreTrainedConfig):
             1. A term of weight 0 is not computed, and its parameters do not exist: with all three 0 this is the
             authors' retrieval model.
         initializer_range (`float`, defaults to 0.02 [C]): standard deviation of new linear layers.
-        reference_quirks (`bool`, defaults to `False` [D]): do as the authors' code does where we mend a slip. Then
+        match_original_code (`bool`, defaults to `False` [D]): do as the authors' code does where we mend a slip. Then
             captions of one picture are negatives of each other, the softmax of masked words' distillation runs over
             the text and not the vocabulary, codes of masked patches come from another crop than the patches, and
             special tokens and padding can become keywords.
@@ -72,11 +72,11 @@ class SimlaConfig(PreTrainedConfig):
     }
     keys_to_ignore_at_inference = ["image_embeds", "text_embeds"]
     # Which weight asks for an image tokenizer, and when the step's own keys enter the queue: after its losses.
-    code_weight = "mim_weight"
-    fresh_negatives = False
+    tokenizer_loss = "mim_weight"
+    enqueue_before_loss = False
     contrast = "momentum"
     # Each pair takes the masked passes.
-    masked_share = 1.0
+    masked_fraction = 1.0
 
     vision_config: PreTrainedConfig | dict | None = None
     text_config: PreTrainedConfig | dict | None = None
@@ -107,7 +107,7 @@ class SimlaConfig(PreTrainedConfig):
     mim_weight: float | int = 1.0
     psl_weight: float | int = 1.0
     initializer_range: float = 0.02
-    reference_quirks: bool = False
+    match_original_code: bool = False
 
     @property
     def patch_grid(self) -> int:

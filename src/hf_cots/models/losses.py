@@ -25,7 +25,7 @@ def contrast_logits(
     queries: torch.Tensor,
     positive_keys: torch.Tensor,
     queued_keys: torch.Tensor,
-    no_negative: torch.Tensor,
+    invalid_negatives: torch.Tensor,
     temperature: torch.Tensor | float,
 ) -> torch.Tensor:
     """`[ f_i . k_i, f_i . q_1, ..., f_i . q_Q ] / tau`: each query against its positive and the queue.
@@ -34,7 +34,7 @@ def contrast_logits(
         queries: (n, D) normalised online embeddings of one modality.
         positive_keys: (n, D) normalised momentum keys of the other modality, row i of the same pair.
         queued_keys: (Q, D) queued keys of the other modality.
-        no_negative: (n, Q) bool, true where slot j must not serve as a negative of query i: not yet filled, or of the
+        invalid_negatives: (n, Q) bool, true where slot j must not serve as a negative of query i: not yet filled, or of the
             same image. Such an entry gets the lowest finite logit, so that its probability is exactly 0.
         temperature: tau.
 
@@ -45,7 +45,7 @@ def contrast_logits(
         queries, positive_keys = full_precision(queries), full_precision(positive_keys)
         positive = (queries * positive_keys).sum(dim=-1, keepdim=True) / temperature  # (n, 1)
         negative = queries @ queued_keys.to(queries.dtype).t() / temperature  # (n, Q)
-        negative = negative.masked_fill(no_negative, torch.finfo(negative.dtype).min)
+        negative = negative.masked_fill(invalid_negatives, torch.finfo(negative.dtype).min)
         return torch.cat([positive, negative], dim=1)
 
 

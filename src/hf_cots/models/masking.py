@@ -104,7 +104,7 @@ def draw_masks(
     patch_grid: int,
     num_masked_patches: int,
     word_mask_ratio: float,
-    masked_share: float,
+    masked_fraction: float,
     special_token_ids: list[int] | tuple[int, ...],
     mask_token_id: int,
     vocab_size: int,
@@ -112,7 +112,7 @@ def draw_masks(
 ) -> dict[str, np.ndarray]:
     """The masks of a batch, each row a function of its own seed.
 
-    With `masked_share` below 1 a pair takes the masked passes with that probability, drawn from its own seed; the rows
+    With `masked_fraction` below 1 a pair takes the masked passes with that probability, drawn from its own seed; the rows
     of the others are all false.
 
     Args:
@@ -127,7 +127,7 @@ def draw_masks(
     masked_ids, words = input_ids.copy(), np.zeros(input_ids.shape, dtype=bool)
     special = np.asarray(special_token_ids)
     for row, seed in enumerate(seeds):
-        if generator(seed, SHARE_STREAM).random() >= masked_share:
+        if generator(seed, SHARE_STREAM).random() >= masked_fraction:
             continue
         patches[row] = block_mask(generator(seed, PATCH_STREAM), patch_grid, num_masked_patches, min_block)
         masked_ids[row], words[row] = word_mask(

@@ -1,7 +1,7 @@
 """SIMLA for inference (Khan et al. 2022): a dual encoder, and a judge of pairs that reads text and image together.
 
 As a dual encoder it is searched with dot products like COTS. `match` costs one pass through the text stack for each
-pair, but nearly nothing for the image: its keys and values are made once ([`ImageMemory`]). Pre-training lives in
+pair, but nearly nothing for the image: its keys and values are made once ([`CrossAttentionCache`]). Pre-training lives in
 `pretraining_simla.py`.
 """
 
@@ -21,15 +21,8 @@ from transformers.utils import can_return_tuple
 
 from .configuration_simla import SimlaConfig
 from .losses import full_precision, l2_normalize
-from .modeling_cots import (
-    COTSOutput,
-    COTSPreTrainedModel,
-    at_least_one_row,
-    build_tower,
-    compared,
-    copy_tower,
-    load_tower,
-)
+from .modeling_cots import COTSOutput, COTSPreTrainedModel, compared
+from .towers import at_least_one_row, build_tower, copy_tower, load_tower
 
 
 class SimlaAttention(nn.Module):
@@ -95,7 +88,7 @@ class SimlaLayer(GradientCheckpointingLayer):
 
 
 @dataclass(frozen=True)
-class ImageMemory:
+class CrossAttentionCache:
     """Keys and values of n inputs for the cross-attention of every layer: what a pass over a pair need not repeat.
 
     Args:
@@ -110,9 +103,9 @@ class ImageMemory:
     def __len__(self) -> int:
         return len(self.keys[0]) if self.index is None else len(self.index)
 
-    def rows(self, index: torch.Tensor) -> "ImageMemory":
+    def rows(self, index: torch.Tensor) -> "CrossAttentionCache":
         """The memory of chosen inputs (rows,) int64. Nothing is copied but by a pass, and then one layer at a time."""
-        return ImageMemory(self.keys, self.values, index if self.index is None else self.index[index])
+        return CrossAttentionCache(self.keys, self.values, index if self.index is None else self.index[index])
 
     def layer(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (n, heads, tokens, hidden / heads) of one layer."""
@@ -161,16 +154,16 @@ class SimlaStack(nn.Module):
         positions = self.position_embeddings.weight[: embeds.shape[1]]
         return self.dropout(self.layer_norm(embeds + positions))
 
-    def remember(self, states: torch.Tensor) -> ImageMemory:
+    def remember(self, states: torch.Tensor) -> CrossAttentionCache:
         """What the cross-attention of each layer needs of states (n, tokens, hidden)."""
         made = [layer.crossattention.keys_values(states) for layer in self.layers]
-        return ImageMemory([keys for keys, _ in made], [values for _, values in made])
+        return CrossAttentionCache([keys for keys, _ in made], [values for _, values in made])
 
     def forward(
         self,
         hidden: torch.Tensor,
         mask: torch.Tensor | None = None,
-        memory: ImageMemory | None = None,
+        memory: CrossAttentionCache | None = None,
         memory_mask: torch.Tensor | None = None,
     ) -> list[torch.Tensor]:
         """Each layer's input and, last, the output of all: (n, length, hidden) each.
@@ -329,7 +322,7 @@ class SimlaModel(SimlaPreTrainedModel):
         states = self.encode_text(input_ids, attention_mask)
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.text_projection(states[:, 0]))
 
-    def remember(self, pixel_values: torch.Tensor, **kwargs) -> ImageMemory:
+    def remember(self, pixel_values: torch.Tensor, **kwargs) -> CrossAttentionCache:
         """What [`match`] needs of n images; kept, it makes every further text about them cheap."""
         return self.text_model.remember(self.encode_image(pixel_values, **kwargs))
 
@@ -338,7 +331,7 @@ class SimlaModel(SimlaPreTrainedModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
-        memory: ImageMemory | None = None,
+        memory: CrossAttentionCache | None = None,
     ) -> torch.Tensor:
         """Judge pairs, text i with image i: logits (n, 2), of which the second speaks for a match. A single text is
         judged with each image, and a single image with each text.
@@ -441,4 +434,4 @@ def copy_bert(stack: SimlaStack, bert: PreTrainedModel) -> None:
         own.output.load_state_dict(theirs.output.state_dict())
 
 
-__all__ = ["ImageMemory", "SimlaModel", "SimlaPreTrainedModel", "SimlaStack"]
+__all__ = ["CrossAttentionCache", "SimlaModel", "SimlaPreTrainedModel", "SimlaStack"]

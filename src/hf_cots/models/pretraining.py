@@ -2,10 +2,10 @@
 
 One optimizer step, one order, which `PairTrainer` keeps:
 
-    begin_step   with all micro-batches of the step: pairs are numbered and weighed, momentum twins encode them
+    begin_step   with all micro-batches of the step: pairs are numbered and weighed, momentum encoders encode them
     forward      per micro-batch: losses; then backward
     (optimizer step)
-    end_step     queues and momentum twins
+    end_step     queues and momentum encoders
 """
 
 from typing import Any
@@ -15,20 +15,13 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from .modeling_cots import COTSPreTrainedModel, is_frozen
+from .distributed import fill_image_ids, gather_rows, global_pair_index, row_counts, world_size
+from .ema import update_momentum
+from .modeling_cots import COTSPreTrainedModel
 from .modeling_dvae import COTSImageTokenizer
-from .momentum import (
-    KeyCenter,
-    KeyQueue,
-    ScoreQueue,
-    gather_rows,
-    ids_of_pictures,
-    numbers_in_run,
-    row_counts,
-    update_momentum,
-    world_size,
-)
+from .queues import KeyCenter, KeyQueue, ScoreQueue
 from .token_level import codebook_pixels
+from .towers import is_frozen
 
 
 def rows_of(batch: dict[str, torch.Tensor]) -> int:
@@ -39,7 +32,7 @@ def rows_of(batch: dict[str, torch.Tensor]) -> int:
 class PreTrainingModel(COTSPreTrainedModel):
     """An encoder, under the attribute that `base_model_prefix` names, and what only training needs.
 
-    A file of the encoder alone loads as this class, with momentum twins equal to it and empty queues; a file of this
+    A file of the encoder alone loads as this class, with momentum encoders equal to it and empty queues; a file of this
     class loads as the encoder.
     """
 
@@ -62,13 +55,13 @@ class PreTrainingModel(COTSPreTrainedModel):
         return self.base_model
 
     @property
-    def twins(self) -> tuple[tuple[nn.Module, nn.Module], ...]:
-        """Momentum twins, each with the online module that it follows."""
+    def ema_pairs(self) -> tuple[tuple[nn.Module, nn.Module], ...]:
+        """Momentum ema_pairs, each with the online module that it follows."""
         return ()
 
     @property
-    def idle_in_twins(self) -> tuple[str, ...]:
-        """Names of parts that are never asked of the twins, and need not follow from step to step."""
+    def skip_in_ema(self) -> tuple[str, ...]:
+        """Names of parts that are never asked of the momentum encoders, and need not follow from step to step."""
         return ()
 
     @classmethod
@@ -131,19 +124,19 @@ class PreTrainingModel(COTSPreTrainedModel):
         elif isinstance(module, PreTrainingModel):
             init.zeros_(module.steps_seen)
             init.zeros_(module.pairs_seen)
-            for twin, online in module.twins:
+            for twin, online in module.ema_pairs:
                 trained = dict(online.named_parameters())
                 for name, parameter in twin.named_parameters():
                     init.copy_(parameter, trained[name])
 
     def train(self, mode: bool = True) -> Any:
-        """Keeps momentum twins and image tokenizer frozen and free of dropout (`from_pretrained` unfreezes them); a
+        """Keeps momentum encoders and image tokenizer frozen and free of dropout (`from_pretrained` unfreezes them); a
         tower that is not trained is kept free of dropout too."""
         super().train(mode)
         for tower in (self.encoder.vision_model, self.encoder.text_model):
             if is_frozen(tower):
                 tower.eval()
-        for frozen in (*(twin for twin, _ in self.twins), self.image_tokenizer):
+        for frozen in (*(twin for twin, _ in self.ema_pairs), self.image_tokenizer):
             if frozen is not None:
                 frozen.requires_grad_(False)
                 frozen.eval()
@@ -158,14 +151,14 @@ class PreTrainingModel(COTSPreTrainedModel):
     # ------------------------------------------------------------------ the step
 
     def reset_momentum(self) -> None:
-        """Make the momentum twins equal to what they follow, as at the start of training."""
+        """Make the momentum encoders equal to what they follow, as at the start of training."""
         self.update_momentum(momentum=0.0)
 
     def update_momentum(self, momentum: float | None = None) -> None:
         """`theta_m <- m * theta_m + (1 - m) * theta`, with the m that is due now unless another is given."""
-        for twin, online in self.twins:
+        for twin, online in self.ema_pairs:
             if momentum is None:
-                update_momentum(twin, online, self.momentum_now(), self.idle_in_twins)
+                update_momentum(twin, online, self.momentum_now(), self.skip_in_ema)
             else:
                 update_momentum(twin, online, momentum)
 
@@ -173,19 +166,19 @@ class PreTrainingModel(COTSPreTrainedModel):
         """m."""
         return self.config.momentum
 
-    def count_anew(self) -> None:
+    def reset_counters(self) -> None:
         """Forget how many steps and pairs there were."""
         self.steps_seen.zero_()
         self.pairs_seen.zero_()
 
-    def number_pairs(
+    def assign_pair_index(
         self, micro_batches: list[dict[str, torch.Tensor]], steps: list[dict[str, torch.Tensor]], *shared: str
     ) -> tuple[torch.Tensor, ...]:
         """Count the pairs of a whole optimizer step.
 
         Args:
             micro_batches: this rank's.
-            steps: what begin_step is about to return for each. Written into them are `pair_numbers` and `image_ids`
+            steps: what begin_step is about to return for each. Written into them are `pair_index` and `image_ids`
                 (n,) int64, and `pair_weights` (n,), such that the sum over the step, after Trainer's division by
                 micro-batches and ranks, is the mean over all its pairs.
             shared: names in `steps` of what is wanted of the whole step.
@@ -197,24 +190,24 @@ class PreTrainingModel(COTSPreTrainedModel):
         gathered = []
         for batch, step in zip(micro_batches, steps, strict=True):
             counts = row_counts(rows_of(batch), seen.device)
-            step["pair_numbers"] = numbers_in_run(seen, counts)
-            step["image_ids"] = ids_of_pictures(batch.get("image_ids"), step["pair_numbers"])
+            step["pair_index"] = global_pair_index(seen, counts)
+            step["image_ids"] = fill_image_ids(batch.get("image_ids"), step["pair_index"])
             gathered.append([gather_rows(step[name], counts) for name in shared])
             seen, total = seen + sum(counts), total + sum(counts)
         # A rank or a micro-batch of a ragged last step may hold fewer pairs than the others, or none.
         share = len(micro_batches) * world_size() / max(1, total)
         for step in steps:
-            step["pair_weights"] = self.equal_weights(step["image_ids"], share)
+            step["pair_weights"] = self.uniform_weights(step["image_ids"], share)
         self.pairs_seen.copy_(seen)
         self.steps_seen.add_(1)
         return tuple(torch.cat(parts) for parts in zip(*gathered))
 
-    def equal_weights(self, rows: torch.Tensor, weight: float) -> torch.Tensor:
+    def uniform_weights(self, rows: torch.Tensor, weight: float) -> torch.Tensor:
         """(n,) the weight for each of n rows, in full precision."""
         return torch.full_like(rows, weight, dtype=torch.promote_types(self.dtype, torch.float32))
 
     def end_step(self) -> None:
-        """After the optimizer step: queue what was held back, and update the momentum twins."""
+        """After the optimizer step: queue what was held back, and update the momentum encoders."""
         self._enqueue_pending()
         self.encoder.clamp_temperature()
         self.update_momentum()

@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_cookie import CookieConfig
-from .contrast import hinge, info_nce, rows_of_all_ranks, with_gradients
+from .distributed import fill_image_ids, global_pair_index, row_counts
+from .instance_level import hinge, info_nce, rows_of_all_ranks, with_gradients
 from .losses import l2_normalize
 from .modeling_cookie import CookieModel, CookiePreTrainedModel
-from .momentum import ids_of_pictures, numbers_in_run, row_counts
 from .pretraining import PreTrainingModel
 
 
@@ -96,7 +96,7 @@ class CookieForPreTraining(CookiePreTrainedModel, PreTrainingModel):
 
     def new_queues(self) -> None:
         """Count anew: what training on new data wants. There are no queues."""
-        self.count_anew()
+        self.reset_counters()
 
     @torch.no_grad()
     def begin_step(self, micro_batches: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
@@ -110,7 +110,7 @@ class CookieForPreTraining(CookiePreTrainedModel, PreTrainingModel):
             step, after Trainer's division by micro-batches and ranks, is the mean over all its pairs.
         """
         steps: list[dict[str, torch.Tensor]] = [{} for _ in micro_batches]
-        self.number_pairs(micro_batches, steps)
+        self.assign_pair_index(micro_batches, steps)
         return [{name: step[name] for name in ("image_ids", "pair_weights")} for step in steps]
 
     # ------------------------------------------------------------------ what the contrasts compare
@@ -206,9 +206,9 @@ class CookieForPreTraining(CookiePreTrainedModel, PreTrainingModel):
             (step,) = self.begin_step([batch | {"image_ids": image_ids}])
             image_ids, pair_weights = step["image_ids"], step["pair_weights"]
         elif pair_weights is None:
-            numbers = numbers_in_run(self.pairs_seen, row_counts(len(input_ids), input_ids.device))
-            image_ids = ids_of_pictures(image_ids, numbers)
-            pair_weights = self.equal_weights(image_ids, 1 / max(1, len(image_ids)))
+            numbers = global_pair_index(self.pairs_seen, row_counts(len(input_ids), input_ids.device))
+            image_ids = fill_image_ids(image_ids, numbers)
+            pair_weights = self.uniform_weights(image_ids, 1 / max(1, len(image_ids)))
 
         embeds, parameters = self.contrast_embeds(batch | views), self.contrast_parameters()
         terms = cached["terms"] if cached else self.contrast_terms(embeds | parameters, image_ids, pair_weights)

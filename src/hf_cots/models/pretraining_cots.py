@@ -22,20 +22,15 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_cots import COTSConfig
-from .contrast import ContrastRows, instance_losses, queue_rows, rows_of_all_ranks, with_gradients
+from .distributed import fill_image_ids, global_pair_index, row_counts
+from .instance_level import ContrastRows, instance_losses, queue_rows, rows_of_all_ranks, with_gradients
 from .losses import center_keys, key_mean, l2_normalize, masked_token_loss, pair_scores, task_loss
-from .modeling_cots import COTSModel, feature_size, is_frozen
+from .modeling_cots import COTSModel
 from .modeling_dvae import COTSImageTokenizer
-from .momentum import (
-    KeyCenter,
-    KeyQueue,
-    ScoreQueue,
-    ids_of_pictures,
-    numbers_in_run,
-    row_counts,
-)
 from .pretraining import PreTrainingModel, rows_of
-from .token_level import draw_masks_by_number, tower_head
+from .queues import KeyCenter, KeyQueue, ScoreQueue
+from .token_level import draw_masks_by_index, tower_head
+from .towers import feature_size, is_frozen
 
 
 @dataclass
@@ -103,11 +98,11 @@ class COTSForPreTraining(PreTrainingModel):
         self.train(self.training)  # freezes what is never trained
 
     @property
-    def twins(self) -> tuple[tuple[nn.Module, nn.Module], ...]:
+    def ema_pairs(self) -> tuple[tuple[nn.Module, nn.Module], ...]:
         return () if self.momentum_encoder is None else ((self.momentum_encoder, self.cots),)
 
     @property
-    def idle_in_twins(self) -> tuple[str, ...]:
+    def skip_in_ema(self) -> tuple[str, ...]:
         """A frozen tower is its own twin."""
         return tuple(name for name in ("vision_model", "text_model") if is_frozen(getattr(self.cots, name)))
 
@@ -161,7 +156,7 @@ class COTSForPreTraining(PreTrainingModel):
             self.key_center.reset_buffers()
         if self.score_queue is not None:
             self.score_queue = ScoreQueue(similarity_queue_size).to(self.device)
-        self.count_anew()
+        self.reset_counters()
 
     def filter_threshold(self) -> torch.Tensor:
         """The score below which the step about to begin drops a pair: `mu - lambda * sigma`, or minus infinity while
@@ -183,7 +178,7 @@ class COTSForPreTraining(PreTrainingModel):
 
         Returns:
             For each micro-batch what forward takes beside it: `image_keys`, `text_keys` (n, D), `image_ids` and
-            `pair_numbers` (n,) int64, `kept` (n,) bool, and `pair_weights` (n,): 0 for a dropped pair; for the others
+            `pair_index` (n,) int64, `kept` (n,) bool, and `pair_weights` (n,): 0 for a dropped pair; for the others
             such that the sum over the step, after Trainer's division by micro-batches and ranks, is the mean over all
             its pairs; and `image_features` or `text_features` (n, [`feature_size`]) of a tower that is frozen.
         """
@@ -191,8 +186,8 @@ class COTSForPreTraining(PreTrainingModel):
         steps = [self._frozen_features(batch) for batch in micro_batches]
         for batch, step in zip(micro_batches, steps, strict=True):
             step["image_keys"], step["text_keys"] = self._momentum_keys(batch, step)
-        wanted = ("image_keys", "text_keys", "image_ids", "pair_numbers")
-        image_keys, text_keys, image_ids, pair_numbers = self.number_pairs(micro_batches, steps, *wanted)
+        wanted = ("image_keys", "text_keys", "image_ids", "pair_index")
+        image_keys, text_keys, image_ids, pair_index = self.assign_pair_index(micro_batches, steps, *wanted)
         for step in steps:
             step["kept"] = pair_scores(step["image_keys"], step["text_keys"]) >= threshold
             step["pair_weights"] = step["pair_weights"] * step["kept"]
@@ -205,8 +200,8 @@ class COTSForPreTraining(PreTrainingModel):
                 for step in steps:
                     step["image_keys"] = center_keys(step["image_keys"], image_mean)
                     step["text_keys"] = center_keys(step["text_keys"], text_mean)
-            self._pending = (image_keys, text_keys, image_ids, pair_numbers)
-            if self.config.fresh_negatives:
+            self._pending = (image_keys, text_keys, image_ids, pair_index)
+            if self.config.enqueue_before_loss:
                 self._enqueue_pending()
         return steps
 
@@ -261,7 +256,7 @@ class COTSForPreTraining(PreTrainingModel):
         codebook_indices: torch.LongTensor | None = None,
         image_keys: torch.FloatTensor | None = None,
         text_keys: torch.FloatTensor | None = None,
-        pair_numbers: torch.LongTensor | None = None,
+        pair_index: torch.LongTensor | None = None,
         kept: torch.BoolTensor | None = None,
         pair_weights: torch.FloatTensor | None = None,
         image_features: torch.FloatTensor | None = None,
@@ -278,7 +273,7 @@ class COTSForPreTraining(PreTrainingModel):
             bool_masked_pos: (n, patches); masked_input_ids, bool_masked_words: (n, length). Of [`masking.draw_masks`];
                 drawn here if not given. A row without masked positions takes no masked pass.
             codebook_indices: (n, patches) int64 codes of the patches; computed here if not given.
-            image_keys, text_keys, pair_numbers, kept, pair_weights: of [`begin_step`]. In training without them
+            image_keys, text_keys, pair_index, kept, pair_weights: of [`begin_step`]. In training without them
                 forward is a step of its own; in evaluation the queues stay as they are.
             image_features, text_features: (n, [`feature_size`]) global features of frozen towers, of [`begin_step`] or
                 computed before training; `pixel_values` and `input_ids` may then be left out.
@@ -297,15 +292,15 @@ class COTSForPreTraining(PreTrainingModel):
             self.update_momentum()
             (step,) = self.begin_step([batch | {"image_ids": image_ids}])
             image_keys, text_keys, image_ids = step["image_keys"], step["text_keys"], step["image_ids"]
-            pair_numbers, kept, pair_weights = step["pair_numbers"], step["kept"], step["pair_weights"]
+            pair_index, kept, pair_weights = step["pair_index"], step["kept"], step["pair_weights"]
             image_features, text_features = step.get("image_features"), step.get("text_features")
         elif pair_weights is None:
-            pair_numbers = numbers_in_run(self.pairs_seen, row_counts(rows_of(batch), self.device))
-            image_ids = ids_of_pictures(image_ids, pair_numbers)
+            pair_index = global_pair_index(self.pairs_seen, row_counts(rows_of(batch), self.device))
+            image_ids = fill_image_ids(image_ids, pair_index)
             image_keys, text_keys, kept, pair_weights = self._evaluation_keys(batch)
 
         if self.config.uses_masks and bool_masked_pos is None:
-            masks = draw_masks_by_number(self.config, input_ids, attention_mask, pair_numbers)
+            masks = draw_masks_by_index(self.config, input_ids, attention_mask, pair_index)
             bool_masked_pos, masked_input_ids = masks["bool_masked_pos"], masks["masked_input_ids"]
             bool_masked_words = masks["bool_masked_words"]
         masked_image = None
@@ -323,10 +318,10 @@ class COTSForPreTraining(PreTrainingModel):
         if cached is not None:
             terms = dict(cached["terms"])
         elif self.config.instance_weight > 0:
-            rows = self._contrast(image_embeds, text_embeds, image_keys, text_keys, image_ids, pair_numbers)
+            rows = self._contrast(image_embeds, text_embeds, image_keys, text_keys, image_ids, pair_index)
             terms = self._terms(rows, pair_weights, self.logit_bias)
         if self.config.uses_masks:
-            token_weights = pair_weights / self.config.masked_share
+            token_weights = pair_weights / self.config.masked_fraction
             masked = self._rows_with_masks(bool_masked_pos)
         if self.config.mvm_weight > 0:
             losses = self._mvm(pixel_values, codebook_indices, bool_masked_pos, text_features, masked, masked_image)
@@ -371,13 +366,13 @@ class COTSForPreTraining(PreTrainingModel):
         image_keys: torch.Tensor,
         text_keys: torch.Tensor,
         image_ids: torch.Tensor,
-        pair_numbers: torch.Tensor,
+        pair_index: torch.Tensor,
     ) -> ContrastRows:
         """What this rank's pairs are compared with: the queue, or the batches of all ranks."""
         temperature = self.cots.temperature
         if self.key_queue is None:
             return rows_of_all_ranks(image_embeds, text_embeds, image_ids, temperature, self.config.same_image)
-        keys = (image_keys, text_keys, image_ids, pair_numbers)
+        keys = (image_keys, text_keys, image_ids, pair_index)
         return queue_rows(image_embeds, text_embeds, *keys, self.key_queue, temperature, self.config)
 
     def _terms(

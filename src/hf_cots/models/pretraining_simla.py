@@ -19,20 +19,16 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_simla import SimlaConfig
+from .distributed import fill_image_ids, global_pair_index, row_counts
 from .losses import contrast_logits, l2_normalize
 from .losses_simla import distilled_cross_entropy, in_batch_similarities
-from .modeling_cots import at_least_one_row
 from .modeling_dvae import COTSImageTokenizer
 from .modeling_simla import SimlaModel, SimlaPreTrainedModel
-from .momentum import (
-    KeyQueue,
-    ids_of_pictures,
-    numbers_in_run,
-    row_counts,
-)
 from .pretraining import PreTrainingModel
+from .queues import KeyQueue
 from .terms_simla import Batch, Side, SimlaHeads, itm_term, mim_term, mlm_term, psl_term
-from .token_level import draw_masks_by_number
+from .token_level import draw_masks_by_index
+from .towers import at_least_one_row
 
 
 @dataclass
@@ -83,7 +79,7 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
         self.train(self.training)  # freezes what is never trained
 
     @property
-    def twins(self) -> tuple[tuple[nn.Module, nn.Module], ...]:
+    def ema_pairs(self) -> tuple[tuple[nn.Module, nn.Module], ...]:
         return (self.momentum_encoder, self.simla), (self.momentum_heads, self.heads)
 
     @torch.no_grad()
@@ -103,7 +99,7 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
         self.config.queue_size = queue_size
         self.config.validate_ranges()
         self.key_queue = KeyQueue(queue_size, self.config.projection_dim).to(self.device)
-        self.count_anew()
+        self.reset_counters()
 
     def distillation_share(self) -> torch.Tensor:
         """a: the weight of the momentum twin's predictions in the step under way; scalar float32.
@@ -132,12 +128,12 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
 
         Returns:
             For each micro-batch what forward takes beside it: `image_keys`, `text_keys` (n, D), `image_ids` and
-            `pair_numbers` (n,) int64, `twin_states` (n, 1 + patches, hidden), and `pair_weights` (n,), such that the
+            `pair_index` (n,) int64, `momentum_image_states` (n, 1 + patches, hidden), and `pair_weights` (n,), such that the
             sum over the step, after Trainer's division by micro-batches and ranks, is the mean over all its pairs.
         """
         steps = [self._momentum_features(batch) for batch in micro_batches]
-        wanted = ("image_keys", "text_keys", "image_ids", "pair_numbers")
-        self._pending = self.number_pairs(micro_batches, steps, *wanted)
+        wanted = ("image_keys", "text_keys", "image_ids", "pair_index")
+        self._pending = self.assign_pair_index(micro_batches, steps, *wanted)
         return steps
 
     @torch.no_grad()
@@ -146,7 +142,7 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
         states = twin.encode_image(batch["pixel_values"])
         words = twin.encode_text(batch["input_ids"], batch.get("attention_mask"))
         return {
-            "twin_states": states,
+            "momentum_image_states": states,
             "image_keys": l2_normalize(twin.visual_projection(states[:, 0])),
             "text_keys": l2_normalize(twin.text_projection(words[:, 0])),
         }
@@ -164,10 +160,10 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
         bool_masked_words: torch.BoolTensor | None = None,
         codebook_indices: torch.LongTensor | None = None,
         codebook_pixel_values: torch.FloatTensor | None = None,
-        twin_states: torch.FloatTensor | None = None,
+        momentum_image_states: torch.FloatTensor | None = None,
         image_keys: torch.FloatTensor | None = None,
         text_keys: torch.FloatTensor | None = None,
-        pair_numbers: torch.LongTensor | None = None,
+        pair_index: torch.LongTensor | None = None,
         pair_weights: torch.FloatTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
     ) -> SimlaForPreTrainingOutput:
@@ -181,8 +177,8 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
                 drawn here if not given.
             codebook_indices: (n, patches) int64 codes of the patches; computed here if not given,
             codebook_pixel_values: from these pixels, or else from `pixel_values`. Another crop of the picture is what
-                `reference_quirks` wants here.
-            twin_states, image_keys, text_keys, pair_numbers, pair_weights: of [`begin_step`]. In training without them
+                `match_original_code` wants here.
+            momentum_image_states, image_keys, text_keys, pair_index, pair_weights: of [`begin_step`]. In training without them
                 forward is a step of its own; in evaluation the queues stay as they are.
             token_type_ids: ignored; SIMLA has no token types.
         """
@@ -196,10 +192,10 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
             step = self._evaluation_features(inputs, image_ids)
         else:
             step = {
-                "twin_states": twin_states,
+                "momentum_image_states": momentum_image_states,
                 "image_keys": image_keys,
                 "text_keys": text_keys,
-                "pair_numbers": pair_numbers,
+                "pair_index": pair_index,
                 "image_ids": image_ids,
                 "pair_weights": pair_weights,
             }
@@ -209,7 +205,7 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
             "bool_masked_words": bool_masked_words,
         }
         if masked_input_ids is None and self.config.uses_masks:
-            masks = draw_masks_by_number(self.config, input_ids, attention_mask, step["pair_numbers"])
+            masks = draw_masks_by_index(self.config, input_ids, attention_mask, step["pair_index"])
         codes = {"codebook_indices": codebook_indices, "codebook_pixel_values": codebook_pixel_values}
         output = self._losses(len(input_ids), **_never_empty(inputs | step | masks | codes))
         if own_step:
@@ -221,8 +217,8 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
         """What begin_step would give, without a trace in the model's state."""
         step = self._momentum_features(inputs)
         count = len(inputs["input_ids"])
-        step["pair_numbers"] = numbers_in_run(self.pairs_seen, row_counts(count, self.pairs_seen.device))
-        step["image_ids"] = ids_of_pictures(image_ids, step["pair_numbers"])
+        step["pair_index"] = global_pair_index(self.pairs_seen, row_counts(count, self.pairs_seen.device))
+        step["image_ids"] = fill_image_ids(image_ids, step["pair_index"])
         step["pair_weights"] = torch.full_like(step["image_keys"][:, 0], 1 / max(1, count))
         return step
 
@@ -232,10 +228,10 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
         pixel_values: torch.Tensor,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        twin_states: torch.Tensor,
+        momentum_image_states: torch.Tensor,
         image_keys: torch.Tensor,
         text_keys: torch.Tensor,
-        pair_numbers: torch.Tensor,
+        pair_index: torch.Tensor,
         image_ids: torch.Tensor,
         pair_weights: torch.Tensor,
         bool_masked_pos: torch.Tensor,
@@ -253,16 +249,16 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
         text_embeds = l2_normalize(self.simla.text_projection(words[:, 0]))
         online = Side(self.simla, self.heads, self.simla.text_model.remember(states))
         with torch.no_grad():
-            twin_memory = self.momentum_encoder.text_model.remember(twin_states)
+            twin_memory = self.momentum_encoder.text_model.remember(momentum_image_states)
         twin = Side(self.momentum_encoder, self.momentum_heads, twin_memory)
 
-        itc = self._itc(share, image_embeds, text_embeds, image_keys, text_keys, image_ids, pair_numbers)
+        itc = self._itc(share, image_embeds, text_embeds, image_keys, text_keys, image_ids, pair_index)
         similarities = in_batch_similarities(image_embeds, text_embeds, image_keys, text_keys, self._tau())
         images_first, texts_first = (self.negative_hardness() * each for each in similarities)
         itm = itm_term(batch, online, (images_first, texts_first), self._negatives(image_ids))
         terms = {"itc": itc, "itm": itm}
         if config.mlm_weight > 0:
-            quirk = config.reference_quirks
+            quirk = config.match_original_code
             terms["mlm"] = mlm_term(batch, online, twin, masked_input_ids, bool_masked_words, share, quirk)
         if config.mim_weight > 0:
             if codebook_indices is None:
@@ -292,25 +288,25 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
         image_keys: torch.Tensor,
         text_keys: torch.Tensor,
         image_ids: torch.Tensor,
-        pair_numbers: torch.Tensor,
+        pair_index: torch.Tensor,
     ) -> torch.Tensor:
         """L_itc of each pair: `s = f T_all / tau` against `a softmax(s') + (1 - a) onehot`, mean of both directions.
 
-        `T_all` holds the whole step's momentum features and the queue; empty slots, and unless `reference_quirks`
+        `T_all` holds the whole step's momentum features and the queue; empty slots, and unless `match_original_code`
         other captions of the same picture, have probability 0 in prediction and target.
         """
-        own_keys = (image_keys, text_keys, image_ids, pair_numbers)
+        own_keys = (image_keys, text_keys, image_ids, pair_index)
         fresh_images, fresh_texts, fresh_ids, fresh_numbers = self._pending or own_keys
-        own = pair_numbers[:, None] == fresh_numbers[None, :]
-        if self.config.reference_quirks:
+        own = pair_index[:, None] == fresh_numbers[None, :]
+        if self.config.match_original_code:
             empty = torch.arange(len(self.key_queue), device=own.device) >= self.key_queue.filled
             left_out = torch.cat([own, empty.expand(len(own), -1)], dim=1)
         else:
             same = image_ids[:, None] == fresh_ids[None, :]
-            left_out = torch.cat([own | same, self.key_queue.no_negative(image_ids)], dim=1)
+            left_out = torch.cat([own | same, self.key_queue.invalid_negatives(image_ids)], dim=1)
         images = torch.cat([fresh_images, self.key_queue.image_keys.to(fresh_images.dtype)])
         texts = torch.cat([fresh_texts, self.key_queue.text_keys.to(fresh_texts.dtype)])
-        target = torch.zeros_like(pair_numbers)  # the own partner is in column 0
+        target = torch.zeros_like(pair_index)  # the own partner is in column 0
         losses = []
         for queries, teachers, partners, keys in (
             (image_embeds, image_keys, text_keys, texts),
@@ -323,7 +319,7 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
 
     def _negatives(self, image_ids: torch.Tensor) -> torch.Tensor:
         """(n, n) bool: which others of the batch are no partner of each pair."""
-        if self.config.reference_quirks:
+        if self.config.match_original_code:
             return ~torch.eye(len(image_ids), dtype=torch.bool, device=image_ids.device)
         return image_ids[:, None] != image_ids[None, :]
 

@@ -20,7 +20,7 @@ from .losses_simla import (
     mean_of_masked,
     multi_hot,
 )
-from .modeling_simla import ImageMemory, SimlaModel, attended
+from .modeling_simla import CrossAttentionCache, SimlaModel, attended
 
 
 class SimlaHeads(nn.Module):
@@ -70,7 +70,7 @@ class Side(NamedTuple):
 
     model: SimlaModel
     heads: SimlaHeads
-    memory: ImageMemory
+    memory: CrossAttentionCache
 
 
 def itm_term(
@@ -110,7 +110,7 @@ def mlm_term(
     Args:
         masked_input_ids: (n, length); masked: (n, length) bool, the words to predict.
         share: a, the weight of distillation.
-        softmax_over_text: the authors' slip in the distilled half, for `reference_quirks`.
+        softmax_over_text: the authors' slip in the distilled half, for `match_original_code`.
     """
 
     def states(side: Side) -> torch.Tensor:
@@ -186,7 +186,7 @@ def keywords(batch: Batch, side: Side, config: SimlaConfig) -> torch.Tensor:
     keys, _ = attention.keys_values(before)
     first_row = attention.probabilities(before[:, :1], keys, mask).squeeze(2)
     may_vote = torch.ones_like(batch.input_ids, dtype=torch.bool)
-    if not config.reference_quirks:
+    if not config.match_original_code:
         may_vote = ~torch.isin(batch.input_ids, batch.input_ids.new_tensor(config.special_token_ids))
         if batch.attention_mask is not None:
             may_vote &= batch.attention_mask != 0

@@ -70,7 +70,7 @@ def mask_settings(config: PreTrainedConfig) -> dict:
         "patch_grid": config.patch_grid,
         "num_masked_patches": config.num_masked_patches if config.masks_patches else 0,
         "word_mask_ratio": config.word_mask_ratio,
-        "masked_share": config.masked_share,
+        "masked_fraction": config.masked_fraction,
         "special_token_ids": config.special_token_ids,
         "mask_token_id": config.mask_token_id,
         "vocab_size": config.text_config.vocab_size,
@@ -78,7 +78,7 @@ def mask_settings(config: PreTrainedConfig) -> dict:
     }
 
 
-def draw_masks_by_number(
+def draw_masks_by_index(
     config: PreTrainedConfig, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, numbers: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """Masks for a batch that brought none, from each pair's place in the run: a resumed run draws the same."""
@@ -88,4 +88,4 @@ def draw_masks_by_number(
     return {name: torch.from_numpy(mask).to(input_ids.device) for name, mask in masks.items()}
 
 
-__all__ = ["TokenHead", "codebook_pixels", "draw_masks_by_number", "mask_settings", "tower_head"]
+__all__ = ["TokenHead", "codebook_pixels", "draw_masks_by_index", "mask_settings", "tower_head"]

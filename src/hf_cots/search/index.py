@@ -9,11 +9,11 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
 from ..data.images import BrokenImage, read_image
-from ..evaluation.encoding import encode_images, encode_texts
 from ..models import COTSModel, COTSProcessor
+from .encoding import encode_images, encode_texts
 
 
-PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Match:
     score: float
 
 
-class PictureIndex:
+class ImageIndex:
     """The embeddings of a set of picture files.
 
     Args:
@@ -56,9 +56,7 @@ class PictureIndex:
             )
 
     @classmethod
-    def from_folder(
-        cls, model: str, folder: Path | str, batch_size: int = 64, progress: bool = False
-    ) -> "PictureIndex":
+    def from_folder(cls, model: str, folder: Path | str, batch_size: int = 64, progress: bool = False) -> "ImageIndex":
         """Load a model by Hub id or folder and encode every picture below a folder.
 
         Raises:
@@ -68,10 +66,10 @@ class PictureIndex:
         if not folder.is_dir():
             raise FileNotFoundError(f"no such folder: {folder}")
         paths = sorted(
-            path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and not path.is_dir()
+            path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
         )
         if not paths:
-            raise FileNotFoundError(f"no picture ({', '.join(sorted(PICTURE_SUFFIXES))}) below {folder}")
+            raise FileNotFoundError(f"no picture ({', '.join(sorted(IMAGE_SUFFIXES))}) below {folder}")
         encoder = AutoModel.from_pretrained(model).eval()
         return cls(encoder, AutoProcessor.from_pretrained(model), paths, batch_size, progress)
 

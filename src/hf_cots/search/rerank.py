@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoProcessor, ProcessorMixin
 
-from ..evaluation.encoding import batches, text_options
-from ..evaluation.ranking import slices
-from ..models import COTSProcessor, ImageMemory, SimlaConfig, SimlaModel
+from ..evaluation.retrieval.ranking import slices
+from ..models import COTSProcessor, CrossAttentionCache, SimlaConfig, SimlaModel
+from .encoding import batches, text_options
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Cost:
     image_seconds: float = 0.0
 
 
-def load_judge(name: str, device: str | torch.device | None = None) -> tuple[SimlaModel, COTSProcessor]:
+def load_reranker(name: str, device: str | torch.device | None = None) -> tuple[SimlaModel, COTSProcessor]:
     """SIMLA and its processor by Hub id or folder, in evaluation mode. No code that comes with a model is run.
 
     Args:
@@ -95,7 +95,9 @@ class Reranker:
         slots = max(1, cache_bytes // image_bytes(model))
         shape, options = (slots, *memory_shape(model)), {"device": model.device, "dtype": model.dtype}
         layers = range(len(model.text_model.layers))
-        self._memory = ImageMemory(*([torch.empty(shape, **options) for _ in layers] for _ in ("keys", "values")))
+        self._memory = CrossAttentionCache(
+            *([torch.empty(shape, **options) for _ in layers] for _ in ("keys", "values"))
+        )
         self._slots: OrderedDict[int, int] = OrderedDict()  # of each kept picture, the least recently used first
 
     @property

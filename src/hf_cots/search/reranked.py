@@ -4,13 +4,13 @@ import torch
 
 from ..data.images import read_image
 from ..models import COTSProcessor, SimlaModel
-from .index import Match, PictureIndex
-from .rerank import Reranker, load_judge
-from .two_step import Depth, Fusion, order_of
+from .fusion import CandidateBudget, Fusion, order_of
+from .index import ImageIndex, Match
+from .rerank import Reranker, load_reranker
 
 
 class RerankedIndex:
-    """A [`PictureIndex`] and a judge of its answers. Keys and values of pictures that were judged once are kept.
+    """A [`ImageIndex`] and a judge of its answers. Keys and values of pictures that were judged once are kept.
 
     Args:
         index: the first step.
@@ -22,28 +22,28 @@ class RerankedIndex:
 
     def __init__(
         self,
-        index: PictureIndex,
+        index: ImageIndex,
         model: SimlaModel,
         processor: COTSProcessor,
         fusion: Fusion | None = None,
-        depth: Depth | None = None,
+        depth: CandidateBudget | None = None,
         cache_bytes: int = 2 << 30,
     ):
-        self.index, self.fusion, self.depth = index, fusion or Fusion(), depth or Depth(64)
+        self.index, self.fusion, self.depth = index, fusion or Fusion(), depth or CandidateBudget(64)
         self.number = {path: number for number, path in enumerate(index.paths)}
         self.reranker = Reranker(model, processor, lambda number: read_image(index.paths[number]), cache_bytes)
 
     @classmethod
-    def from_index(cls, index: PictureIndex, judge: str, **options) -> "RerankedIndex":
-        """With a SIMLA by Hub id or folder; options and errors as for the class and [`load_judge`]."""
-        return cls(index, *load_judge(judge), **options)
+    def from_index(cls, index: ImageIndex, judge: str, **options) -> "RerankedIndex":
+        """With a SIMLA by Hub id or folder; options and errors as for the class and [`load_reranker`]."""
+        return cls(index, *load_reranker(judge), **options)
 
     def search(self, text: str, k: int = 10) -> list[Match]:
         """The k best files for a text. Judged ones come first, with their fused scores; whatever was not judged comes
         behind with its similarity.
 
         Raises:
-            ValueError: as [`PictureIndex.search`].
+            ValueError: as [`ImageIndex.search`].
         """
         proposed = self.index.search(text, max(k, self.depth.most))
         similarities = torch.tensor([match.score for match in proposed], dtype=torch.float64)

@@ -60,7 +60,7 @@ class ImageTokenizerArguments:
 
 
 @dataclass
-class PictureArguments:
+class ImageArguments:
     """Which pictures are trained and evaluated on."""
 
     train_data: str = field(metadata={"help": "Hub id, folder, parquet, CSV, JSON lines, or tars; globs work."})
@@ -77,7 +77,7 @@ class PictureArguments:
 
 
 @dataclass
-class DataArguments(PictureArguments):
+class DataArguments(ImageArguments):
     """Which pairs are trained and evaluated on."""
 
     caption_column: str = field(default="caption", metadata={"help": "Column of texts, or of lists of texts."})

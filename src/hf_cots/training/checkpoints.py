@@ -24,7 +24,7 @@ def complete(folder: Path) -> None:
     os.replace(draft, folder / COMPLETE)
 
 
-def what_is_missing(folder: Path) -> str | None:
+def find_problem(folder: Path) -> str | None:
     """Why a checkpoint must not be used, or None if it is whole: marked, and every file there with its full size."""
     mark = folder / COMPLETE
     if not mark.is_file():
@@ -41,6 +41,6 @@ def last_checkpoint(output_dir: Path | str) -> Path | None:
     steps = {}
     for folder in Path(output_dir).glob("checkpoint-*"):
         match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-        if match and what_is_missing(folder) is None:
+        if match and find_problem(folder) is None:
             steps[int(match[1])] = folder
     return steps[max(steps)] if steps else None

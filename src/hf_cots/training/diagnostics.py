@@ -27,7 +27,7 @@ def batch_accuracy(image_embeds: torch.Tensor, text_embeds: torch.Tensor, image_
 
 
 @torch.no_grad()
-def embedding_spread(embeds: torch.Tensor) -> torch.Tensor:
+def embedding_variance(embeds: torch.Tensor) -> torch.Tensor:
     """`1 - |mean embedding|^2`: 0 if all embeddings agree (collapse), close to 1 if they fill the sphere."""
     return 1 - (embeds.sum(dim=0) / max(1, len(embeds))).square().sum()
 
@@ -51,9 +51,9 @@ def similarity_to_queue(
         raise ValueError("a model without momentum contrast has no queue")
     scores = image_embeds.float() @ queue.text_keys.float().t()  # (n, N_Q)
     age = (queue.pointer - 1 - torch.arange(len(queue), device=queue.pointer.device)) % len(queue)
-    usable = ~queue.no_negative(image_ids)
+    usable = ~queue.invalid_negatives(image_ids)
     fresh, stale = usable & (age < step_pairs)[None, :], usable & (age >= step_pairs)[None, :]
     return {
         name: (scores * chosen).sum() / chosen.sum().clamp(min=1)
-        for name, chosen in (("similarity_fresh", fresh), ("similarity_stale", stale))
+        for name, chosen in (("sim_current_keys", fresh), ("sim_queued_keys", stale))
     }

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from ..data.augmentation import RandomCropFlip
-from ..data.collator import PictureCollator
+from ..data.collator import ImageCollator
 from ..data.sources import PairDataset
-from ..evaluation.image_tokenizer import CodeUsage, evaluate_image_tokenizer
+from ..evaluation.diagnostics.image_tokenizer import CodeUsage, evaluate_image_tokenizer
 from ..models import COTSImageTokenizer, COTSImageTokenizerConfig
 from .arguments import DVAETrainingArguments
 from .pair_trainer import PairTrainer
@@ -33,7 +33,7 @@ class DVAETrainer(PairTrainer):
 
     Args:
         args ([`DVAETrainingArguments`]): the schedules.
-        Everything else is as for `transformers.Trainer`; `data_collator` is a [`PictureCollator`].
+        Everything else is as for `transformers.Trainer`; `data_collator` is a [`ImageCollator`].
     """
 
     def __init__(self, *args, **kwargs):
@@ -144,7 +144,7 @@ def train_image_tokenizer(
         report_to="none",
         seed=seed,
     )
-    collator = PictureCollator(RandomCropFlip(config.image_size, min_scale, flip))
+    collator = ImageCollator(RandomCropFlip(config.image_size, min_scale, flip))
     DVAETrainer(model=model, args=arguments, train_dataset=pairs, data_collator=collator).train()
     model.eval().save_pretrained(output_dir)
     return model

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..evaluation.tables import markdown_table
+from ..evaluation.rendering.tables import markdown_table
 from ..models import CookieConfig, COTSConfig, COTSImageTokenizerConfig, SimlaConfig
 
 

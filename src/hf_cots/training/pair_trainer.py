@@ -66,7 +66,7 @@ class PairTrainer(Trainer):
                 raise ValueError(f"no whole checkpoint in {self.args.output_dir}")
         elif resume_from_checkpoint:
             self._resumed_from = Path(resume_from_checkpoint)
-            missing = checkpoints.what_is_missing(self._resumed_from)
+            missing = checkpoints.find_problem(self._resumed_from)
             if missing:
                 raise ValueError(f"cannot resume: {missing}")
         return super().train(resume_from_checkpoint=str(self._resumed_from or "") or None, **kwargs)

@@ -14,21 +14,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..conversion import simla_tokenizer
-from ..data import (
-    CodeCache,
-    CodeSettings,
-    COTSCollator,
-    FrozenPairs,
-    PairDataset,
-    PairStream,
-    RandomCropFlip,
-    SecondViews,
-    frozen_pairs,
-    load_pairs,
-    load_stream,
-)
+from ..conversion.simla import simla_tokenizer
+from ..data.augmentation import RandomCropFlip
+from ..data.code_cache import CodeCache, CodeSettings
+from ..data.collator import COTSCollator
+from ..data.frozen_features import FrozenPairs, frozen_pairs
 from ..data.keep_mask import apply_keep_mask
+from ..data.sources import PairDataset, load_pairs
+from ..data.streams import PairStream, load_stream
+from ..data.views import SecondViews
 from ..models import (
     CookieConfig,
     CookieForPreTraining,
@@ -192,7 +186,7 @@ def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -
     if arguments.image_tokenizer and not arguments.vision:
         model.set_image_tokenizer(COTSImageTokenizer.from_pretrained(arguments.image_tokenizer))
         untrained = False
-    weight = model.config.code_weight
+    weight = model.config.tokenizer_loss
     if weight is not None and getattr(model.config, weight) > 0 and untrained:
         raise ValueError(
             f"{weight} > 0 needs a trained image tokenizer: name one with --image_tokenizer, or leave it off with "
@@ -287,10 +281,10 @@ def build_code_cache(model: PreTrainingModel, arguments: DataArguments, seed: in
     if arguments.code_cache is None:
         return None
     config = model.config
-    if config.code_weight is None:
+    if config.tokenizer_loss is None:
         raise ValueError("--code_cache is for masked image modelling, which COOKIE has not")
-    if getattr(config, config.code_weight) == 0:
-        raise ValueError(f"--code_cache is for masked image modelling, but {config.code_weight} is 0")
+    if getattr(config, config.tokenizer_loss) == 0:
+        raise ValueError(f"--code_cache is for masked image modelling, but {config.tokenizer_loss} is 0")
     settings = CodeSettings.of(
         model.image_tokenizer,
         config.image_tokenizer_config.image_size,

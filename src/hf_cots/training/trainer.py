@@ -12,8 +12,8 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import PreTrainedModel, TrainerCallback
 
 from ..data.sources import PairDataset
-from ..evaluation.retrieval import evaluate_retrieval
-from .diagnostics import batch_accuracy, embedding_spread, similarity_to_queue
+from ..evaluation.retrieval.directions import evaluate_retrieval
+from .diagnostics import batch_accuracy, embedding_variance, similarity_to_queue
 from .gradient_cache import cache_gradients
 from .pair_trainer import PairTrainer
 
@@ -99,7 +99,7 @@ class COTSTrainer(PairTrainer):
         return prepared
 
     @contextmanager
-    def whole_parameters(self) -> Iterator[None]:
+    def unsharded_parameters(self) -> Iterator[None]:
         """Within, parts of the model can be called; the transformer layers go on gathering their own shards."""
         sharded = isinstance(self.model, FSDPModule)
         if sharded:
@@ -108,7 +108,7 @@ class COTSTrainer(PairTrainer):
         if sharded:
             self.model.reshard()
 
-    def whole_state(self) -> dict[str, torch.Tensor] | None:
+    def full_state_dict(self) -> dict[str, torch.Tensor] | None:
         """The unsharded state dict if the parameters are sharded, else None. Every rank must ask for it."""
         return self.accelerator.get_state_dict(self.model) if isinstance(self.model, FSDPModule) else None
 
@@ -127,7 +127,7 @@ class COTSTrainer(PairTrainer):
             batches = [batch | extra for batch, extra in zip(batches, keys)]
             if self.caches_gradients:
                 self.model.train()  # Trainer says so only later, to the first forward
-                with self.whole_parameters():
+                with self.unsharded_parameters():
                     cached = cache_gradients(self.model, batches)
                 batches = [batch | extra for batch, extra in zip(batches, cached)]
         self._step_pairs = int(self.model.pairs_seen - seen)
@@ -182,10 +182,10 @@ class COTSTrainer(PairTrainer):
             self._record("filter_drop_rate", (~outputs.kept).sum() * self._step_batches / max(1, self._step_pairs))
         some = int(len(images) > 0)  # a rank may have no pair of a ragged last batch
         self._record("batch_accuracy", batch_accuracy(images, texts, ids), some)
-        self._record("image_spread", embedding_spread(images), some)
-        self._record("text_spread", embedding_spread(texts), some)
-        # With fresh_negatives=False the step's own keys are not in the queue yet.
-        if self.model.key_queue is not None and self.model.config.fresh_negatives:
+        self._record("image_embedding_variance", embedding_variance(images), some)
+        self._record("text_embedding_variance", embedding_variance(texts), some)
+        # With enqueue_before_loss=False the step's own keys are not in the queue yet.
+        if self.model.key_queue is not None and self.model.config.enqueue_before_loss:
             for name, value in similarity_to_queue(self.model, images, ids, self._step_pairs).items():
                 self._record(name, value, some)
 
@@ -199,7 +199,7 @@ class COTSTrainer(PairTrainer):
             logs |= {name: round(float(mean), 5) for name, mean in zip(names, means)}
             if self.model.key_queue is not None:
                 logs["queue_filled"] = round(float(self.model.key_queue.filled) / len(self.model.key_queue), 4)
-            with self.whole_parameters():
+            with self.unsharded_parameters():
                 logs["temperature"] = round(float(torch.as_tensor(self.model.encoder.temperature).detach()), 5)
             now = time.perf_counter()
             logs["pairs_per_second"] = round(self._pairs / (now - self._logged_at), 1)
@@ -220,7 +220,7 @@ class COTSTrainer(PairTrainer):
         """
         was_training = self.model.training
         self.model.eval()
-        with self.whole_parameters():
+        with self.unsharded_parameters():
             results = evaluate_retrieval(
                 self.model.encoder, self.processing_class, pairs, self.args.per_device_eval_batch_size
             )

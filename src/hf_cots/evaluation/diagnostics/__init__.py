@@ -1,0 +1,1 @@
+"""What a model and its data really do: noisy pairs, leaks, attention, codes, the token level."""

@@ -1,0 +1,87 @@
+"""The per-query table of an evaluation: what was asked and how it went, one row a query, as parquet.
+
+From it every figure and every interval can be computed again, and another model compared without encoding anything.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...data.sources import PairDataset, image_name
+from ...search.encoders import EncodedPairs
+from .directions import DIRECTIONS, DirectionResult
+from .metrics import MEANS
+
+
+KEY = b"hf_cots"
+
+
+def queries_file(results: Path) -> Path:
+    """The table that belongs to a file of results: `results.queries.parquet` beside `results.json`."""
+    return results.with_suffix(".queries.parquet")
+
+
+def write_queries(
+    path: Path,
+    directions: dict[str, DirectionResult],
+    parts: list[EncodedPairs],
+    pairs: PairDataset,
+    about: dict[str, str],
+) -> None:
+    """Write the table.
+
+    Columns: `direction`, `query` (the text, or the name of the picture), `image_id`, `fold`, and those of
+    [`hf_cots.evaluation.retrieval.metrics.per_query_metrics`].
+
+    Args:
+        path: the parquet file.
+        directions: results, in as many folds as there are parts.
+        parts: the encoded data, one for each fold.
+        pairs: the data set itself.
+        about: `model`, `fingerprint` and `data_fingerprint`, kept in the file.
+    """
+    texts = [pairs.caption(index) for part in parts for index in part.captions]
+    pictures = [image_name(pairs, row) for part in parts for row in part.rows]
+    tables = []
+    for name, queries in zip(DIRECTIONS, (texts, pictures)):
+        direction = directions[name]
+        columns = {
+            "direction": [name] * len(queries),
+            "query": queries,
+            "image_id": direction.query_ids,
+            "fold": direction.query_folds,
+        }
+        tables.append(pa.table(columns | direction.columns))
+    table = pa.concat_tables(tables)
+    pq.write_table(table.replace_schema_metadata({KEY: json.dumps(about)}), path)
+
+
+def read_queries(path: Path) -> tuple[dict[str, DirectionResult], dict[str, str]]:
+    """Results of both directions and what the file says about them, as [`write_queries`] got them.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not such a table.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: not a parquet file: {error}") from None
+    absent = {"direction", "image_id", "fold", *MEANS} - set(table.column_names)
+    if absent or KEY not in (table.schema.metadata or {}):
+        what = f"the column '{min(absent)}'" if absent else "what model and data it is of"
+        raise ValueError(f"{path}: not a per-query table of `hf-cots evaluate`, it lacks {what}")
+    names = np.asarray(table["direction"])
+    rows = {name: np.flatnonzero(names == name) for name in DIRECTIONS}
+    ids, folds = table["image_id"].to_numpy(), table["fold"].to_numpy()
+    directions = {}
+    for name, other in zip(DIRECTIONS, reversed(DIRECTIONS)):
+        mine, theirs = rows[name], rows[other]  # the queries of one direction are the gallery of the other
+        columns = {column: table[column].to_numpy()[mine] for column in MEANS}
+        directions[name] = DirectionResult(columns, ids[mine], ids[theirs], folds[mine], folds[theirs])
+    return directions, json.loads(table.schema.metadata[KEY])

@@ -1,0 +1,170 @@
+"""`hf-cots evaluate` without its flags: from names of models and data to a file of results."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...data.sources import PairDataset, load_pairs
+from ...search.encoders import Encoder, encode_pairs, load_encoder
+from ..diagnostics.overlap import check_overlap
+from .directions import processes
+from .failures import write_failures
+from .per_query_table import queries_file, read_queries, write_queries
+from .protocols import load_protocol
+from .report import (
+    RetrievalResult,
+    build_report,
+    data_fingerprint,
+    describe_data,
+    environment,
+    evaluate_encoder,
+    rescore,
+)
+from .significance import RESAMPLES
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvaluationRun:
+    """What to evaluate, on what, and where the results go.
+
+    Args:
+        model: name of the encoder.
+        data: name of the pairs, or the published JSON file of a protocol.
+        image_column, caption_column, image_id_column, split: of the pairs.
+        protocol: "coco-5k", "coco-1k", "flickr30k" or "karpathy"; `image_root` is the folder of its pictures, and
+            `id_checksum` what the checksum of its ids must be, if it is known.
+        compare: another encoder, or an earlier run's `results.json` or per-query table.
+        dual_softmax: also report dual softmax.
+        querybank: also report querybank normalisation with these pairs as the bank.
+        beta: inverse temperature of both.
+        check_overlap: training pairs to look for the test data in.
+        output: the JSON file; the per-query table and the page of failures lie beside it.
+        failures: how many of each direction the page shows; no page for 0.
+        batch_size: pictures in a forward pass.
+        resamples, seed: of the bootstrap, and of the randomisation test.
+        second_step: a judge of what the encoder finds; the report's entry `reranking`. The first process calls it.
+    """
+
+    model: str
+    data: str
+    image_column: str = "image"
+    caption_column: str = "caption"
+    image_id_column: str | None = None
+    split: str = "test"
+    protocol: str | None = None
+    image_root: Path | None = None
+    id_checksum: str | None = None
+    compare: str | None = None
+    dual_softmax: bool = False
+    querybank: str | None = None
+    beta: float = 20.0
+    check_overlap: str | None = None
+    output: Path | None = None
+    failures: int = 20
+    batch_size: int = 64
+    resamples: int = RESAMPLES
+    seed: int = 0
+    second_step: Callable[[Encoder, RetrievalResult, PairDataset], dict[str, Any]] | None = None
+
+    def run(self, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Evaluate. Under torchrun or accelerate every process calls; the first one writes and shows.
+
+        Whatever can be wrong with names and files is found before the first picture is encoded, and results are
+        written as soon as they are there: what fails later (the other model, the page) costs none of them.
+
+        Args:
+            show: called with the report, once it is complete.
+
+        Returns:
+            The report, as it is in the JSON file.
+
+        Raises:
+            FileNotFoundError, OSError, ValueError: saying what is wrong with a model, the data or a setting.
+        """
+        if not self.beta > 0:
+            raise ValueError(f"beta must be above 0, got {self.beta}")
+        if self.resamples < 1:
+            raise ValueError(f"resamples must be at least 1, got {self.resamples}")
+        state = processes()
+        pairs, folds, about_protocol = self._open_data()
+        bank_pairs = self._open_pairs(self.querybank, "train") if self.querybank else None
+        train_pairs = self._open_pairs(self.check_overlap, "train") if self.check_overlap else None
+        encoder, fingerprint = load_encoder(self.model), data_fingerprint(pairs)
+        other = self._open_other(fingerprint) if self.compare else None
+
+        mine = self._evaluate(encoder, pairs, folds)
+        report = build_report(mine, None, self.resamples, self.seed)
+        report["data"] = describe_data(pairs, fingerprint, mine.parts[0].broken) | about_protocol
+        report["environment"] = environment(state.num_processes)
+        about = {"model": mine.model, "fingerprint": mine.fingerprint, "data_fingerprint": fingerprint}
+        if self.output is not None and state.is_main_process:
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            write_queries(queries_file(self.output), mine.directions, mine.parts, pairs, about)
+        self._save(report)
+        if other is not None:
+            theirs = other if isinstance(other, RetrievalResult) else self._evaluate(other, pairs, folds)
+            report["comparison"] = build_report(mine, theirs, self.resamples, self.seed)["comparison"]
+            self._save(report)
+        if self.second_step is not None and state.is_main_process:
+            report["reranking"] = self.second_step(encoder, mine, pairs)
+            self._save(report)
+        if self.dual_softmax:
+            report.setdefault("transductive", []).append(rescore(mine, self.beta, split_queries=True))
+        if bank_pairs is not None:
+            bank = encode_pairs(encoder, bank_pairs, self.batch_size, state.is_main_process)
+            report.setdefault("transductive", []).append(rescore(mine, self.beta, bank, split_queries=True))
+        self._save(report)
+        if train_pairs is not None and state.is_main_process:
+            overlap = check_overlap(pairs, train_pairs, progress=True)
+            report["overlap"] = {"summary": overlap.summary()} | overlap.to_dict()
+            self._save(report)
+        if state.is_main_process:
+            show(report)
+            self._write_page(mine, pairs)
+        return report
+
+    def _evaluate(self, encoder: Encoder, pairs: PairDataset, folds: int) -> RetrievalResult:
+        progress = processes().is_main_process
+        return evaluate_encoder(encoder, pairs, folds, self.batch_size, progress, split_queries=True)
+
+    def _open_pairs(self, data: str, split: str) -> PairDataset:
+        return load_pairs(data, self.image_column, self.caption_column, self.image_id_column, split)
+
+    def _open_data(self) -> tuple[PairDataset, int, dict[str, Any]]:
+        """The pairs, the number of folds, and what the report says of the protocol."""
+        if self.protocol is None:
+            return self._open_pairs(self.data, self.split), 1, {"split": self.split}
+        if self.image_root is None:
+            raise ValueError(f"protocol {self.protocol} needs --image-root, the folder of its pictures")
+        published = load_protocol(self.protocol, self.data, self.image_root, self.split, self.id_checksum)
+        return published.pairs, published.folds, {"protocol": published.name, "id_checksum": published.checksum}
+
+    def _open_other(self, fingerprint: str) -> Encoder | RetrievalResult:
+        """The encoder to compare with, or the results of an earlier run on the same data."""
+        path = Path(str(self.compare))
+        if path.suffix not in (".json", ".parquet"):
+            return load_encoder(str(self.compare))
+        directions, about = read_queries(queries_file(path) if path.suffix == ".json" else path)
+        if about["data_fingerprint"] != fingerprint:
+            raise ValueError(f"{path} was evaluated on other data than {self.data}: their fingerprints differ")
+        return RetrievalResult(about["model"], about["fingerprint"], directions, [])
+
+    def _save(self, report: dict[str, Any]) -> None:
+        if self.output is not None and processes().is_main_process:
+            self.output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def _write_page(self, mine: RetrievalResult, pairs: PairDataset) -> None:
+        if self.output is None or self.failures == 0:
+            return
+        page = self.output.with_suffix(".failures.html")
+        title = f"{mine.model} on {pairs.name}: the worst failures"
+        try:
+            write_failures(page, title, mine.directions, mine.parts, pairs, self.failures)
+        except Exception as error:  # the figures are complete and written; a page is not worth an error
+            logger.warning("no page of failures: %s: %s", type(error).__name__, error)

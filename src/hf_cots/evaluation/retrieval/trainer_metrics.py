@@ -1,0 +1,99 @@
+"""`compute_metrics` for `transformers.Trainer`: retrieval over the whole evaluation set, not within its batches.
+
+Trainer gathers what a model returns from all processes. A matrix of scores within a batch cannot be put together to a
+matrix over the set, and has another width in the last batch; embeddings can, and are n x D. So all that is gathered
+are the embeddings, and the queries are then divided among the processes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+
+import numpy as np
+import torch
+from transformers import EvalPrediction
+from transformers.utils import ModelOutput
+
+from .directions import rank_direction
+from .metrics import rsum
+from .ranking import first_of_each
+
+
+EMBEDS = ("image_embeds", "text_embeds")
+
+
+class RetrievalMetrics:
+    """Metrics of image-text pairs as Trainer asks for them.
+
+    ```python
+    metrics = RetrievalMetrics(COTSForPreTrainingOutput)                     # or CLIPOutput, SiglipOutput, ...
+    model.config.keys_to_ignore_at_inference = metrics.ignore_keys
+    arguments = TrainingArguments(..., label_names=["image_ids"])            # the batch has `image_ids` (b,) int64
+    Trainer(model, arguments, compute_metrics=metrics, ...).evaluate()       # eval_text_to_image_R@1, ..., eval_rsum
+    ```
+
+    Works in one process and in many (each gets the same result), with ragged last batches, and with
+    `batch_eval_metrics=True`.
+
+    Args:
+        output_class: what the model's forward returns; has `image_embeds` and `text_embeds`, (b, D) each, of the same
+            pairs and normalised.
+        one_image_per_id: True takes the first embedding of each image id as the image, so that an image with five
+            captions is in the gallery once. False takes each pair's image as an entry of its own.
+
+    Attributes:
+        ignore_keys: names of all outputs but the embeddings, for `keys_to_ignore_at_inference` or `ignore_keys`.
+
+    Raises:
+        ValueError: if the output class lacks one of the two.
+    """
+
+    def __init__(self, output_class: type[ModelOutput], one_image_per_id: bool = True):
+        names = [field.name for field in fields(output_class)]
+        missing = [name for name in EMBEDS if name not in names]
+        if missing:
+            raise ValueError(f"{output_class.__name__} has no field '{missing[0]}'; it has {', '.join(names)}")
+        self.order = [name for name in names if name in EMBEDS]
+        self.ignore_keys = [name for name in names if name not in EMBEDS and name != "loss"]
+        self.one_image_per_id = one_image_per_id
+        self._batches: list[dict[str, torch.Tensor]] = []
+
+    def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> Mapping[str, float]:
+        """Take predictions in; all that were taken since the last result, in metrics.
+
+        Args:
+            prediction: `predictions`, the two embeddings in the order of the output class; `label_ids`, (n,) the image
+                ids. Of the whole set, or of one batch.
+            compute_result: whether this is the last batch.
+
+        Returns:
+            `text_to_image_R@1` and so on with both directions' metrics, and `rsum`; nothing before the last batch.
+
+        Raises:
+            ValueError: if the predictions are not two embeddings, or the labels not one id a pair.
+        """
+        self._batches.append(self._checked(prediction))
+        if not compute_result:
+            return {}
+        images, texts, ids = (torch.cat([batch[name] for batch in self._batches]) for name in (*EMBEDS, "image_ids"))
+        self._batches = []
+        first = first_of_each(ids) if self.one_image_per_id else torch.arange(len(ids))
+        # Trainer calls in all processes, with the same predictions.
+        results = {
+            "text_to_image": rank_direction(texts, images[first], ids, ids[first], split_queries=True).metrics(),
+            "image_to_text": rank_direction(images[first], texts, ids[first], ids, split_queries=True).metrics(),
+        }
+        flat = {f"{name}_{metric}": value for name, values in results.items() for metric, value in values.items()}
+        return flat | {"rsum": rsum(results)}
+
+    def _checked(self, prediction: EvalPrediction) -> dict[str, torch.Tensor]:
+        embeds, ids = prediction.predictions, prediction.label_ids
+        shapes = [tuple(np.shape(each)) for each in embeds] if isinstance(embeds, (tuple, list)) else []
+        if len(shapes) != 2 or shapes[0] != shapes[1] or len(shapes[0]) != 2:
+            raise ValueError(
+                f"predictions must be {' and '.join(self.order)} of the same pairs, got shapes {shapes}: set "
+                f"model.config.keys_to_ignore_at_inference to the `ignore_keys` of RetrievalMetrics"
+            )
+        if isinstance(ids, (tuple, list)) or np.shape(ids) != shapes[0][:1]:
+            raise ValueError("labels must be one image id a pair: set label_names=['image_ids'] in TrainingArguments")
+        named = dict(zip(self.order, embeds)) | {"image_ids": ids}
+        return {name: torch.as_tensor(each).cpu() for name, each in named.items()}

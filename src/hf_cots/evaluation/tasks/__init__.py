@@ -1,0 +1,1 @@
+"""Zero-shot classification, image-to-image retrieval, and semantic text similarity."""

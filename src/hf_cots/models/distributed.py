@@ -1,0 +1,58 @@
+"""What ranks exchange: row counts, rows in rank order, and the numbering of pairs over the whole run."""
+
+import torch
+import torch.distributed as dist
+
+
+def world_size() -> int:
+    """Processes that train together; 1 without torch.distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process among those that train together."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def row_counts(count: int, device: torch.device) -> list[int]:
+    """How many rows each rank holds, in rank order; this one holds `count`."""
+    if world_size() == 1:
+        return [count]
+    own = torch.tensor([count], device=device)
+    counts = [torch.zeros_like(own) for _ in range(world_size())]
+    dist.all_gather(counts, own)
+    return torch.cat(counts).tolist()
+
+
+def global_pair_index(seen: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """(n,) the place in the run of each of this rank's pairs: `seen` pairs came before this micro-batch, whose ranks
+    hold `counts`."""
+    return seen + sum(counts[: rank()]) + torch.arange(counts[rank()], device=seen.device)
+
+
+def fill_image_ids(image_ids: torch.Tensor | None, numbers: torch.Tensor) -> torch.Tensor:
+    """The pictures' ids; without any, each pair gets a negative one that no other pair of the run has."""
+    return -1 - numbers if image_ids is None else image_ids
+
+
+def _padded(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """Rows of zeros behind this rank's own, up to the largest rank's number: collectives want equal shapes."""
+    return torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])])
+
+
+def gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """Concatenate a tensor over the ranks in rank order, without gradient; `counts` are those of [`row_counts`]."""
+    if world_size() == 1:
+        return rows
+    padded = _padded(rows, counts)
+    parts = [torch.zeros_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:n] for part, n in zip(parts, counts)])
+
+
+def gather_rows_with_gradient(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """The same with gradient to every rank's rows."""
+    if world_size() == 1:
+        return rows
+    parts = torch.distributed.nn.functional.all_gather(_padded(rows, counts))
+    return torch.cat([part[:n] for part, n in zip(parts, counts)])

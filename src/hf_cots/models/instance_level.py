@@ -1,0 +1,196 @@
+"""The instance level: what a query is compared with, and what each contrast makes of the comparison.
+
+Every contrast sees a row of logits per query, `[ own partner, entry 1, ..., entry Q ]`, whose column j stands for the
+same pair in both directions. They differ in the entries (the batches of all ranks, or a queue of momentum keys) and in
+the loss of a row:
+
+    "momentum"   cross-entropy against the queue (COTS; He et al. 2020); with `soft_target_alpha` the image-text
+                 contrast of ALBEF (Li et al. 2021)
+    "in_batch"   cross-entropy within the batch (CLIP; Radford et al. 2021)
+    "sigmoid"    one yes or no per entry (SigLIP; Zhai et al. 2023)
+
+Another pair of the query's own picture is no negative: left out, or one more positive (`config.same_image`).
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from .configuration_cots import COTSConfig
+from .distributed import gather_rows, gather_rows_with_gradient, rank, row_counts
+from .losses import contrast_logits, contrast_targets, hardest_negative_loss, instance_loss, sigmoid_loss, soft_targets
+from .queues import KeyQueue
+
+
+@dataclass
+class ContrastRows:
+    """The comparisons of n queries of each modality.
+
+    Args:
+        image_to_text, text_to_image: (n, 1 + Q) logits; the own partner is in column 0.
+        positives: (n, 1 + Q) bool, column 0 and whatever else answers the query.
+        keys_image_to_text, keys_text_to_image: (n, 1 + Q) logits of the momentum keys in the queries' place, without
+            gradient, where soft targets are wanted.
+    """
+
+    image_to_text: torch.Tensor
+    text_to_image: torch.Tensor
+    positives: torch.Tensor
+    keys_image_to_text: torch.Tensor | None = None
+    keys_text_to_image: torch.Tensor | None = None
+
+
+def negative_mask(own: torch.Tensor, same_image: torch.Tensor, treatment: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which entries are left out, and which are positives beside column 0.
+
+    Args:
+        own, same_image: (n, Q) bool; the query's own partner, which column 0 holds already, and its picture's entries.
+        treatment: `config.same_image`.
+
+    Returns:
+        (n, Q) bool `left_out`, and (n, 1 + Q) bool `positives`.
+    """
+    also_positive = same_image & ~own if treatment == "positive" else torch.zeros_like(own)
+    partner = own.new_ones(len(own), 1)
+    return (own | same_image) & ~also_positive, torch.cat([partner, also_positive], dim=1)
+
+
+def in_batch_rows(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    all_images: torch.Tensor,
+    all_texts: torch.Tensor,
+    image_ids: torch.Tensor,
+    all_ids: torch.Tensor,
+    own: torch.Tensor,
+    temperature: torch.Tensor | float,
+    same_image: str = "excluded",
+) -> ContrastRows:
+    """Each of this rank's pairs against the batches of all ranks, with gradient to both sides.
+
+    Args:
+        image_embeds, text_embeds: (n, D) normalised embeddings of this rank's pairs.
+        all_images, all_texts: (N, D), those of all ranks.
+        image_ids, all_ids: (n,) and (N,) image ids.
+        own: (n,) int64, which of the N each pair is.
+        temperature: tau.
+        same_image: `config.same_image`.
+    """
+    is_own = own[:, None] == torch.arange(len(all_ids), device=own.device)[None, :]
+    left_out, positives = negative_mask(is_own, image_ids[:, None] == all_ids[None, :], same_image)
+    return ContrastRows(
+        contrast_logits(image_embeds, all_texts[own], all_texts, left_out, temperature),
+        contrast_logits(text_embeds, all_images[own], all_images, left_out, temperature),
+        positives,
+    )
+
+
+def rows_of_all_ranks(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    image_ids: torch.Tensor,
+    temperature: torch.Tensor | float,
+    same_image: str = "excluded",
+) -> ContrastRows:
+    """[`in_batch_rows`] of this rank's n pairs against the batches of all ranks, gathered with gradient.
+
+    The two sides need not be pictures and texts: two views of either are compared in the same way.
+    """
+    counts = row_counts(len(image_ids), image_ids.device)
+    all_images, all_texts = (gather_rows_with_gradient(e, counts) for e in (image_embeds, text_embeds))
+    own = sum(counts[: rank()]) + torch.arange(len(image_ids), device=image_ids.device)
+    embeds, ids = (image_embeds, text_embeds, all_images, all_texts), (image_ids, gather_rows(image_ids, counts))
+    return in_batch_rows(*embeds, *ids, own, temperature, same_image)
+
+
+def queue_rows(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    image_keys: torch.Tensor,
+    text_keys: torch.Tensor,
+    image_ids: torch.Tensor,
+    pair_index: torch.Tensor,
+    queue: KeyQueue,
+    temperature: torch.Tensor | float,
+    config: COTSConfig,
+) -> ContrastRows:
+    """Each of this rank's pairs against its own momentum keys and the queue.
+
+    Args:
+        image_embeds, text_embeds: (n, D) normalised online embeddings.
+        image_keys, text_keys: (n, D) momentum keys.
+        image_ids, pair_index: (n,) int64, the pictures' ids and the pairs' places in the run.
+        queue: with the keys of Q pairs.
+        temperature: tau.
+        config: says whether soft targets are wanted and what pairs of one picture are to each other.
+    """
+    filled = torch.arange(len(queue), device=queue.filled.device) < queue.filled
+    own = filled & (queue.pair_index[None, :] == pair_index[:, None])
+    same_image = filled & (queue.image_ids[None, :] == image_ids[:, None])
+    left_out, positives = negative_mask(own, same_image, config.same_image)
+    left_out = left_out | ~filled
+    # Clones, because the queue may be written before a delayed backward.
+    images, texts = queue.image_keys.clone(), queue.text_keys.clone()
+    rows = ContrastRows(
+        contrast_logits(image_embeds, text_keys, texts, left_out, temperature),
+        contrast_logits(text_embeds, image_keys, images, left_out, temperature),
+        positives,
+    )
+    if config.soft_target_alpha > 0:
+        with torch.no_grad():
+            rows.keys_image_to_text = contrast_logits(image_keys, text_keys, texts, left_out, temperature)
+            rows.keys_text_to_image = contrast_logits(text_keys, image_keys, images, left_out, temperature)
+    return rows
+
+
+def instance_losses(
+    rows: ContrastRows, config: COTSConfig, alpha: torch.Tensor | float = 0.0, logit_bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The instance loss of each pair, (n,).
+
+    The momentum contrast adds its two directions, as COTS does; CLIP's and SigLIP's losses are the mean of theirs.
+
+    Args:
+        rows: the comparisons.
+        config: says which contrast.
+        alpha: weight of the soft targets.
+        logit_bias: (1,) the sigmoid loss's bias.
+    """
+    if config.contrast == "sigmoid":
+        i2t = sigmoid_loss(rows.image_to_text, rows.positives, logit_bias)
+        t2i = sigmoid_loss(rows.text_to_image, rows.positives, logit_bias)
+        return (i2t + t2i) / 2
+    one_hot = contrast_targets(rows.positives, rows.image_to_text.dtype)
+    i2t = instance_loss(rows.image_to_text, soft_targets(one_hot, rows.keys_image_to_text, alpha))
+    t2i = instance_loss(rows.text_to_image, soft_targets(one_hot, rows.keys_text_to_image, alpha))
+    return (i2t + t2i) / 2 if config.contrast == "in_batch" else i2t + t2i
+
+
+def info_nce(rows: ContrastRows) -> torch.Tensor:
+    """(n,) cross-entropy with the own partner, mean of both directions."""
+    return (instance_loss(rows.image_to_text) + instance_loss(rows.text_to_image)) / 2
+
+
+def hinge(rows: ContrastRows, margin: float) -> torch.Tensor:
+    """(n,) hinge loss of the hardest negative, sum of both directions, of rows at temperature 1."""
+    return hardest_negative_loss(rows.image_to_text, margin) + hardest_negative_loss(rows.text_to_image, margin)
+
+
+def with_gradients(
+    value: torch.Tensor, compared: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """A scalar equal to `value` whose gradient with respect to each of `compared` is the one named alike."""
+    product = torch.stack([(compared[name] * gradient).sum() for name, gradient in gradients.items()]).sum()
+    return value + (product - product.detach())
+
+
+__all__ = [
+    "ContrastRows",
+    "hinge",
+    "in_batch_rows",
+    "info_nce",
+    "instance_losses",
+    "queue_rows",
+    "rows_of_all_ranks",
+    "with_gradients",
+]

@@ -1,0 +1,168 @@
+"""`hf-cots inspect`: what is drawn is what the model computes, and it shows what a trained token level knows."""
+
+import math
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import hf_cots.train
+from hf_cots.cli import app
+from hf_cots.data.sources import load_pairs
+from hf_cots.evaluation.diagnostics.inspect_cots import (
+    Inspection,
+    Prediction,
+    code_colours,
+    draw_inspection,
+    inspect_image,
+    load_pretrained_with_heads,
+)
+from hf_cots.training.image_tokenizer import train_image_tokenizer
+from tests.support.worlds import draw, encoded, tiny_image_tokenizer_config
+
+
+@pytest.fixture(scope="module")
+def trained(world):
+    """The world's forty pictures by heart: a trained image tokenizer, and a token level above the contrast."""
+    pairs = load_pairs(str(world.imagefolder))
+    tokenizer = world.root / "tokenizer"
+    config = tiny_image_tokenizer_config()
+    config.kl_weight = 0.0005
+    train_image_tokenizer(config, pairs, tokenizer, 150, batch_size=8, learning_rate=5e-3, min_scale=0.9, flip=0)
+    settings = {"image_tokenizer": tokenizer, "max_steps": 250, "learning_rate": 3e-3, "min_scale": 1.0}
+    settings |= {"save_strategy": "steps", "save_steps": 250, "lr_scheduler_type": "constant_with_warmup"}
+    folder = world.root / "trained"
+    overrides = {"text_pooling": "mean", "task_weight": 0, "instance_weight": 0.1, "filter_lambda": None}
+    hf_cots.train.train(world.flags(folder, overrides, **settings))
+    return folder / "checkpoint-250"
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, ["inspect", *(str(argument) for argument in arguments)])
+
+
+def test_a_trained_token_level_is_seen_to_know_something(trained):
+    """Far better than guessing among the codes, and better with the true caption than with none or a false one."""
+    model, processor = load_pretrained_with_heads(str(trained))
+    losses = {"": [], "true": [], "false": []}
+    for colour, other in (("red", "green"), ("black", "yellow"), ("green", "red"), ("yellow", "black")):
+        for place in ("left", "right", "top", "bottom"):
+            picture = draw(colour, "square", place)
+            for seed in range(4):
+                for kind, caption in (("true", f"{colour} square {place}"), ("false", f"{other} square {place}")):
+                    found = inspect_image(model, processor, picture, caption, seed)
+                    losses[kind].append(found.predictions[caption].loss)
+                losses[""].append(found.predictions[""].loss)
+    without, true, false = (sum(values) / len(values) for values in (losses[""], losses["true"], losses["false"]))
+    assert true < without
+    assert true < false
+    assert true < 0.6 * math.log(64)
+
+
+def test_what_is_found_is_what_the_model_computes(trained):
+    model, processor = load_pretrained_with_heads(str(trained))
+    picture = draw("red", "circle", "left")
+    found = inspect_image(model, processor, picture, "red circle left", seed=3)
+    pixels = processor(images=[picture], return_tensors="pt")["pixel_values"]
+    assert found.image.shape == (3, 32, 32)
+    torch.testing.assert_close(
+        found.image, torch.tensor(list(picture.tobytes())).view(32, 32, 3).permute(2, 0, 1) / 255
+    )
+    assert torch.equal(found.codes.flatten(), model.image_codes(pixels)[0])
+    assert int(found.mask.sum()) == model.config.num_masked_patches
+    assert list(found.predictions) == ["", "red circle left"]
+    text = processor(text=["red circle left"], return_tensors="pt")
+    with torch.no_grad():
+        output = model(
+            pixel_values=pixels,
+            **{name: text[name] for name in ("input_ids", "attention_mask")},
+            bool_masked_pos=found.mask.view(1, -1),
+            masked_input_ids=text["input_ids"],
+            bool_masked_words=text["attention_mask"] == 0,
+        )
+    assert found.predictions["red circle left"].loss == pytest.approx(output.loss_mvm.item(), rel=1e-5)
+    kept = ~found.mask.repeat_interleave(8, 0).repeat_interleave(8, 1)
+    assert found.reconstruction.shape == (3, 32, 32)
+    assert kept.any()
+    assert not torch.equal(inspect_image(model, processor, picture, seed=4).mask, found.mask)
+    assert list(inspect_image(model, processor, picture).predictions) == [""]
+
+
+def test_equal_codes_have_equal_colours_and_others_do_not():
+    colours = code_colours(torch.arange(8192).view(64, 128))
+    assert colours.min() >= 0
+    assert colours.max() <= 1
+    assert torch.equal(code_colours(torch.tensor([[5, 5]]))[..., 0], code_colours(torch.tensor([[5, 5]]))[..., 1])
+    assert len({tuple(colour) for colour in colours.flatten(1).t().tolist()}) == 8192
+
+
+def panel(sheet, number):
+    left = number * 232 + 8
+    return sheet.crop((left, 8, left + 224, 8 + 224))
+
+
+def test_the_panels_are_drawn_in_order():
+    shades = [torch.full((3, 32, 32), value / 10) for value in (1, 2, 3, 4)]
+    mask = torch.zeros(4, 4, dtype=torch.bool)
+    mask[:2] = True
+    told = {"": Prediction(0.5, 1.0, shades[2]), "a very long caption " * 9: Prediction(1.0, 0.1, shades[3])}
+    sheet = draw_inspection(Inspection(shades[0], torch.zeros(4, 4, dtype=torch.long), shades[1], mask, told))
+    assert sheet.size == (6 * 232 + 8, 224 + 32 + 34)
+    flat = {0: 0.1, 2: 0.2, 4: 0.3, 5: 0.4}
+    for number, value in flat.items():
+        assert panel(sheet, number).getcolors() == [(224 * 224, (round(value * 255),) * 3)], number
+    masked = panel(sheet, 3)
+    assert masked.getpixel((5, 5)) == (153, 153, 153)
+    assert masked.getpixel((5, 220)) == (26, 26, 26)
+    for number in range(6):
+        below = sheet.crop((number * 232 + 8, 240, number * 232 + 232, 290)).convert("L")
+        assert below.getextrema()[0] < 100, "a title"
+        gap = sheet.crop((number * 232 + 232, 240, number * 232 + 238, 290))  # the next letter may touch the rest
+        assert gap.getcolors() == [(300, (235,) * 3)]
+
+
+def test_the_command(trained, world, tmp_path):
+    picture = world.imagefolder / "p00.png"
+    output = tmp_path / "deep" / "one.png"
+    result = call(trained, picture, "--caption", "red square left", "--output", output)
+    assert result.exit_code == 0, result.output
+    assert 'told "red square left":' in result.output
+    assert "told nothing:" in result.output
+    with Image.open(output) as sheet:
+        assert sheet.size[0] == 6 * 232 + 8
+    assert call(trained, picture, "--output", output).exit_code == 0
+    with Image.open(output) as sheet:
+        assert sheet.size[0] == 5 * 232 + 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("deployable", "it is a model to deploy. Name a checkpoint of its pre-training"),
+        ("nothing", "/no/model"),
+        ("tokenizer", "is no COTS model but 'cots_image_tokenizer'"),
+        ("picture", "cannot identify"),
+        ("no picture", "no such file"),
+    ],
+)
+def test_errors_are_one_line(trained, world, tmp_path, kind, message):
+    (tmp_path / "broken.png").write_bytes(encoded(draw("red", "circle", "left"))[:9])
+    picture = {"picture": tmp_path / "broken.png", "no picture": "/no/picture.png"}.get(
+        kind, world.imagefolder / "p00.png"
+    )
+    model = {"deployable": trained.parent / "model", "nothing": "/no/model", "tokenizer": world.image_tokenizer}.get(
+        kind, trained
+    )
+    result = call(model, picture, "--output", tmp_path / "x.png")
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_a_model_without_the_level_is_refused(world, tmp_path):
+    settings = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    hf_cots.train.train(world.flags(tmp_path, {"mvm_weight": 0}, **settings))
+    with pytest.raises(ValueError, match="mvm_weight 0: it never learned"):
+        load_pretrained_with_heads(str(tmp_path / "checkpoint-1"))

@@ -1,0 +1,93 @@
+"""Shuffling the other stream's feature: the figures against a loop, and a level that lives."""
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import hf_cots.train
+from hf_cots import COTSForPreTraining
+from hf_cots.cli import app
+from hf_cots.data.collator import COTSCollator
+from hf_cots.data.sources import load_pairs
+from hf_cots.evaluation.diagnostics.inspect_token_level import inspect_token_level
+from tests.support.worlds import checkpoint, tiny_processor
+
+
+@pytest.fixture(scope="module")
+def trained(world):
+    """A checkpoint whose words can be told from the picture only."""
+    folder = world.root / "run"
+    overrides = {"contrast": "in_batch", "filter_lambda": None, "task_weight": 0.0, "masked_fraction": 0.5}
+    settings = {"max_steps": 400, "learning_rate": 3e-3, "per_device_train_batch_size": 20, "logging_steps": 100}
+    hf_cots.train.train(world.flags(folder, overrides, save_strategy="steps", save_steps=400, **settings))
+    assert checkpoint(folder, 400)
+    return folder / "checkpoint-400"
+
+
+def test_a_trained_level_needs_the_other_stream(world, trained):
+    pairs = load_pairs(str(world.imagefolder))
+    model = COTSForPreTraining.from_pretrained(trained).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    gains = inspect_token_level(model, tiny_processor(), pairs, batch_size=16)
+    assert gains.keys() == {"mvm", "mlm"}
+    # 5 to 20% by the number of threads, which rounds the sums of a short run differently; 0 for a level that is dead.
+    assert gains["mlm"]["rise"] > 0.03 * gains["mlm"]["loss"], "a masked colour is told by the picture"
+    for gain in gains.values():
+        assert gain["rise"] == pytest.approx(gain["shuffled"] - gain["loss"])
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_figures_equal_a_loop_over_pairs(world, trained):
+    """Pair by pair, with the feature of the one before it in its batch of 16; 40 pairs are 16, 16 and 8."""
+    pairs, processor = load_pairs(str(world.imagefolder)), tiny_processor()
+    model = COTSForPreTraining.from_pretrained(trained).eval()
+    collate = COTSCollator(processor, model.config)
+    collate.mask_settings |= {"masked_fraction": 1.0}
+    sums = torch.zeros(2, 2)
+    with torch.no_grad():
+        for i in range(40):
+            start = i - i % 16
+            size = min(16, 40 - start)
+            stranger = start + (i - start - 1) % size
+            # Texts are padded to the longest of their batch, which changes nothing but rounding.
+            own, other = collate([pairs[i]]), collate([pairs[stranger]])
+            image, text = (
+                model.cots.encode_image(other["pixel_values"]).pooler_output,
+                model.cots.encode_text(other["input_ids"], other["attention_mask"]).pooler_output,
+            )
+            for column, features in enumerate(({}, {"image_features": image, "text_features": text})):
+                output = model(**own, **features)
+                sums[0, column] += output.loss_mvm * 0.5
+                sums[1, column] += output.loss_mlm * 0.5
+    gains = inspect_token_level(model, processor, pairs, batch_size=16)
+    for row, name in enumerate(("mvm", "mlm")):
+        found = (gains[name]["loss"], gains[name]["shuffled"])
+        assert found == pytest.approx((sums[row] / 40).tolist(), rel=1e-4)
+
+
+def test_a_head_that_ignores_the_other_stream_gains_nothing(world, trained):
+    model = COTSForPreTraining.from_pretrained(trained)
+    for head in (model.mvm_head, model.mlm_head):
+        torch.nn.init.zeros_(head.inject.weight)
+    gains = inspect_token_level(model, tiny_processor(), load_pairs(str(world.imagefolder)))
+    assert all(gain["rise"] == pytest.approx(0, abs=1e-6) for gain in gains.values())
+
+
+def test_only_levels_that_are_on_are_asked(world, trained):
+    pairs = load_pairs(str(world.imagefolder))
+    config = COTSForPreTraining.from_pretrained(trained).config
+    config.mvm_weight = 0.0
+    assert inspect_token_level(COTSForPreTraining(config), tiny_processor(), pairs).keys() == {"mlm"}
+    config.mlm_weight = 0.0
+    with pytest.raises(ValueError, match="no token level"):
+        inspect_token_level(COTSForPreTraining(config), tiny_processor(), pairs)
+
+
+def test_the_command(world, trained):
+    result = CliRunner().invoke(app, ["token-gain", str(trained), str(world.imagefolder), "--split", "train"])
+    assert result.exit_code == 0, result.output
+    assert "mlm:" in result.stdout
+    assert "%" in result.stdout
+    result = CliRunner().invoke(app, ["token-gain", str(world.root / "nothing"), str(world.imagefolder)])
+    assert result.exit_code == 2

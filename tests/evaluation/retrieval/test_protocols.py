@@ -1,0 +1,288 @@
+"""ProtocolSpec test sets from files in their layout, with the published counts and invented contents."""
+
+import hashlib
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hf_cots.data.images import BrokenImage
+from hf_cots.evaluation.retrieval.directions import retrieval_metrics
+from hf_cots.evaluation.retrieval.protocols import (
+    ProtocolSpec,
+    id_checksum,
+    load_msrvtt_1ka,
+    load_protocol,
+    mean_of_folds,
+    split_folds,
+)
+from hf_cots.search.encoders import EncodedPairs, encode_pairs, load_encoder
+from tests.support.worlds import World, all_pairs
+
+
+def coco(images=5_000, captions=25_010):
+    """The layout of dataset_coco.json: a test split of the published size, and some of the other splits."""
+    extra = captions - 5 * images
+    entries, sentence = [], 0
+    for number in range(images + 20):
+        texts = []
+        for k in range(5 + (number < extra)):
+            texts.append(
+                {"raw": f"caption {k} of picture {number}", "sentid": sentence, "imgid": number, "tokens": []}
+            )
+            sentence += 1
+        split = "test" if number < images else ("train", "val", "restval")[number % 3]
+        entries.append(
+            {
+                "filename": f"COCO_val2014_{7 * number:012d}.jpg",
+                "filepath": "val2014",
+                "split": split,
+                "imgid": number,
+                "cocoid": 7 * number,
+                "sentids": [s["sentid"] for s in texts],
+                "sentences": texts,
+            }
+        )
+    return {"dataset": "coco", "images": entries}
+
+
+def flickr(images=1_000):
+    data = coco(images, 5 * images)
+    for number, entry in enumerate(data["images"]):
+        entry["filename"] = f"{1000 + number}.jpg"
+        del entry["cocoid"], entry["filepath"]
+    return data | {"dataset": "flickr30k"}
+
+
+def write(path, data):
+    path.write_text(json.dumps(data))
+    return path
+
+
+def write_pictures(folder, entries):
+    """The first pictures only; more are not read before the evaluation."""
+    for entry, (_, picture, _) in zip(entries[:10], all_pairs()):
+        path = folder / entry.get("filepath", "") / entry["filename"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+
+
+@pytest.mark.parametrize(("protocol", "folds"), [("coco-5k", 1), ("coco-1k", 5)])
+def test_coco_has_its_published_counts(tmp_path, protocol, folds):
+    data = coco()
+    write_pictures(tmp_path / "images", data["images"])
+    loaded = load_protocol(protocol, write(tmp_path / "dataset_coco.json", data), tmp_path / "images")
+    assert len(loaded.pairs.table) == 5_000
+    assert len(loaded.pairs) == 25_000
+    assert loaded.folds == folds
+    assert len(set(loaded.pairs.image_ids.tolist())) == 5_000
+    assert [loaded.pairs.caption(i) for i in (0, 4, 5)] == [
+        "caption 0 of picture 0",
+        "caption 4 of picture 0",  # the sixth does not count
+        "caption 0 of picture 1",
+    ]
+    assert loaded.pairs.read_row(3).size == (32, 32)
+
+
+def test_flickr30k_has_its_published_counts(tmp_path):
+    data = flickr()
+    write_pictures(tmp_path / "images", data["images"])
+    loaded = load_protocol("flickr30k", write(tmp_path / "f.json", data), tmp_path / "images")
+    assert (len(loaded.pairs.table), len(loaded.pairs), loaded.folds) == (1_000, 5_000, 1)
+
+
+def test_the_checksum_is_that_of_the_sorted_ids_and_can_be_demanded(tmp_path):
+    data = flickr()
+    write_pictures(tmp_path / "images", data["images"])
+    lines = sorted(
+        " ".join([entry["filename"], *(str(s["sentid"]) for s in entry["sentences"][:5])])
+        for entry in data["images"]
+        if entry["split"] == "test"
+    )
+    expected = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    path = write(tmp_path / "f.json", data)
+    assert load_protocol("flickr30k", path, tmp_path / "images", checksum=expected).checksum == expected
+    write(path, data | {"images": data["images"][::-1]})
+    write_pictures(tmp_path / "images", data["images"][:1000][::-1])
+    assert load_protocol("karpathy", path, tmp_path / "images").checksum == expected
+    data["images"][0]["sentences"][0]["sentid"] = 99_999
+    with pytest.raises(ValueError, match=f"have the checksum [0-9a-f]{{64}}, not {expected}"):
+        load_protocol("flickr30k", write(path, data), tmp_path / "images", checksum=expected)
+
+
+def test_the_checksum_tells_which_caption_belongs_to_which_picture():
+    assert id_checksum([("a", [1, 2]), ("b", [3])]) == id_checksum([("b", [3]), ("a", [1, 2])])
+    assert id_checksum([("a", [1]), ("b", [2, 3])]) != id_checksum([("a", [1, 2]), ("b", [3])])
+
+
+def test_any_split_in_the_layout_can_be_read(tmp_path):
+    data = coco(images=10, captions=50)
+    write_pictures(tmp_path / "images", data["images"][10:])
+    path = write(tmp_path / "mine.json", data)
+    assert len(load_protocol("karpathy", path, tmp_path / "images", "val").pairs) == 5 * 7
+    assert len(load_protocol("karpathy", path, tmp_path / "images", "train+restval").pairs) == 5 * 13
+
+
+def without(data, field, number=3):
+    del data["images"][number][field]
+    return data
+
+
+def fewer_captions(data):
+    del data["images"][3]["sentences"][4:]
+    return data
+
+
+def no_raw(data):
+    del data["images"][3]["sentences"][1]["raw"]
+    return data
+
+
+def twice(data):
+    data["images"][5]["cocoid"] = 0
+    return data
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda data: data | {"dataset": "flickr8k"}, "needs the data set 'coco', this file is of 'flickr8k'"),
+        (lambda data: data | {"images": data["images"][1:]}, "has 4,999 pictures and 25,004 captions, the published"),
+        (lambda data: {"dataset": "coco"}, "no list 'images'"),
+        (lambda data: without(data, "split"), r"images\[3\] has no 'split'"),
+        (fewer_captions, r"images\[3\] \(COCO_val2014_000000000021.jpg\) has 4 captions, 5 are needed"),
+        (no_raw, r"images\[3\] has a sentence without 'raw' or 'sentid'"),
+        (twice, "picture 0 occurs twice in coco-5k"),
+        (lambda data: [1], "holds a list, not an object"),
+    ],
+)
+def test_a_file_that_is_not_the_published_one_is_refused(tmp_path, spoil, message):
+    path = write(tmp_path / "dataset.json", spoil(coco()))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_protocol("coco-5k", path, tmp_path)
+    assert "dataset.json" in str(caught.value)
+
+
+def test_other_errors_are_one_line(tmp_path):
+    with pytest.raises(ValueError, match="unknown protocol 'coco'; known are coco-5k, coco-1k, flickr30k, karpathy"):
+        load_protocol("coco", "a", "b")
+    with pytest.raises(FileNotFoundError, match="no such file: /nothing"):
+        load_protocol("coco-5k", "/nothing", "b")
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(ValueError, match=r"x\.json: not a JSON file"):
+        load_protocol("coco-5k", tmp_path / "x.json", "b")
+    path = write(tmp_path / "y.json", coco(10, 50))
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        load_protocol("karpathy", path, tmp_path / "nothing")
+    with pytest.raises(ValueError, match="no split 'dev'; there are restval, test, train, val"):
+        load_protocol("karpathy", path, tmp_path, "dev")
+    with pytest.raises(ValueError, match="none of the first 8 pictures in column 'image' can be read"):
+        load_protocol("karpathy", path, tmp_path)
+
+
+# ---------------------------------------------------------------------- folds
+
+
+def random_pairs(images=20, captions=3):
+    """Ids in an order that is not that of the rows."""
+    ids = torch.randperm(images) + 100
+    return EncodedPairs(
+        image_embeds=torch.randn(images, 4),
+        text_embeds=torch.randn(images * captions, 4),
+        image_ids=ids,
+        text_ids=ids.repeat_interleave(captions),
+        rows=list(range(images)),
+        captions=list(range(images * captions)),
+        broken=[],
+    )
+
+
+def test_folds_are_contiguous_and_each_is_a_task_of_its_own():
+    encoded = random_pairs()
+    folds = split_folds(encoded, 5)
+    assert [fold.rows for fold in folds] == [list(range(4 * i, 4 * i + 4)) for i in range(5)]
+    assert [fold.captions for fold in folds] == [list(range(12 * i, 12 * i + 12)) for i in range(5)]
+    results = []
+    for i, fold in enumerate(folds):
+        assert torch.equal(fold.image_embeds, encoded.image_embeds[4 * i : 4 * i + 4])
+        assert torch.equal(fold.text_embeds, encoded.text_embeds[12 * i : 12 * i + 12])
+        assert torch.equal(fold.text_ids, fold.image_ids.repeat_interleave(3))
+        results.append(retrieval_metrics(fold.text_embeds, fold.image_embeds, fold.text_ids, fold.image_ids))
+    assert mean_of_folds(results)["R@1"] == pytest.approx(sum(result["R@1"] for result in results) / 5)
+
+
+def test_a_broken_picture_moves_no_other_to_another_fold():
+    encoded = random_pairs()
+    kept, texts = [i for i in range(20) if i != 5], [i for i in range(60) if i // 3 != 5]
+    gap = replace(
+        encoded,
+        image_embeds=encoded.image_embeds[kept],
+        text_embeds=encoded.text_embeds[texts],
+        image_ids=encoded.image_ids[kept],
+        text_ids=encoded.text_ids[texts],
+        rows=kept,
+        captions=texts,
+        broken=[BrokenImage("p5", "gone")],
+    )
+    assert [len(fold.rows) for fold in split_folds(gap, 5)] == [4, 3, 4, 4, 4]
+    assert split_folds(gap, 5)[1].rows == [4, 6, 7]
+    assert [len(fold.captions) for fold in split_folds(gap, 5)] == [12, 9, 12, 12, 12]
+
+
+def test_pictures_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="20 pictures do not divide into 3 folds"):
+        split_folds(random_pairs(), 3)
+
+
+def test_a_protocol_runs_from_file_to_figures(tmp_path, monkeypatch):
+    """Ten pictures stand for COCO's 5,000: encoded, split into folds, averaged."""
+    from hf_cots.evaluation.retrieval import protocols
+
+    data = coco(images=10, captions=53)
+    write_pictures(tmp_path / "images", data["images"])
+    monkeypatch.setitem(protocols.PROTOCOLS, "coco-1k", ProtocolSpec("coco", "test", 10, 53, folds=5))
+    loaded = load_protocol("coco-1k", write(tmp_path / "c.json", data), tmp_path / "images")
+    world = World(tmp_path)
+    encoded = encode_pairs(load_encoder(str(world.model), device="cpu"), loaded.pairs)
+    parts = split_folds(encoded, loaded.folds)
+    assert [(len(part.rows), len(part.captions)) for part in parts] == [(2, 10)] * 5
+    results = [retrieval_metrics(p.text_embeds, p.image_embeds, p.text_ids, p.image_ids) for p in parts]
+    assert mean_of_folds(results)["gallery"] == 2
+
+
+# ---------------------------------------------------------------------- MSR-VTT
+
+
+def msrvtt_csv(path, pairs=1_000, header="key,vid_key,video_id,sentence", cell='a man, "walking"'):
+    quoted = '"' + cell.replace('"', '""') + '"'
+    rows = [f"ret{i},msr{i},video{i},{quoted}" for i in range(pairs)]
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+def test_msrvtt_1ka_is_a_list_of_a_thousand_pairs(tmp_path):
+    path = msrvtt_csv(tmp_path / "test.csv")
+    videos = {"videos": [{"video_id": f"video{i}"} for i in range(1_200)], "sentences": []}
+    pairs = load_msrvtt_1ka(path, write(tmp_path / "data.json", videos))
+    assert len(pairs) == 1_000
+    assert (pairs[7].video_id, pairs[7].sentence) == ("video7", 'a man, "walking"')
+    assert load_msrvtt_1ka(path) == pairs
+
+
+def test_msrvtt_errors_are_one_line(tmp_path):
+    path = tmp_path / "test.csv"
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*test\.csv"):
+        load_msrvtt_1ka(path)
+    with pytest.raises(ValueError, match="999 pairs, the published 1k-A has 1,000"):
+        load_msrvtt_1ka(msrvtt_csv(path, 999))
+    with pytest.raises(ValueError, match="has no column 'sentence'; it has key, vid_key, video_id, text"):
+        load_msrvtt_1ka(msrvtt_csv(path, header="key,vid_key,video_id,text"))
+    with pytest.raises(ValueError, match="pair 0, counted from 0, has no video id or no sentence"):
+        load_msrvtt_1ka(msrvtt_csv(path, cell=" "))
+    path.write_text(msrvtt_csv(path).read_text().replace("video12,", "video13,"))
+    with pytest.raises(ValueError, match="video13 occurs twice"):
+        load_msrvtt_1ka(path)
+    videos = write(tmp_path / "data.json", {"videos": [{"video_id": f"video{i}"} for i in range(900)]})
+    with pytest.raises(ValueError, match=r"100 videos of .*test\.csv are missing, video900 for one"):
+        load_msrvtt_1ka(msrvtt_csv(path), videos)

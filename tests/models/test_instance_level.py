@@ -1,0 +1,352 @@
+"""Each contrast against slow float64 loops over its paper's formula: values and gradients, alone and in the model."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from hf_cots.models.instance_level import ContrastRows, in_batch_rows, instance_losses, queue_rows
+from hf_cots.models.losses import l2_normalize, soft_targets
+from hf_cots.models.queues import KeyCenter, KeyQueue
+from tests.models.test_losses import assert_same, leaves, unit
+from tests.support import reference
+from tests.support.steps import data, gradients, make, run_step
+from tests.support.tiny import tiny_config
+
+
+TAU = 0.1
+IDS = torch.tensor([4, 9, 5, 9, 8, 9])  # pairs 1, 3 and 5 show one picture
+LEVELS_OFF = {"mvm_weight": 0.0, "mlm_weight": 0.0, "task_weight": 0.0, "filter_lambda": None}
+
+
+def batch_rows(images, texts, same_image, first=0, tau=TAU):
+    """Rows of the pairs from `first` on, as a rank that holds the last ones makes them."""
+    own = torch.arange(first, len(images))
+    return in_batch_rows(images[first:], texts[first:], images, texts, IDS[first:], IDS, own, tau, same_image)
+
+
+def siglip(images, texts, tau, bias, same_image):
+    """`-1/2 sum_j [ log sigmoid(z_ij (t x_i.y_j + b)) + log sigmoid(z_ji ...) ]` of each pair i."""
+    losses = []
+    for i in range(len(images)):
+        total = 0
+        for j in range(len(images)):
+            if i != j and IDS[i] == IDS[j] and same_image == "excluded":
+                continue
+            sign = 1 if IDS[i] == IDS[j] else -1
+            for a, b in ((images[i], texts[j]), (texts[i], images[j])):
+                total = total - torch.log(1 / (1 + torch.exp(-sign * (reference.dot(a, b) / tau + bias[0])))) / 2
+        losses.append(total)
+    return losses
+
+
+@pytest.mark.parametrize("same_image", ["excluded", "positive"])
+@pytest.mark.parametrize("first", [0, 2])
+def test_sigmoid_equals_the_loop(same_image, first):
+    """With gradient to images, texts, temperature and bias; on all pairs, and on a rank that holds the last four."""
+    start = [unit(6, 5, seed=1), unit(6, 5, seed=2)]
+    start += [torch.tensor(TAU, dtype=torch.float64), torch.tensor([-3.0], dtype=torch.float64)]
+    a, b = leaves(*start), leaves(*start)
+    rows = batch_rows(a[0], a[1], same_image, first, a[2])
+    ours = instance_losses(rows, tiny_config(contrast="sigmoid"), logit_bias=a[3])
+    assert_same(ours, siglip(*b, same_image)[first:], a, b)
+
+
+def test_sigmoid_of_different_pictures_is_the_pseudocode_of_its_paper():
+    images, texts, ids, bias = unit(5, 4, seed=1), unit(5, 4, seed=2), torch.arange(5), torch.tensor([-10.0])
+    rows = in_batch_rows(images, texts, images, texts, ids, ids, ids, TAU)
+    ours = instance_losses(rows, tiny_config(contrast="sigmoid"), logit_bias=bias).mean()
+    logits = images @ texts.T / TAU + bias
+    labels = 2 * torch.eye(5, dtype=torch.float64) - 1
+    torch.testing.assert_close(ours, -torch.nn.functional.logsigmoid(labels * logits).sum() / 5)
+
+
+def supervised(queries, keys, tau):
+    """`-1/|P(i)| sum_{p in P(i)} log( exp(q_i.k_p / tau) / sum_j exp(q_i.k_j / tau) )`."""
+    losses = []
+    for i in range(len(queries)):
+        p = reference.probabilities([reference.dot(queries[i], keys[j]) / tau for j in range(len(keys))])
+        positives = [j for j in range(len(keys)) if IDS[j] == IDS[i]]
+        losses.append(-sum(torch.log(p[j]) for j in positives) / len(positives))
+    return losses
+
+
+def test_several_positives_equal_the_loop():
+    a, b = (leaves(unit(6, 5, seed=1), unit(6, 5, seed=2)) for _ in range(2))
+    ours = instance_losses(batch_rows(*a, "positive"), tiny_config(contrast="in_batch"))
+    theirs = [(x + y) / 2 for x, y in zip(supervised(*b, TAU), supervised(b[1], b[0], TAU))]
+    assert_same(ours, theirs, a, b)
+
+
+def filled_queue(slots=9, held=7, dim=5):
+    """Seven of nine slots: two of the pictures of the batch, and the batch's own pairs 0 and 1 (numbers 100, 101)."""
+    queue = KeyQueue(slots, dim).double()
+    ids, numbers = torch.tensor([9, 77, 78, 5, 79, 4, 9])[:held], torch.tensor([50, 51, 52, 53, 54, 100, 101])[:held]
+    queue.enqueue(unit(held, dim, seed=20), unit(held, dim, seed=21), ids, numbers)
+    return queue, ids.tolist(), numbers.tolist()
+
+
+def albef(queries, keys, query_keys, queued, ids, numbers, alpha, tau, same_image):
+    """`-sum_j ((1 - alpha) y_ij + alpha softmax(k_i.q_j / tau)_j) log softmax(f_i.q_j / tau)_j`, entry by entry."""
+    losses = []
+    for i in range(len(queries)):
+        entries, positive = [keys[i]], [True]
+        for j in range(len(ids)):
+            same = ids[j] == int(IDS[i])
+            if numbers[j] == 100 + i or (same and same_image == "excluded"):
+                continue
+            entries.append(queued[j])
+            positive.append(same)
+        p = reference.probabilities([reference.dot(queries[i], k) / tau for k in entries])
+        q = reference.probabilities([(reference.dot(query_keys[i], k) / tau).detach() for k in entries])
+        y = [1 / sum(positive) if is_positive else 0 for is_positive in positive]
+        losses.append(-sum(((1 - alpha) * y[j] + alpha * q[j]) * torch.log(p[j]) for j in range(len(p))))
+    return losses
+
+
+@pytest.mark.parametrize("same_image", ["excluded", "positive"])
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+def test_soft_targets_over_the_queue_equal_the_loop(alpha, same_image):
+    queue, ids, numbers = filled_queue()
+    image_keys, text_keys = unit(6, 5, seed=3), unit(6, 5, seed=4)
+    config = tiny_config(soft_target_alpha=0.4, same_image=same_image)
+    start = (unit(6, 5, seed=1), unit(6, 5, seed=2), torch.tensor(TAU, dtype=torch.float64))
+    a, b = leaves(*start), leaves(*start)
+    rows = queue_rows(a[0], a[1], image_keys, text_keys, IDS, 100 + torch.arange(6), queue, a[2], config)
+    assert rows.positives[:, 1:].any() == (same_image == "positive")
+    ours = instance_losses(rows, config, alpha)
+    shared = (ids, numbers, alpha, b[2], same_image)
+    i2t = albef(b[0], text_keys, image_keys, queue.text_keys, *shared)
+    t2i = albef(b[1], image_keys, text_keys, queue.image_keys, *shared)
+    assert_same(ours, [x + y for x, y in zip(i2t, t2i)], a, b)
+
+
+@pytest.mark.parametrize("same_image", ["excluded", "positive"])
+def test_empty_slots_and_the_own_key_count_for_nothing(same_image):
+    """Whatever an empty slot holds: the loss is that of a queue without it."""
+    config = tiny_config(soft_target_alpha=0.4, same_image=same_image)
+    results = []
+    for slots in (7, 9):
+        queue, *_ = filled_queue(slots)
+        queue.image_keys[7:], queue.text_keys[7:] = 1e3, 1e3
+        queue.image_ids[7:], queue.pair_index[7:] = 9, 105
+        rows = queue_rows(*(unit(6, 5, seed=s) for s in range(4)), IDS, 100 + torch.arange(6), queue, TAU, config)
+        results.append(instance_losses(rows, config, 0.4))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+    assert not rows.positives[0, 6], "the own key is in column 0 and nowhere else"
+
+
+def test_without_options_the_rows_loss_is_infonce():
+    logits = torch.randn(4, 6, dtype=torch.float64)
+    first = torch.zeros(4, 6, dtype=torch.bool)
+    first[:, 0] = True
+    ours = instance_losses(ContrastRows(logits, logits.flip(0), first), tiny_config())
+    expected = -(logits.log_softmax(1)[:, 0] + logits.flip(0).log_softmax(1)[:, 0])
+    torch.testing.assert_close(ours, expected)
+    assert torch.equal(soft_targets(first.double(), None, 0.4), first.double())
+
+
+# ---------------------------------------------------------------------- in the model
+
+
+def embeds_of(model, batch, twin=False):
+    net = model.momentum_encoder if twin else model.cots
+    image = net.encode_image(batch["pixel_values"]).pooler_output
+    text = net.encode_text(batch["input_ids"], batch["attention_mask"]).pooler_output
+    return l2_normalize(net.visual_projection(image)), l2_normalize(net.text_projection(text))
+
+
+def assert_same_gradients(model, twin):
+    compared = 0
+    for (name, ours), theirs in zip(gradients(model).items(), gradients(twin).values()):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: n + m)
+        compared += theirs is not None and bool(theirs.abs().max() > 1e-8)
+    assert compared > 40
+
+
+def test_the_model_with_the_sigmoid_loss():
+    model = make(contrast="sigmoid", temperature=TAU, learn_temperature=True, **LEVELS_OFF)
+    assert model.momentum_encoder is None
+    assert model.logit_bias.tolist() == [-10.0]
+    twin, batch = copy.deepcopy(model), data(model)
+    batch["image_ids"] = torch.arange(8)
+    output = model(**batch)
+    images, texts = embeds_of(twin, batch)
+    logits = images @ texts.T / twin.cots.log_temperature.exp() + twin.logit_bias
+    expected = -torch.nn.functional.logsigmoid((2 * torch.eye(8) - 1) * logits).sum() / 8
+    torch.testing.assert_close(output.loss, expected, rtol=1e-10, atol=1e-12)
+    output.loss.backward()
+    expected.backward()
+    assert model.logit_bias.grad.abs() > 1e-6
+    assert_same_gradients(model, twin)
+
+
+def test_the_model_with_albefs_contrast():
+    """The second of two steps; alpha is half way up its ramp of two steps."""
+    fields = {"soft_target_alpha": 0.4, "soft_target_warmup_steps": 2, "center_keys": False, "queue_size": 20}
+    model = make(**fields, **LEVELS_OFF)
+    batches = [data(model, seed=seed) for seed in range(2)]
+    run_step(model, batches[0], [8])
+    model.end_step()
+    model.zero_grad()
+    twin = copy.deepcopy(model)
+    (step,) = model.begin_step([batches[1]])
+    output = model(**(batches[1] | step))
+    images, texts = embeds_of(twin, batches[1])
+    with torch.no_grad():
+        image_keys, text_keys = embeds_of(twin, batches[1], twin=True)
+    queued = [
+        torch.cat([q[:8], k])
+        for q, k in zip((twin.key_queue.image_keys, twin.key_queue.text_keys), (image_keys, text_keys))
+    ]
+    ids = torch.cat([batches[0]["image_ids"], batches[1]["image_ids"]])
+    expected = 0
+    for queries, query_keys, keys, entries in (
+        (images, image_keys, text_keys, queued[1]),
+        (texts, text_keys, image_keys, queued[0]),
+    ):
+        for i in range(8):
+            free = ids != batches[1]["image_ids"][i]
+            candidates = torch.cat([keys[i : i + 1], entries[free]])
+            y = torch.eye(len(candidates), dtype=torch.float64)[0]
+            target = 0.8 * y + 0.2 * (query_keys[i] @ candidates.T / 0.05).softmax(0)
+            expected = expected - (target * (queries[i] @ candidates.T / 0.05).log_softmax(0)).sum() / 8
+    torch.testing.assert_close(output.loss, expected, rtol=1e-9, atol=1e-11)
+    output.loss.backward()
+    expected.backward()
+    assert_same_gradients(model, twin)
+
+
+OPTIONS = {
+    "albef": {"soft_target_alpha": 0.4, "soft_target_warmup_steps": 3, "center_keys": False},
+    "several positives": {"same_image": "positive"},
+    "running centre": {"center_momentum": 0.9, "momentum_warmup_steps": 4},
+    "masked images": {"contrast_on_masked_images": True},
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_of_the_queue_accumulate_exactly(option):
+    """Three steps of 1 x 16 and of ragged micro-batches; the filter on."""
+    whole = make(**OPTIONS[option], queue_size=24, similarity_queue_size=16, filter_lambda=0.5)
+    plain = make(queue_size=24, similarity_queue_size=16, filter_lambda=0.5)
+    parts = copy.deepcopy(whole)
+    for step in range(3):
+        batch, losses = data(whole, 16, seed=step), []
+        for model, micro in ((whole, [16]), (parts, [5, 1, 10]), (plain, [16])):
+            model.zero_grad()
+            losses.append(run_step(model, batch, micro)[0])
+        assert losses[0] == pytest.approx(losses[1], rel=1e-10)
+        ours = gradients(parts)
+        for name, gradient in gradients(whole).items():
+            torch.testing.assert_close(ours[name], gradient, rtol=1e-9, atol=1e-10, msg=lambda m, n=name: n + m)
+        for model in (whole, parts, plain):
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.grad is not None:
+                        parameter.sub_(1e-3 * parameter.grad)
+            model.end_step()
+        for (name, a), b in zip(whole.named_buffers(), parts.buffers()):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=lambda m, n=name: n + m)
+    assert losses[0] != pytest.approx(losses[2], rel=1e-4), "the option must make a difference"
+
+
+def test_momentum_warms_up_linearly():
+    model, used = make(momentum=0.8, momentum_warmup_steps=4, **LEVELS_OFF), []
+    weight = model.momentum_encoder.text_projection.weight
+    for step in range(6):
+        run_step(model, data(model, seed=step), [8])
+        before = weight.clone()
+        with torch.no_grad():
+            model.cots.text_projection.weight.add_(1.0)
+        online = model.cots.text_projection.weight.detach()
+        model.end_step()
+        used.append(float(((weight - online) / (before - online)).mean()))
+    assert used == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 0.8])
+
+
+def test_running_center_equals_a_loop_and_starts_at_the_first_mean():
+    center, expected = KeyCenter(4, 0.7).double(), None
+    for step in range(4):
+        means = unit(2, 4, seed=step)
+        center.update(*means)
+        expected = means if expected is None else 0.7 * expected + 0.3 * means
+        torch.testing.assert_close(center.means, expected)
+    assert int(center.steps) == 4
+
+
+def test_keys_are_centred_with_the_running_mean():
+    model = make(center_momentum=0.9, **LEVELS_OFF)
+    for seed in range(2):
+        batch = data(model, seed=seed)
+        raw, _ = model._momentum_keys(batch, {})
+        (step,) = model.begin_step([batch])
+        centred = l2_normalize(raw - model.key_center.means[0], eps=1e-3)
+        torch.testing.assert_close(step["image_keys"], centred)
+    assert (raw.mean(dim=0) - model.key_center.means[0]).abs().max() > 1e-4, "not this step's own mean"
+    assert make(**LEVELS_OFF).key_center is None
+
+
+def test_masked_images_serve_the_contrast():
+    """Image embeddings are those of the masked pass; one image pass is saved; L_MVM is what it was."""
+    model, plain = make(contrast_on_masked_images=True), make()
+    batch, calls = data(model), []
+    original = model.cots.encode_image
+    model.cots.encode_image = lambda *args, **kwargs: calls.append(kwargs) or original(*args, **kwargs)
+    output, expected = model(**batch), plain(**batch)
+    assert len(calls) == 1
+    masked = original(batch["pixel_values"], bool_masked_pos=batch["bool_masked_pos"]).pooler_output
+    torch.testing.assert_close(output.image_embeds, l2_normalize(model.cots.visual_projection(masked)))
+    torch.testing.assert_close(output.loss_mvm, expected.loss_mvm)
+    assert not torch.allclose(output.image_embeds, expected.image_embeds)
+
+
+@pytest.mark.parametrize("contrast", ["momentum", "in_batch", "sigmoid"])
+@pytest.mark.parametrize("same_image", ["excluded", "positive"])
+def test_every_level_goes_with_every_contrast(contrast, same_image, tmp_path):
+    model = make(contrast=contrast, same_image=same_image).float()
+    batch = data(model)
+    batch["pixel_values"] = batch["pixel_values"].float()
+    for _ in range(2):
+        output = model(**batch)
+        output.loss.backward()
+    for term in ("instance", "mvm", "mlm", "task"):
+        assert output[f"loss_{term}"] > 0
+    assert all(torch.isfinite(g).all() for g in gradients(model).values())
+    model.save_pretrained(tmp_path)
+    loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    if contrast == "sigmoid":
+        assert torch.equal(loaded.logit_bias, model.logit_bias)
+
+
+def test_equal_embeddings_under_the_sigmoid_loss():
+    """Eight copies of one pair under different ids: one yes and seven no at the same logit 1 / tau + b."""
+    model = make(contrast="sigmoid", **LEVELS_OFF)
+    batch = {name: tensor[:1].expand(8, *tensor.shape[1:]) for name, tensor in data(model).items()}
+    batch["image_ids"] = torch.arange(8)
+    with torch.no_grad():
+        for own, other in ((model.cots.text_projection, model.cots.visual_projection),):
+            own.weight.zero_(), other.weight.zero_()
+            own.bias.fill_(1.0), other.bias.fill_(1.0)
+    logit = 1 / model.config.temperature - 10
+    expected = math.log1p(math.exp(-logit)) + 7 * math.log1p(math.exp(logit))
+    assert model(**batch).loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"soft_target_alpha": 0.4, "contrast": "in_batch"}, "soft_target_alpha > 0 needs contrast"),
+        ({"soft_target_alpha": 1.5}, r"soft_target_alpha must lie in \[0, 1\]"),
+        ({"center_momentum": 1.0}, r"center_momentum must lie in \[0, 1\)"),
+        ({"momentum_warmup_steps": -1}, "momentum_warmup_steps must not be negative"),
+        ({"contrast_on_masked_images": True, "masked_fraction": 0.5}, "masked_fraction=0.5"),
+        ({"contrast_on_masked_images": True, "mvm_weight": 0.0}, "every image has to be masked"),
+    ],
+)
+def test_contradictions_are_refused(fields, message):
+    with pytest.raises(Exception, match=message):
+        tiny_config(**fields)

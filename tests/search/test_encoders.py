@@ -1,0 +1,320 @@
+"""Encoders of every make against the model's own logits, on tiny models of random weights written to disk."""
+
+import json
+import sys
+
+import datasets
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    BertConfig,
+    BertModel,
+    BlipConfig,
+    BlipForImageTextRetrieval,
+    BlipImageProcessor,
+    BlipProcessor,
+    ChineseCLIPConfig,
+    ChineseCLIPModel,
+    ChineseCLIPProcessor,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+    SiglipProcessor,
+    ViTConfig,
+    ViTModel,
+)
+
+from hf_cots.data.sources import PairDataset, load_pairs
+from hf_cots.search.encoders import DualEncoder, SentenceEncoder, TextEncoder, encode_pairs, load_encoder
+from hf_cots.search.encoding import encode_images, encode_texts
+from tests.support.worlds import SIDE, all_pairs, encoded, tiny_tokenizer
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+VISION = SIZES | {"image_size": SIDE, "patch_size": 8}
+SCALE = {"height": SIDE, "width": SIDE}
+PICTURES = [picture for _, picture, _ in all_pairs()[12:19]]
+TEXTS = [caption for _, _, caption in all_pairs()[12:19]]  # of two lengths
+
+
+def text_fields(tokenizer):
+    return SIZES | {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 24,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+    }
+
+
+def make_clip(folder):
+    tokenizer = tiny_tokenizer()
+    config = CLIPConfig(text_config=text_fields(tokenizer), vision_config=VISION, projection_dim=16)
+    CLIPModel(config).save_pretrained(folder)
+    CLIPProcessor(CLIPImageProcessor(size=SCALE, crop_size=SCALE), tokenizer).save_pretrained(folder)
+
+
+def make_siglip(folder):
+    tokenizer = tiny_tokenizer()
+    config = SiglipConfig(text_config=text_fields(tokenizer) | {"projection_size": 32}, vision_config=VISION)
+    SiglipModel(config).save_pretrained(folder)
+    SiglipProcessor(SiglipImageProcessor(size=SCALE), tokenizer).save_pretrained(folder)
+
+
+def make_chinese_clip(folder):
+    tokenizer = tiny_tokenizer()
+    config = ChineseCLIPConfig(text_config=text_fields(tokenizer), vision_config=VISION, projection_dim=16)
+    ChineseCLIPModel(config).save_pretrained(folder)
+    ChineseCLIPProcessor(CLIPImageProcessor(size=SCALE, crop_size=SCALE), tokenizer).save_pretrained(folder)
+
+
+def make_blip(folder):
+    tokenizer = tiny_tokenizer()
+    text = text_fields(tokenizer) | {"encoder_hidden_size": 32}
+    config = BlipConfig(text_config=text, vision_config=VISION, projection_dim=16, image_text_hidden_size=16)
+    model = BlipForImageTextRetrieval(config)
+    with torch.no_grad():  # as they come, its random weights are so small that all pictures get one embedding
+        for weight in (weight for weight in model.parameters() if weight.ndim > 1):
+            weight *= 8
+    model.save_pretrained(folder)
+    BlipProcessor(BlipImageProcessor(size=SCALE), tokenizer).save_pretrained(folder)
+
+
+def make_bert(folder):
+    tokenizer = tiny_tokenizer()
+    BertModel(BertConfig(**text_fields(tokenizer))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    torch.manual_seed(3)
+    for make in (make_clip, make_siglip, make_chinese_clip, make_blip, make_bert):
+        make(root / make.__name__.removeprefix("make_"))
+    return root
+
+
+def own_scores(folder, kind):
+    """Cosine similarities (pictures, texts) by the model's own forward, one padded batch."""
+    padding = "max_length" if kind == "siglip" else True
+    processor = AutoProcessor.from_pretrained(folder)
+    lengths = {"max_length": 24} if kind == "siglip" else {}
+    inputs = processor(images=PICTURES, text=TEXTS, padding=padding, return_tensors="pt", **lengths)
+    with torch.no_grad():
+        if kind == "blip":
+            model = BlipForImageTextRetrieval.from_pretrained(folder).eval()
+            return model(**inputs, use_itm_head=False).itm_score
+        model = AutoModel.from_pretrained(folder).eval()
+        logits = model(**inputs).logits_per_image
+        return (logits - (model.logit_bias if kind == "siglip" else 0)) / model.logit_scale.exp()
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "chinese_clip", "blip"])
+def test_dual_encoders_equal_their_own_logits(folders, kind):
+    encoder = load_encoder(str(folders / kind), device="cpu")
+    assert isinstance(encoder, DualEncoder)
+    images, texts = encoder.encode_images(iter(PICTURES), batch_size=3), encoder.encode_texts(TEXTS, batch_size=2)
+    assert images.shape == texts.shape == (7, encoder.dim)
+    assert images.dtype == texts.dtype == torch.float32
+    expected = own_scores(folders / kind, kind)
+    assert expected.std() > 1e-3  # the random weights do tell pairs apart
+    torch.testing.assert_close(images @ texts.t(), expected, rtol=1e-4, atol=1e-5)  # float32 in another order
+
+
+def test_siglip_depends_on_its_padding(folders):
+    """The reason for padding to full length: with the padding of the others its embeddings are different ones."""
+    encoder = load_encoder(str(folders / "siglip"), device="cpu")
+    inputs = encoder.processor(text=TEXTS[:1], return_tensors="pt")
+    with torch.no_grad():
+        short = encoder.model.get_text_features(**inputs).pooler_output
+    assert (torch.nn.functional.normalize(short) - encoder.encode_texts(TEXTS[:1])).abs().max() > 1e-3
+
+
+def test_a_cots_is_loaded_bit_for_bit(world):
+    encoder = load_encoder(str(world.model), device="cpu")
+    model, processor = AutoModel.from_pretrained(world.model).eval(), AutoProcessor.from_pretrained(world.model)
+    with torch.no_grad():
+        own = model(**processor(images=PICTURES, text=TEXTS, return_tensors="pt"))
+    assert torch.equal(encoder.encode_images(PICTURES), own.image_embeds)
+    assert torch.equal(encoder.encode_texts(TEXTS), own.text_embeds)
+    assert torch.equal(encode_images(model, processor, PICTURES), own.image_embeds)
+    assert torch.equal(encode_texts(model, processor, TEXTS), own.text_embeds)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "blip", "bert"])
+def test_texts_longer_than_the_model_can_take_are_cut(folders, kind):
+    encoder = load_encoder(str(folders / kind), device="cpu")
+    assert encoder.encode_texts(["red " * 100]).isfinite().all()
+
+
+def test_nothing_has_a_width(folders):
+    for kind in ("clip", "siglip"):
+        encoder = load_encoder(str(folders / kind), device="cpu")
+        assert encoder.encode_images([]).shape == encoder.encode_texts([]).shape == (0, encoder.dim)
+    assert load_encoder(str(folders / "bert"), device="cpu").encode_texts([]).shape == (0, 32)
+
+
+def test_a_text_model_pools_the_mean_of_its_tokens(folders):
+    encoder = load_encoder(str(folders / "bert"), device="cpu")
+    assert isinstance(encoder, TextEncoder)
+    model, tokenizer = AutoModel.from_pretrained(folders / "bert").eval(), tiny_tokenizer()
+    rows = []
+    for text in TEXTS:  # one by one: no padding
+        with torch.no_grad():
+            states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        rows.append(torch.nn.functional.normalize(states.mean(dim=0), dim=0))
+    torch.testing.assert_close(encoder.encode_texts(TEXTS, batch_size=4), torch.stack(rows), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"bert \(BertModel\) has no image tower"):
+        encoder.encode_images(PICTURES)
+
+
+@pytest.fixture(scope="module")
+def sentence_folders(folders, tmp_path_factory):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    root = tmp_path_factory.mktemp("sentences")
+    text = Transformer(str(folders / "bert"))
+    SentenceTransformer(modules=[text, Pooling(32, "cls"), Normalize()], device="cpu").save(str(root / "text"))
+    SentenceTransformer(modules=[Transformer(str(folders / "clip"))], device="cpu").save(str(root / "clip"))
+    return root
+
+
+def test_a_sentence_transformer_equals_its_own_encode(sentence_folders):
+    from sentence_transformers import SentenceTransformer
+
+    encoder = load_encoder(str(sentence_folders / "text"), device="cpu")
+    assert isinstance(encoder, SentenceEncoder)
+    own = SentenceTransformer(str(sentence_folders / "text"), device="cpu").encode(TEXTS, convert_to_tensor=True)
+    torch.testing.assert_close(encoder.encode_texts(TEXTS, batch_size=2), own, rtol=1e-4, atol=1e-5)
+    assert encoder.dim == 32
+    with pytest.raises(ValueError, match="has no image tower: it encodes text"):
+        encoder.encode_images(PICTURES)
+
+
+def test_a_sentence_transformer_with_pictures_equals_the_dual_encoder_in_it(folders, sentence_folders):
+    outer = load_encoder(str(sentence_folders / "clip"), device="cpu")
+    inner = load_encoder(str(folders / "clip"), device="cpu")
+    assert isinstance(outer, SentenceEncoder)
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(outer.encode_images(PICTURES, 3), inner.encode_images(PICTURES), **close)
+    torch.testing.assert_close(outer.encode_texts(TEXTS), inner.encode_texts(TEXTS), **close)
+    assert outer.encode_images([]).shape == (0, 16)
+
+
+def test_without_sentence_transformers_the_extra_is_named(sentence_folders, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'hf-cots\[sentence-transformers\]'"):
+        load_encoder(str(sentence_folders / "text"))
+
+
+# ---------------------------------------------------------------------- what cannot be used
+
+
+def test_a_folder_that_is_not_there_is_named():
+    with pytest.raises(FileNotFoundError, match="no such model folder: /nothing/model"):
+        load_encoder("/nothing/model")
+
+
+def test_a_name_that_the_hub_does_not_give_is_one_line():
+    with pytest.raises(OSError, match="cannot load the model 'nobody/nothing'") as caught:
+        load_encoder("nobody/nothing")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_pictures_only_is_refused(tmp_path):
+    ViTModel(ViTConfig(**VISION)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="ViTModel has no separate embeddings for pictures and texts"):
+        load_encoder(str(tmp_path))
+
+
+def test_weights_that_a_file_lacks_are_not_made_up(folders, tmp_path):
+    make_clip(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["text_projection.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"CLIPModel needs weights that the file lacks: text_projection\.weight"):
+        load_encoder(str(tmp_path))
+
+
+def test_weights_of_another_shape_are_named(folders, tmp_path):
+    make_clip(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["text_projection.weight"] = weights["text_projection.weight"][1:].contiguous()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="the weights do not fit the config"):
+        load_encoder(str(tmp_path))
+
+
+def test_a_text_model_without_a_pooler_is_welcome(folders, tmp_path):
+    make_bert(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith("pooler.")}
+    assert len(kept) < len(weights)
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert load_encoder(str(tmp_path), device="cpu").encode_texts(TEXTS).shape == (7, 32)
+
+
+# ---------------------------------------------------------------------- fingerprints
+
+
+def test_a_fingerprint_is_of_the_weights_alone(folders, tmp_path):
+    first, again = (load_encoder(str(folders / "clip"), device="cpu") for _ in range(2))
+    assert first.fingerprint() == again.fingerprint()
+    assert len(first.fingerprint()) == 32
+    first.model.save_pretrained(tmp_path)
+    first.processor.save_pretrained(tmp_path)
+    assert load_encoder(str(tmp_path), device="cpu").fingerprint() == first.fingerprint()
+    with torch.no_grad():
+        again.model.text_projection.weight[0, 0] += 1e-6
+    assert again.fingerprint() != first.fingerprint()
+    same = first.fingerprint()
+    first.model.bfloat16()
+    assert first.fingerprint() != same
+
+
+# ---------------------------------------------------------------------- data sets
+
+
+def test_encode_pairs_keeps_rows_captions_and_ids_together(world):
+    encoder = load_encoder(str(world.model), device="cpu")
+    pairs = load_pairs(str(world.imagefolder))
+    encoded_pairs = encode_pairs(encoder, pairs, batch_size=16)
+    assert torch.equal(encoded_pairs.image_ids, torch.from_numpy(pairs.image_ids))
+    assert torch.equal(encoded_pairs.text_ids, encoded_pairs.image_ids)
+    assert encoded_pairs.rows == encoded_pairs.captions == list(range(40))
+    assert encoded_pairs.broken == []
+
+
+def test_encode_pairs_leaves_out_broken_pictures_and_says_which(world):
+    pictures = [encoded(picture) for picture in PICTURES[:3]]
+    rows = {"image": [pictures[0], b"no", pictures[1], pictures[2]], "caption": [["a", "b"], ["c"], ["d"], ["e", "f"]]}
+    pairs = PairDataset(datasets.Dataset.from_dict(rows), name="x")
+    result = encode_pairs(load_encoder(str(world.model), device="cpu"), pairs)
+    assert result.rows == [0, 2, 3]
+    assert [pairs.caption(i) for i in result.captions] == ["a", "b", "d", "e", "f"]
+    assert result.image_ids.tolist() == [0, 2, 3]
+    assert result.text_ids.tolist() == [0, 0, 2, 3, 3]
+    assert [broken.name for broken in result.broken] == ["x, row 1"]
+    expected = encode_texts(
+        AutoModel.from_pretrained(world.model).eval(), AutoProcessor.from_pretrained(world.model), ["d"]
+    )
+    torch.testing.assert_close(result.text_embeds[2:3], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_one_file_are_one_picture(world, tmp_path):
+    names = [str(world.imagefolder / name) for name, _, _ in all_pairs()[:2]]
+    lines = [{"image": names[i % 2], "caption": word} for i, word in enumerate(("a", "the", "red", "black"))]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = encode_pairs(load_encoder(str(world.model), device="cpu"), load_pairs(str(tmp_path / "pairs.jsonl")))
+    assert result.rows == [0, 1]
+    assert result.captions == [0, 1, 2, 3]
+    assert result.text_ids.tolist() == result.image_ids.tolist() * 2

@@ -1,0 +1,54 @@
+"""A tiny pre-training model in float64, its batches, and one optimizer step of it."""
+
+import torch
+
+from hf_cots import COTSForPreTraining
+from hf_cots.models.masking import draw_masks, mix
+from hf_cots.models.token_level import mask_settings
+from tests.support.tiny import tiny_batch, tiny_config
+
+
+def make(**fields):
+    """A tiny model in float64 whose momentum twin has drifted away, so that online and momentum never coincide."""
+    torch.manual_seed(0)
+    model = COTSForPreTraining(tiny_config(**fields)).double()
+    with torch.no_grad():
+        for parameter in model.cots.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.train()
+
+
+def data(model, pairs=8, seed=0):
+    """A batch in float64 with masks, a padded text, and pictures that occur twice."""
+    batch = tiny_batch(pairs, seed=seed)
+    batch["attention_mask"][0, 6:] = 0
+    batch["input_ids"][0, 5] = 102
+    batch["input_ids"][0, 6:] = 0
+    batch["pixel_values"] = batch["pixel_values"].double()
+    batch["image_ids"] = 100 * seed + torch.arange(pairs) // 2
+    drawn = draw_masks(
+        [mix(seed, r) for r in range(pairs)], batch["input_ids"].numpy(), None, **mask_settings(model.config)
+    )
+    return batch | {name: torch.from_numpy(mask) for name, mask in drawn.items()}
+
+
+def split(batch, sizes):
+    pieces = {name: tensor.split(sizes) for name, tensor in batch.items()}
+    return [{name: parts[i] for name, parts in pieces.items()} for i in range(len(sizes))]
+
+
+def run_step(model, batch, sizes):
+    """One accumulated step as Trainer does it: each micro-batch's loss divided by their number.
+
+    Returns the loss and the number of dropped pairs."""
+    micro, total, dropped = split(batch, sizes), 0.0, 0
+    for piece, step in zip(micro, model.begin_step(micro)):
+        loss = model(**(piece | step)).loss / len(sizes)
+        loss.backward()
+        total += loss.item()
+        dropped += int((~step["kept"]).sum())
+    return total, dropped
+
+
+def gradients(model):
+    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
