@@ -22,7 +22,7 @@ def _seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def world(tmp_path_factory) -> World:
-    """One world of coloured shapes for all tests, which only read it: a test that writes makes its own."""
+    """A world of colored shapes: one for each file of tests, which may also write their runs below its `root`."""
     return World(tmp_path_factory.mktemp("world"))

@@ -116,7 +116,7 @@ def test_saved_folder_holds_weights_configs_and_code(folder):
     files = {f.name for f in (folder / "model").iterdir()}
     assert files >= CODE | {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"}
     assert not [f for f in files if f.endswith((".bin", ".pt", ".pkl"))]
-    assert {"pretraining_cots.py", "momentum.py", "masking.py", "modeling_dvae.py"} <= {
+    assert {"pretraining_cots.py", "queues.py", "towers.py", "masking.py", "modeling_dvae.py"} <= {
         f.name for f in (folder / "pretraining").iterdir()
     }
     assert {"configuration_dvae.py", "modeling_dvae.py"} <= {f.name for f in (folder / "image_tokenizer").iterdir()}
