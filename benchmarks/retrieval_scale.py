@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hf_cots.evaluation.retrieval.embedding_files import open_embeddings
 from hf_cots.evaluation.retrieval.ranking import rank_queries
 
 from .machine import machine
@@ -94,9 +93,10 @@ def million(folder: Path, size: int, share: int) -> dict:
             file[start : start + len(rows)] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
         del file
     ids = torch.arange(size)
-    queries, gallery = (open_embeddings(folder / f"{name}.npy") for name in ("queries", "gallery"))
+    files = (np.load(folder / f"{name}.npy", mmap_mode="c") for name in ("queries", "gallery"))
+    queries, gallery = (torch.from_numpy(file) for file in files)
     with Watch() as watch:
-        columns = rank_queries(queries, gallery, ids, ids, share=(0, share))
+        columns = rank_queries(queries, gallery, ids, ids, shard=(0, share))
     done = len(columns["rank"])
     return watch.result() | {
         "queries": size,

@@ -38,9 +38,9 @@ from hf_cots.data.sources import load_pairs
 from hf_cots.demo.recipe import TEST_STYLE, text_tower_folder
 from hf_cots.evaluation.retrieval.recall_cost import RerankEvaluation
 from hf_cots.evaluation.retrieval.report import build_report, evaluate_encoder
-from hf_cots.search.encoders import load_encoder
 from hf_cots.search.encoding import encode_images, encode_texts
-from hf_cots.search.rerank import Reranker, load_reranker
+from hf_cots.search.loading import load_encoder, load_reranker
+from hf_cots.search.rerank import Reranker
 
 from .machine import machine
 
@@ -152,14 +152,14 @@ def recall(work: Path, name: str) -> dict[str, Any]:
     test, validation = (load_pairs(file, "image", "caption", "caption") for file in files)
     cots, simla = (load_encoder(str(work / kind / "model"), "cpu") for kind in ("cots", "simla"))
     first, dual = evaluate_encoder(cots, test), evaluate_encoder(simla, test)
-    judge = RerankEvaluation(str(work / "simla" / "model"), validation=validation, budget=16, ks=(0, 16))
+    rerank = RerankEvaluation(str(work / "simla" / "model"), validation=validation, budget=16, ks=(0, 16))
     return {
         "test": len(test),
         "validation": len(validation),
         "first_step": build_report(first),
         "simla_dual": build_report(dual, first),
-        "both": judge(cots, first, test),
-        "simla_both": judge(simla, dual, test),
+        "both": rerank.run(cots, first, test),
+        "simla_both": rerank.run(simla, dual, test),
     }
 
 

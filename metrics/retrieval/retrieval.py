@@ -5,8 +5,8 @@ import evaluate
 import numpy as np
 import torch
 
-from .metrics import rsum, summarise
-from .ranking import first_of_each, rank_queries
+from .metrics import rsum, summarize
+from .ranking import first_occurrences, rank_queries
 
 
 DESCRIPTION = """
@@ -24,7 +24,7 @@ Args:
     one_image_per_id: True (default) takes the first vector of each id as the image, so that several captions of one
         image do not put it into the gallery several times; False takes each pair's image as an entry of its own.
 Returns:
-    text_to_image_* and image_to_text_* for R@1, R@5, R@10, MRR, nDCG@10, mAP and fractional_R@1, @5, @10 (the share
+    text_to_image_* and image_to_text_* for R@1, R@5, R@10, MRR, nDCG@10, mAP and fractional_R@1, @5, @10 (the fraction
     of a query's correct answers among the first K), all in percent, and median_rank and mean_rank of the first
     correct answer, from 1; rsum, the sum of the six R@K.
 Examples:
@@ -58,20 +58,20 @@ class Retrieval(evaluate.Metric):
         )
 
     def _compute(self, image_embeds, text_embeds, image_ids, one_image_per_id=True):
-        images, texts = (self._normalised(vectors) for vectors in (image_embeds, text_embeds))
+        images, texts = (self._normalize(vectors) for vectors in (image_embeds, text_embeds))
         text_ids = gallery_ids = torch.as_tensor(np.asarray(image_ids, dtype=np.int64))
         if one_image_per_id:
-            first = first_of_each(text_ids)
+            first = first_occurrences(text_ids)
             images, gallery_ids = images[first], text_ids[first]
         results = {
-            "text_to_image": summarise(rank_queries(texts, images, text_ids, gallery_ids)),
-            "image_to_text": summarise(rank_queries(images, texts, gallery_ids, text_ids)),
+            "text_to_image": summarize(rank_queries(texts, images, text_ids, gallery_ids)),
+            "image_to_text": summarize(rank_queries(images, texts, gallery_ids, text_ids)),
         }
         flat = {f"{name}_{metric}": value for name, values in results.items() for metric, value in values.items()}
         return flat | {"rsum": rsum(results)}
 
     @staticmethod
-    def _normalised(vectors):
+    def _normalize(vectors):
         lengths = {len(vector) for vector in vectors}
         if len(lengths) > 1:
             raise ValueError(f"embeddings differ in dimension: {sorted(lengths)}")

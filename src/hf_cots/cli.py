@@ -68,7 +68,7 @@ def search(
     folder: Annotated[Path, typer.Argument(help="Folder of pictures, searched with its sub-folders.")],
     text: Annotated[str, typer.Argument(help="What to look for.")],
     k: Annotated[int, typer.Option("-k", help="How many files to print.")] = 10,
-    rerank: Annotated[str | None, typer.Option(help="A SIMLA that puts the best 64 in order.")] = None,
+    rerank: Annotated[str | None, typer.Option(help="A SIMLA model that re-ranks the best 64.")] = None,
 ) -> None:
     """Print the picture files that fit a text best, with their scores."""
     from .search.index import ImageIndex
@@ -104,11 +104,11 @@ def evaluate(
     querybank: Annotated[str | None, typer.Option(help="Training pairs: also report QB-Norm.")] = None,
     beta: Annotated[float, typer.Option(help="Inverse temperature of these two.")] = 20.0,
     check_overlap: Annotated[str | None, typer.Option(help="Training pairs to look for the test data in.")] = None,
-    rerank: Annotated[str | None, typer.Option(help="A SIMLA that judges what the model finds.")] = None,
-    k: Annotated[int, typer.Option("--k", help="Candidates that it judges.")] = 64,
+    rerank: Annotated[str | None, typer.Option(help="A SIMLA model that re-ranks what the model finds.")] = None,
+    k: Annotated[int, typer.Option("--k", help="Candidates that it re-ranks.")] = 64,
     validation: Annotated[str | None, typer.Option(help="Pairs to fit the weight of both scores on.")] = None,
-    budget: Annotated[float | None, typer.Option(help="Judged pairs a query on average; k then varies.")] = None,
-    latency: Annotated[float | None, typer.Option(help="Milliseconds of judging a query at most.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Re-ranked pairs a query on average; k then varies.")] = None,
+    latency: Annotated[float | None, typer.Option(help="Milliseconds of re-ranking a query at most.")] = None,
     failures: Annotated[int, typer.Option(min=0, help="Worst queries to show on the page.")] = 20,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures in a forward pass.")] = 64,
     resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap.")] = 1000,
@@ -120,28 +120,24 @@ def evaluate(
     """
     from .data.sources import load_pairs
     from .evaluation.rendering.tables import report_tables
-    from .evaluation.retrieval.recall_cost import RerankEvaluation, draw_recall_cost, reranking_tables
+    from .evaluation.retrieval.recall_cost import RerankEvaluation
     from .evaluation.retrieval.run import EvaluationRun
 
     def show(report: dict) -> None:
         for table in report_tables(report):
-            console.print(table)
-        for table in reranking_tables(report["reranking"]) if rerank else ():
             console.print(table)
         for picture in report["data"]["left_out"]:
             Console(stderr=True).print(f"left out: {picture}", style="yellow", highlight=False, markup=False)
         if "overlap" in report:
             console.print(report["overlap"]["summary"], highlight=False, markup=False)
 
-    def second_step() -> RerankEvaluation | None:
-        if rerank is None:
-            return None
-        columns = (image_column, caption_column, image_id_column)
-        fitted_on = None if validation is None else load_pairs(validation, *columns, "validation")
-        return RerankEvaluation(rerank, k, fitted_on, budget, latency, batch_size, resamples, seed)
-
     try:
-        run = EvaluationRun(
+        reranking = None
+        if rerank is not None:
+            columns = (image_column, caption_column, image_id_column)
+            fitted_on = None if validation is None else load_pairs(validation, *columns, "validation")
+            reranking = RerankEvaluation(rerank, k, fitted_on, budget, latency, batch_size, resamples, seed)
+        EvaluationRun(
             model=model,
             data=data,
             image_column=image_column,
@@ -161,11 +157,8 @@ def evaluate(
             batch_size=batch_size,
             resamples=resamples,
             seed=seed,
-            second_step=second_step(),
-        )
-        report = run.run(show)
-        if output is not None and "reranking" in report:  # the first process has it
-            draw_recall_cost(report["reranking"], output.with_suffix(".reranking.png"))
+            rerank=reranking,
+        ).run(show)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         raise _fail(error) from None
 
@@ -276,7 +269,7 @@ def audit(
     """Rank the pairs whose picture and caption fit least: a table, a keep-mask for training, a page of pictures."""
     from .data.sources import load_pairs
     from .evaluation.diagnostics.audit import audit_pairs, write_audit
-    from .search.encoders import load_encoder
+    from .search.loading import load_encoder
 
     try:
         pairs = load_pairs(data, image_column, caption_column, split=split)
@@ -297,16 +290,13 @@ def token_gain(
     split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "test",
 ) -> None:
     """Is the token level alive? By how much its losses rise when the other stream's feature is a stranger's."""
-    from transformers import AutoProcessor
-
     from .data.sources import load_pairs
     from .evaluation.diagnostics.inspect_token_level import inspect_token_level
-    from .models import COTSForPreTraining
+    from .search.loading import load_for_pretraining
 
     try:
         pairs = load_pairs(data, image_column, caption_column, split=split)
-        model, processor = COTSForPreTraining.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
-        gains = inspect_token_level(model, processor, pairs)
+        gains = inspect_token_level(*load_for_pretraining(checkpoint), pairs)
     except (OSError, ValueError) as error:
         raise _fail(error) from None
     for name, gain in gains.items():
@@ -351,6 +341,7 @@ def tokenize(
     from .data.keep_mask import apply_keep_mask
     from .data.sources import load_pairs
     from .models import COTSImageTokenizer
+    from .search.loading import default_device
 
     try:
         mean, std = (_numbers(text) for text in (image_mean, image_std))
@@ -358,7 +349,7 @@ def tokenize(
         if keep_mask is not None:
             apply_keep_mask(pairs, keep_mask)
         model = COTSImageTokenizer.from_pretrained(tokenizer, dtype=torch.float32).eval()
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        model.to(default_device())
         augmentation = RandomCropFlip(image_size or 16 * model.config.grid_size, min_scale, flip)
         sizes = (batch_size, shard_size, workers)
         done = write_codes(pairs, model, output, augmentation, epochs, mean, std, *sizes, progress=True)
@@ -384,7 +375,7 @@ def inspect(
     from .data.images import BrokenImage, read_image
     from .evaluation.diagnostics.inspect_cots import inspect_model
     from .evaluation.diagnostics.inspect_simla import inspect_simla_model
-    from .search.rerank import load_reranker
+    from .search.loading import load_reranker
 
     try:
         picture = read_image(image)

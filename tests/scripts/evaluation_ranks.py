@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 
 from hf_cots.evaluation.retrieval.directions import processes, rank_direction
 from hf_cots.evaluation.retrieval.run import EvaluationRun
-from tests.evaluation.retrieval.test_ranking import many_to_many
+from tests.support.embeddings import many_to_many
 from tests.support.table_model import trainer_evaluation
 
 

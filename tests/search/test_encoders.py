@@ -1,4 +1,4 @@
-"""Encoders of every make against the model's own logits, on tiny models of random weights written to disk."""
+"""All kinds of encoders against the model's own logits, on tiny models of random weights written to disk."""
 
 import json
 import sys
@@ -32,15 +32,16 @@ from transformers import (
 )
 
 from hf_cots.data.sources import PairDataset, load_pairs
-from hf_cots.search.encoders import DualEncoder, SentenceEncoder, TextEncoder, encode_pairs, load_encoder
+from hf_cots.search.encoders import DualEncoder, SentenceEncoder, TextEncoder, encode_pairs
 from hf_cots.search.encoding import encode_images, encode_texts
+from hf_cots.search.loading import load_encoder
 from tests.support.worlds import SIDE, all_pairs, encoded, tiny_tokenizer
 
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 VISION = SIZES | {"image_size": SIDE, "patch_size": 8}
 SCALE = {"height": SIDE, "width": SIDE}
-PICTURES = [picture for _, picture, _ in all_pairs()[12:19]]
+IMAGES = [image for _, image, _ in all_pairs()[12:19]]
 TEXTS = [caption for _, _, caption in all_pairs()[12:19]]  # of two lengths
 
 
@@ -54,11 +55,15 @@ def text_fields(tokenizer):
     }
 
 
-def make_clip(folder):
+def make_clip(folder, config_class=CLIPConfig, model_class=CLIPModel, processor_class=CLIPProcessor):
     tokenizer = tiny_tokenizer()
-    config = CLIPConfig(text_config=text_fields(tokenizer), vision_config=VISION, projection_dim=16)
-    CLIPModel(config).save_pretrained(folder)
-    CLIPProcessor(CLIPImageProcessor(size=SCALE, crop_size=SCALE), tokenizer).save_pretrained(folder)
+    config = config_class(text_config=text_fields(tokenizer), vision_config=VISION, projection_dim=16)
+    model_class(config).save_pretrained(folder)
+    processor_class(CLIPImageProcessor(size=SCALE, crop_size=SCALE), tokenizer).save_pretrained(folder)
+
+
+def make_chinese_clip(folder):
+    make_clip(folder, ChineseCLIPConfig, ChineseCLIPModel, ChineseCLIPProcessor)
 
 
 def make_siglip(folder):
@@ -68,19 +73,12 @@ def make_siglip(folder):
     SiglipProcessor(SiglipImageProcessor(size=SCALE), tokenizer).save_pretrained(folder)
 
 
-def make_chinese_clip(folder):
-    tokenizer = tiny_tokenizer()
-    config = ChineseCLIPConfig(text_config=text_fields(tokenizer), vision_config=VISION, projection_dim=16)
-    ChineseCLIPModel(config).save_pretrained(folder)
-    ChineseCLIPProcessor(CLIPImageProcessor(size=SCALE, crop_size=SCALE), tokenizer).save_pretrained(folder)
-
-
 def make_blip(folder):
     tokenizer = tiny_tokenizer()
     text = text_fields(tokenizer) | {"encoder_hidden_size": 32}
     config = BlipConfig(text_config=text, vision_config=VISION, projection_dim=16, image_text_hidden_size=16)
     model = BlipForImageTextRetrieval(config)
-    with torch.no_grad():  # as they come, its random weights are so small that all pictures get one embedding
+    with torch.no_grad():  # the default random weights are so small that all images get one embedding
         for weight in (weight for weight in model.parameters() if weight.ndim > 1):
             weight *= 8
     model.save_pretrained(folder)
@@ -103,11 +101,11 @@ def folders(tmp_path_factory):
 
 
 def own_scores(folder, kind):
-    """Cosine similarities (pictures, texts) by the model's own forward, one padded batch."""
+    """Cosine similarities (images, texts) by the model's own forward, one padded batch."""
     padding = "max_length" if kind == "siglip" else True
     processor = AutoProcessor.from_pretrained(folder)
     lengths = {"max_length": 24} if kind == "siglip" else {}
-    inputs = processor(images=PICTURES, text=TEXTS, padding=padding, return_tensors="pt", **lengths)
+    inputs = processor(images=IMAGES, text=TEXTS, padding=padding, return_tensors="pt", **lengths)
     with torch.no_grad():
         if kind == "blip":
             model = BlipForImageTextRetrieval.from_pretrained(folder).eval()
@@ -121,7 +119,7 @@ def own_scores(folder, kind):
 def test_dual_encoders_equal_their_own_logits(folders, kind):
     encoder = load_encoder(str(folders / kind), device="cpu")
     assert isinstance(encoder, DualEncoder)
-    images, texts = encoder.encode_images(iter(PICTURES), batch_size=3), encoder.encode_texts(TEXTS, batch_size=2)
+    images, texts = encoder.encode_images(iter(IMAGES), batch_size=3), encoder.encode_texts(TEXTS, batch_size=2)
     assert images.shape == texts.shape == (7, encoder.dim)
     assert images.dtype == texts.dtype == torch.float32
     expected = own_scores(folders / kind, kind)
@@ -142,10 +140,10 @@ def test_a_cots_is_loaded_bit_for_bit(world):
     encoder = load_encoder(str(world.model), device="cpu")
     model, processor = AutoModel.from_pretrained(world.model).eval(), AutoProcessor.from_pretrained(world.model)
     with torch.no_grad():
-        own = model(**processor(images=PICTURES, text=TEXTS, return_tensors="pt"))
-    assert torch.equal(encoder.encode_images(PICTURES), own.image_embeds)
+        own = model(**processor(images=IMAGES, text=TEXTS, return_tensors="pt"))
+    assert torch.equal(encoder.encode_images(IMAGES), own.image_embeds)
     assert torch.equal(encoder.encode_texts(TEXTS), own.text_embeds)
-    assert torch.equal(encode_images(model, processor, PICTURES), own.image_embeds)
+    assert torch.equal(encode_images(model, processor, IMAGES), own.image_embeds)
     assert torch.equal(encode_texts(model, processor, TEXTS), own.text_embeds)
 
 
@@ -155,7 +153,7 @@ def test_texts_longer_than_the_model_can_take_are_cut(folders, kind):
     assert encoder.encode_texts(["red " * 100]).isfinite().all()
 
 
-def test_nothing_has_a_width(folders):
+def test_empty_results_have_a_width(folders):
     for kind in ("clip", "siglip"):
         encoder = load_encoder(str(folders / kind), device="cpu")
         assert encoder.encode_images([]).shape == encoder.encode_texts([]).shape == (0, encoder.dim)
@@ -173,7 +171,7 @@ def test_a_text_model_pools_the_mean_of_its_tokens(folders):
         rows.append(torch.nn.functional.normalize(states.mean(dim=0), dim=0))
     torch.testing.assert_close(encoder.encode_texts(TEXTS, batch_size=4), torch.stack(rows), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"bert \(BertModel\) has no image tower"):
-        encoder.encode_images(PICTURES)
+        encoder.encode_images(IMAGES)
 
 
 @pytest.fixture(scope="module")
@@ -197,15 +195,15 @@ def test_a_sentence_transformer_equals_its_own_encode(sentence_folders):
     torch.testing.assert_close(encoder.encode_texts(TEXTS, batch_size=2), own, rtol=1e-4, atol=1e-5)
     assert encoder.dim == 32
     with pytest.raises(ValueError, match="has no image tower: it encodes text"):
-        encoder.encode_images(PICTURES)
+        encoder.encode_images(IMAGES)
 
 
-def test_a_sentence_transformer_with_pictures_equals_the_dual_encoder_in_it(folders, sentence_folders):
+def test_a_sentence_transformer_with_images_equals_the_dual_encoder_in_it(folders, sentence_folders):
     outer = load_encoder(str(sentence_folders / "clip"), device="cpu")
     inner = load_encoder(str(folders / "clip"), device="cpu")
     assert isinstance(outer, SentenceEncoder)
     close = {"rtol": 1e-4, "atol": 1e-5}
-    torch.testing.assert_close(outer.encode_images(PICTURES, 3), inner.encode_images(PICTURES), **close)
+    torch.testing.assert_close(outer.encode_images(IMAGES, 3), inner.encode_images(IMAGES), **close)
     torch.testing.assert_close(outer.encode_texts(TEXTS), inner.encode_texts(TEXTS), **close)
     assert outer.encode_images([]).shape == (0, 16)
 
@@ -216,7 +214,7 @@ def test_without_sentence_transformers_the_extra_is_named(sentence_folders, monk
         load_encoder(str(sentence_folders / "text"))
 
 
-# ---------------------------------------------------------------------- what cannot be used
+# ---------------------------------------------------------------------- models that cannot be used
 
 
 def test_a_folder_that_is_not_there_is_named():
@@ -224,37 +222,35 @@ def test_a_folder_that_is_not_there_is_named():
         load_encoder("/nothing/model")
 
 
-def test_a_name_that_the_hub_does_not_give_is_one_line():
+def test_an_unknown_name_is_a_one_line_error():
     with pytest.raises(OSError, match="cannot load the model 'nobody/nothing'") as caught:
         load_encoder("nobody/nothing")
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_of_pictures_only_is_refused(tmp_path):
+def test_a_model_of_images_only_is_refused(tmp_path):
     ViTModel(ViTConfig(**VISION)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="ViTModel has no separate embeddings for pictures and texts"):
+    with pytest.raises(ValueError, match="ViTModel has no separate embeddings for images and texts"):
         load_encoder(str(tmp_path))
 
 
-def test_weights_that_a_file_lacks_are_not_made_up(folders, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weight: {}, r"CLIPModel needs weights that the file lacks: text_projection\.weight"),
+        (lambda weight: {"text_projection.weight": weight[1:].contiguous()}, "the weights do not fit the config"),
+    ],
+)
+def test_weights_that_a_file_lacks_are_not_made_up(tmp_path, change, message):
     make_clip(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
-    del weights["text_projection.weight"]
+    weights |= change(weights.pop("text_projection.weight"))
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"CLIPModel needs weights that the file lacks: text_projection\.weight"):
+    with pytest.raises(ValueError, match=message):
         load_encoder(str(tmp_path))
 
 
-def test_weights_of_another_shape_are_named(folders, tmp_path):
-    make_clip(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    weights["text_projection.weight"] = weights["text_projection.weight"][1:].contiguous()
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="the weights do not fit the config"):
-        load_encoder(str(tmp_path))
-
-
-def test_a_text_model_without_a_pooler_is_welcome(folders, tmp_path):
+def test_a_text_model_without_a_pooler_is_welcome(tmp_path):
     make_bert(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith("pooler.")}
@@ -294,9 +290,9 @@ def test_encode_pairs_keeps_rows_captions_and_ids_together(world):
     assert encoded_pairs.broken == []
 
 
-def test_encode_pairs_leaves_out_broken_pictures_and_says_which(world):
-    pictures = [encoded(picture) for picture in PICTURES[:3]]
-    rows = {"image": [pictures[0], b"no", pictures[1], pictures[2]], "caption": [["a", "b"], ["c"], ["d"], ["e", "f"]]}
+def test_encode_pairs_skips_broken_images_and_lists_them(world):
+    images = [encoded(image) for image in IMAGES[:3]]
+    rows = {"image": [images[0], b"no", *images[1:]], "caption": [["a", "b"], ["c"], ["d"], ["e", "f"]]}
     pairs = PairDataset(datasets.Dataset.from_dict(rows), name="x")
     result = encode_pairs(load_encoder(str(world.model), device="cpu"), pairs)
     assert result.rows == [0, 2, 3]
@@ -310,7 +306,7 @@ def test_encode_pairs_leaves_out_broken_pictures_and_says_which(world):
     torch.testing.assert_close(result.text_embeds[2:3], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_rows_of_one_file_are_one_picture(world, tmp_path):
+def test_rows_of_one_file_are_one_image(world, tmp_path):
     names = [str(world.imagefolder / name) for name, _, _ in all_pairs()[:2]]
     lines = [{"image": names[i % 2], "caption": word} for i, word in enumerate(("a", "the", "red", "black"))]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -1,4 +1,4 @@
-"""Searching a folder with a text or a picture."""
+"""Searching a folder with a text or an image."""
 
 import pytest
 import torch
@@ -11,8 +11,8 @@ from tests.support.worlds import all_pairs, draw
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Five pictures in nested folders and of several kinds, two broken ones, and what is no picture."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """Five images in nested folders and of several kinds, two broken ones, and a file that is no image."""
+    folder = tmp_path_factory.mktemp("images")
     (folder / "deep" / "deeper").mkdir(parents=True)
     draw("red", "circle", "left").save(folder / "red.png")
     draw("green", "circle", "left").save(folder / "green.JPG", "JPEG")
@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
     draw("yellow", "square", "right").save(folder / "deep" / "deeper" / "yellow.bmp")
     (folder / "deep" / "page.jpg").write_bytes(b"<html>")
     (folder / "empty.png").write_bytes(b"")
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
@@ -30,7 +30,7 @@ def index(world, folder):
     return ImageIndex.from_folder(str(world.model), folder, batch_size=2)
 
 
-def test_readable_pictures_of_all_folders_are_found(index, folder):
+def test_readable_images_of_all_folders_are_found(index, folder):
     names = {str(path.relative_to(folder)) for path in index.paths}
     assert names == {
         "red.png",
@@ -43,7 +43,7 @@ def test_readable_pictures_of_all_folders_are_found(index, folder):
     assert index.embeds.shape == (5, 16)
 
 
-def test_broken_pictures_are_told(index):
+def test_broken_images_are_listed(index):
     assert sorted(broken.name.rpartition("/")[2] for broken in index.broken) == ["empty.png", "page.jpg"]
 
 
@@ -54,23 +54,19 @@ def test_scores_are_the_models_own_best_first(index, world):
     assert scores == sorted(scores, reverse=True)
     model, processor = AutoModel.from_pretrained(world.model).eval(), AutoProcessor.from_pretrained(world.model)
     for match in matches:
-        with torch.no_grad(), Image.open(match.path) as picture:
-            inputs = processor(images=[picture.convert("RGB")], text=["green circle"], return_tensors="pt")
+        with torch.no_grad(), Image.open(match.path) as image:
+            inputs = processor(images=[image.convert("RGB")], text=["green circle"], return_tensors="pt")
             output = model(**inputs)
         assert match.score == pytest.approx(float(output.image_embeds[0] @ output.text_embeds[0]), abs=1e-5)
 
 
-def test_a_picture_finds_itself_first(index):
+def test_an_image_finds_itself_first_in_any_mode(index):
     for path in index.paths:
-        with Image.open(path) as picture:
-            best = index.search(picture.convert("RGB"), k=1)
-        assert [match.path for match in best] == [path]
-        assert best[0].score == pytest.approx(1, abs=1e-3)
-
-
-def test_a_picture_query_of_any_mode_is_taken(index, folder):
-    with Image.open(folder / "red.png") as picture:
-        assert index.search(picture.convert("RGBA"), k=1)[0].path == folder / "red.png"
+        for mode in ("RGB", "RGBA"):
+            with Image.open(path) as image:
+                (best,) = index.search(image.convert(mode), k=1)
+            assert best.path == path
+            assert best.score == pytest.approx(1, abs=1e-3)
 
 
 def test_k(index):
@@ -92,25 +88,19 @@ def test_a_query_of_unknown_letters_and_any_length(index):
     assert len(index.search("Ärger 猫 " * 100)) == 5
 
 
-def test_a_missing_folder(world, tmp_path):
+def test_folders_without_images_are_refused(world, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no such folder: .*nothing"):
         ImageIndex.from_folder(str(world.model), tmp_path / "nothing")
-
-
-def test_a_folder_without_pictures(world, tmp_path):
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(FileNotFoundError, match=r"no picture \(.*\.png"):
+    with pytest.raises(FileNotFoundError, match=r"no image \(.*\.png"):
         ImageIndex.from_folder(str(world.model), tmp_path)
-
-
-def test_a_folder_of_broken_pictures(world, tmp_path):
     for i in range(5):
         (tmp_path / f"{i}.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"none of 5 picture files can be read.*0\.png"):
+    with pytest.raises(ValueError, match=r"none of 5 image files can be read.*0\.png"):
         ImageIndex.from_folder(str(world.model), tmp_path)
 
 
-def test_a_folder_with_the_name_of_a_picture_is_searched(world, tmp_path):
+def test_a_folder_with_the_name_of_an_image_is_searched(world, tmp_path):
     (tmp_path / "holiday.png").mkdir()
     all_pairs()[0][1].save(tmp_path / "holiday.png" / "a.png")
     index = ImageIndex.from_folder(str(world.model), tmp_path)

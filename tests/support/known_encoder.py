@@ -1,14 +1,14 @@
-"""An encoder of which every embedding is known beforehand."""
+"""An encoder with given embeddings."""
 
 import torch
 import torch.nn.functional as F
 
 
 class KnownEncoder:
-    """Pictures are known by the colour of their middle, texts by themselves.
+    """Looks images up by the color of their central pixel, texts by themselves.
 
     Args:
-        vectors: `{colour or text: numbers}`; they are normalised.
+        vectors: `{color or text: values}`; they are normalized.
     """
 
     name = "known"

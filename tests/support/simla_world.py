@@ -1,4 +1,4 @@
-"""A judge for the tests' world: an untrained SIMLA with large weights, so that its logits differ, in a folder."""
+"""A re-ranker for the tests' world: an untrained SIMLA with large weights, so that its logits differ, in a folder."""
 
 from pathlib import Path
 

@@ -6,10 +6,12 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 from transformers.utils import ModelOutput
 
+from hf_cots.evaluation.retrieval.directions import rank_direction
+from hf_cots.evaluation.retrieval.metrics import rsum
 from hf_cots.evaluation.retrieval.trainer_metrics import RetrievalMetrics
 
 
-PAIRS, PICTURES = 13, 5
+PAIRS, IMAGES = 13, 5
 
 
 def table(seed):
@@ -18,9 +20,21 @@ def table(seed):
 
 
 def pairs():
-    """13 pairs of 5 pictures: (image_embeds, text_embeds, image_ids), a picture's embedding the same in each pair."""
-    ids = torch.arange(PAIRS) * 2 % PICTURES
+    """13 pairs of 5 images: (image_embeds, text_embeds, image_ids), an image's embedding the same in each pair."""
+    ids = torch.arange(PAIRS) * 2 % IMAGES
     return table(0)[ids], table(1), ids
+
+
+def expected():
+    """By [`rank_direction`] on 13 texts and 5 images."""
+    images, texts, ids = pairs()
+    first = torch.tensor([ids.tolist().index(i) for i in ids.unique()])
+    both = {
+        "text_to_image": rank_direction(texts, images[first], ids, ids[first]).metrics(),
+        "image_to_text": rank_direction(images[first], texts, ids[first], ids).metrics(),
+    }
+    assert both["text_to_image"]["gallery"] == IMAGES
+    return {f"{name}_{m}": v for name, values in both.items() for m, v in values.items()} | {"rsum": rsum(both)}
 
 
 @dataclass

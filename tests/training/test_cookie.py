@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from hf_cots import CookieForPreTraining, CookieModel
 from hf_cots.cli import app
-from hf_cots.search.encoders import load_encoder
 from hf_cots.search.index import ImageIndex
+from hf_cots.search.loading import load_encoder
 from hf_cots.train import main, train
 from hf_cots.training.arguments import parse_arguments
 from hf_cots.training.setup import build_data, build_model, build_tokenizer, build_views

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from hf_cots import SimlaForPreTraining, SimlaModel
-from hf_cots.search.encoders import load_encoder
+from hf_cots.search.loading import load_encoder
 from hf_cots.train import main, train
 from hf_cots.training.arguments import parse_arguments
 from hf_cots.training.setup import build_model, build_tokenizer

@@ -1,1 +1,1 @@
-"""Encoders, and search with them: in one stage, or with a re-ranker behind."""
+"""Encoders, and search with them: in one stage, or with a re-ranker as the second."""

@@ -1,33 +1,22 @@
-"""Encoders of every make behind one interface, so that models are compared on equal terms.
+"""One interface for all encoders: images and texts become normalized float32 vectors.
 
-[`load_encoder`] takes the name of a COTS, of any dual encoder of transformers (CLIP, SigLIP, ALIGN, Chinese-CLIP, BLIP
-retrieval, ...), of any sentence-transformers model, or of a plain text model. What comes back turns pictures and texts
-into normalised float32 vectors; whatever evaluates them needs to know no more.
+COTS, any dual encoder of transformers (CLIP, SigLIP, ALIGN, Chinese-CLIP, BLIP retrieval, ...), any
+sentence-transformers model and plain text models are search's and evaluation's [`Encoder`]s alike; see
+[`hf_cots.search.loading.load_encoder`].
 """
 
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoProcessor,
-    AutoTokenizer,
-    BlipForImageTextRetrieval,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-)
+from transformers import BlipForImageTextRetrieval, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.hub import cached_file
 
 from ..data.hashes import weights_fingerprint
 from ..data.images import BrokenImage
@@ -38,13 +27,15 @@ from .encoding import batches, encode_images, encode_texts, text_options
 
 logger = logging.getLogger(__name__)
 
+DIRECTIONS = ("text_to_image", "image_to_text")
+
 
 class Encoder(Protocol):
-    """What evaluation asks of a model. Embeddings are float32, on the CPU, and of length 1."""
+    """A model that embeds images and texts. Embeddings are float32, on the CPU, and of length 1."""
 
     @property
     def name(self) -> str:
-        """What reports call the model."""
+        """The name of the model in reports."""
 
     @property
     def dim(self) -> int:
@@ -53,7 +44,7 @@ class Encoder(Protocol):
     def encode_images(
         self, images: Iterable[Image.Image], batch_size: int = 64, total: int | None = None
     ) -> torch.Tensor:
-        """(n, dim) for RGB pictures, taken one batch at a time; a progress bar if `total` is given.
+        """(n, dim) for RGB images, taken one batch at a time; a progress bar if `total` is given.
 
         Raises:
             ValueError: if the model has no image tower.
@@ -103,9 +94,8 @@ class DualEncoder:
 class TextEncoder:
     """A plain text model of transformers: the mean of its last hidden states over the text's tokens.
 
-    The mean, and not the first token, because that is what sentence-transformers makes of a model which does not say
-    how it pools, and it is the better of the two for a model that was trained on words only (Reimers and Gurevych,
-    2019, table 6).
+    Mean pooling is the default of sentence-transformers for a model that does not say how it pools, and better than
+    the first token for a model trained on text only (Reimers and Gurevych, 2019, table 6).
     """
 
     model: PreTrainedModel
@@ -175,9 +165,9 @@ class SentenceEncoder:
 
 
 class BlipRetrieval(BlipForImageTextRetrieval):
-    """BLIP for retrieval with the interface of the other dual encoders: the two streams without the matching head.
+    """BLIP for retrieval with the interface of the other dual encoders: the two towers without the matching head.
 
-    `AutoModel` would make a `BlipModel` of such a file, whose projections have other names and would be random.
+    `AutoModel` would load such a file as a `BlipModel`, whose projections have other names and would be random.
     """
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
@@ -189,86 +179,32 @@ class BlipRetrieval(BlipForImageTextRetrieval):
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.text_proj(states[:, 0]))
 
 
-def load_encoder(name: str, device: str | torch.device | None = None) -> Encoder:
-    """Load an encoder by Hub id or folder. No code that comes with a model is run.
+class Side(NamedTuple):
+    """Queries and gallery of one retrieval direction, in the order of [`rank_direction`]'s arguments.
 
-    A folder or repository with a `modules.json` is opened by sentence-transformers. All else is opened by
-    transformers: a dual encoder with its processor, or a text-only model with mean pooling ([`TextEncoder`]).
-
-    Args:
-        name: Hub id or folder.
-        device: where it computes; the machine's accelerator, or else the CPU, by default.
-
-    Raises:
-        OSError: if there is no such model.
-        ValueError: if it is neither a dual encoder nor a text model, or if the file lacks weights of it.
-        ModuleNotFoundError: for a sentence-transformers model without that package; names the extra to install.
+    Attributes:
+        query_embeds, gallery_embeds: (n, D) and (m, D) float32, normalized.
+        query_ids, gallery_ids: (n,) and (m,) int64 image ids; equal ids belong together.
     """
-    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
-        raise FileNotFoundError(f"no such model folder: {name}")
-    if device is None:
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    try:
-        return _load_sentence_encoder(name, device) if _has_file(name, "modules.json") else _load(name, device)
-    except OSError as error:
-        raise OSError(f"cannot load the model '{name}': {str(error).splitlines()[0]}") from error
 
-
-def _load(name: str, device: str | torch.device) -> DualEncoder | TextEncoder:
-    config = AutoConfig.from_pretrained(name)
-    is_blip_retrieval = "BlipForImageTextRetrieval" in (config.architectures or ())
-    loader = BlipRetrieval if is_blip_retrieval else AutoModel
-    try:
-        model, loading = loader.from_pretrained(name, output_loading_info=True)
-    except RuntimeError as error:  # transformers has just logged which weights have another shape
-        raise ValueError(f"{name}: the weights do not fit the config: {str(error).splitlines()[0]}") from error
-    model = model.eval().to(device)
-    text_only = model.input_modalities in ("text", ("text",))
-    # A text model's own pooler is not used. Any other weight that the file lacks would be random, and so the figures.
-    missing = sorted(key for key in loading["missing_keys"] if not (text_only and key.startswith("pooler.")))
-    if missing:
-        raise ValueError(f"{name}: {type(model).__name__} needs weights that the file lacks: {', '.join(missing[:3])}")
-    if text_only:
-        return TextEncoder(model, AutoTokenizer.from_pretrained(name), name)
-    if not isinstance(model, DualTower):
-        raise ValueError(
-            f"{name}: {type(model).__name__} has no separate embeddings for pictures and texts (get_image_features, "
-            f"get_text_features); name a dual encoder or a text model"
-        )
-    return DualEncoder(model, AutoProcessor.from_pretrained(name), name)
-
-
-def _load_sentence_encoder(name: str, device: str | torch.device) -> SentenceEncoder:
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            f"{name} is a sentence-transformers model; to use it: pip install 'hf-cots[sentence-transformers]'"
-        ) from None
-    return SentenceEncoder(SentenceTransformer(name, device=str(device)).eval(), name)
-
-
-def _has_file(name: str, file: str) -> bool:
-    if Path(name).is_dir():
-        return (Path(name) / file).is_file()
-    try:
-        return cached_file(name, file) is not None
-    except OSError:
-        return False  # an unknown name is an error of the loading proper
+    query_embeds: torch.Tensor
+    gallery_embeds: torch.Tensor
+    query_ids: torch.Tensor
+    gallery_ids: torch.Tensor
 
 
 @dataclass(frozen=True)
 class EncodedPairs:
-    """A data set after M + N forward passes.
+    """The embeddings of a data set's images and captions, each encoded once.
 
     Attributes:
-        image_embeds: (images, D) float32, normalised, on the CPU.
-        text_embeds: (texts, D), the same.
+        image_embeds: (images, D) float32, normalized, on the CPU.
+        text_embeds: (texts, D), likewise.
         image_ids: (images,) int64. Equal ids belong together.
-        text_ids: (texts,) int64: the id of the picture that a text describes.
-        rows: row of the data set of each picture.
+        text_ids: (texts,) int64: the id of the image that a text describes.
+        rows: row of the data set of each image.
         captions: index into the data set of the pair of each text.
-        broken: pictures that could not be read; their captions are left out with them.
+        broken: images that could not be read; they are skipped with their captions.
     """
 
     image_embeds: torch.Tensor
@@ -279,14 +215,20 @@ class EncodedPairs:
     captions: list[int]
     broken: list[BrokenImage]
 
+    def side(self, direction: str) -> Side:
+        """Queries and gallery of "text_to_image" or "image_to_text"."""
+        if direction == "text_to_image":
+            return Side(self.text_embeds, self.image_embeds, self.text_ids, self.image_ids)
+        return Side(self.image_embeds, self.text_embeds, self.image_ids, self.text_ids)
+
 
 def encode_rows(
     encoder: Encoder, pairs: PairDataset, rows: Sequence[int], batch_size: int = 64, progress: bool = False
 ) -> tuple[torch.Tensor, list[int], list[BrokenImage]]:
-    """Encode the pictures of some rows. Those that cannot be read are named in a warning and left out.
+    """Encode the images of some rows. Those that cannot be read are named in a warning and skipped.
 
     Returns:
-        (n, D) embeddings as [`Encoder`] says, the n rows that could be read, and the others.
+        (n, D) embeddings as [`Encoder`] defines them, the n rows that could be read, and the unreadable images.
     """
     read: list[int] = []
     unreadable: list[BrokenImage] = []
@@ -296,7 +238,7 @@ def encode_rows(
             try:
                 image = pairs.read_row(row)
             except BrokenImage as broken:
-                logger.warning("left out: %s", broken)
+                logger.warning("skipping unreadable image %s", broken)
                 unreadable.append(broken)
                 continue
             read.append(row)
@@ -306,15 +248,15 @@ def encode_rows(
 
 
 def encode_pairs(encoder: Encoder, pairs: PairDataset, batch_size: int = 64, progress: bool = False) -> EncodedPairs:
-    """Encode all pictures and all captions of a data set, each once.
+    """Encode all images and all captions of a data set, each once.
 
-    A file that several rows name, one caption each, is one picture. Pictures that cannot be read are left out with
-    their captions.
+    A file that several rows name, one caption each, is one image. Images that cannot be read are skipped with their
+    captions.
 
     Args:
-        encoder: what encodes.
-        pairs: the data. A caption's correct answers are the pictures with the same image id, and vice versa.
-        batch_size: pictures in a forward pass.
+        encoder: embeds images and texts.
+        pairs: the data. A caption's correct answers are the images with the same image id, and vice versa.
+        batch_size: images in a forward pass.
         progress: show a progress bar.
     """
     first_rows = pairs.first_rows()

@@ -1,7 +1,4 @@
-"""Encode many images or texts: M + N forward passes, after which every comparison is a dot product.
-
-Evaluation and search both stand on this file, which is why it lies on the lower of the two floors.
-"""
+"""Encode many images or texts: M + N forward passes, after which every comparison is a dot product."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -15,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from ..models.losses import l2_normalize
 
 
-# Their text towers were trained on texts padded to full length and have no attention mask (Zhai et al., 2023).
+# Text towers that were trained on texts padded to full length, without an attention mask (Zhai et al., 2023).
 PADDED_TO_FULL_LENGTH = ("siglip", "siglip2")
 
 
@@ -27,7 +24,7 @@ def batches(items: Iterable, size: int) -> Iterator[list]:
 
 
 def text_options(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """How a model's tokenizer pads and cuts: to the longest of the batch, and at what the model can take."""
+    """Tokenizer options: pad to the longest text of the batch, truncate to the model's maximum length."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", tokenizer.model_max_length)
     padding = "max_length" if model.config.model_type in PADDED_TO_FULL_LENGTH else "longest"
     return {"padding": padding, "truncation": True, "max_length": min(positions, tokenizer.model_max_length)}
@@ -41,14 +38,14 @@ def encode_images(
     batch_size: int = 64,
     total: int | None = None,
 ) -> torch.Tensor:
-    """Normalised image embeddings (n, D), float32, on the CPU.
+    """Normalized image embeddings (n, D), float32, on the CPU.
 
     Args:
         model: a COTS or another dual encoder with `get_image_features` and `get_text_features`, whose `pooler_output`
             is the projected vector; in evaluation mode, on any device.
         processor: the model's.
-        images: RGB pictures, taken one batch at a time.
-        batch_size: pictures in a forward pass.
+        images: RGB images, taken one batch at a time.
+        batch_size: images in a forward pass.
         total: their number, for the progress bar; no bar without it.
     """
     embeddings = []
@@ -57,7 +54,7 @@ def encode_images(
             inputs = processor(images=batch, return_tensors="pt").to(model.device, model.dtype)
             embeddings.append(l2_normalize(model.get_image_features(**inputs).pooler_output).float().cpu())
             bar.update(len(batch))
-    # Nothing has a width too: that of any text.
+    # An empty result has the width of any text's embedding.
     return torch.cat(embeddings) if embeddings else encode_texts(model, processor, ["a"])[:0]
 
 
@@ -65,7 +62,7 @@ def encode_images(
 def encode_texts(
     model: PreTrainedModel, processor: ProcessorMixin, texts: Sequence[str], batch_size: int = 256
 ) -> torch.Tensor:
-    """Normalised text embeddings (n, D), float32, on the CPU; arguments as for [`encode_images`]."""
+    """Normalized text embeddings (n, D), float32, on the CPU; arguments as for [`encode_images`]."""
     if not texts:
         return encode_texts(model, processor, ["a"])[:0]
     options = text_options(model, processor.tokenizer)

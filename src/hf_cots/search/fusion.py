@@ -1,4 +1,4 @@
-"""How many candidates are re-ranked, and how the two scores of a candidate become one."""
+"""How many candidates are re-ranked, and how the two scores of a candidate are fused."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,11 @@ STEPS = 40  # of the weight, from 0 to 1
 
 @dataclass(frozen=True)
 class Fusion:
-    """One score of two: `weight * similarity / similarity_scale + (1 - weight) * logit / logit_scale`.
+    """Fused score: `weight * similarity / similarity_scale + (1 - weight) * logit / logit_scale`.
 
     Args:
-        weight: share of the first step, in [0, 1]; 0, the default, leaves the word to the judge, as its authors do.
+        weight: of the first stage's similarity, in [0, 1]; 0, the default, ranks by the re-ranker alone, as its
+            authors do.
         similarity_scale, logit_scale: what one unit of each is.
     """
 
@@ -29,20 +30,20 @@ class Fusion:
 
     @classmethod
     def fit(cls, similarities: torch.Tensor, logits: torch.Tensor, correct: torch.Tensor) -> "Fusion":
-        """The weight that ranks the candidates of validation queries best, by mean reciprocal rank.
+        """Choose the weight that ranks the candidates of validation queries best, by mean reciprocal rank.
 
-        Weights 0 and 1 are among those tried: on its own data the fusion is never worse than either step. Scales are
+        Weights 0 and 1 are among those tried: on its own data the fusion is never worse than either stage. Scales are
         the standard deviations over the candidates. Of equally good weights the smallest is taken.
 
         Args:
             similarities, logits: (n, k).
-            correct: (n, k) bool. Queries without a correct candidate say nothing.
+            correct: (n, k) bool. Queries without a correct candidate do not count.
 
         Raises:
             ValueError: if no query has a correct candidate.
         """
         if not bool(correct.any()):
-            raise ValueError("no validation query has a correct answer among its candidates: propose more of them")
+            raise ValueError("no validation query has a correct answer among its candidates: use more candidates")
         scales = [max(float(values.double().std(correction=0)), 1e-12) for values in (similarities, logits)]
         tried = [cls(step / STEPS, *scales) for step in range(STEPS + 1)]
         return max(tried, key=lambda fusion: fusion.reciprocal_rank(similarities, logits, correct))
@@ -57,56 +58,58 @@ class Fusion:
 
 @dataclass(frozen=True)
 class CandidateBudget:
-    """How many candidates of a query are judged: those that the first step puts within `width` of its best.
+    """How many candidates of a query are re-ranked: those within `margin` of the first stage's best.
 
-    A query whose best candidate leads by more than that is not judged at all.
+    A query whose best candidate leads by more than the margin is not re-ranked at all.
 
     Args:
-        most: never more than this.
-        width: in units of similarity; all candidates by default.
+        max_candidates: at most so many.
+        margin: in units of similarity; all candidates by default.
     """
 
-    most: int
-    width: float = float("inf")
+    max_candidates: int
+    margin: float = float("inf")
 
-    def of(self, similarities: torch.Tensor) -> torch.Tensor:
-        """(n,) int64 for (n, k) similarities in descending order; 0 where there would be one only."""
-        near = similarities[:, :1] - similarities[:, : self.most] <= self.width
-        depth = near.sum(dim=1)
-        return torch.where(depth > 1, depth, 0)
+    def num_candidates(self, similarities: torch.Tensor) -> torch.Tensor:
+        """(n,) int64 for (n, k) similarities in descending order; 0 where there would be only one."""
+        near = similarities[:, :1] - similarities[:, : self.max_candidates] <= self.margin
+        count = near.sum(dim=1)
+        return torch.where(count > 1, count, 0)
 
     @classmethod
-    def within_budget(cls, similarities: torch.Tensor, budget: float, most: int) -> "CandidateBudget":
-        """The widest margin that judges at most `budget` pairs a query on average.
+    def from_pairs_per_query(
+        cls, similarities: torch.Tensor, pairs_per_query: float, max_candidates: int
+    ) -> "CandidateBudget":
+        """Choose the widest margin that re-ranks at most `pairs_per_query` pairs a query on average.
 
-        It looks at no answers, so that it may be chosen on the very queries that it is used for; on others the average
-        is only about the same.
+        Only similarities are used, no answers, so that the margin may be chosen on the very queries that it is used
+        for; on others the average is approximate.
 
         Args:
             similarities: (n, k) in descending order.
-            budget: pairs a query.
-            most: pairs of any one query; what a limit of latency allows, see [`depth_within`].
+            pairs_per_query: the average.
+            max_candidates: of any one query, such as [`max_pairs_within`] a latency.
 
         Raises:
-            ValueError: if the budget is negative.
+            ValueError: if the average is negative.
         """
-        if budget < 0:
-            raise ValueError(f"a budget must not be negative, got {budget}")
-        gaps = (similarities[:, :1] - similarities[:, :most]).flatten().unique()
-        low, high = 0, len(gaps)  # the first `low` widths are affordable
+        if pairs_per_query < 0:
+            raise ValueError(f"a budget must not be negative, got {pairs_per_query}")
+        gaps = (similarities[:, :1] - similarities[:, :max_candidates]).flatten().unique()
+        low, high = 0, len(gaps)  # the first `low` margins are affordable
         while low < high:
             middle = (low + high) // 2
-            affordable = cls(most, float(gaps[middle])).of(similarities).double().mean() <= budget
-            low, high = (middle + 1, high) if affordable else (low, middle)
-        return cls(most, float(gaps[low - 1]) if low else -1.0)
+            counts = cls(max_candidates, float(gaps[middle])).num_candidates(similarities)
+            low, high = (middle + 1, high) if counts.double().mean() <= pairs_per_query else (low, middle)
+        return cls(max_candidates, float(gaps[low - 1]) if low else -1.0)
 
 
-def depth_within(seconds: float, seconds_per_pair: float) -> int:
-    """How many pairs fit into a limit of latency."""
+def max_pairs_within(seconds: float, seconds_per_pair: float) -> int:
+    """The number of pairs that fit into a latency."""
     return int(seconds / seconds_per_pair)
 
 
-def order_of(fused: torch.Tensor, depth: int) -> np.ndarray:
-    """(k,) places of one query's candidates after both steps, best first; of equal scores the first step's order."""
-    judged = torch.argsort(fused[:depth], descending=True, stable=True)
-    return torch.cat([judged, torch.arange(depth, len(fused))]).numpy()
+def rerank_order(fused: torch.Tensor, num_candidates: int) -> np.ndarray:
+    """(k,) positions of one query's candidates after both stages, best first; equal scores keep their order."""
+    reranked = torch.argsort(fused[:num_candidates], descending=True, stable=True)
+    return torch.cat([reranked, torch.arange(num_candidates, len(fused))]).numpy()

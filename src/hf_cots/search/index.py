@@ -1,4 +1,4 @@
-"""Search a folder of pictures with a text or with a picture: one encoding per file, one dot product per query."""
+"""Search a folder with a text or an image: one forward pass per file, one dot product per query."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,11 +6,10 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from transformers import AutoModel, AutoProcessor
 
 from ..data.images import BrokenImage, read_image
-from ..models import COTSModel, COTSProcessor
-from .encoding import encode_images, encode_texts
+from .encoders import Encoder
+from .loading import load_encoder
 
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
@@ -18,49 +17,59 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".ti
 
 @dataclass(frozen=True)
 class Match:
-    """One answer: the file and its cosine similarity to the query, in [-1, 1]."""
+    """A search result: the file and its cosine similarity to the query, in [-1, 1]."""
 
     path: Path
     score: float
 
 
 class ImageIndex:
-    """The embeddings of a set of picture files.
+    """The embeddings of a set of image files.
 
     Args:
-        model, processor: the encoder, in evaluation mode.
-        paths: the files. Those that cannot be read are left out and kept, with the reason, in `broken`.
-        batch_size: pictures in a forward pass.
+        encoder: embeds images and queries; see [`load_encoder`].
+        paths: the files. Those that cannot be read are skipped and kept, with the reason, in `broken`.
+        batch_size: images in a forward pass.
         progress: show a progress bar.
 
     Raises:
         ValueError: if no file can be read.
+
+    Example:
+        >>> index = ImageIndex.from_folder("runs/demo/model", "my/photos")  # doctest: +SKIP
+        >>> for match in index.search("an animal with wings", k=5):  # doctest: +SKIP
+        ...     print(f"{match.score:.3f}  {match.path}")
     """
 
-    def __init__(
-        self,
-        model: COTSModel,
-        processor: COTSProcessor,
-        paths: Sequence[Path],
-        batch_size: int = 64,
-        progress: bool = False,
-    ):
-        self.model, self.processor = model, processor
+    def __init__(self, encoder: Encoder, paths: Sequence[Path], batch_size: int = 64, progress: bool = False):
+        self.encoder = encoder
         self.paths: list[Path] = []
         self.broken: list[BrokenImage] = []
-        pictures = self._readable(paths)
-        self.embeds = encode_images(model, processor, pictures, batch_size, len(paths) if progress else None)  # (n, D)
+        self.embeds = encoder.encode_images(
+            self._readable(paths), batch_size, len(paths) if progress else None
+        )  # (n, D)
         if not self.paths:
-            raise ValueError(
-                f"none of {len(paths)} picture files can be read" + "".join(f"; {b}" for b in self.broken[:3])
-            )
+            reasons = "".join(f"; {broken}" for broken in self.broken[:3])
+            raise ValueError(f"none of {len(paths)} image files can be read{reasons}")
 
     @classmethod
-    def from_folder(cls, model: str, folder: Path | str, batch_size: int = 64, progress: bool = False) -> "ImageIndex":
-        """Load a model by Hub id or folder and encode every picture below a folder.
+    def from_folder(
+        cls,
+        model: str,
+        folder: Path | str,
+        batch_size: int = 64,
+        progress: bool = False,
+        device: str | torch.device | None = None,
+    ) -> "ImageIndex":
+        """Load a model by Hub id or folder and encode every image below a folder.
+
+        Args:
+            model, device: see [`load_encoder`], whose errors are raised too.
+            folder: searched with its sub-folders.
+            batch_size, progress: as for the class.
 
         Raises:
-            FileNotFoundError: if the folder does not exist or holds no picture.
+            FileNotFoundError: if the folder does not exist or holds no image.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -69,29 +78,28 @@ class ImageIndex:
             path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
         )
         if not paths:
-            raise FileNotFoundError(f"no picture ({', '.join(sorted(IMAGE_SUFFIXES))}) below {folder}")
-        encoder = AutoModel.from_pretrained(model).eval()
-        return cls(encoder, AutoProcessor.from_pretrained(model), paths, batch_size, progress)
+            raise FileNotFoundError(f"no image ({', '.join(sorted(IMAGE_SUFFIXES))}) below {folder}")
+        return cls(load_encoder(model, device), paths, batch_size, progress)
 
     def _readable(self, paths: Sequence[Path]) -> Iterator[Image.Image]:
         for path in paths:
             try:
-                picture = read_image(path)
+                image = read_image(path)
             except BrokenImage as broken:
                 self.broken.append(broken)
                 continue
             self.paths.append(path)
-            yield picture
+            yield image
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def search(self, query: str | Image.Image, k: int = 10) -> list[Match]:
-        """The k best files for a text, or for a picture.
+        """Find the k best files for a text, or for an image.
 
         Args:
             query: a text, or a PIL image.
-            k: how many; fewer come back from a smaller index.
+            k: how many; fewer are returned by a smaller index.
 
         Raises:
             ValueError: if the text is empty or k is not positive.
@@ -101,8 +109,8 @@ class ImageIndex:
         if isinstance(query, str):
             if not query.strip():
                 raise ValueError("the query is empty")
-            embed = encode_texts(self.model, self.processor, [query])[0]
+            embed = self.encoder.encode_texts([query])[0]
         else:
-            embed = encode_images(self.model, self.processor, [query])[0]
+            embed = self.encoder.encode_images([query])[0]
         scores, order = torch.topk(self.embeds @ embed, min(k, len(self)))
         return [Match(self.paths[i], score) for i, score in zip(order.tolist(), scores.tolist())]

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from hf_cots import SimlaModel
 from hf_cots.cli import app
 from hf_cots.evaluation.diagnostics.inspect_simla import draw_simla_inspection, heat_map, inspect_simla
-from hf_cots.search.rerank import load_reranker
+from hf_cots.search.loading import load_reranker
 from tests.support.simla_world import simla_folder
 from tests.support.worlds import all_pairs
 

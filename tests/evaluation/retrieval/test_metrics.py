@@ -16,7 +16,7 @@ from hf_cots.evaluation.retrieval.metrics import (
     hit_probability,
     per_query_metrics,
     rsum,
-    summarise,
+    summarize,
 )
 from tests.support.brute import expected_metrics, shuffled_metrics
 
@@ -109,7 +109,7 @@ def test_chance_with_unlike_numbers_of_answers_is_the_mean_over_queries():
 
 def test_means_median_and_rsum():
     tasks = [([3, 2, 1, 0], [0, 1, 0, 0]), ([3, 2, 1, 0], [0, 0, 0, 1])]
-    values = summarise(per_query_metrics(groups_of(tasks), 2))
+    values = summarize(per_query_metrics(groups_of(tasks), 2))
     assert values.keys() == {*MEANS.values(), "median_rank"}
     assert (values["R@1"], values["R@5"], values["mean_rank"], values["median_rank"]) == (0, 100, 3, 3)
     assert values["MRR"] == pytest.approx(37.5)
@@ -118,7 +118,7 @@ def test_means_median_and_rsum():
 
 def test_the_best_possible_order_gives_full_marks():
     """Twelve correct answers on top: nDCG@10 is 100 though ten places cannot hold them."""
-    values = summarise(per_query_metrics(groups_of([(list(range(20, 0, -1)), [1] * 12 + [0] * 8)]), 1))
+    values = summarize(per_query_metrics(groups_of([(list(range(20, 0, -1)), [1] * 12 + [0] * 8)]), 1))
     for name in ("R@1", "MRR", "nDCG@10", "mAP"):
         assert values[name] == pytest.approx(100, abs=1e-12)
     assert values["fractional_R@10"] == pytest.approx(100 * 10 / 12)
@@ -149,6 +149,6 @@ def test_metrics_agree_with_ranx():
     wanted = {f"{theirs}@{k}": f"{ours}@{k}" for theirs, ours in names.items() for k in KS}
     wanted |= {"mrr": "MRR", "ndcg@10": "nDCG@10", "map": "mAP"}
     theirs = evaluate(Qrels(qrels), Run(run), list(wanted))
-    ours = summarise(per_query_metrics(groups_of(tasks), 40))
+    ours = summarize(per_query_metrics(groups_of(tasks), 40))
     for name, value in theirs.items():
         assert ours[wanted[name]] == pytest.approx(100 * float(value), abs=1e-9), name

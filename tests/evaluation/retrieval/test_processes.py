@@ -9,7 +9,7 @@ import pytest
 
 from hf_cots.evaluation.retrieval.directions import rank_direction
 from hf_cots.evaluation.retrieval.run import EvaluationRun
-from tests.evaluation.retrieval.test_ranking import many_to_many
+from tests.support.embeddings import many_to_many
 from tests.support.paths import ROOT, SCRIPTS
 from tests.support.table_model import trainer_evaluation
 
@@ -42,15 +42,12 @@ def test_both_processes_have_the_whole_result(ranks):
 
 
 def test_ranks_are_bit_for_bit_those_of_one_process(ranks):
+    """Also with more processes than queries."""
     _, (results, _) = ranks
-    alone = rank_direction(*many_to_many(queries=51)).columns
-    assert results["columns"] == {name: column.tolist() for name, column in alone.items()}
-
-
-def test_more_processes_than_queries_are_no_error(ranks):
-    _, (results, _) = ranks
-    alone = rank_direction(*(each[:1] for each in many_to_many(classes=1))).columns
-    assert results["few"] == {name: column.tolist() for name, column in alone.items()}
+    few = [each[:1] for each in many_to_many(classes=1)]
+    for name, task in {"columns": many_to_many(queries=51), "few": few}.items():
+        alone = rank_direction(*task).columns
+        assert results[name] == {column: values.tolist() for column, values in alone.items()}
 
 
 @pytest.mark.parametrize("batch_eval", [False, True])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_cots.data.images import BrokenImage
-from hf_cots.evaluation.retrieval.directions import retrieval_metrics
+from hf_cots.evaluation.retrieval.directions import rank_direction
 from hf_cots.evaluation.retrieval.protocols import (
     ProtocolSpec,
     id_checksum,
@@ -17,7 +17,8 @@ from hf_cots.evaluation.retrieval.protocols import (
     mean_of_folds,
     split_folds,
 )
-from hf_cots.search.encoders import EncodedPairs, encode_pairs, load_encoder
+from hf_cots.search.encoders import EncodedPairs, encode_pairs
+from hf_cots.search.loading import load_encoder
 from tests.support.worlds import World, all_pairs
 
 
@@ -60,8 +61,8 @@ def write(path, data):
     return path
 
 
-def write_pictures(folder, entries):
-    """The first pictures only; more are not read before the evaluation."""
+def write_images(folder, entries):
+    """The first images only; more are not read before the evaluation."""
     for entry, (_, picture, _) in zip(entries[:10], all_pairs()):
         path = folder / entry.get("filepath", "") / entry["filename"]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +72,7 @@ def write_pictures(folder, entries):
 @pytest.mark.parametrize(("protocol", "folds"), [("coco-5k", 1), ("coco-1k", 5)])
 def test_coco_has_its_published_counts(tmp_path, protocol, folds):
     data = coco()
-    write_pictures(tmp_path / "images", data["images"])
+    write_images(tmp_path / "images", data["images"])
     loaded = load_protocol(protocol, write(tmp_path / "dataset_coco.json", data), tmp_path / "images")
     assert len(loaded.pairs.table) == 5_000
     assert len(loaded.pairs) == 25_000
@@ -87,14 +88,14 @@ def test_coco_has_its_published_counts(tmp_path, protocol, folds):
 
 def test_flickr30k_has_its_published_counts(tmp_path):
     data = flickr()
-    write_pictures(tmp_path / "images", data["images"])
+    write_images(tmp_path / "images", data["images"])
     loaded = load_protocol("flickr30k", write(tmp_path / "f.json", data), tmp_path / "images")
     assert (len(loaded.pairs.table), len(loaded.pairs), loaded.folds) == (1_000, 5_000, 1)
 
 
 def test_the_checksum_is_that_of_the_sorted_ids_and_can_be_demanded(tmp_path):
     data = flickr()
-    write_pictures(tmp_path / "images", data["images"])
+    write_images(tmp_path / "images", data["images"])
     lines = sorted(
         " ".join([entry["filename"], *(str(s["sentid"]) for s in entry["sentences"][:5])])
         for entry in data["images"]
@@ -104,21 +105,21 @@ def test_the_checksum_is_that_of_the_sorted_ids_and_can_be_demanded(tmp_path):
     path = write(tmp_path / "f.json", data)
     assert load_protocol("flickr30k", path, tmp_path / "images", checksum=expected).checksum == expected
     write(path, data | {"images": data["images"][::-1]})
-    write_pictures(tmp_path / "images", data["images"][:1000][::-1])
+    write_images(tmp_path / "images", data["images"][:1000][::-1])
     assert load_protocol("karpathy", path, tmp_path / "images").checksum == expected
     data["images"][0]["sentences"][0]["sentid"] = 99_999
     with pytest.raises(ValueError, match=f"have the checksum [0-9a-f]{{64}}, not {expected}"):
         load_protocol("flickr30k", write(path, data), tmp_path / "images", checksum=expected)
 
 
-def test_the_checksum_tells_which_caption_belongs_to_which_picture():
+def test_the_checksum_tells_which_caption_belongs_to_which_image():
     assert id_checksum([("a", [1, 2]), ("b", [3])]) == id_checksum([("b", [3]), ("a", [1, 2])])
     assert id_checksum([("a", [1]), ("b", [2, 3])]) != id_checksum([("a", [1, 2]), ("b", [3])])
 
 
 def test_any_split_in_the_layout_can_be_read(tmp_path):
     data = coco(images=10, captions=50)
-    write_pictures(tmp_path / "images", data["images"][10:])
+    write_images(tmp_path / "images", data["images"][10:])
     path = write(tmp_path / "mine.json", data)
     assert len(load_protocol("karpathy", path, tmp_path / "images", "val").pairs) == 5 * 7
     assert len(load_protocol("karpathy", path, tmp_path / "images", "train+restval").pairs) == 5 * 13
@@ -148,12 +149,12 @@ def twice(data):
     ("spoil", "message"),
     [
         (lambda data: data | {"dataset": "flickr8k"}, "needs the data set 'coco', this file is of 'flickr8k'"),
-        (lambda data: data | {"images": data["images"][1:]}, "has 4,999 pictures and 25,004 captions, the published"),
+        (lambda data: data | {"images": data["images"][1:]}, "has 4,999 images and 25,004 captions, the published"),
         (lambda data: {"dataset": "coco"}, "no list 'images'"),
         (lambda data: without(data, "split"), r"images\[3\] has no 'split'"),
         (fewer_captions, r"images\[3\] \(COCO_val2014_000000000021.jpg\) has 4 captions, 5 are needed"),
         (no_raw, r"images\[3\] has a sentence without 'raw' or 'sentid'"),
-        (twice, "picture 0 occurs twice in coco-5k"),
+        (twice, "image 0 occurs twice in coco-5k"),
         (lambda data: [1], "holds a list, not an object"),
     ],
 )
@@ -208,11 +209,11 @@ def test_folds_are_contiguous_and_each_is_a_task_of_its_own():
         assert torch.equal(fold.image_embeds, encoded.image_embeds[4 * i : 4 * i + 4])
         assert torch.equal(fold.text_embeds, encoded.text_embeds[12 * i : 12 * i + 12])
         assert torch.equal(fold.text_ids, fold.image_ids.repeat_interleave(3))
-        results.append(retrieval_metrics(fold.text_embeds, fold.image_embeds, fold.text_ids, fold.image_ids))
+        results.append(rank_direction(*fold.side("text_to_image")).metrics())
     assert mean_of_folds(results)["R@1"] == pytest.approx(sum(result["R@1"] for result in results) / 5)
 
 
-def test_a_broken_picture_moves_no_other_to_another_fold():
+def test_a_broken_image_moves_no_other_to_another_fold():
     encoded = random_pairs()
     kept, texts = [i for i in range(20) if i != 5], [i for i in range(60) if i // 3 != 5]
     gap = replace(
@@ -230,24 +231,24 @@ def test_a_broken_picture_moves_no_other_to_another_fold():
     assert [len(fold.captions) for fold in split_folds(gap, 5)] == [12, 9, 12, 12, 12]
 
 
-def test_pictures_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match="20 pictures do not divide into 3 folds"):
+def test_images_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="20 images do not divide into 3 folds"):
         split_folds(random_pairs(), 3)
 
 
 def test_a_protocol_runs_from_file_to_figures(tmp_path, monkeypatch):
-    """Ten pictures stand for COCO's 5,000: encoded, split into folds, averaged."""
+    """Ten images stand for COCO's 5,000: encoded, split into folds, averaged."""
     from hf_cots.evaluation.retrieval import protocols
 
     data = coco(images=10, captions=53)
-    write_pictures(tmp_path / "images", data["images"])
+    write_images(tmp_path / "images", data["images"])
     monkeypatch.setitem(protocols.PROTOCOLS, "coco-1k", ProtocolSpec("coco", "test", 10, 53, folds=5))
     loaded = load_protocol("coco-1k", write(tmp_path / "c.json", data), tmp_path / "images")
     world = World(tmp_path)
     encoded = encode_pairs(load_encoder(str(world.model), device="cpu"), loaded.pairs)
     parts = split_folds(encoded, loaded.folds)
     assert [(len(part.rows), len(part.captions)) for part in parts] == [(2, 10)] * 5
-    results = [retrieval_metrics(p.text_embeds, p.image_embeds, p.text_ids, p.image_ids) for p in parts]
+    results = [rank_direction(*part.side("text_to_image")).metrics() for part in parts]
     assert mean_of_folds(results)["gallery"] == 2
 
 

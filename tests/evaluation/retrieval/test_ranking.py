@@ -1,4 +1,4 @@
-"""Streaming ranks against plain sorting; exact scores, whatever the block, the share or the place in the gallery."""
+"""Streaming ranks against sorting; exact scores, whatever the block, the shard or the position in the gallery."""
 
 import os
 import subprocess
@@ -7,34 +7,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from hf_cots.evaluation.retrieval import ranking
 from hf_cots.evaluation.retrieval.directions import rank_direction
-from hf_cots.evaluation.retrieval.embedding_files import open_embeddings
-from hf_cots.evaluation.retrieval.metrics import concatenate, summarise
+from hf_cots.evaluation.retrieval.metrics import concatenate, summarize
 from hf_cots.evaluation.retrieval.ranking import Scores, count_above, nearest, rank_queries
 from tests.support.brute import metrics_of_order
+from tests.support.embeddings import assert_same, many_to_many, unit
 from tests.support.paths import ROOT
-
-
-def unit(*shape, seed=0, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.nn.functional.normalize(torch.randn(*shape, generator=generator), dim=-1).to(dtype)
-
-
-def many_to_many(queries=50, gallery=70, classes=6, seed=0):
-    """Embeddings and ids where each query has many correct answers and each entry many queries."""
-    generator = torch.Generator().manual_seed(seed)
-    query_ids = torch.randint(classes, (queries,), generator=generator)
-    gallery_ids = torch.cat([torch.arange(classes), torch.randint(classes, (gallery - classes,), generator=generator)])
-    return unit(queries, 16, seed=seed), unit(gallery, 16, seed=seed + 1), query_ids, gallery_ids
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
 @pytest.mark.parametrize("classes", [6, 40])  # more, and fewer, answers than `FEW_LEVELS`
@@ -58,10 +38,10 @@ def test_the_size_of_a_block_changes_no_bit(classes, block):
     assert_same(rank_queries(*task, block=block), rank_queries(*task))
 
 
-@pytest.mark.parametrize("shares", [2, 3, 60])  # more shares than queries, too
-def test_shares_put_together_are_bit_for_bit_the_whole(shares):
+@pytest.mark.parametrize("shards", [2, 3, 60])  # more shards than queries, too
+def test_concatenated_shards_are_bit_for_bit_the_complete_result(shards):
     task = many_to_many()
-    parts = [rank_queries(*task, share=(i, shares)) for i in range(shares)]
+    parts = [rank_queries(*task, shard=(i, shards)) for i in range(shards)]
     assert_same(concatenate(parts), rank_queries(*task))
 
 
@@ -94,8 +74,8 @@ def test_scores_are_within_the_rounding_of_the_embeddings(dtype, length):
     assert torch.equal(Scores(queries, gallery).pairs(row.flatten(), column.flatten()).view(9, 11), tile)
 
 
-def test_whole_numbers_stay_below_the_limit_of_exactness():
-    """Worst cases: all the weight in one place, and in all places."""
+def test_integers_stay_below_the_limit_of_exactness():
+    """Worst cases: all the weight in one component, and equal weight in all."""
     for vector in (torch.eye(1, 4096), torch.full((1, 4096), 1 / 64)):
         for length in (0.71, 1.0, 1.4, 1.404, 1.405, 1.99):
             fixed = ranking.FixedPoint(length * vector.double(), "query")[slice(0, 1)]
@@ -107,13 +87,10 @@ def test_counting_by_comparison_and_by_search_agree(monkeypatch):
     scores = torch.randint(12, (5, 200), generator=generator).double()
     levels = torch.randint(12, (5, 7), generator=generator).double().sort(dim=1, descending=True).values
     levels[0, :3] = torch.inf
-    compared = count_above(scores, levels)
-    monkeypatch.setattr(ranking, "FEW_LEVELS", 0)
-    searched = count_above(scores, levels)
-    for one, other in zip(compared, searched):
-        assert torch.equal(one, other)
-    assert torch.equal(compared[0][1, 0], (scores[1] > levels[1, 0]).sum())
-    assert torch.equal(compared[1][1, 0], (scores[1] >= levels[1, 0]).sum())
+    expected = (scores[:, None] > levels[..., None]).sum(dim=2), (scores[:, None] >= levels[..., None]).sum(dim=2)
+    for few_levels in (ranking.FEW_LEVELS, 0):
+        monkeypatch.setattr(ranking, "FEW_LEVELS", few_levels)
+        assert all(torch.equal(found, slow) for found, slow in zip(count_above(scores, levels), expected))
 
 
 def test_a_query_with_very_many_answers_does_not_widen_the_levels_of_the_others(monkeypatch):
@@ -141,51 +118,31 @@ def test_nearest_equals_sorting(k):
     torch.testing.assert_close(best, values[:, :k], rtol=0, atol=5e-8)
 
 
-def test_a_missing_answer_is_named_in_every_share():
+def test_a_missing_answer_is_named_in_every_shard():
     queries, gallery = unit(4, 8), unit(3, 8)
-    for share in ((0, 2), (1, 2)):
+    for shard in ((0, 2), (1, 2)):
         with pytest.raises(ValueError, match="query 3 has no correct answer"):
-            rank_queries(queries, gallery, torch.tensor([0, 1, 2, 9]), torch.arange(3), share=share)
+            rank_queries(queries, gallery, torch.tensor([0, 1, 2, 9]), torch.arange(3), shard=shard)
 
 
 def test_metrics_of_a_perfect_model():
     embeds = torch.eye(12)
-    assert summarise(rank_queries(embeds, embeds, torch.arange(12), torch.arange(12)))["mAP"] == 100
-
-
-# ---------------------------------------------------------------------- stored embeddings
-
-
-def test_stored_embeddings_are_ranked_like_those_in_memory(tmp_path):
-    queries, gallery, query_ids, gallery_ids = many_to_many()
-    np.save(tmp_path / "gallery.npy", gallery.numpy())
-    save_file({"images": gallery, "texts": queries}, tmp_path / "both.safetensors")
-    save_file({"images": gallery}, tmp_path / "one.safetensors")
-    stored = [
-        open_embeddings(tmp_path / "gallery.npy"),
-        open_embeddings(tmp_path / "one.safetensors"),
-        open_embeddings(tmp_path / "both.safetensors", "images"),
-    ]
-    expected = rank_queries(queries, gallery, query_ids, gallery_ids)
-    for each in stored:
-        assert_same(rank_queries(queries, each, query_ids, gallery_ids), expected)
+    assert summarize(rank_queries(embeds, embeds, torch.arange(12), torch.arange(12)))["mAP"] == 100
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("kind", ["npy", "safetensors"])
-def test_stored_embeddings_and_scores_are_not_held_in_memory(tmp_path, kind):
+def test_memory_mapped_embeddings_and_scores_are_not_held_in_memory(tmp_path):
     """205 MB of embeddings and 160 MB of scores for a process that may hold a fraction of either."""
     script = tmp_path / "measure.py"
     script.write_text(
-        "import sys, threading, torch\n"
+        "import sys, threading, numpy, torch\n"
         "from pathlib import Path\n"
         "from hf_cots.evaluation.retrieval.ranking import rank_queries\n"
-        "from hf_cots.evaluation.retrieval.embedding_files import open_embeddings\n"
         "torch.set_num_threads(1)\n"
         "def held():\n"
         "    status = Path('/proc/self/status').read_text()\n"
         "    return int(status.split('RssAnon:')[1].split()[0]) / 1000\n"
-        "embeds = open_embeddings(sys.argv[1])\n"
+        "embeds = torch.from_numpy(numpy.load(sys.argv[1], mmap_mode='c'))\n"
         "ids = torch.arange(len(embeds))\n"
         "rank_queries(embeds[:2], embeds[:2], ids[:2], ids[:2])\n"
         "before, peak, done = held(), 0, threading.Event()\n"
@@ -197,34 +154,8 @@ def test_stored_embeddings_and_scores_are_not_held_in_memory(tmp_path, kind):
         "done.set(); thread.join()\n"
         "print(peak - before)\n"
     )
-    embeds = torch.randn(100_000, 512)
-    path = tmp_path / f"embeds.{kind}"
-    if kind == "npy":
-        np.save(path, embeds.numpy())
-    else:
-        save_file({"embeds": embeds}, path)
+    np.save(tmp_path / "embeds.npy", torch.randn(100_000, 512).numpy())
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    command = [sys.executable, str(script), str(path)]
+    command = [sys.executable, str(script), str(tmp_path / "embeds.npy")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert float(done.stdout) < 40, done.stderr[-2000:]
-
-
-def test_what_is_no_embedding_file_is_named(tmp_path):
-    np.save(tmp_path / "flat.npy", np.ones(3))
-    np.save(tmp_path / "whole.npy", np.ones((3, 2), dtype=np.int64))
-    save_file({"a": torch.ones(2, 2), "b": torch.ones(2, 2)}, tmp_path / "two.safetensors")
-    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
-    (tmp_path / "embeds.pt").write_bytes(b"nothing")
-    for name, message in {
-        "flat.npy": r"holds torch.float64 of shape \(3,\), not one vector a row",
-        "whole.npy": "holds torch.int64",
-        "two.safetensors": "holds a, b: name one of them",
-        "broken.safetensors": "broken.safetensors: ",
-        "embeds.pt": "from .npy or .safetensors files",
-    }.items():
-        with pytest.raises(ValueError, match=message):
-            open_embeddings(tmp_path / name)
-    with pytest.raises(ValueError, match=r"two.safetensors: .*c"):
-        open_embeddings(tmp_path / "two.safetensors", "c")
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        open_embeddings(tmp_path / "absent.npy")

@@ -1,4 +1,4 @@
-"""`hf-cots evaluate --rerank` and two-step search in a folder: against both steps done by hand."""
+"""`hf-cots evaluate --rerank` and two-stage search in a folder: against both stages done by hand."""
 
 import json
 
@@ -10,16 +10,16 @@ from hf_cots.cli import app
 from hf_cots.data.sources import load_pairs
 from hf_cots.evaluation.retrieval.recall_cost import RerankEvaluation
 from hf_cots.evaluation.retrieval.report import evaluate_encoder
-from hf_cots.search.encoders import encode_pairs, load_encoder
+from hf_cots.search.encoders import encode_pairs
 from hf_cots.search.fusion import CandidateBudget, Fusion
 from hf_cots.search.index import ImageIndex
-from hf_cots.search.rerank import load_reranker
+from hf_cots.search.loading import load_encoder, load_reranker
 from hf_cots.search.reranked import RerankedIndex
 from tests.support.simla_world import simla_folder
 
 
 @pytest.fixture(scope="module")
-def judge(world):
+def simla(world):
     return str(simla_folder(world))
 
 
@@ -34,11 +34,11 @@ def encoder(world):
 
 
 @pytest.fixture(scope="module")
-def logits(judge, pairs):
-    """(texts, pictures) of the full forward."""
-    model, processor = load_reranker(judge, "cpu")
-    pictures = [pairs.read_row(row) for row in range(40)]
-    inputs = processor(images=pictures, text=[pairs.caption(i) for i in range(40)], return_tensors="pt", padding=True)
+def logits(simla, pairs):
+    """(texts, images) of the full forward."""
+    model, processor = load_reranker(simla, "cpu")
+    images = [pairs.read_row(row) for row in range(40)]
+    inputs = processor(images=images, text=[pairs.caption(i) for i in range(40)], return_tensors="pt", padding=True)
     rows = []
     with torch.no_grad():
         for i in range(40):
@@ -58,14 +58,12 @@ def slow_recall(similarities, second, k, fusion):
     return 100 * hits / len(similarities)
 
 
-def test_rows_equal_both_steps_by_hand(judge, encoder, pairs, logits):
-    """The judge alone, and a fusion that was fitted on other pairs; k beyond the gallery means all of it."""
-    evaluated = evaluate_encoder(encoder, pairs)
-    encoded = encode_pairs(encoder, pairs)
+def test_rows_equal_both_stages_by_hand(simla, encoder, pairs, logits):
+    """The re-ranker alone, and a fusion that was fitted; k beyond the gallery means all of it."""
+    result, encoded = evaluate_encoder(encoder, pairs), encode_pairs(encoder, pairs)
     similarities = encoded.text_embeds.double() @ encoded.image_embeds.double().t()
     for validation in (None, pairs):
-        step = RerankEvaluation(judge, k=5, validation=validation, resamples=20)
-        report = step(encoder, evaluated, pairs)
+        report = RerankEvaluation(simla, 5, validation, resamples=20).run(encoder, result, pairs)
         assert [row["k"] for row in report["rows"]] == [0, 5, 16, 64, 256]
         for name, first, second in (
             ("text_to_image", similarities, logits),
@@ -81,12 +79,12 @@ def test_rows_equal_both_steps_by_hand(judge, encoder, pairs, logits):
                 assert low <= values["R@1"] <= high
             spent = [row[name]["milliseconds_per_query"] for row in report["rows"]]
             assert spent == sorted(spent)
-            assert spent[-2] == spent[-1], "all of the gallery was judged before"
+            assert spent[-2] == spent[-1], "all of the gallery was scored before"
             gain = report["comparison"][name]["R@1"]["difference"]
             assert gain == pytest.approx(report["rows"][1][name]["R@1"] - report["rows"][0][name]["R@1"])
             if validation is not None:  # here it was fitted on the test itself, and cannot lose
                 assert report["rows"][1][name]["MRR"] >= report["rows"][0][name]["MRR"] - 1e-9
-        assert report["pictures"]["encoded"] == 40
+        assert report["images"]["encoded"] == 40
         assert json.loads(json.dumps(report)) == report
 
 
@@ -97,39 +95,41 @@ def blend(fusion, similarity, logit):
     )
 
 
-def test_a_row_with_a_k_of_its_own_for_each_query(judge, encoder, pairs):
-    evaluated = evaluate_encoder(encoder, pairs)
-    fixed = RerankEvaluation(judge, resamples=5)(encoder, evaluated, pairs)["rows"]
-    varying = RerankEvaluation(judge, budget=6, resamples=5)(encoder, evaluated, pairs)["rows"]
-    assert [row["k"] for row in varying] == [*(row["k"] for row in fixed), "varying"]
+def test_a_row_with_a_k_of_its_own_for_each_query(simla, encoder, pairs):
+    result = evaluate_encoder(encoder, pairs)
+    within_budget, within_latency = (
+        RerankEvaluation(simla, resamples=5, **options).run(encoder, result, pairs)["rows"]
+        for options in ({"budget": 6}, {"latency": 1e-6})
+    )
+    assert [row["k"] for row in within_budget] == [0, 16, 64, 256, "varying"]
     for name in ("text_to_image", "image_to_text"):
-        assert varying[-1][name]["pairs_per_query"] <= 6
-        assert varying[-1][name]["milliseconds_per_query"] < varying[-2][name]["milliseconds_per_query"]
-    at_once = RerankEvaluation(judge, latency=1e-6, resamples=5)(encoder, evaluated, pairs)["rows"][-1]
-    assert at_once["text_to_image"]["pairs_per_query"] == 0
-    assert at_once["text_to_image"]["R@1"] == fixed[0]["text_to_image"]["R@1"]
+        *_, largest, varying = within_budget
+        assert varying[name]["pairs_per_query"] <= 6
+        assert varying[name]["milliseconds_per_query"] < largest[name]["milliseconds_per_query"]
+    assert within_latency[-1]["text_to_image"]["pairs_per_query"] == 0
+    assert within_latency[-1]["text_to_image"]["R@1"] == within_latency[0]["text_to_image"]["R@1"]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": 1}, "of fewer than 2 candidates there is no order"),
+        ({"k": 1}, "fewer than 2 candidates cannot be re-ranked"),
         ({"budget": -1.0}, "--budget must not be negative"),
         ({"latency": 0.0}, "--latency must be positive"),
     ],
 )
-def test_numbers_out_of_range(judge, options, message):
+def test_numbers_out_of_range(simla, options, message):
     with pytest.raises(ValueError, match=message):
-        RerankEvaluation(judge, **options)
+        RerankEvaluation(simla, **options)
 
 
 def call(*words):
     return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})
 
 
-def test_the_command_prints_a_table_and_draws_a_curve(world, judge, tmp_path):
+def test_the_command_prints_a_table_and_draws_a_curve(world, simla, tmp_path):
     output = tmp_path / "results.json"
-    flags = ["--rerank", judge, "--k", 8, "--validation", world.parquet, "--budget", 4, "--resamples", 20]
+    flags = ["--rerank", simla, "--k", 8, "--validation", world.parquet, "--budget", 4, "--resamples", 20]
     result = call("evaluate", world.model, world.parquet, *flags, "--output", output)
     assert result.exit_code == 0, result.output
     report = json.loads(output.read_text())
@@ -141,15 +141,15 @@ def test_the_command_prints_a_table_and_draws_a_curve(world, judge, tmp_path):
     assert (tmp_path / "results.reranking.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_command_refuses_another_judge(world):
+def test_the_command_refuses_another_kind_of_model(world):
     result = call("evaluate", world.model, world.parquet, "--rerank", world.model)
     assert result.exit_code == 2
-    assert "cannot judge pairs: name a SIMLA" in " ".join(result.stderr.split())
+    assert "cannot re-rank: name a SIMLA model" in " ".join(result.stderr.split())
 
 
-def test_search_in_two_steps(world, judge, logits, pairs):
+def test_search_in_two_stages(world, simla, logits, pairs):
     index = ImageIndex.from_folder(str(world.model), world.imagefolder)
-    both = RerankedIndex.from_index(index, judge, depth=CandidateBudget(6))
+    both = RerankedIndex.from_index(index, simla, budget=CandidateBudget(6))
     text = pairs.caption(17)
     first = index.search(text, 10)
     found = both.search(text, 10)
@@ -158,10 +158,10 @@ def test_search_in_two_steps(world, judge, logits, pairs):
     assert [match.path for match in found] == [match.path for match in expected]
     scores = [float(logits[17, number[match.path.name]]) for match in expected[:6]]
     assert [match.score for match in found[:6]] == pytest.approx(scores, abs=1e-5)
-    assert len(both.reranker.kept) == 6
+    assert len(both.reranker.cached) == 6
     assert [match.path for match in both.search(text, 3)] == [match.path for match in expected[:3]]
-    sure = RerankedIndex.from_index(index, judge, depth=CandidateBudget(6, width=-1.0))
+    sure = RerankedIndex.from_index(index, simla, budget=CandidateBudget(6, margin=-1.0))
     assert sure.search(text, 10) == first
-    result = call("search", world.model, world.imagefolder, text, "-k", 2, "--rerank", judge)
+    result = call("search", world.model, world.imagefolder, text, "-k", 2, "--rerank", simla)
     assert result.exit_code == 0
     assert len(result.stdout.strip().splitlines()) == 2

@@ -14,11 +14,11 @@ from hf_cots.evaluation.retrieval import run
 from hf_cots.evaluation.retrieval.directions import rank_direction
 from hf_cots.evaluation.retrieval.failures import worst_failures
 from hf_cots.evaluation.retrieval.metrics import rsum
-from hf_cots.evaluation.retrieval.per_query_table import queries_file, read_queries
+from hf_cots.evaluation.retrieval.per_query_table import query_table_path, read_query_table
 from hf_cots.evaluation.retrieval.report import build_report, data_fingerprint, evaluate_encoder
 from hf_cots.evaluation.retrieval.run import EvaluationRun
-from hf_cots.search.encoders import load_encoder
-from tests.evaluation.retrieval.test_ranking import unit
+from hf_cots.search.loading import load_encoder
+from tests.support.embeddings import unit
 from tests.support.worlds import all_pairs, tiny_processor
 
 
@@ -115,7 +115,7 @@ def test_rescored_rows_carry_their_label_and_leave_the_plain_ones_alone(whole, w
 
 def test_the_query_table_gives_the_same_figures_again(whole, world):
     report, output = whole
-    directions, about = read_queries(queries_file(output))
+    directions, about = read_query_table(query_table_path(output))
     assert about == {
         "model": report["model"]["name"],
         "fingerprint": report["model"]["fingerprint"],
@@ -152,7 +152,7 @@ def test_another_models_failure_costs_no_figure(world, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="out of luck"):
         evaluate(world, output, compare=str(world.model))
     assert json.loads(output.read_text())["text_to_image"]["queries"] == 40
-    assert queries_file(output).is_file()
+    assert query_table_path(output).is_file()
 
 
 def test_a_failing_page_costs_no_figure(world, tmp_path, monkeypatch, caplog):
@@ -167,7 +167,7 @@ def test_a_failing_page_costs_no_figure(world, tmp_path, monkeypatch, caplog):
 
 def test_a_foreign_parquet_is_no_query_table(world):
     with pytest.raises(ValueError, match="not a per-query table"):
-        read_queries(world.parquet)
+        read_query_table(world.parquet)
 
 
 def test_fingerprints_are_of_the_content(world, tmp_path):
@@ -195,10 +195,7 @@ def test_folds_are_averaged(world):
     assert [len(part.rows) for part in folded.parts] == [8] * 5
     values = folded.metrics()["text_to_image"]
     assert (values["queries"], values["gallery"]) == (40, 8)
-    singles = []
-    for part in folded.parts:
-        task = (part.text_embeds, part.image_embeds, part.text_ids, part.image_ids)
-        singles.append(rank_direction(*task).metrics())
+    singles = [rank_direction(*part.side("text_to_image")).metrics() for part in folded.parts]
     for metric in ("R@1", "median_rank", "mAP"):
         assert values[metric] == pytest.approx(np.mean([single[metric] for single in singles]))
     assert build_report(folded, resamples=20)["chance"]["text_to_image"]["R@1"] == pytest.approx(12.5)

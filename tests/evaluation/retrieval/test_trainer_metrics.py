@@ -7,23 +7,10 @@ from transformers import EvalPrediction
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import CLIPOutput
 
-from hf_cots.evaluation.retrieval.directions import retrieval_metrics
-from hf_cots.evaluation.retrieval.metrics import rsum
+from hf_cots.evaluation.retrieval.directions import rank_direction
 from hf_cots.evaluation.retrieval.trainer_metrics import RetrievalMetrics
 from hf_cots.models import COTSForPreTrainingOutput, COTSOutput
-from tests.support.table_model import PICTURES, LookupOutput, pairs, trainer_evaluation
-
-
-def expected():
-    """By [`retrieval_metrics`] on 13 texts and 5 pictures."""
-    images, texts, ids = pairs()
-    first = torch.tensor([ids.tolist().index(i) for i in ids.unique()])
-    both = {
-        "text_to_image": retrieval_metrics(texts, images[first], ids, ids[first]),
-        "image_to_text": retrieval_metrics(images[first], texts, ids[first], ids),
-    }
-    assert both["text_to_image"]["gallery"] == PICTURES
-    return {f"{name}_{m}": v for name, values in both.items() for m, v in values.items()} | {"rsum": rsum(both)}
+from tests.support.table_model import LookupOutput, expected, pairs, trainer_evaluation
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 13])
@@ -34,7 +21,7 @@ def test_trainer_reports_the_metrics_of_the_whole_set(tmp_path, batch_size, sett
         assert results[f"eval_{name}"] == pytest.approx(value, abs=1e-9), name
 
 
-def test_a_second_evaluation_starts_anew():
+def test_a_second_evaluation_starts_afresh():
     metrics, (images, texts, ids) = RetrievalMetrics(COTSOutput), pairs()
     for _ in range(2):
         halves = [slice(0, 6), slice(6, 13)]
@@ -45,13 +32,13 @@ def test_a_second_evaluation_starts_anew():
         assert results == pytest.approx(expected())
 
 
-def test_each_pair_can_have_a_picture_of_its_own():
+def test_each_pair_can_have_an_image_of_its_own():
     """Then a text has several correct answers, here all equal: nothing is lost by the best of them."""
     images, texts, ids = (each.numpy() for each in pairs())
     results = RetrievalMetrics(COTSOutput, one_image_per_id=False)(EvalPrediction((images, texts), ids))
     assert results["text_to_image_gallery"] == results["image_to_text_queries"] == 13
     task = [torch.from_numpy(each) for each in (texts, images, ids, ids)]
-    wanted = retrieval_metrics(*task)
+    wanted = rank_direction(*task).metrics()
     assert {name: results[f"text_to_image_{name}"] for name in wanted} == wanted
 
 
@@ -69,16 +56,20 @@ def test_the_order_is_that_of_the_output_class():
     assert RetrievalMetrics(CLIPOutput)(EvalPrediction((texts, images), ids)) == straight
 
 
-def test_what_is_wrong_is_said():
-    images, texts, ids = pairs()
-    metrics = RetrievalMetrics(COTSOutput)
-    with pytest.raises(ValueError, match="keys_to_ignore_at_inference"):
-        metrics(EvalPrediction((images @ texts.T, images, texts), ids))
-    with pytest.raises(ValueError, match="keys_to_ignore_at_inference"):
-        metrics(EvalPrediction(images, ids))
-    with pytest.raises(ValueError, match="label_names"):
-        metrics(EvalPrediction((images, texts), (ids, ids)))
-    with pytest.raises(ValueError, match="label_names"):
-        metrics(EvalPrediction((images, texts), np.zeros((13, 2))))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda i, t, ids: ((i @ t.T, i, t), ids), "keys_to_ignore_at_inference"),
+        (lambda i, t, ids: (i, ids), "keys_to_ignore_at_inference"),
+        (lambda i, t, ids: ((i, t), (ids, ids)), "label_names"),
+        (lambda i, t, ids: ((i, t), np.zeros((13, 2))), "label_names"),
+    ],
+)
+def test_wrong_predictions_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        RetrievalMetrics(COTSOutput)(EvalPrediction(*change(*pairs())))
+
+
+def test_an_output_without_embeddings_is_refused():
     with pytest.raises(ValueError, match="BaseModelOutput has no field 'image_embeds'"):
         RetrievalMetrics(BaseModelOutput)

@@ -7,14 +7,14 @@ import torch
 from hf_cots.evaluation.retrieval import transductive
 from hf_cots.evaluation.retrieval.directions import rank_direction
 from hf_cots.evaluation.retrieval.transductive import dual_softmax, gallery_bias, querybank
-from tests.evaluation.retrieval.test_ranking import assert_same, unit
+from tests.support.embeddings import assert_same, unit
 
 
 BETA = 20.0
 
 
 def task(queries=60, gallery=40, bank=50, seed=0):
-    """Pictures and noisy texts of them, with hubs: all entries lean towards one direction, some far more."""
+    """Images and noisy texts of them, with hubs: all entries lean towards one direction, some far more."""
     generator = torch.Generator().manual_seed(seed)
     hub = unit(1, 12, seed=9)
     entries = unit(gallery, 12, seed=seed) + hub * 1.5 * torch.rand(gallery, 1, generator=generator) ** 3
@@ -67,7 +67,7 @@ def test_a_steep_softmax_of_a_large_bank_does_not_overflow():
     assert torch.isfinite(gallery_bias(texts, images, 1e5)).all()
 
 
-def test_ranks_with_a_bias_do_not_depend_on_block_or_share(monkeypatch):
+def test_ranks_with_a_bias_do_not_depend_on_the_block():
     texts, images, bank, ids, image_ids = task()
     rescoring = querybank(texts, images, bank, BETA)
     whole = rank_direction(texts, images, ids, image_ids, rescoring=rescoring)

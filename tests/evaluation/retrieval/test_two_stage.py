@@ -1,4 +1,4 @@
-"""Fusion, depth and ranking of two-step search, against loops."""
+"""Fusion, candidate budget and ranking of two-stage search, against loops."""
 
 import math
 
@@ -8,12 +8,12 @@ import torch
 
 from hf_cots.evaluation.retrieval.directions import rank_direction
 from hf_cots.evaluation.retrieval.ranking import nearest
-from hf_cots.evaluation.retrieval.two_stage import Candidates, correct_candidates, rank_two_step
-from hf_cots.search.fusion import CandidateBudget, Fusion, depth_within, order_of
+from hf_cots.evaluation.retrieval.two_stage import Candidates, find_correct, rank_two_stage
+from hf_cots.search.fusion import CandidateBudget, Fusion, max_pairs_within, rerank_order
 
 
 def data(queries=30, gallery=20, seed=0):
-    """Embeddings, ids (each picture of the gallery answers some queries, two answer one another's), and candidates."""
+    """Embeddings, ids (each image of the gallery answers some queries, two answer each other's), and candidates."""
     source = torch.Generator().manual_seed(seed)
     q, g = (torch.nn.functional.normalize(torch.randn(n, 6, generator=source), dim=1) for n in (queries, gallery))
     gallery_ids = torch.arange(gallery)
@@ -22,12 +22,12 @@ def data(queries=30, gallery=20, seed=0):
     return q, g, query_ids, gallery_ids
 
 
-def slow_ranks(q, g, query_ids, gallery_ids, candidates, fused, depth):
+def slow_ranks(q, g, query_ids, gallery_ids, candidates, fused, counts):
     """Rank of the best correct answer of each query, by sorting lists."""
     ranks = []
     for i in range(len(q)):
-        judged = list(zip(fused[i].tolist(), candidates.index[i].tolist()))[: int(depth[i])]
-        first = [entry for _, entry in sorted(judged, key=lambda pair: -pair[0])]
+        scored = list(zip(fused[i].tolist(), candidates.index[i].tolist()))[: int(counts[i])]
+        first = [entry for _, entry in sorted(scored, key=lambda pair: -pair[0])]
         others = [j for j in range(len(g)) if j not in first]
         others.sort(key=lambda j: -float(q[i].double() @ g[j].double()))
         order = first + others
@@ -40,41 +40,43 @@ def test_ranks_equal_sorted_lists(k):
     q, g, query_ids, gallery_ids = data()
     candidates = Candidates(*nearest(q, g, k))
     fused = torch.randn(30, k, generator=torch.Generator().manual_seed(1)).double()
-    depth = torch.randint(0, k + 1, (30,), generator=torch.Generator().manual_seed(2))
-    ours = rank_two_step(q, g, query_ids, gallery_ids, candidates, fused, depth)
-    expected = slow_ranks(q, g, query_ids, gallery_ids, candidates, fused, depth)
+    counts = torch.randint(0, k + 1, (30,), generator=torch.Generator().manual_seed(2))
+    ours = rank_two_stage(q, g, query_ids, gallery_ids, candidates, fused, counts)
+    expected = slow_ranks(q, g, query_ids, gallery_ids, candidates, fused, counts)
     assert ours.columns["rank"].tolist() == expected
     assert ours.columns["R@5"].tolist() == [100.0 * (rank <= 5) for rank in expected]
 
 
-def test_without_a_second_step_nothing_changes():
+def test_without_a_second_stage_nothing_changes():
     q, g, query_ids, gallery_ids = data()
     plain = rank_direction(q, g, query_ids, gallery_ids)
     candidates = Candidates(*nearest(q, g, 8))
-    nothing = torch.full((30, 8), math.nan, dtype=torch.float64)  # what was not judged is not looked at
-    ours = rank_two_step(q, g, query_ids, gallery_ids, candidates, nothing, torch.zeros(30, dtype=torch.long))
-    same_order = rank_two_step(q, g, query_ids, gallery_ids, candidates, candidates.similarities, torch.full((30,), 8))
+    nothing = torch.full((30, 8), math.nan, dtype=torch.float64)  # scores of other entries are ignored
+    ours = rank_two_stage(q, g, query_ids, gallery_ids, candidates, nothing, torch.zeros(30, dtype=torch.long))
+    same_order = rank_two_stage(
+        q, g, query_ids, gallery_ids, candidates, candidates.similarities, torch.full((30,), 8)
+    )
     for name, column in plain.columns.items():
         np.testing.assert_array_equal(ours.columns[name], column)
         np.testing.assert_array_equal(same_order.columns[name], column)
 
 
-def test_equal_judgements_are_ties():
+def test_equal_scores_are_ties():
     """All candidates equal: the rank of one correct answer among 6 is 3.5 on average."""
     q, g, query_ids, gallery_ids = data(gallery=6)
     gallery_ids = torch.arange(6)
     candidates = Candidates(*nearest(q, g, 6))
-    ours = rank_two_step(
+    ours = rank_two_stage(
         q, g, query_ids % 6, gallery_ids, candidates, torch.zeros(30, 6).double(), torch.full((30,), 6)
     )
     assert set(ours.columns["rank"].tolist()) == {3.5}
 
 
-def test_a_perfect_judge_lifts_r1_to_the_recall_of_the_candidates():
+def test_a_perfect_reranker_lifts_r1_to_the_recall_of_the_candidates():
     q, g, query_ids, gallery_ids = data()
     candidates = Candidates(*nearest(q, g, 5))
-    correct = correct_candidates(candidates, query_ids, gallery_ids)
-    ours = rank_two_step(q, g, query_ids, gallery_ids, candidates, correct.double(), torch.full((30,), 5))
+    correct = find_correct(candidates, query_ids, gallery_ids)
+    ours = rank_two_stage(q, g, query_ids, gallery_ids, candidates, correct.double(), torch.full((30,), 5))
     assert ours.metrics()["R@1"] == pytest.approx(rank_direction(q, g, query_ids, gallery_ids).metrics()["R@5"])
 
 
@@ -107,13 +109,13 @@ def test_the_fitted_weight_is_the_best_of_the_grid():
         for w in range(41)
     ]
     assert fitted.weight == pytest.approx(np.argmax(slow) / 40)
-    assert 0.2 < fitted.weight < 0.8, "two equally good steps share the word"
+    assert 0.2 < fitted.weight < 0.8, "two equally good stages have similar weights"
     assert max(slow) > slow[0] + 0.02
     assert max(slow) > slow[40] + 0.02
 
 
 @pytest.mark.parametrize(("noises", "expected"), [((0.3, 1e6), 1.0), ((1e6, 0.0), 0.0)])
-def test_a_useless_step_gets_no_word(noises, expected):
+def test_a_useless_stage_gets_no_weight(noises, expected):
     assert Fusion.fit(*fusion_data(*noises)).weight == pytest.approx(expected, abs=0.05)
 
 
@@ -126,50 +128,53 @@ def test_fusion_without_answers_or_spread():
     assert torch.isfinite(constant(first, second)).all()
 
 
-def test_the_default_leaves_the_word_to_the_judge():
+def test_the_default_ranks_by_the_reranker_alone():
     first, second, _ = fusion_data(0.5, 0.5)
     assert torch.equal(Fusion()(first, second), second.double())
 
 
-# ---------------------------------------------------------------------- depth
+# ---------------------------------------------------------------------- candidate budget
 
 
 SIMILARITIES = torch.tensor([[0.9, 0.5, 0.4, 0.3], [0.9, 0.88, 0.87, 0.2], [0.5, 0.5, 0.49, 0.48]])
 
 
-def test_depth_by_margin():
-    assert CandidateBudget(4).of(SIMILARITIES).tolist() == [4, 4, 4]
-    assert CandidateBudget(4, 0.05).of(SIMILARITIES).tolist() == [0, 3, 4]
-    assert CandidateBudget(3, 0.05).of(SIMILARITIES).tolist() == [0, 3, 3]
-    assert CandidateBudget(4, 0.0).of(SIMILARITIES).tolist() == [0, 0, 2]
-    assert CandidateBudget(1).of(SIMILARITIES).tolist() == [0, 0, 0], "one candidate has no order"
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        (CandidateBudget(4), [4, 4, 4]),
+        (CandidateBudget(4, 0.05), [0, 3, 4]),
+        (CandidateBudget(3, 0.05), [0, 3, 3]),
+        (CandidateBudget(4, 0.0), [0, 0, 2]),
+        (CandidateBudget(1), [0, 0, 0]),  # one candidate has no order
+    ],
+)
+def test_candidates_within_a_margin(budget, expected):
+    assert budget.num_candidates(SIMILARITIES).tolist() == expected
 
 
 @pytest.mark.parametrize("most", [1, 3, 16])
-@pytest.mark.parametrize("budget", [0, 0.5, 3, 7.25, 100])
-def test_the_budget_is_kept_and_used(budget, most):
+@pytest.mark.parametrize("average", [0, 0.5, 3, 7.25, 100])
+def test_the_budget_is_kept_and_used(average, most):
     similarities = torch.rand(50, 16, generator=torch.Generator().manual_seed(0)).double()
     similarities = similarities.sort(dim=1, descending=True).values
-    depth = CandidateBudget.within_budget(similarities, budget, most)
-    spent = depth.of(similarities).double().mean()
-    assert spent <= budget
+    budget = CandidateBudget.from_pairs_per_query(similarities, average, most)
+    assert budget.num_candidates(similarities).double().mean() <= average
     gaps = (similarities[:, :1] - similarities[:, :most]).flatten().unique()
-    wider = gaps[gaps > depth.width]
-    assert not len(wider) or CandidateBudget(most, float(wider[0])).of(similarities).double().mean() > budget
+    wider = gaps[gaps > budget.margin]
+    if len(wider):
+        assert CandidateBudget(most, float(wider[0])).num_candidates(similarities).double().mean() > average
 
 
 def test_queries_in_doubt_get_more():
     similarities = torch.cat([SIMILARITIES[:1].expand(5, -1), SIMILARITIES[2:].expand(5, -1)])
-    depth = CandidateBudget.within_budget(similarities, 2, 4).of(similarities)
-    assert depth.tolist() == [0] * 5 + [4] * 5
+    counts = CandidateBudget.from_pairs_per_query(similarities, 2, 4).num_candidates(similarities)
+    assert counts.tolist() == [0] * 5 + [4] * 5
     with pytest.raises(ValueError, match="a budget must not be negative, got -1"):
-        CandidateBudget.within_budget(similarities, -1, 4)
+        CandidateBudget.from_pairs_per_query(similarities, -1, 4)
 
 
-def test_depth_within_a_latency():
-    assert depth_within(0.1, 0.004) == 25
-    assert depth_within(0.001, 0.004) == 0
-
-
-def test_order_of_one_query():
-    assert order_of(torch.tensor([0.1, 0.9, 0.9, 5.0]), 3).tolist() == [1, 2, 0, 3]
+def test_pairs_within_a_latency_and_the_order_of_one_query():
+    assert max_pairs_within(0.1, 0.004) == 25
+    assert max_pairs_within(0.001, 0.004) == 0
+    assert rerank_order(torch.tensor([0.1, 0.9, 0.9, 5.0]), 3).tolist() == [1, 2, 0, 3]

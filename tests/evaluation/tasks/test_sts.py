@@ -18,7 +18,7 @@ from hf_cots.evaluation.tasks.sts import (
     pearson,
     spearman,
 )
-from hf_cots.search.encoders import load_encoder
+from hf_cots.search.loading import load_encoder
 from tests.support.known_encoder import KnownEncoder
 
 

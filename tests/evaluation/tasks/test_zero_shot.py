@@ -18,7 +18,7 @@ from hf_cots.evaluation.tasks.zero_shot import (
     read_templates,
     top_k_probability,
 )
-from hf_cots.search.encoders import load_encoder
+from hf_cots.search.loading import load_encoder
 from tests.support.known_encoder import KnownEncoder
 from tests.support.worlds import World, all_pairs, encoded
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig
 
 from ...models import COTSForPreTraining, COTSProcessor
 from ...models.masking import PATCH_STREAM, block_mask, generator, mix
+from ...search.loading import load_for_pretraining
 from ..rendering.panels import draw_panels
 
 
@@ -63,15 +64,10 @@ def load_pretrained_with_heads(model: str) -> tuple[COTSForPreTraining, COTSProc
         raise ValueError(f"{model} is no COTS model but '{config.model_type}'")
     if config.mvm_weight == 0:
         raise ValueError(f"{model} was trained with mvm_weight 0: it never learned to predict masked patches")
-    loaded, info = COTSForPreTraining.from_pretrained(model, output_loading_info=True)
-    if any(name.startswith(("mvm_", "image_tokenizer.")) for name in info["missing_keys"]):
-        raise ValueError(
-            f"{model} has no token heads: it is a model to deploy. Name a checkpoint of its pre-training, "
-            "such as output_dir/checkpoint-1000"
-        )
+    loaded, processor = load_for_pretraining(model)
     if not config.image_tokenizer_config.has_decoder:
         raise ValueError(f"{model} has an image tokenizer without a decoder: nothing can be shown of its codes")
-    return loaded.eval(), AutoProcessor.from_pretrained(model)
+    return loaded, processor
 
 
 @torch.inference_mode()

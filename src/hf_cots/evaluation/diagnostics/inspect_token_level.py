@@ -30,7 +30,7 @@ def inspect_token_level(
         ValueError: if no token level is on, or there are fewer than two pairs.
     """
     config = model.config
-    if not config.uses_masks:
+    if config.model_type != "cots" or not config.uses_masks:
         raise ValueError("the model has no token level: mvm_weight and mlm_weight are 0")
     if len(pairs) < 2:
         raise ValueError(f"{pairs.name} has {len(pairs)} pair: there is no stranger to ask")

@@ -5,9 +5,10 @@ from typing import Any
 
 from rich.table import Table
 
-from ..retrieval.metrics import KS
+from ...search.encoders import DIRECTIONS
 
 
+BAR = 20  # characters for 100 percent
 ROWS = {
     "R@1": "R@1",
     "R@5": "R@5",
@@ -17,7 +18,7 @@ ROWS = {
     "MRR": "MRR",
     "nDCG@10": "nDCG@10",
     "mAP": "mAP",
-    **{f"fractional_R@{k}": f"fractional R@{k}" for k in KS},
+    **{f"fractional_R@{k}": f"fractional R@{k}" for k in (1, 5, 10)},
 }
 
 
@@ -34,14 +35,16 @@ def terminal_table(results: dict[str, dict[str, float]], title: str | None = Non
 
 
 def report_tables(report: dict[str, Any]) -> list[Table]:
-    """The tables of a report of [`hf_cots.evaluation.retrieval.report.build_report`]: figures with intervals beside chance, the
-    comparison, and each transductive re-scoring under its label."""
-    directions = {name: report[name] for name in ("text_to_image", "image_to_text")}
+    """The tables of an evaluation's report: metrics with intervals beside chance, the comparison, re-ranking, and each
+    transductive re-scoring under its label."""
+    directions = {name: report[name] for name in DIRECTIONS}
     tables = [_figures(report, directions)]
     if "comparison" in report:
         tables.append(_comparison(report["model"]["name"], report["comparison"], directions))
     for rescored in report.get("transductive", []):
         tables.append(_rescored(rescored, directions))
+    if "reranking" in report:
+        tables += _reranking(report["reranking"])
     return tables
 
 
@@ -96,6 +99,29 @@ def _rescored(rescored: dict[str, Any], directions: dict[str, Any]) -> Table:
 
     _add_rows(table, directions, cells)
     return table
+
+
+def _reranking(reranking: dict[str, Any]) -> list[Table]:
+    """Recall against cost: a table of each direction, with the curve of R@1 as bars."""
+    tables = []
+    for name in DIRECTIONS:
+        title = f"{name.replace('_', ' ')}, re-ranked by {reranking['reranker']['name']}: 95% intervals"
+        table = Table(title=title, title_justify="left")
+        for heading in ("k", "pairs a query", "ms a query", "R@1", "R@5", "R@10", ""):
+            table.add_column(heading, justify="right" if heading else "left")
+        for row in reranking["rows"]:
+            values = row[name]
+            recalls = [with_interval(values[f"R@{k}"], values["intervals"][f"R@{k}"]) for k in (1, 5, 10)]
+            cost = [f"{values['pairs_per_query']:.1f}", f"{values['milliseconds_per_query']:.2f}"]
+            table.add_row(str(row["k"]), *cost, *recalls, "▇" * round(BAR * values["R@1"] / 100))
+        tables.append(table)
+    gain = {name: reranking["comparison"][name]["R@1"] for name in DIRECTIONS}
+    tables[-1].caption = "; ".join(
+        f"{name.replace('_', ' ')} R@1 with k={reranking['k']} less without: "
+        f"{with_interval(value['difference'], value['interval'])}, p {value['p_value']:.4f}"
+        for name, value in gain.items()
+    )
+    return tables
 
 
 def task_table(report: dict[str, Any], task: str, digits: int = 1) -> Table:

@@ -1,7 +1,7 @@
 """Image-text retrieval in both directions, as papers count it: R@K is hit@K in percent.
 
-A query is hit at K if *any* of its correct answers is among the first K. Ties are broken fairly, scores are exact, and
-memory does not grow with queries x gallery: see `metrics.py` and `ranking.py`.
+A query is a hit at K if *any* of its correct answers is among the first K. Ties are broken fairly, scores are exact,
+and memory does not grow with queries x gallery: see `metrics.py` and `ranking.py`.
 """
 
 from collections.abc import Sequence
@@ -14,18 +14,15 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ...data.sources import PairDataset
-from ...search.encoders import DualEncoder, EncodedPairs, encode_pairs
-from .metrics import chance_level, concatenate, summarise
+from ...search.encoders import DIRECTIONS, DualEncoder, EncodedPairs, encode_pairs
+from .metrics import chance_level, concatenate, summarize
 from .protocols import mean_of_folds
 from .ranking import BLOCK, rank_queries
 from .transductive import Rescoring
 
 
-DIRECTIONS = ("text_to_image", "image_to_text")
-
-
 def processes() -> PartialState:
-    """The processes that torchrun or accelerate started, or this one alone; gloo joins them without accelerators."""
+    """The processes that torchrun or accelerate started, or this one alone; they use gloo without accelerators."""
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
@@ -34,7 +31,7 @@ class DirectionResult:
     """One direction of a data set, query by query.
 
     Args:
-        columns: (n,) float64 each, as [`hf_cots.evaluation.retrieval.metrics.per_query_metrics`] says.
+        columns: (n,) float64 each, of [`hf_cots.evaluation.retrieval.metrics.per_query_metrics`].
         query_ids: (n,) int64, the image id of each query: queries with equal ids are resampled together.
         gallery_ids: (m,) int64.
         query_folds, gallery_folds: (n,) and (m,) int64, ascending from 0. A query meets the gallery of its fold only.
@@ -47,15 +44,15 @@ class DirectionResult:
     gallery_folds: np.ndarray
 
     @classmethod
-    def of_one_gallery(
+    def from_single_gallery(
         cls, columns: dict[str, np.ndarray], query_ids: np.ndarray, gallery_ids: np.ndarray
     ) -> "DirectionResult":
         """A direction without folds."""
         return cls(columns, query_ids, gallery_ids, np.zeros_like(query_ids), np.zeros_like(gallery_ids))
 
     @classmethod
-    def joined(cls, parts: Sequence["DirectionResult"]) -> "DirectionResult":
-        """Directions of one gallery each, as the folds of one direction."""
+    def from_folds(cls, parts: Sequence["DirectionResult"]) -> "DirectionResult":
+        """Concatenate results of one gallery each, as the folds of one direction."""
         return cls(
             concatenate(part.columns for part in parts),
             np.concatenate([part.query_ids for part in parts]),
@@ -65,17 +62,23 @@ class DirectionResult:
         )
 
     def folds(self) -> list["DirectionResult"]:
-        """The inverse of `joined`."""
+        """The results of each fold: the inverse of `from_folds`."""
         parts = []
         for fold in range(int(self.query_folds[-1]) + 1):
             queries, gallery = self.query_folds == fold, self.gallery_folds == fold
             columns = {name: column[queries] for name, column in self.columns.items()}
-            parts.append(self.of_one_gallery(columns, self.query_ids[queries], self.gallery_ids[gallery]))
+            parts.append(self.from_single_gallery(columns, self.query_ids[queries], self.gallery_ids[gallery]))
         return parts
 
     def metrics(self) -> dict[str, float]:
-        """All metrics over the queries, as [`retrieval_metrics`] returns them; the mean over folds."""
-        return self._with_sizes([summarise(part.columns) for part in self.folds()])
+        """All metrics over the queries; the mean over folds.
+
+        Returns:
+            `R@1`, `R@5`, `R@10` (hit@K), `MRR`, `nDCG@10`, `mAP` and `fractional_R@K` (the fraction of a query's
+            correct answers among the first K) in percent; `median_rank` and `mean_rank` of the first correct answer,
+            expected ranks under ties, from 1; `queries`, `gallery`.
+        """
+        return self._with_sizes([summarize(part.columns) for part in self.folds()])
 
     def chance(self) -> dict[str, float]:
         """The same metrics for guessing."""
@@ -86,10 +89,10 @@ class DirectionResult:
             levels.append(chance_level(len(part.query_ids), len(part.gallery_ids), positives))
         return self._with_sizes(levels)
 
-    def _with_sizes(self, of_folds: list[dict[str, float]]) -> dict[str, float]:
+    def _with_sizes(self, folds: list[dict[str, float]]) -> dict[str, float]:
         """Mean over folds, the number of all queries, and the size of a fold's gallery."""
-        gallery = round(len(self.gallery_ids) / len(of_folds))
-        return mean_of_folds(of_folds) | {"queries": len(self.query_ids), "gallery": gallery}
+        gallery = round(len(self.gallery_ids) / len(folds))
+        return mean_of_folds(folds) | {"queries": len(self.query_ids), "gallery": gallery}
 
 
 def rank_direction(
@@ -104,58 +107,35 @@ def rank_direction(
     """Rank the correct answers of every query.
 
     Args:
-        query_embeds, gallery_embeds: (n, D) and (m, D) normalised embeddings on the CPU, memory-mapped or not.
+        query_embeds, gallery_embeds: (n, D) and (m, D) normalized embeddings on the CPU, memory-mapped or not.
         query_ids, gallery_ids: (n,) and (m,) int64; equal ids belong together.
         block: queries compared at a time.
         rescoring: a transductive re-scoring of these queries and this gallery.
         split_queries: divide the queries among the processes of torchrun or accelerate. Each of them must call, with
-            the same arguments, and each gets the whole result, bit for bit that of one process.
+            the same arguments, and each gets the complete result, bit for bit that of one process.
 
     Raises:
-        ValueError: as [`rank_queries`] says.
+        ValueError: see [`rank_queries`].
     """
     state = processes() if split_queries else None
-    share = (state.process_index, state.num_processes) if state else (0, 1)
+    shard = (state.process_index, state.num_processes) if state else (0, 1)
     bias, biased = (rescoring.bias, rescoring.biased) if rescoring else (None, None)
-    columns = rank_queries(query_embeds, gallery_embeds, query_ids, gallery_ids, block, bias, biased, share)
+    columns = rank_queries(query_embeds, gallery_embeds, query_ids, gallery_ids, block, bias, biased, shard)
     if state and state.num_processes > 1:
         columns = concatenate(gather_object([columns]))
-    return DirectionResult.of_one_gallery(columns, query_ids.numpy(), gallery_ids.numpy())
+    return DirectionResult.from_single_gallery(columns, query_ids.numpy(), gallery_ids.numpy())
 
 
 def rank_both(
     encoded: EncodedPairs, rescoring: dict[str, Rescoring] | None = None, split_queries: bool = False
 ) -> dict[str, DirectionResult]:
     """Both directions of an encoded data set; arguments as for [`rank_direction`], the rescoring by direction."""
-    texts, images = (encoded.text_embeds, encoded.text_ids), (encoded.image_embeds, encoded.image_ids)
     return {
         name: rank_direction(
-            queries[0],
-            gallery[0],
-            queries[1],
-            gallery[1],
-            rescoring=rescoring[name] if rescoring else None,
-            split_queries=split_queries,
+            *encoded.side(name), rescoring=rescoring[name] if rescoring else None, split_queries=split_queries
         )
-        for name, queries, gallery in zip(DIRECTIONS, (texts, images), (images, texts))
+        for name in DIRECTIONS
     }
-
-
-def retrieval_metrics(
-    query_embeds: torch.Tensor,
-    gallery_embeds: torch.Tensor,
-    query_ids: torch.Tensor,
-    gallery_ids: torch.Tensor,
-    block: int = BLOCK,
-) -> dict[str, float]:
-    """The metrics of one direction; arguments and errors as for [`rank_direction`].
-
-    Returns:
-        `R@1`, `R@5`, `R@10` (hit@K), `MRR`, `nDCG@10`, `mAP` and `fractional_R@K` (the share of a query's correct
-        answers among the first K) in percent; `median_rank` and `mean_rank` of the first correct answer, expected
-        ranks under ties, from 1; `queries`, `gallery`.
-    """
-    return rank_direction(query_embeds, gallery_embeds, query_ids, gallery_ids, block).metrics()
 
 
 def evaluate_retrieval(
@@ -165,19 +145,26 @@ def evaluate_retrieval(
     batch_size: int = 64,
     progress: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """Both directions on a data set: all its pictures against all its captions.
+    """Evaluate both directions on a data set: all its images against all its captions.
 
-    A file that several rows name, one caption each, is one picture. Pictures that cannot be read are named in a
-    warning and left out with their captions.
+    A file that several rows name, one caption each, is one image. Images that cannot be read are named in a warning
+    and skipped with their captions.
 
     Args:
-        model, processor: an encoder in evaluation mode and its processor.
-        pairs: the data. A caption's correct answers are the pictures with the same image id, and vice versa.
-        batch_size: pictures in a forward pass.
+        model, processor: a dual encoder in evaluation mode and its processor.
+        pairs: the data. A caption's correct answers are the images with the same image id, and vice versa.
+        batch_size: images in a forward pass.
         progress: show a progress bar.
 
     Returns:
-        `{"text_to_image": ..., "image_to_text": ...}`, each as [`retrieval_metrics`] says.
+        `{"text_to_image": ..., "image_to_text": ...}`, each as [`DirectionResult.metrics`].
+
+    Example:
+        >>> model = AutoModel.from_pretrained("runs/demo/model").eval()  # doctest: +SKIP
+        >>> processor = AutoProcessor.from_pretrained("runs/demo/model")  # doctest: +SKIP
+        >>> pairs = load_pairs("my_test_pairs/")  # doctest: +SKIP
+        >>> evaluate_retrieval(model, processor, pairs)["text_to_image"]["R@1"]  # doctest: +SKIP
+        51.7
     """
     encoded = encode_pairs(DualEncoder(model, processor), pairs, batch_size, progress)
     return {name: direction.metrics() for name, direction in rank_both(encoded).items()}

@@ -1,4 +1,4 @@
-"""A page of the worst failures: what was asked, what would have been right, and what was ranked above it."""
+"""A page of the worst failures: each query, its correct answer, and the wrong answers ranked above it."""
 
 import html
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from ...data.sources import PairDataset
-from ...search.encoders import EncodedPairs
+from ...search.encoders import DIRECTIONS, EncodedPairs
 from ..rendering.pages import page, thumbnail
-from .directions import DIRECTIONS, DirectionResult
+from .directions import DirectionResult
 from .ranking import Positives, Scores, nearest
 
 
@@ -53,12 +53,12 @@ def worst_failures(
     count: int = 20,
     shown: int = 5,
 ) -> list[Failure]:
-    """The queries of one gallery with the greatest ranks, the greatest first; of equal ranks the first query.
+    """Find the queries of one gallery with the highest ranks, the highest first; of equal ranks the first query.
 
     Args:
         direction: of one fold.
-        query_embeds, gallery_embeds: (n, D) and (m, D), those that it was made from.
-        count: how many queries at most; those whose correct answer came first alone are no failures.
+        query_embeds, gallery_embeds: (n, D) and (m, D), the embeddings that were ranked.
+        count: how many queries at most; those whose correct answer came first, without a tie, are no failures.
         shown: how many wrong entries of each.
     """
     ranks = direction.columns["rank"]
@@ -68,19 +68,19 @@ def worst_failures(
         return []
     queries, query_ids = query_embeds[chosen], torch.from_numpy(direction.query_ids)[chosen]
     gallery_ids = torch.from_numpy(direction.gallery_ids)
-    row, _, entry = Positives(query_ids, gallery_ids).of(slice(0, len(chosen)))
-    own = Scores(queries, gallery_embeds).pairs(row, entry)
-    # Correct answers below the best one can stand among the nearest too: at most `shown` entries are wrong and above.
-    most_answers = int(torch.bincount(row).max())
-    scores, nearby = nearest(queries, gallery_embeds, shown + most_answers)
+    row, entry = Positives(query_ids, gallery_ids).lookup(slice(0, len(chosen)))
+    positive_scores = Scores(queries, gallery_embeds).pairs(row, entry)
+    # Correct answers below the best one can be among the nearest too: at most `shown` entries are wrong and above.
+    most_positives = int(torch.bincount(row).max())
+    scores, nearby = nearest(queries, gallery_embeds, shown + most_positives)
     failures = []
-    for number, query in enumerate(chosen.tolist()):
-        mine = own[row == number]
-        truth, best = int(entry[row == number][mine.argmax()]), float(mine.max())
+    for i, query in enumerate(chosen.tolist()):
+        own = positive_scores[row == i]
+        truth, best = int(entry[row == i][own.argmax()]), float(own.max())
         above = [
             (index, score)
-            for index, score in zip(nearby[number].tolist(), scores[number].tolist())
-            if score >= best and gallery_ids[index] != query_ids[number]
+            for index, score in zip(nearby[i].tolist(), scores[i].tolist())
+            if score >= best and gallery_ids[index] != query_ids[i]
         ]
         failures.append(Failure(query, float(ranks[query]), truth, best, above[:shown]))
     return failures
@@ -94,23 +94,22 @@ def write_failures(
     pairs: PairDataset,
     count: int = 20,
 ) -> None:
-    """Write the page.
+    """Write the page of failures.
 
     Args:
         path: the HTML file.
         title: its heading.
         directions: results of both directions, in as many folds as there are parts.
         parts: the encoded data, one for each fold.
-        pairs: the data set itself.
+        pairs: the data set.
         count: failures of each direction.
     """
     sections = []
     for name in DIRECTIONS:
         found = []
         for fold, part in zip(directions[name].folds(), parts):
-            texts, images = part.text_embeds, part.image_embeds
-            embeds = (texts, images) if name == "text_to_image" else (images, texts)
-            found += [(failure, part) for failure in worst_failures(fold, *embeds, count)]
+            query_embeds, gallery_embeds, *_ = part.side(name)
+            found += [(failure, part) for failure in worst_failures(fold, query_embeds, gallery_embeds, count)]
         found = sorted(found, key=lambda pair: -pair[0].rank)[:count]
         sections.append(f"<h2>{name.replace('_', ' ').capitalize()}</h2>")
         sections += [_section(name, failure, part, pairs) for failure, part in found] or ["<p>No failures.</p>"]
@@ -122,13 +121,13 @@ def write_failures(
 
 
 def _section(direction: str, failure: Failure, part: EncodedPairs, pairs: PairDataset) -> str:
-    def picture(index: int) -> str:
+    def image(index: int) -> str:
         return thumbnail(pairs, part.rows[index], THUMBNAIL)
 
     def text(index: int) -> str:
         return f"<p>{html.escape(pairs.caption(part.captions[index]))}</p>"
 
-    show_query, show_entry = (text, picture) if direction == "text_to_image" else (picture, text)
+    show_query, show_entry = (text, image) if direction == "text_to_image" else (image, text)
     cells = [
         _figure("asked", show_query(failure.query), f"asked; the answer came at rank {failure.rank:g}"),
         _figure("right", show_entry(failure.truth), f"right, {failure.score:.3f}"),

@@ -3,9 +3,9 @@
 Every value is the expectation over a uniformly random order of the entries that score the same (McSherry and Najork,
 "Computing information retrieval performance measures efficiently in the presence of tied scores", ECIR 2008), so that
 a model which gives every pair the same score gets exactly the chance level. The formulas need only four counts for
-each group of tied entries that holds a correct answer; no score is seen here, and nothing but numpy is needed.
+each group of tied entries with a correct answer, no scores; and no library but numpy.
 
-Shares (R@K, MRR, nDCG, mAP) are in percent; ranks start at 1.
+R@K, MRR, nDCG and mAP are in percent; ranks start at 1.
 """
 
 from collections.abc import Callable, Iterable
@@ -30,12 +30,12 @@ MEANS = {
 
 @dataclass(frozen=True)
 class TieGroups:
-    """The groups of equally scored gallery entries that hold a correct answer, each query's from its best score down.
+    """Groups of equally scored gallery entries with a correct answer, each query's from its best score down.
 
     Args:
-        query: (groups,) int64, ascending from 0: whose group it is. Every query has at least one.
-        above: (groups,) int64, gallery entries that score higher, right and wrong.
-        size: (groups,) int64, entries of the group, right and wrong.
+        query: (groups,) int64, ascending from 0: the query of each group. Every query has at least one.
+        above: (groups,) int64, gallery entries that score higher, correct or not.
+        size: (groups,) int64, entries of the group, correct or not.
         correct: (groups,) int64, correct answers among them, at least 1.
     """
 
@@ -53,18 +53,18 @@ def hit_probability(above: np.ndarray, size: np.ndarray, correct: np.ndarray, k:
         k: cut-off.
 
     Returns:
-        (n,) float64: 1 - C(size - correct, m) / C(size, m) with m the places that the group has among the first k.
+        (n,) float64: 1 - C(size - correct, m) / C(size, m) with m the ranks of the group among the first k.
     """
-    places = np.clip(k - above, 0, size)
+    within_k = np.clip(k - above, 0, size)
     miss = np.ones(len(size))
-    for drawn in range(k):  # the m entries drawn one after the other, all of them wrong
+    for drawn in range(k):  # m entries drawn without replacement, all of them wrong
         wrong, left = np.maximum(size - correct - drawn, 0), np.maximum(size - drawn, 1)
-        miss *= np.where(drawn < places, wrong / left, 1.0)
+        miss *= np.where(drawn < within_k, wrong / left, 1.0)
     return 1 - miss
 
 
 def expected_rank(above: np.ndarray, size: np.ndarray, correct: np.ndarray) -> np.ndarray:
-    """(n,) float64 expected rank of the first correct answer: the least of `correct` places among `size` is, on
+    """(n,) float64 expected rank of the first correct answer: the least of `correct` ranks among `size` is, on
     average, (size + 1) / (correct + 1)."""
     return above + (size + 1) / (correct + 1)
 
@@ -77,13 +77,13 @@ def expected_reciprocal_rank(above: np.ndarray, size: np.ndarray, correct: np.nd
         still_wrong = np.cumprod(np.r_[1.0, (size - correct - taken[:-1]) / (size - taken[:-1])])
         return float((still_wrong * correct / (size - taken) / (above + taken + 1)).sum())
 
-    return _by_group(tied, 1 / (above + 1.0), above, size, correct)
+    return _sum_over_ties(tied, 1 / (above + 1.0), above, size, correct)
 
 
 def expected_precisions(above: np.ndarray, size: np.ndarray, correct: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """(n,) float64 expected sum of the precisions at the places of a group's correct answers, the terms of AP.
+    """(n,) float64 expected sum of the precisions at the ranks of a group's correct answers, the terms of AP.
 
-    Place i of the group is correct with probability correct / size; then, of the i - 1 before it,
+    Rank i within the group is correct with probability correct / size; then, of the i - 1 before it,
     (correct - 1) (i - 1) / (size - 1) are expected to be correct (McSherry and Najork, section 2.5).
 
     Args:
@@ -92,17 +92,17 @@ def expected_precisions(above: np.ndarray, size: np.ndarray, correct: np.ndarray
     """
 
     def tied(above: int, size: int, correct: int, before: int) -> float:
-        places = np.arange(1, size + 1)
-        so_far = before + 1 + (correct - 1) * (places - 1) / (size - 1)
-        return float((so_far / (above + places)).sum()) * correct / size
+        ranks = np.arange(1, size + 1)
+        so_far = before + 1 + (correct - 1) * (ranks - 1) / (size - 1)
+        return float((so_far / (above + ranks)).sum()) * correct / size
 
-    return _by_group(tied, (before + 1) / (above + 1.0), above, size, correct, before)
+    return _sum_over_ties(tied, (before + 1) / (above + 1.0), above, size, correct, before)
 
 
-def _by_group(tied: Callable[..., float], untied: np.ndarray, above, size, *counts) -> np.ndarray:
-    """`untied` where a group has one entry, elsewhere the sum `tied`, once for each distinct set of counts.
+def _sum_over_ties(tied: Callable[..., float], untied: np.ndarray, above, size, *counts) -> np.ndarray:
+    """`untied` where a group has one entry, elsewhere the sum `tied`, computed once for each distinct set of counts.
 
-    The groups of one query are disjoint, so that all sums together are never longer than queries x gallery: less work
+    The groups of one query are disjoint, so that all sums together have at most queries x gallery terms: less work
     than the dot products that found the ties.
     """
     values = untied.astype(np.float64)
@@ -114,17 +114,17 @@ def _by_group(tied: Callable[..., float], untied: np.ndarray, above, size, *coun
 
 
 def per_query_metrics(groups: TieGroups, queries: int) -> dict[str, np.ndarray]:
-    """What each query contributes.
+    """Compute each query's metrics.
 
     Args:
         groups: of queries 0 to queries - 1.
-        queries: their number.
+        queries: how many there are.
 
     Returns:
         Columns (queries,) float64. `R@K`: hit@K, any correct answer among the first K. `rank`: expected rank of the
         first correct answer. `reciprocal_rank`, `nDCG@10` (binary relevance, log2 discount, ideal order of *all* its
-        correct answers), `average_precision` (over the whole gallery). `fractional_R@K`: the share of its correct
-        answers among the first K. All but `rank` in percent.
+        correct answers), `average_precision` (over the whole gallery). `fractional_R@K`: the fraction of its
+        correct answers among the first K. All but `rank` in percent.
     """
     query, above, size, correct = groups.query, groups.above, groups.size, groups.correct
     first = np.searchsorted(query, np.arange(queries))
@@ -151,14 +151,14 @@ def per_query_metrics(groups: TieGroups, queries: int) -> dict[str, np.ndarray]:
 
 
 def concatenate(parts: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The columns of [`per_query_metrics`] for several sets of queries, one below the other."""
-    none = np.empty(0, dtype=np.int64)
-    parts = [per_query_metrics(TieGroups(none, none, none, none), 0), *parts]
+    """Concatenate the columns of [`per_query_metrics`] of several sets of queries."""
+    empty = np.empty(0, dtype=np.int64)
+    parts = [per_query_metrics(TieGroups(empty, empty, empty, empty), 0), *parts]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def summarise(columns: dict[str, np.ndarray]) -> dict[str, float]:
-    """Means over queries of the columns of [`per_query_metrics`], under the names that papers use; `median_rank`."""
+def summarize(columns: dict[str, np.ndarray]) -> dict[str, float]:
+    """Means over queries of the columns of [`per_query_metrics`], under the names in papers, and `median_rank`."""
     metrics = {name: float(columns[column].mean()) for column, name in MEANS.items()}
     return metrics | {"median_rank": float(np.median(columns["rank"]))}
 
@@ -169,16 +169,16 @@ def rsum(results: dict[str, dict[str, float]]) -> float:
 
 
 def chance_level(queries: int, gallery: int, positives: int | np.ndarray = 1) -> dict[str, float]:
-    """What guessing reaches: every gallery entry of every query in one great tie.
+    """The metrics of guessing: all gallery entries of a query tie.
 
     Args:
-        queries: their number.
+        queries: how many.
         gallery: entries in the gallery.
-        positives: correct answers of each query, one number for all or (queries,) int64.
+        positives: correct answers of each query, one count for all or (queries,) int64.
 
     Returns:
-        The metrics of [`summarise`], with `queries` and `gallery`.
+        The metrics of [`summarize`], with `queries` and `gallery`.
     """
     correct = np.broadcast_to(np.asarray(positives, dtype=np.int64), (queries,))
     groups = TieGroups(np.arange(queries), np.zeros_like(correct), np.full_like(correct, gallery), correct)
-    return summarise(per_query_metrics(groups, queries)) | {"queries": queries, "gallery": gallery}
+    return summarize(per_query_metrics(groups, queries)) | {"queries": queries, "gallery": gallery}

@@ -1,6 +1,6 @@
-"""The per-query table of an evaluation: what was asked and how it went, one row a query, as parquet.
+"""The per-query table of an evaluation: each query and its metrics, one row a query, as parquet.
 
-From it every figure and every interval can be computed again, and another model compared without encoding anything.
+All metrics and intervals can be computed from it again, and another model compared, without encoding anything.
 """
 
 import json
@@ -11,42 +11,42 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...data.sources import PairDataset, image_name
-from ...search.encoders import EncodedPairs
-from .directions import DIRECTIONS, DirectionResult
+from ...search.encoders import DIRECTIONS, EncodedPairs
+from .directions import DirectionResult
 from .metrics import MEANS
 
 
 KEY = b"hf_cots"
 
 
-def queries_file(results: Path) -> Path:
-    """The table that belongs to a file of results: `results.queries.parquet` beside `results.json`."""
+def query_table_path(results: Path) -> Path:
+    """The path of the table beside a file of results: `results.queries.parquet` beside `results.json`."""
     return results.with_suffix(".queries.parquet")
 
 
-def write_queries(
+def write_query_table(
     path: Path,
     directions: dict[str, DirectionResult],
     parts: list[EncodedPairs],
     pairs: PairDataset,
     about: dict[str, str],
 ) -> None:
-    """Write the table.
+    """Write the per-query table.
 
-    Columns: `direction`, `query` (the text, or the name of the picture), `image_id`, `fold`, and those of
+    Columns: `direction`, `query` (the text, or the name of the image), `image_id`, `fold`, and those of
     [`hf_cots.evaluation.retrieval.metrics.per_query_metrics`].
 
     Args:
         path: the parquet file.
         directions: results, in as many folds as there are parts.
         parts: the encoded data, one for each fold.
-        pairs: the data set itself.
+        pairs: the data set.
         about: `model`, `fingerprint` and `data_fingerprint`, kept in the file.
     """
     texts = [pairs.caption(index) for part in parts for index in part.captions]
-    pictures = [image_name(pairs, row) for part in parts for row in part.rows]
+    images = [image_name(pairs, row) for part in parts for row in part.rows]
     tables = []
-    for name, queries in zip(DIRECTIONS, (texts, pictures)):
+    for name, queries in zip(DIRECTIONS, (texts, images)):
         direction = directions[name]
         columns = {
             "direction": [name] * len(queries),
@@ -59,8 +59,8 @@ def write_queries(
     pq.write_table(table.replace_schema_metadata({KEY: json.dumps(about)}), path)
 
 
-def read_queries(path: Path) -> tuple[dict[str, DirectionResult], dict[str, str]]:
-    """Results of both directions and what the file says about them, as [`write_queries`] got them.
+def read_query_table(path: Path) -> tuple[dict[str, DirectionResult], dict[str, str]]:
+    """Read the results of both directions and `about`, as given to [`write_query_table`].
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -74,7 +74,7 @@ def read_queries(path: Path) -> tuple[dict[str, DirectionResult], dict[str, str]
         raise ValueError(f"{path}: not a parquet file: {error}") from None
     absent = {"direction", "image_id", "fold", *MEANS} - set(table.column_names)
     if absent or KEY not in (table.schema.metadata or {}):
-        what = f"the column '{min(absent)}'" if absent else "what model and data it is of"
+        what = f"the column '{min(absent)}'" if absent else "the names of model and data"
         raise ValueError(f"{path}: not a per-query table of `hf-cots evaluate`, it lacks {what}")
     names = np.asarray(table["direction"])
     rows = {name: np.flatnonzero(names == name) for name in DIRECTIONS}

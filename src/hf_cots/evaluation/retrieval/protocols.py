@@ -2,15 +2,14 @@
 
 - **COCO and Flickr30K**: the splits of Karpathy and Fei-Fei (2015, "Deep visual-semantic alignments for generating
   image descriptions"), `dataset_coco.json` and `dataset_flickr30k.json`: `{"dataset", "images": [{"filename",
-  "filepath", "split", "cocoid" or "imgid", "sentences": [{"raw", "sentid"}]}]}`. COCO's test split has 5,000 pictures
-  and 25,010 captions, of which the first five of each picture count, 25,000; Flickr30K's has 1,000 and 5,000. "1K" on
-  COCO is the mean over five folds of 1,000 pictures in the order of the file.
+  "filepath", "split", "cocoid" or "imgid", "sentences": [{"raw", "sentid"}]}]}`. COCO's test split has 5,000 images
+  and 25,010 captions, of which the first five of each image count, 25,000; Flickr30K's has 1,000 and 5,000. "1K" on
+  COCO is the mean over five folds of 1,000 images in the order of the file.
 - **MSR-VTT 1k-A**: the 1,000 video-sentence pairs of Yu et al. (2018, JSFusion), a CSV with `video_id` and `sentence`.
 
-A count that is not the published one is an error. Beside the counts each protocol has a checksum of the ids of its
-pictures and captions. The authors published none, and we did not have their files at hand to compute one that we could
-vouch for: it is reported with every result, so that two results can be seen to be of the same test set, and whoever
-has a checksum that they trust can demand it.
+A count that is not the published one is an error. Each protocol also has a checksum of the ids of its images and
+captions. The authors published none to verify against, so it is reported with every result: equal checksums mean equal
+test sets, and a checksum that is known can be demanded.
 """
 
 import csv
@@ -34,7 +33,7 @@ KARPATHY = "karpathy"
 
 @dataclass(frozen=True)
 class ProtocolSpec:
-    """What is known of a published split."""
+    """Name and sizes of a published split."""
 
     dataset: str
     split: str
@@ -56,9 +55,9 @@ class ProtocolData:
 
     Attributes:
         name: of the protocol.
-        pairs: the pictures, each with the captions that count.
-        folds: parts that are evaluated apart and averaged; see [`split_folds`].
-        checksum: SHA-256 over the ids of pictures and captions, in hexadecimal; see [`id_checksum`].
+        pairs: the images, each with the captions that count.
+        folds: parts that are evaluated separately and averaged; see [`split_folds`].
+        checksum: SHA-256 over the ids of images and captions, in hexadecimal; see [`id_checksum`].
     """
 
     name: str
@@ -74,69 +73,69 @@ def load_protocol(
     split: str = "test",
     checksum: str | None = None,
 ) -> ProtocolData:
-    """A published test set from the authors' JSON file and a folder of pictures.
+    """Load a published test set from the authors' JSON file and a folder of images.
 
     Args:
         protocol: "coco-5k", "coco-1k" or "flickr30k"; or "karpathy", any data set in their layout.
         annotations: `dataset_coco.json`, `dataset_flickr30k.json` or another file like them.
-        image_root: folder of the pictures. A picture is `image_root / filepath / filename`: COCO's lie in `val2014/`,
+        image_root: folder of the images. An image is `image_root / filepath / filename`: COCO's lie in `val2014/`,
             Flickr30K's have no `filepath`.
         split: for "karpathy", a split or several joined by "+": COCO's training split is usually "train+restval".
-        checksum: what the checksum of the ids must be, if it is known.
+        checksum: the expected checksum of the ids, if it is known.
 
     Raises:
         FileNotFoundError: if the file or the folder does not exist.
         ValueError: if the protocol is unknown, the file has another layout, another data set or other counts than the
-            published ones, the checksum is another, or no picture can be read.
+            published ones, the checksum is another, or no image can be read.
     """
     if protocol != KARPATHY and protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol '{protocol}'; known are {', '.join([*PROTOCOLS, KARPATHY])}")
     data = _read_json(annotations)
     if protocol == KARPATHY:
-        entries = _of_split(data, split, annotations)
-        return _protocol_data(f"karpathy {split}", entries, image_root, 1, checksum, annotations)
+        entries = _select_split(data, split, annotations)
+        return _build_protocol_data(f"karpathy {split}", entries, image_root, 1, checksum, annotations)
     known = PROTOCOLS[protocol]
     if data.get("dataset") != known.dataset:
         raise ValueError(
             f"{annotations}: protocol {protocol} needs the data set '{known.dataset}', this file is of "
             f"'{data.get('dataset')}'"
         )
-    entries = _of_split(data, known.split, annotations)
+    entries = _select_split(data, known.split, annotations)
     captions = sum(len(entry["sentences"]) for entry in entries)
     if (len(entries), captions) != (known.images, known.captions):
         raise ValueError(
-            f"{annotations}: split '{known.split}' has {len(entries):,} pictures and {captions:,} captions, the "
+            f"{annotations}: split '{known.split}' has {len(entries):,} images and {captions:,} captions, the "
             f"published one has {known.images:,} and {known.captions:,}"
         )
-    return _protocol_data(protocol, entries, image_root, known.folds, checksum, annotations)
+    return _build_protocol_data(protocol, entries, image_root, known.folds, checksum, annotations)
 
 
 def id_checksum(ids: Iterable[tuple[str, Sequence[int]]]) -> str:
-    """SHA-256 over the sorted lines "picture caption caption ...", in hexadecimal: the order of a file is no matter.
+    """SHA-256 over the sorted lines "image caption caption ...", in hexadecimal, whatever the order of the file.
 
     Args:
-        ids: a picture's id and the ids of the captions that count, for each picture.
+        ids: an image's id and the ids of the captions that count, for each image.
     """
     lines = sorted(" ".join([image, *map(str, captions)]) for image, captions in ids)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def split_folds(encoded: EncodedPairs, folds: int) -> list[EncodedPairs]:
-    """Contiguous parts of equal size in the order of the data, each with the captions of its pictures.
+    """Split into contiguous parts of equal size in the order of the data, each image with its captions.
 
-    COCO-1K is made in this way by Faghri et al. (2018, VSE++) and all who followed. A picture that could not be read
-    leaves its place in its fold empty; the others keep their folds.
+    COCO-1K is defined so by Faghri et al. (2018, VSE++) and later papers. An image that could not be read leaves a gap
+    in its fold; the others keep their folds.
 
     Args:
-        encoded: pictures with an id each.
-        folds: number of parts.
+        encoded: images with an id each.
+        folds: how many parts.
 
     Raises:
-        ValueError: if the pictures do not divide into equal parts.
+        ValueError: if the images do not divide into equal parts.
     """
     total = len(encoded.rows) + len(encoded.broken)
     if total % folds:
-        raise ValueError(f"{total} pictures do not divide into {folds} folds of equal size")
+        raise ValueError(f"{total} images do not divide into {folds} folds of equal size")
     fold_of_image = torch.tensor(encoded.rows) // (total // folds)
     fold_of_id = dict(zip(encoded.image_ids.tolist(), fold_of_image.tolist()))
     fold_of_text = torch.tensor([fold_of_id[image_id] for image_id in encoded.text_ids.tolist()])
@@ -157,7 +156,7 @@ def split_folds(encoded: EncodedPairs, folds: int) -> list[EncodedPairs]:
 
 
 def mean_of_folds(results: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of each figure over the folds."""
+    """The mean of each metric over the folds."""
     return {name: sum(result[name] for result in results) / len(results) for name in results[0]}
 
 
@@ -173,8 +172,8 @@ def _read_json(path: Path | str) -> dict[str, Any]:
     return data
 
 
-def _of_split(data: dict[str, Any], split: str, annotations: Path | str) -> list[dict[str, Any]]:
-    """The entries of a split, each with all fields that are needed and at least five captions."""
+def _select_split(data: dict[str, Any], split: str, annotations: Path | str) -> list[dict[str, Any]]:
+    """Select the entries of a split and check that each has all required fields and at least five captions."""
     images = data.get("images")
     if not isinstance(images, list):
         raise ValueError(f"{annotations}: no list 'images', as in dataset_coco.json and dataset_flickr30k.json")
@@ -200,7 +199,7 @@ def _of_split(data: dict[str, Any], split: str, annotations: Path | str) -> list
     return entries
 
 
-def _protocol_data(
+def _build_protocol_data(
     name: str,
     entries: list[dict[str, Any]],
     image_root: Path | str,
@@ -210,11 +209,11 @@ def _protocol_data(
 ) -> ProtocolData:
     if not Path(image_root).is_dir():
         raise FileNotFoundError(f"no such folder: {image_root}")
-    # COCO's own number where there is one; a Flickr picture is known by its file, and its imgid is only its place.
+    # COCO's own id where there is one; a Flickr image is identified by its file, and its imgid is only its position.
     ids = [str(entry.get("cocoid", entry["filename"])) for entry in entries]
     if len(set(ids)) < len(ids):
         twice = next(image for number, image in enumerate(ids) if image in ids[:number])
-        raise ValueError(f"{annotations}: picture {twice} occurs twice in {name}")
+        raise ValueError(f"{annotations}: image {twice} occurs twice in {name}")
     used = [entry["sentences"][:CAPTIONS_PER_IMAGE] for entry in entries]
     found = id_checksum((image, [s["sentid"] for s in sentences]) for image, sentences in zip(ids, used))
     if checksum is not None and checksum != found:
@@ -239,7 +238,7 @@ class VideoCaption:
 
 
 def load_msrvtt_1ka(test_csv: Path | str, annotations: Path | str | None = None) -> list[VideoCaption]:
-    """The 1k-A test pairs of MSR-VTT, in the order of the file.
+    """Load the 1k-A test pairs of MSR-VTT, in the order of the file.
 
     Args:
         test_csv: `MSRVTT_JSFUSION_test.csv` with the columns `video_id` and `sentence` among others.

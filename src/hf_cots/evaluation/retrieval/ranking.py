@@ -1,14 +1,14 @@
-"""Where the correct answers of each query stand in the gallery: exact, and block by block.
+"""The ranks of each query's correct answers in the gallery: exact, and block by block.
 
-The embeddings are rounded to 26 binary places first. Dot products of such numbers are exact in float64 whatever the
-order of their terms, so that a score is a function of its two vectors alone: equal entries tie wherever they stand in
-a matrix product, and neither the size of a block nor the number of processes can change a rank. The rounding is 7e-9
-in a component of a normalised vector, less than what a float32 dot product loses.
+The embeddings are rounded to 26 fraction bits first. Dot products of such numbers are exact in float64 whatever the
+order of their terms, so that a score depends on its two vectors alone: equal gallery entries tie wherever they are in
+a matrix product, and neither the block size nor the number of processes can change a rank. The rounding error is 7e-9
+in a component of a normalized vector, less than that of a float32 dot product.
 
-Nothing here imports the rest of the package: this file and `metrics.py` are the `evaluate` Space too.
+Nothing here imports the rest of the package: this file and `metrics.py` are also the `evaluate` Space.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from .metrics import TieGroups, concatenate, per_query_metrics
 
 
 BLOCK = 1024  # queries compared at a time, with four times as many gallery entries: 32 MiB of scores
-PLACES = 26
-FEW_LEVELS = 8  # up to here, comparing each score with each level is faster than a binary search
+FRACTION_BITS = 26
+FEW_LEVELS = 8  # up to so many, comparing each score with each level is faster than a binary search
 
 
 def slices(length: int, size: int) -> Iterator[slice]:
@@ -27,14 +27,14 @@ def slices(length: int, size: int) -> Iterator[slice]:
 
 
 class FixedPoint:
-    """Embeddings as whole numbers whose dot products are exact in float64; converted when they are asked for.
+    """Embeddings as integers whose dot products are exact in float64; converted on access.
 
-    With exponents such that a vector's norm is at most 2^0.49, its whole numbers have norm 2^26.49 at most, and every
+    With exponents such that a vector's norm is at most 2^0.49, its integers have norm 2^26.49 at most, and every
     partial sum of a dot product stays below 2^53.
 
     Args:
         embeds: (n, D) of any floating type, memory-mapped or not.
-        name: what errors call them.
+        name: of the embeddings in errors.
         common: one unit for all vectors, as the gallery needs for its scores to be comparable; else one for each.
 
     Raises:
@@ -58,20 +58,20 @@ class FixedPoint:
         return len(self.embeds)
 
     def __getitem__(self, index: slice | torch.Tensor) -> torch.Tensor:
-        """(b, D) float64 whole numbers."""
-        # The float64 factor makes float64 of any narrower type.
-        return (self.embeds[index] * torch.exp2(PLACES - self.exponents[index])[:, None]).round_()
+        """(b, D) float64 integers."""
+        # Multiplying by a float64 factor promotes any narrower type.
+        return (self.embeds[index] * torch.exp2(FRACTION_BITS - self.exponents[index])[:, None]).round_()
 
     def unit(self, index: slice | torch.Tensor) -> torch.Tensor:
-        """(b,) float64 powers of two: what 1 stands for."""
-        return torch.exp2(self.exponents[index] - PLACES)
+        """(b,) float64 powers of two: the value of the integer 1."""
+        return torch.exp2(self.exponents[index] - FRACTION_BITS)
 
 
 class Scores:
     """Similarities of queries with a gallery, exact but for the rounding of the embeddings.
 
     Args:
-        query_embeds, gallery_embeds: (n, D) and (m, D) normalised embeddings, on one device.
+        query_embeds, gallery_embeds: (n, D) and (m, D) normalized embeddings, on one device.
         bias: (m,) float64 subtracted from the similarities with each gallery entry, or None.
         biased: (n,) bool, the queries for which it is subtracted; all by default.
 
@@ -94,7 +94,7 @@ class Scores:
         self.weights = torch.ones(len(self.queries), dtype=torch.float64) if biased is None else biased.double()
 
     def tiles(self, part: slice, size: int) -> Iterator[tuple[slice, torch.Tensor]]:
-        """For the queries of `part`, slices of at most `size` gallery entries with their (queries, size) scores."""
+        """For the queries of `part`: slices of at most `size` gallery entries, with their (queries, size) scores."""
         queries, unit = self.queries[part], self.queries.unit(part)[:, None]
         for columns in slices(len(self.gallery), size):
             scores = (queries @ self.gallery[columns].t()).mul_(unit * self.gallery.unit(columns)[:1])
@@ -130,16 +130,20 @@ class Positives:
             missing = int((self.count == 0).nonzero()[0])
             raise ValueError(f"query {missing} has no correct answer in the gallery")
 
-    def of(self, part: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Row within the slice, place within the row, and gallery entry of each correct answer of its queries."""
-        count = self.count[part]
-        row = torch.arange(len(count)).repeat_interleave(count)
-        place = torch.arange(len(row)) - (count.cumsum(0) - count)[row]
-        return row, place, self.order[self.start[part][row] + place]
+    def lookup(self, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """(p,) row within the slice, ascending, and (p,) gallery entry of each correct answer of its queries."""
+        row, position = _enumerate_within_rows(self.count[part])
+        return row, self.order[self.start[part][row] + position]
+
+
+def _enumerate_within_rows(count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For rows of so many entries, the row of each entry and its position in the row."""
+    row = torch.arange(len(count)).repeat_interleave(count)
+    return row, torch.arange(len(row)) - (count.cumsum(0) - count)[row]
 
 
 def count_above(scores: torch.Tensor, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many scores of each row lie above, and how many at or above, each of the row's levels.
+    """Count the scores of each row above, and at or above, each of the row's levels.
 
     Args:
         scores: (b, m).
@@ -165,33 +169,44 @@ def count_above(scores: torch.Tensor, levels: torch.Tensor) -> tuple[torch.Tenso
     return count(right=False), count(right=True)
 
 
-def tie_groups(scores: Scores, answers: Positives, queries: slice, block: int) -> Iterator[tuple[int, TieGroups]]:
+def group_ties(row: torch.Tensor, positive_scores: torch.Tensor, tiles: Iterable[torch.Tensor]) -> TieGroups:
+    """Group the correct answers of each query by their score, and count the gallery entries above and level with them.
+
+    Args:
+        row: (p,) int64, ascending from 0: the query of each correct answer; every query has at least one.
+        positive_scores: (p,) float64, their scores, finite.
+        tiles: (queries, size) scores with parts of the gallery, all of it together; -inf for entries that are not in
+            a query's gallery.
+    """
+    count = torch.bincount(row)
+    _, position = _enumerate_within_rows(count)
+    levels = torch.full((len(count), int(count.max())), torch.inf, dtype=torch.float64)
+    levels[row, position] = positive_scores
+    levels = levels.sort(dim=1, descending=True).values
+    above, at_least = torch.zeros(2, *levels.shape, dtype=torch.int64)
+    for tile in tiles:
+        for total, counted in zip((above, at_least), count_above(tile, levels)):
+            total += counted
+    level, above, at_least = levels.numpy(), above.numpy(), at_least.numpy()
+    is_positive = np.isfinite(level)
+    first = is_positive & np.c_[np.ones(len(level), dtype=bool), level[:, 1:] != level[:, :-1]]
+    correct = np.bincount(np.cumsum(first[is_positive]) - 1)
+    return TieGroups(np.nonzero(first)[0], above[first], (at_least - above)[first], correct)
+
+
+def _tie_groups(scores: Scores, positives: Positives, queries: slice, block: int) -> Iterator[tuple[int, TieGroups]]:
     """Number of queries and their tie groups, at most `block` queries at a time; indices start at 0 each time."""
     start = queries.start
     while start < queries.stop:
-        part = slice(start, min(start + block, queries.stop))
+        size = min(block, queries.stop - start)
         # Levels may not outgrow scores: a query with many answers shares its block with few others.
-        while part.stop - part.start > 1 and len(answers.count[part]) * int(answers.count[part].max()) > 4 * block**2:
-            part = slice(start, start + (part.stop - part.start) // 2)
-        row, place, entry = answers.of(part)
-        levels = torch.full((part.stop - part.start, int(answers.count[part].max())), torch.inf, dtype=torch.float64)
-        levels[row, place] = scores.pairs(start + row, entry)
-        levels = levels.sort(dim=1, descending=True).values
-        above = torch.zeros(levels.shape, dtype=torch.int64)
-        at_least = torch.zeros_like(above)
-        for _, tile in scores.tiles(part, 4 * block):
-            for total, counted in zip((above, at_least), count_above(tile, levels)):
-                total += counted
-        yield len(levels), groups_of_levels(levels.numpy(), above.numpy(), at_least.numpy())
-        start = part.stop
-
-
-def groups_of_levels(levels: np.ndarray, above: np.ndarray, at_least: np.ndarray) -> TieGroups:
-    """Equal levels of a row become one group with as many correct answers."""
-    answer = np.isfinite(levels)
-    first = answer & np.c_[np.ones(len(levels), dtype=bool), levels[:, 1:] != levels[:, :-1]]
-    correct = np.bincount(np.cumsum(first[answer]) - 1)
-    return TieGroups(np.nonzero(first)[0], above[first], (at_least - above)[first], correct)
+        while size > 1 and size * int(positives.count[start : start + size].max()) > 4 * block**2:
+            size //= 2
+        part = slice(start, start + size)
+        row, entry = positives.lookup(part)
+        tiles = (tile for _, tile in scores.tiles(part, 4 * block))
+        yield size, group_ties(row, scores.pairs(start + row, entry), tiles)
+        start += size
 
 
 @torch.inference_mode()
@@ -203,33 +218,33 @@ def rank_queries(
     block: int = BLOCK,
     bias: torch.Tensor | None = None,
     biased: torch.Tensor | None = None,
-    share: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] = (0, 1),
 ) -> dict[str, np.ndarray]:
-    """What each query contributes to the metrics of one direction.
+    """Compute each query's metrics in one direction.
 
     Memory beyond the embeddings: a few numbers a query, and a block of `block` x 4 `block` scores.
 
     Args:
-        query_embeds, gallery_embeds: (n, D) and (m, D) normalised embeddings on the CPU; memory-mapped ones are read
-            block by block.
+        query_embeds, gallery_embeds: (n, D) and (m, D) normalized embeddings on the CPU; memory-mapped ones, such as
+            `torch.from_numpy(np.load(path, mmap_mode="c"))`, are read block by block.
         query_ids, gallery_ids: (n,) and (m,) int64; equal ids belong together.
         block: queries compared at a time.
         bias, biased: as in [`Scores`].
-        share: (i, s) ranks the i-th of s consecutive shares of the queries, counted from 0, for s processes.
+        shard: (i, s) ranks the i-th of s consecutive shards of the queries, counted from 0, for s processes.
 
     Returns:
-        The columns of [`per_query_metrics`], float64, one row for each query of the share. Put together in order, the
-        shares are bit for bit what (0, 1) returns.
+        The columns of [`per_query_metrics`], float64, one row for each query of the shard. Concatenated in order, the
+        shards are bit for bit what (0, 1) returns.
 
     Raises:
         ValueError: if there is nothing to compare, an embedding is not finite, or a query has no correct answer in
             the gallery.
     """
-    scores, answers = Scores(query_embeds, gallery_embeds, bias, biased), Positives(query_ids, gallery_ids)
-    first, last = (len(query_embeds) * i // share[1] for i in (share[0], share[0] + 1))
+    scores, positives = Scores(query_embeds, gallery_embeds, bias, biased), Positives(query_ids, gallery_ids)
+    first, last = (len(query_embeds) * i // shard[1] for i in (shard[0], shard[0] + 1))
     columns = {name: np.empty(last - first) for name in concatenate([])}
     done = 0
-    for n, groups in tie_groups(scores, answers, slice(first, last), block):
+    for n, groups in _tie_groups(scores, positives, slice(first, last), block):
         for name, values in per_query_metrics(groups, n).items():
             columns[name][done : done + n] = values
         done += n
@@ -243,7 +258,7 @@ def nearest(
     k: int = 1,
     block: int = BLOCK,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k best gallery entries of each query: their scores and indices, (n, min(k, m)) float64 and int64.
+    """Find the k best gallery entries of each query: scores and indices, (n, min(k, m)) float64 and int64.
 
     Of equal scores the lowest index comes first.
     """
@@ -262,12 +277,12 @@ def nearest(
 
 
 def _first_best(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    if k == 1:  # many times faster than to sort
+    if k == 1:  # many times faster than sorting
         return scores.max(dim=1, keepdim=True)
     best, order = scores.sort(dim=1, descending=True, stable=True)
     return best[:, :k], order[:, :k]
 
 
-def first_of_each(ids: torch.Tensor) -> torch.Tensor:
+def first_occurrences(ids: torch.Tensor) -> torch.Tensor:
     """(k,) ascending indices of the first occurrence of each of the k distinct ids."""
     return torch.from_numpy(np.sort(np.unique(ids.numpy(), return_index=True)[1]))

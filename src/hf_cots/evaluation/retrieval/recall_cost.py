@@ -1,54 +1,48 @@
-"""Recall against cost: what a judge adds to a dual encoder, for more and more candidates. `hf-cots evaluate --rerank`.
+"""Recall against cost: what a re-ranker adds to a dual encoder, for more and more candidates."""
 
-Protocol. The first step's cost is one matrix product over the gallery and the choice of the best, for a query that is
-encoded already. The second step's is the judge's passes over the pairs, the candidates of many queries in common
-batches; a picture's keys and values are made once, count per picture and not per query, and are reported beside.
-Candidates of a smaller k are among those of a larger one and are judged once: the time of k is the sum up to k.
-"""
-
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 
 from ...data.hashes import weights_fingerprint
 from ...data.sources import PairDataset
-from ...search.encoders import EncodedPairs, Encoder, encode_pairs
-from ...search.fusion import CandidateBudget, Fusion, depth_within
-from ...search.rerank import Cost, Reranker, image_bytes, load_reranker
-from ..rendering.tables import with_interval
-from .directions import DIRECTIONS, DirectionResult
+from ...search.encoders import DIRECTIONS, EncodedPairs, Encoder, Side, encode_pairs
+from ...search.fusion import CandidateBudget, Fusion, max_pairs_within
+from ...search.loading import load_reranker
+from ...search.rerank import Cost, Reranker, image_bytes
+from .directions import DirectionResult
 from .ranking import nearest
 from .report import RetrievalResult
 from .significance import RESAMPLES, bootstrap_samples, compare, intervals
-from .two_stage import Candidates, correct_candidates, rank_two_step
+from .two_stage import Candidates, find_correct, rank_two_stage
 
-
-logger = logging.getLogger(__name__)
 
 KS = (0, 16, 64, 256)
-BAR = 20  # characters for 100 percent
+PROTOCOL = (
+    "The cost of the first stage is one matrix product over the gallery and the selection of the best, for a query "
+    "that is encoded already. The cost of the second stage is the passes of the re-ranker, the candidates of "
+    "many queries in common batches; an image's keys and values are computed once, count per image and not per query, "
+    "and are reported separately. Candidates of a smaller k are among those of a larger one and are scored once: the "
+    "time of k is the sum up to k."
+)
 
 
 @dataclass
-class Judged:
-    """The candidates of one direction of one gallery, with the judge's logits.
+class ScoredCandidates:
+    """The candidates of one direction of one gallery, with the re-ranker's logits.
 
     Args:
-        queries, gallery: embeddings and ids of both sides.
-        candidates: (n, K), the most that any k asks for.
+        side: queries and gallery.
+        candidates: (n, K), as many as the largest k.
         logits: (n, K) float32.
-        search_seconds: of the first step, all queries together.
-        pair_seconds: of the judge for each k, all queries together.
+        search_seconds: of the first stage, all queries together.
+        pair_seconds: of the re-ranker for each k, all queries together.
     """
 
-    queries: tuple[torch.Tensor, torch.Tensor]
-    gallery: tuple[torch.Tensor, torch.Tensor]
+    side: Side
     candidates: Candidates
     logits: torch.Tensor
     search_seconds: float
@@ -56,56 +50,55 @@ class Judged:
 
     def correct(self) -> torch.Tensor:
         """(n, K) bool."""
-        return correct_candidates(self.candidates, self.queries[1], self.gallery[1])
+        return find_correct(self.candidates, self.side.query_ids, self.side.gallery_ids)
 
-    def ranked(self, fusion: Fusion, depth: torch.Tensor) -> DirectionResult:
-        """With (n,) candidates of each query reordered."""
+    def rank(self, fusion: Fusion, budget: CandidateBudget) -> DirectionResult:
+        """Rank the gallery with the candidates within the budget re-ranked."""
         fused = fusion(self.candidates.similarities, self.logits)
-        (query_embeds, query_ids), (gallery_embeds, gallery_ids) = self.queries, self.gallery
-        return rank_two_step(query_embeds, gallery_embeds, query_ids, gallery_ids, self.candidates, fused, depth)
+        counts = budget.num_candidates(self.candidates.similarities)
+        return rank_two_stage(*self.side, self.candidates, fused, counts)
 
 
-def judge_direction(
+def score_candidates(
     encoded: EncodedPairs, pairs: PairDataset, direction: str, reranker: Reranker, ks: Sequence[int]
-) -> Judged:
-    """Propose and judge the candidates of every query.
+) -> ScoredCandidates:
+    """Find the candidates of every query with the first stage, and score them with the re-ranker.
 
     Args:
-        encoded: by the first step's encoder.
+        encoded: by the first stage's encoder.
         pairs: the data.
         direction: "text_to_image" or "image_to_text".
         reranker: with the rows of `pairs` as its gallery.
         ks: ascending numbers of candidates; those beyond the gallery's size mean all of it.
     """
-    texts, images = (encoded.text_embeds, encoded.text_ids), (encoded.image_embeds, encoded.image_ids)
-    queries, gallery = (texts, images) if direction == "text_to_image" else (images, texts)
-    most = min(max(ks), len(gallery[0]))
+    side = encoded.side(direction)
+    most = min(max(ks), len(side.gallery_embeds))
     clock = time.perf_counter()
-    similarities, index = nearest(queries[0], gallery[0], most)
+    similarities, index = nearest(side.query_embeds, side.gallery_embeds, most)
     search_seconds = time.perf_counter() - clock
     captions = [pairs.caption(caption) for caption in encoded.captions]
     rows = torch.tensor(encoded.rows)
     logits = torch.empty(index.shape)
-    spent: dict[int, float] = {}
+    pair_seconds: dict[int, float] = {}
     before, start = reranker.cost.pair_seconds, 0
     for k in ks:
         stop = min(k, most)
-        found = index[:, start:stop].flatten()
-        asking = torch.arange(len(index)).repeat_interleave(stop - start)
-        text_rows, image_rows = (asking, found) if direction == "text_to_image" else (found, asking)
-        logits[:, start:stop] = reranker.score(captions, text_rows, rows[image_rows]).view(len(index), stop - start)
-        spent[k] = reranker.cost.pair_seconds - before
+        entries = index[:, start:stop].flatten()
+        queries = torch.arange(len(index)).repeat_interleave(stop - start)
+        text, image = (queries, entries) if direction == "text_to_image" else (entries, queries)
+        logits[:, start:stop] = reranker.score(captions, text, rows[image]).view(len(index), stop - start)
+        pair_seconds[k] = reranker.cost.pair_seconds - before
         start = stop
-    return Judged(queries, gallery, Candidates(similarities, index), logits, search_seconds, spent)
+    return ScoredCandidates(side, Candidates(similarities, index), logits, search_seconds, pair_seconds)
 
 
 class RerankEvaluation:
-    """What `hf-cots evaluate --rerank` adds to an evaluation.
+    """Re-rank what an encoder finds, and measure recall and cost; see [`EvaluationRun`].
 
     Args:
-        judge: Hub id or folder of a SIMLA.
-        k: candidates of the operating point that is compared with the first step alone.
-        validation: pairs to fit the weight of the first step on; without them the judge alone decides.
+        reranker: Hub id or folder of a SIMLA model.
+        k: candidates of the operating point that is compared with the first stage alone.
+        validation: pairs to fit the weight of the first stage on; without them the re-ranker alone ranks.
         budget: pairs a query on average, for a further row in which k varies with the query.
         latency: milliseconds a query at most, for the same row.
         batch_size: pairs in a pass.
@@ -118,7 +111,7 @@ class RerankEvaluation:
 
     def __init__(
         self,
-        judge: str,
+        reranker: str,
         k: int = 64,
         validation: PairDataset | None = None,
         budget: float | None = None,
@@ -129,117 +122,118 @@ class RerankEvaluation:
         ks: Sequence[int] = KS,
     ):
         if k < 2:
-            raise ValueError(f"--k {k}: of fewer than 2 candidates there is no order")
+            raise ValueError(f"--k {k}: fewer than 2 candidates cannot be re-ranked")
         if (budget is not None and budget < 0) or (latency is not None and latency <= 0):
             raise ValueError("--budget must not be negative, and --latency must be positive")
-        self.name, (self.model, self.processor) = judge, load_reranker(judge)
+        self.name, (self.model, self.processor) = reranker, load_reranker(reranker)
         self.ks = sorted({*ks, k})
         self.k, self.validation, self.budget, self.latency = k, validation, budget, latency
         self.batch_size, self.resamples, self.seed = batch_size, resamples, seed
 
-    def reranker(self, pairs: PairDataset) -> Reranker:
-        """A judge of the rows of a data set."""
-        return Reranker(self.model, self.processor, pairs.read_row, batch_size=self.batch_size)
-
-    def __call__(self, encoder: Encoder, evaluated: RetrievalResult, pairs: PairDataset) -> dict[str, Any]:
-        """The report of both steps, for JSON.
+    def run(self, encoder: Encoder, result: RetrievalResult, pairs: PairDataset) -> dict[str, Any]:
+        """Evaluate both stages.
 
         Args:
-            encoder: the first step.
-            evaluated: its results, with the encoded data.
+            encoder: the first stage.
+            result: its result, with the encoded data.
             pairs: the data.
 
         Returns:
-            `rows`, of each k cost and metrics with intervals in both directions; `comparison` of `k` with the first
-            step alone; `judge_alone`, metrics at `k` without the first step's word; `fusion`; `judge`; `pictures`,
-            what their keys and values cost; `protocol`.
+            For JSON: `rows`, with cost and metrics of each k with intervals in both directions; `comparison` of `k`
+            with the first stage alone; `reranker_alone`, metrics at `k` without the first stage's scores; `fusion`;
+            `reranker`; `images`, the cost of their keys and values; `protocol`.
         """
-        fusions = self._fitted(encoder)
-        reranker = self.reranker(pairs)
-        judged = {
-            name: [judge_direction(part, pairs, name, reranker, self.ks) for part in evaluated.parts]
+        fusions = self._fit_fusions(encoder)
+        reranker = self._reranker(pairs)
+        scored = {
+            name: [score_candidates(part, pairs, name, reranker, self.ks) for part in result.parts]
             for name in DIRECTIONS
         }
-        directions = {
-            k: {name: self._ranked(judged[name], fusions[name], CandidateBudget(k)) for name in DIRECTIONS}
-            for k in self.ks
-        }
-        rows = [self._row(k, directions[k], judged) for k in self.ks]
+        ranked = {k: self._rank(scored, fusions, CandidateBudget(k)) for k in self.ks}
+        rows = [self._fixed_row(k, ranked[k], scored) for k in self.ks]
         if self.budget is not None or self.latency is not None:
-            rows.append(self._varying(judged, fusions))
+            rows.append(self._varying_row(scored, fusions))
+        alone = self._rank(scored, dict.fromkeys(DIRECTIONS, Fusion()), CandidateBudget(self.k))
         return {
-            "judge": {"name": self.name, "fingerprint": weights_fingerprint(self.model)},
+            "reranker": {"name": self.name, "fingerprint": weights_fingerprint(self.model)},
             "k": self.k,
             "rows": rows,
-            "comparison": compare(directions[self.k], directions[0], self.resamples, seed=self.seed),
-            "judge_alone": self._metrics(
-                {name: self._ranked(judged[name], Fusion(), CandidateBudget(self.k)) for name in DIRECTIONS}
-            ),
+            "comparison": compare(ranked[self.k], ranked[0], self.resamples, seed=self.seed),
+            "reranker_alone": self._metrics(alone),
             "fusion": {name: asdict(fusion) for name, fusion in fusions.items()},
             "fitted_on": None if self.validation is None else self.validation.name,
-            "pictures": self._pictures(reranker.cost),
-            "protocol": __doc__.split("Protocol. ")[1].replace("\n", " ").strip(),
+            "images": self._image_cost(reranker.cost),
+            "protocol": PROTOCOL,
         }
 
-    def _fitted(self, encoder: Encoder) -> dict[str, Fusion]:
+    def _reranker(self, pairs: PairDataset) -> Reranker:
+        return Reranker(self.model, self.processor, pairs.read_row, batch_size=self.batch_size)
+
+    def _fit_fusions(self, encoder: Encoder) -> dict[str, Fusion]:
         """The fusion of each direction."""
         if self.validation is None:
             return dict.fromkeys(DIRECTIONS, Fusion())
-        encoded, reranker = encode_pairs(encoder, self.validation), self.reranker(self.validation)
-        judged = {name: judge_direction(encoded, self.validation, name, reranker, [self.k]) for name in DIRECTIONS}
+        encoded, reranker = encode_pairs(encoder, self.validation), self._reranker(self.validation)
+        scored = {name: score_candidates(encoded, self.validation, name, reranker, [self.k]) for name in DIRECTIONS}
         return {
             name: Fusion.fit(part.candidates.similarities, part.logits, part.correct())
-            for name, part in judged.items()
+            for name, part in scored.items()
         }
 
     @staticmethod
-    def _ranked(parts: list[Judged], fusion: Fusion, depth: CandidateBudget) -> DirectionResult:
-        return DirectionResult.joined([part.ranked(fusion, depth.of(part.candidates.similarities)) for part in parts])
+    def _rank(
+        scored: dict[str, list[ScoredCandidates]], fusions: dict[str, Fusion], budget: CandidateBudget
+    ) -> dict[str, DirectionResult]:
+        return {
+            name: DirectionResult.from_folds([part.rank(fusions[name], budget) for part in parts])
+            for name, parts in scored.items()
+        }
 
     def _metrics(self, directions: dict[str, DirectionResult]) -> dict[str, dict[str, Any]]:
         spreads = intervals(bootstrap_samples(directions, self.resamples, self.seed))
         return {name: direction.metrics() | {"intervals": spreads[name]} for name, direction in directions.items()}
 
-    def _row(self, k: int, directions: dict[str, DirectionResult], judged: dict[str, list[Judged]]) -> dict[str, Any]:
+    def _fixed_row(
+        self, k: int, directions: dict[str, DirectionResult], scored: dict[str, list[ScoredCandidates]]
+    ) -> dict[str, Any]:
         row: dict[str, Any] = {"k": k} | self._metrics(directions)
-        for name, parts in judged.items():
-            queries = sum(len(part.logits) for part in parts)
+        for name, parts in scored.items():
             seconds = sum(part.search_seconds + part.pair_seconds[k] for part in parts)
-            judged_pairs = sum(min(k, part.logits.shape[1]) * len(part.logits) for part in parts)
-            row[name] |= {
-                "pairs_per_query": judged_pairs / queries,
-                "milliseconds_per_query": 1000 * seconds / queries,
-            }
+            row[name] |= _cost_per_query(
+                parts, sum(min(k, part.logits.shape[1]) * len(part.logits) for part in parts), seconds
+            )
         return row
 
-    def _varying(self, judged: dict[str, list[Judged]], fusions: dict[str, Fusion]) -> dict[str, Any]:
-        """The row in which each query has its own k, by the first step's margins, which know nothing of the answers.
-        Its time is that of as many pairs of the rows above."""
-        directions, costs = {}, {}
-        for name, parts in judged.items():
-            queries, longest = sum(len(part.logits) for part in parts), max(self.ks)
-            pairs = sum(part.logits.numel() for part in parts)
-            seconds_per_pair = sum(part.pair_seconds[longest] for part in parts) / pairs
-            most = min(part.logits.shape[1] for part in parts)
-            if self.latency is not None:
-                most = min(most, depth_within(self.latency / 1000, seconds_per_pair))
-            depth = CandidateBudget(most)
-            if self.budget is not None:
-                similarities = torch.cat([part.candidates.similarities[:, :most] for part in parts])
-                depth = CandidateBudget.within_budget(similarities, self.budget, most)
-            directions[name] = self._ranked(parts, fusions[name], depth)
-            judged_pairs = sum(int(depth.of(part.candidates.similarities).sum()) for part in parts)
-            search = sum(part.search_seconds for part in parts)
-            costs[name] = {
-                "pairs_per_query": judged_pairs / queries,
-                "milliseconds_per_query": 1000 * (search + judged_pairs * seconds_per_pair) / queries,
-            } | asdict(depth)
-        row: dict[str, Any] = {"k": "varying"} | self._metrics(directions)
+    def _varying_row(self, scored: dict[str, list[ScoredCandidates]], fusions: dict[str, Fusion]) -> dict[str, Any]:
+        """The row in which each query has its own k, by the first stage's margins, which use no answers.
+
+        Its time is that of as many pairs of the other rows.
+        """
+        ranked: dict[str, DirectionResult] = {}
+        costs: dict[str, dict[str, float]] = {}
+        for name, parts in scored.items():
+            total_seconds = sum(part.pair_seconds[max(self.ks)] for part in parts)
+            seconds_per_pair = total_seconds / sum(part.logits.numel() for part in parts)
+            budget = self._choose_budget(parts, seconds_per_pair)
+            ranked |= self._rank({name: parts}, fusions, budget)
+            pairs = sum(int(budget.num_candidates(part.candidates.similarities).sum()) for part in parts)
+            seconds = sum(part.search_seconds for part in parts) + pairs * seconds_per_pair
+            costs[name] = _cost_per_query(parts, pairs, seconds) | asdict(budget)
+        row: dict[str, Any] = {"k": "varying"} | self._metrics(ranked)
         for name, cost in costs.items():
             row[name] |= cost
         return row
 
-    def _pictures(self, cost: Cost) -> dict[str, float]:
+    def _choose_budget(self, parts: list[ScoredCandidates], seconds_per_pair: float) -> CandidateBudget:
+        most = min(part.logits.shape[1] for part in parts)
+        if self.latency is not None:
+            most = min(most, max_pairs_within(self.latency / 1000, seconds_per_pair))
+        if self.budget is None:
+            return CandidateBudget(most)
+        similarities = torch.cat([part.candidates.similarities[:, :most] for part in parts])
+        return CandidateBudget.from_pairs_per_query(similarities, self.budget, most)
+
+    def _image_cost(self, cost: Cost) -> dict[str, float]:
         return {
             "encoded": cost.images,
             "milliseconds_each": 1000 * cost.image_seconds / max(1, cost.images),
@@ -247,60 +241,6 @@ class RerankEvaluation:
         }
 
 
-def reranking_tables(reranking: dict[str, Any]) -> list[Table]:
-    """Recall against cost, for the terminal: a table of each direction, with the curve of R@1 as bars."""
-    tables = []
-    for name in DIRECTIONS:
-        title = f"{name.replace('_', ' ')}, re-ranked by {reranking['judge']['name']}: 95% intervals"
-        table = Table(title=title, title_justify="left")
-        for heading in ("k", "pairs a query", "ms a query", "R@1", "R@5", "R@10", ""):
-            table.add_column(heading, justify="right" if heading else "left")
-        for row in reranking["rows"]:
-            values = row[name]
-            recalls = [with_interval(values[f"R@{k}"], values["intervals"][f"R@{k}"]) for k in (1, 5, 10)]
-            cost = [f"{values['pairs_per_query']:.1f}", f"{values['milliseconds_per_query']:.2f}"]
-            table.add_row(str(row["k"]), *cost, *recalls, "▇" * round(BAR * values["R@1"] / 100))
-        tables.append(table)
-    gain = {name: reranking["comparison"][name]["R@1"] for name in DIRECTIONS}
-    tables[-1].caption = "; ".join(
-        f"{name.replace('_', ' ')} R@1 with k={reranking['k']} less without: "
-        f"{with_interval(value['difference'], value['interval'])}, p {value['p_value']:.4f}"
-        for name, value in gain.items()
-    )
-    return tables
-
-
-def draw_recall_cost(reranking: dict[str, Any], path: Path) -> None:
-    """The curve as a picture: R@1 with its interval over milliseconds a query, a line for each direction.
-
-    Raises:
-        ModuleNotFoundError: naming the extra, if matplotlib is missing.
-    """
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("the curve needs matplotlib: pip install 'hf-cots[demo]'") from None
-    matplotlib.use("Agg")  # no display is needed
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(6, 4))
-    for name in DIRECTIONS:
-        values = [row[name] for row in reranking["rows"] if row["k"] != "varying"]
-        cost = [value["milliseconds_per_query"] for value in values]
-        recall = [value["R@1"] for value in values]
-        low, high = zip(*(value["intervals"]["R@1"] for value in values))
-        (line,) = axis.plot(cost, recall, marker="o", label=name.replace("_", " "))
-        axis.fill_between(cost, low, high, alpha=0.15, color=line.get_color())
-        for row in reranking["rows"]:
-            label = f"k={row['k']}"
-            at = (row[name]["milliseconds_per_query"], row[name]["R@1"])
-            below = (4, -10 if row["k"] == "varying" else 5)
-            axis.annotate(label, at, textcoords="offset points", xytext=below, fontsize=7, color=line.get_color())
-            if row["k"] == "varying":
-                axis.plot(*at, marker="*", markersize=10, color=line.get_color())
-    axis.set(xscale="log", xlabel="milliseconds a query", ylabel="R@1 in percent")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+def _cost_per_query(parts: list[ScoredCandidates], pairs: int, seconds: float) -> dict[str, float]:
+    queries = sum(len(part.logits) for part in parts)
+    return {"pairs_per_query": pairs / queries, "milliseconds_per_query": 1000 * seconds / queries}

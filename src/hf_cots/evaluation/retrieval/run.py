@@ -1,4 +1,4 @@
-"""`hf-cots evaluate` without its flags: from names of models and data to a file of results."""
+"""`hf-cots evaluate` as a class: from names of models and data to a file of results."""
 
 import json
 import logging
@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from ...data.sources import PairDataset, load_pairs
-from ...search.encoders import Encoder, encode_pairs, load_encoder
+from ...search.encoders import Encoder, encode_pairs
+from ...search.loading import load_encoder
 from ..diagnostics.overlap import check_overlap
+from ..rendering.plots import draw_recall_cost
 from .directions import processes
 from .failures import write_failures
-from .per_query_table import queries_file, read_queries, write_queries
+from .per_query_table import query_table_path, read_query_table, write_query_table
 from .protocols import load_protocol
+from .recall_cost import RerankEvaluation
 from .report import (
     RetrievalResult,
     build_report,
+    compare_results,
     data_fingerprint,
     describe_data,
     environment,
@@ -31,24 +35,25 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """What to evaluate, on what, and where the results go.
+    """An evaluation of a model on image-text pairs, and the files of its results.
 
     Args:
         model: name of the encoder.
         data: name of the pairs, or the published JSON file of a protocol.
         image_column, caption_column, image_id_column, split: of the pairs.
-        protocol: "coco-5k", "coco-1k", "flickr30k" or "karpathy"; `image_root` is the folder of its pictures, and
-            `id_checksum` what the checksum of its ids must be, if it is known.
+        protocol: "coco-5k", "coco-1k", "flickr30k" or "karpathy"; `image_root` is the folder of its images, and
+            `id_checksum` the expected checksum of its ids, if it is known.
         compare: another encoder, or an earlier run's `results.json` or per-query table.
         dual_softmax: also report dual softmax.
-        querybank: also report querybank normalisation with these pairs as the bank.
-        beta: inverse temperature of both.
-        check_overlap: training pairs to look for the test data in.
-        output: the JSON file; the per-query table and the page of failures lie beside it.
-        failures: how many of each direction the page shows; no page for 0.
-        batch_size: pictures in a forward pass.
-        resamples, seed: of the bootstrap, and of the randomisation test.
-        second_step: a judge of what the encoder finds; the report's entry `reranking`. The first process calls it.
+        querybank: also report querybank normalization with these pairs as the bank.
+        beta: inverse temperature of dual softmax and querybank normalization.
+        check_overlap: training pairs in which to look for the test data.
+        output: the JSON file; the per-query table, the page of failures and the plot of re-ranking are written beside
+            it.
+        failures: how many failures of each direction the page shows; no page for 0.
+        batch_size: images in a forward pass.
+        resamples, seed: of the bootstrap, and of the randomization test.
+        rerank: a second stage that re-ranks what the encoder finds; the report's entry `reranking`.
     """
 
     model: str
@@ -70,27 +75,25 @@ class EvaluationRun:
     batch_size: int = 64
     resamples: int = RESAMPLES
     seed: int = 0
-    second_step: Callable[[Encoder, RetrievalResult, PairDataset], dict[str, Any]] | None = None
+    rerank: RerankEvaluation | None = None
 
     def run(self, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Evaluate. Under torchrun or accelerate every process calls; the first one writes and shows.
 
-        Whatever can be wrong with names and files is found before the first picture is encoded, and results are
-        written as soon as they are there: what fails later (the other model, the page) costs none of them.
+        Mistakes in names and files are found before the first image is encoded, and results are written as soon as
+        they are computed: a later failure (of the other model, the page) loses none of them.
 
         Args:
             show: called with the report, once it is complete.
 
         Returns:
-            The report, as it is in the JSON file.
+            The report, as in the JSON file.
 
         Raises:
-            FileNotFoundError, OSError, ValueError: saying what is wrong with a model, the data or a setting.
+            FileNotFoundError, OSError, ValueError: naming what is wrong with a model, the data or a setting.
+            ModuleNotFoundError: if matplotlib is missing for the plot of re-ranking; all else is written.
         """
-        if not self.beta > 0:
-            raise ValueError(f"beta must be above 0, got {self.beta}")
-        if self.resamples < 1:
-            raise ValueError(f"resamples must be at least 1, got {self.resamples}")
+        self._check_settings()
         state = processes()
         pairs, folds, about_protocol = self._open_data()
         bank_pairs = self._open_pairs(self.querybank, "train") if self.querybank else None
@@ -98,36 +101,46 @@ class EvaluationRun:
         encoder, fingerprint = load_encoder(self.model), data_fingerprint(pairs)
         other = self._open_other(fingerprint) if self.compare else None
 
-        mine = self._evaluate(encoder, pairs, folds)
-        report = build_report(mine, None, self.resamples, self.seed)
-        report["data"] = describe_data(pairs, fingerprint, mine.parts[0].broken) | about_protocol
+        result = self._evaluate(encoder, pairs, folds)
+        report = build_report(result, None, self.resamples, self.seed)
+        report["data"] = describe_data(pairs, fingerprint, result.parts[0].broken) | about_protocol
         report["environment"] = environment(state.num_processes)
-        about = {"model": mine.model, "fingerprint": mine.fingerprint, "data_fingerprint": fingerprint}
-        if self.output is not None and state.is_main_process:
-            self.output.parent.mkdir(parents=True, exist_ok=True)
-            write_queries(queries_file(self.output), mine.directions, mine.parts, pairs, about)
+        self._save_query_table(result, pairs, fingerprint)
         self._save(report)
         if other is not None:
             theirs = other if isinstance(other, RetrievalResult) else self._evaluate(other, pairs, folds)
-            report["comparison"] = build_report(mine, theirs, self.resamples, self.seed)["comparison"]
+            report["comparison"] = compare_results(result, theirs, self.resamples, self.seed)
             self._save(report)
-        if self.second_step is not None and state.is_main_process:
-            report["reranking"] = self.second_step(encoder, mine, pairs)
+        if self.rerank is not None and state.is_main_process:
+            report["reranking"] = self.rerank.run(encoder, result, pairs)
             self._save(report)
-        if self.dual_softmax:
-            report.setdefault("transductive", []).append(rescore(mine, self.beta, split_queries=True))
-        if bank_pairs is not None:
-            bank = encode_pairs(encoder, bank_pairs, self.batch_size, state.is_main_process)
-            report.setdefault("transductive", []).append(rescore(mine, self.beta, bank, split_queries=True))
-        self._save(report)
+        if self.dual_softmax or bank_pairs is not None:
+            report["transductive"] = self._rescore(encoder, result, bank_pairs)
+            self._save(report)
         if train_pairs is not None and state.is_main_process:
             overlap = check_overlap(pairs, train_pairs, progress=True)
             report["overlap"] = {"summary": overlap.summary()} | overlap.to_dict()
             self._save(report)
         if state.is_main_process:
             show(report)
-            self._write_page(mine, pairs)
+            self._write_page(result, pairs)
+            self._draw_reranking(report)
         return report
+
+    def _check_settings(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"beta must be above 0, got {self.beta}")
+        if self.resamples < 1:
+            raise ValueError(f"resamples must be at least 1, got {self.resamples}")
+
+    def _rescore(
+        self, encoder: Encoder, result: RetrievalResult, bank_pairs: PairDataset | None
+    ) -> list[dict[str, Any]]:
+        rescored = [rescore(result, self.beta, split_queries=True)] if self.dual_softmax else []
+        if bank_pairs is not None:
+            bank = encode_pairs(encoder, bank_pairs, self.batch_size, processes().is_main_process)
+            rescored.append(rescore(result, self.beta, bank, split_queries=True))
+        return rescored
 
     def _evaluate(self, encoder: Encoder, pairs: PairDataset, folds: int) -> RetrievalResult:
         progress = processes().is_main_process
@@ -137,11 +150,11 @@ class EvaluationRun:
         return load_pairs(data, self.image_column, self.caption_column, self.image_id_column, split)
 
     def _open_data(self) -> tuple[PairDataset, int, dict[str, Any]]:
-        """The pairs, the number of folds, and what the report says of the protocol."""
+        """The pairs, the number of folds, and the protocol's entries of the report."""
         if self.protocol is None:
             return self._open_pairs(self.data, self.split), 1, {"split": self.split}
         if self.image_root is None:
-            raise ValueError(f"protocol {self.protocol} needs --image-root, the folder of its pictures")
+            raise ValueError(f"protocol {self.protocol} needs --image-root, the folder of its images")
         published = load_protocol(self.protocol, self.data, self.image_root, self.split, self.id_checksum)
         return published.pairs, published.folds, {"protocol": published.name, "id_checksum": published.checksum}
 
@@ -150,21 +163,32 @@ class EvaluationRun:
         path = Path(str(self.compare))
         if path.suffix not in (".json", ".parquet"):
             return load_encoder(str(self.compare))
-        directions, about = read_queries(queries_file(path) if path.suffix == ".json" else path)
+        directions, about = read_query_table(query_table_path(path) if path.suffix == ".json" else path)
         if about["data_fingerprint"] != fingerprint:
             raise ValueError(f"{path} was evaluated on other data than {self.data}: their fingerprints differ")
         return RetrievalResult(about["model"], about["fingerprint"], directions, [])
+
+    def _save_query_table(self, result: RetrievalResult, pairs: PairDataset, fingerprint: str) -> None:
+        if self.output is None or not processes().is_main_process:
+            return
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        about = {"model": result.model, "fingerprint": result.fingerprint, "data_fingerprint": fingerprint}
+        write_query_table(query_table_path(self.output), result.directions, result.parts, pairs, about)
 
     def _save(self, report: dict[str, Any]) -> None:
         if self.output is not None and processes().is_main_process:
             self.output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    def _write_page(self, mine: RetrievalResult, pairs: PairDataset) -> None:
+    def _write_page(self, result: RetrievalResult, pairs: PairDataset) -> None:
         if self.output is None or self.failures == 0:
             return
         page = self.output.with_suffix(".failures.html")
-        title = f"{mine.model} on {pairs.name}: the worst failures"
+        title = f"{result.model} on {pairs.name}: the worst failures"
         try:
-            write_failures(page, title, mine.directions, mine.parts, pairs, self.failures)
-        except Exception as error:  # the figures are complete and written; a page is not worth an error
+            write_failures(page, title, result.directions, result.parts, pairs, self.failures)
+        except Exception as error:  # the results are complete and written; a page is not worth an error
             logger.warning("no page of failures: %s: %s", type(error).__name__, error)
+
+    def _draw_reranking(self, report: dict[str, Any]) -> None:
+        if self.output is not None and "reranking" in report:
+            draw_recall_cost(report["reranking"], self.output.with_suffix(".reranking.png"))

@@ -1,8 +1,8 @@
 """`compute_metrics` for `transformers.Trainer`: retrieval over the whole evaluation set, not within its batches.
 
-Trainer gathers what a model returns from all processes. A matrix of scores within a batch cannot be put together to a
-matrix over the set, and has another width in the last batch; embeddings can, and are n x D. So all that is gathered
-are the embeddings, and the queries are then divided among the processes.
+Trainer gathers what a model returns from all processes. Matrices of scores within a batch cannot be combined into the
+matrix over the set, and the last batch has another width; embeddings can, and are n x D. So only embeddings are
+gathered, and the queries are then divided among the processes.
 """
 
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ from transformers.utils import ModelOutput
 
 from .directions import rank_direction
 from .metrics import rsum
-from .ranking import first_of_each
+from .ranking import first_occurrences
 
 
 EMBEDS = ("image_embeds", "text_embeds")
 
 
 class RetrievalMetrics:
-    """Metrics of image-text pairs as Trainer asks for them.
+    """A `compute_metrics` for `transformers.Trainer` on image-text pairs.
 
     ```python
     metrics = RetrievalMetrics(COTSForPreTrainingOutput)                     # or CLIPOutput, SiglipOutput, ...
@@ -35,8 +35,8 @@ class RetrievalMetrics:
     `batch_eval_metrics=True`.
 
     Args:
-        output_class: what the model's forward returns; has `image_embeds` and `text_embeds`, (b, D) each, of the same
-            pairs and normalised.
+        output_class: the type that the model's forward returns; has `image_embeds` and `text_embeds`, (b, D) each, of
+            the same pairs and normalized.
         one_image_per_id: True takes the first embedding of each image id as the image, so that an image with five
             captions is in the gallery once. False takes each pair's image as an entry of its own.
 
@@ -58,12 +58,12 @@ class RetrievalMetrics:
         self._batches: list[dict[str, torch.Tensor]] = []
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> Mapping[str, float]:
-        """Take predictions in; all that were taken since the last result, in metrics.
+        """Collect predictions; with the last batch, compute the metrics of all that were collected.
 
         Args:
             prediction: `predictions`, the two embeddings in the order of the output class; `label_ids`, (n,) the image
                 ids. Of the whole set, or of one batch.
-            compute_result: whether this is the last batch.
+            compute_result: False for all batches but the last.
 
         Returns:
             `text_to_image_R@1` and so on with both directions' metrics, and `rsum`; nothing before the last batch.
@@ -71,12 +71,12 @@ class RetrievalMetrics:
         Raises:
             ValueError: if the predictions are not two embeddings, or the labels not one id a pair.
         """
-        self._batches.append(self._checked(prediction))
+        self._batches.append(self._validate(prediction))
         if not compute_result:
             return {}
         images, texts, ids = (torch.cat([batch[name] for batch in self._batches]) for name in (*EMBEDS, "image_ids"))
         self._batches = []
-        first = first_of_each(ids) if self.one_image_per_id else torch.arange(len(ids))
+        first = first_occurrences(ids) if self.one_image_per_id else torch.arange(len(ids))
         # Trainer calls in all processes, with the same predictions.
         results = {
             "text_to_image": rank_direction(texts, images[first], ids, ids[first], split_queries=True).metrics(),
@@ -85,7 +85,7 @@ class RetrievalMetrics:
         flat = {f"{name}_{metric}": value for name, values in results.items() for metric, value in values.items()}
         return flat | {"rsum": rsum(results)}
 
-    def _checked(self, prediction: EvalPrediction) -> dict[str, torch.Tensor]:
+    def _validate(self, prediction: EvalPrediction) -> dict[str, torch.Tensor]:
         embeds, ids = prediction.predictions, prediction.label_ids
         shapes = [tuple(np.shape(each)) for each in embeds] if isinstance(embeds, (tuple, list)) else []
         if len(shapes) != 2 or shapes[0] != shapes[1] or len(shapes[0]) != 2:

@@ -1,13 +1,13 @@
-"""Re-scoring that looks at more than one query at a time. Never on by default, always labelled.
+"""Re-scoring with knowledge of more than one query. Never on by default, always labeled.
 
-Dual softmax sees the whole set of test queries before it answers any of them; querybank normalisation sees a bank of
-other queries. A single user's search does not have the first, so that figures with it are not comparable with figures
-without, and results carry `label`.
+Dual softmax sees the complete set of test queries before it answers any of them; querybank normalization sees a bank
+of other queries. A single user's search does not have the first, so that results with it are not comparable with
+results without, and carry a `label`.
 
-Both take from each similarity a bias of the gallery entry, large for entries that are near to everything ("hubs"):
-with c(g) = 1/beta log sum_b exp(beta s(b, g)) over a bank of queries b, ranking by the inverted softmax
-exp(beta s(q, g)) / sum_b exp(beta s(b, g)) is ranking by s(q, g) - c(g). So the ranking stays a matter of dot
-products, block by block.
+Both subtract from each similarity a bias of the gallery entry, large for entries that are similar to everything
+("hubs"): with c(g) = 1/beta log sum_b exp(beta s(b, g)) over a bank of queries b, ranking by the inverted softmax
+exp(beta s(q, g)) / sum_b exp(beta s(b, g)) is ranking by s(q, g) - c(g). So ranking still takes dot products only,
+block by block.
 """
 
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ from .ranking import BLOCK, Scores, nearest, slices
 
 @dataclass(frozen=True)
 class Rescoring:
-    """What is subtracted from the similarities of one direction.
+    """A bias that is subtracted from the similarities of one direction.
 
     Args:
-        label: what results are marked with.
+        label: names the method in results.
         bias: (m,) float64, for each gallery entry.
         biased: (n,) bool, the queries it is subtracted for; None means all.
     """
@@ -33,14 +33,14 @@ class Rescoring:
 
 
 def dual_softmax(query_embeds: torch.Tensor, gallery_embeds: torch.Tensor, beta: float = 20.0) -> Rescoring:
-    """The product of the softmax over the gallery and the softmax over the queries (Rocco et al., 2018, section 3.2).
+    """Rank by the softmax over the gallery times the softmax over the queries (Rocco et al., 2018, section 3.2).
 
     Its logarithm is 2 beta s(q, g) - beta c(g) - a term of q, with the test queries as bank, and ranks as
     s(q, g) - c(g) / 2. CAMoE (Cheng et al., 2021) multiplies the second softmax by s itself in place of the first
     softmax: another weight of the same bias.
 
     Args:
-        query_embeds, gallery_embeds: (n, D) and (m, D) normalised embeddings.
+        query_embeds, gallery_embeds: (n, D) and (m, D) normalized embeddings.
         beta: inverse temperature of both softmaxes, above 0.
     """
     bias = gallery_bias(query_embeds, gallery_embeds, beta) / 2
@@ -50,13 +50,13 @@ def dual_softmax(query_embeds: torch.Tensor, gallery_embeds: torch.Tensor, beta:
 def querybank(
     query_embeds: torch.Tensor, gallery_embeds: torch.Tensor, bank_embeds: torch.Tensor, beta: float = 20.0
 ) -> Rescoring:
-    """Querybank normalisation with the dynamic inverted softmax (Bogolin et al., CVPR 2022, section 3.3).
+    """Querybank normalization with the dynamic inverted softmax (Bogolin et al., CVPR 2022, section 3.3).
 
-    A query is re-scored only if the entry nearest to it is the nearest of some query of the bank, too: the others do
-    not meet a hub.
+    A query is re-scored only if its nearest entry is also the nearest of some query of the bank: the others do not
+    meet a hub.
 
     Args:
-        query_embeds, gallery_embeds: (n, D) and (m, D) normalised embeddings.
+        query_embeds, gallery_embeds: (n, D) and (m, D) normalized embeddings.
         bank_embeds: (b, D), queries of the same kind from other data, as a rule from the training set.
         beta: inverse temperature, above 0; the paper's is 20.
     """
@@ -72,10 +72,10 @@ def querybank(
 def gallery_bias(
     bank_embeds: torch.Tensor, gallery_embeds: torch.Tensor, beta: float, block: int = BLOCK
 ) -> torch.Tensor:
-    """c(g) = 1/beta log sum over the bank of exp(beta s(b, g)), block by block.
+    """Compute c(g) = 1/beta log sum over the bank of exp(beta s(b, g)), block by block.
 
     Args:
-        bank_embeds, gallery_embeds: (b, D) and (m, D) normalised embeddings.
+        bank_embeds, gallery_embeds: (b, D) and (m, D) normalized embeddings.
         beta: inverse temperature.
         block: bank queries compared at a time.
 
@@ -83,7 +83,7 @@ def gallery_bias(
         (m,) float64.
 
     Raises:
-        ValueError: if beta is not positive, or nothing or no number is to be compared.
+        ValueError: if beta is not positive, there is nothing to compare, or an embedding is not finite.
     """
     if not beta > 0:
         raise ValueError(f"beta must be above 0, got {beta}")
@@ -92,6 +92,6 @@ def gallery_bias(
     for part in slices(len(bank_embeds), block):
         for columns, tile in scores.tiles(part, 4 * block):
             logs[columns] = torch.logaddexp(logs[columns], tile.mul_(beta).logsumexp(dim=0))
-    # A vector unit may round the exponential of a number otherwise in the last column than in the first. What is left
-    # of 40 binary places is the same for equal entries, so that they go on to tie.
+    # Vector units may round the exponential of a number differently in the last column than in the first. Rounded to
+    # 40 fraction bits it is the same for equal entries, so that they still tie.
     return (logs / beta * 2.0**40).round_() / 2.0**40

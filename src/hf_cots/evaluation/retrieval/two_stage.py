@@ -1,7 +1,7 @@
-"""Two-step search: a dual encoder proposes candidates for each query, the judge puts them in order.
+"""Two-stage search: a dual encoder proposes candidates for each query, the re-ranker sorts them.
 
-What was not proposed stays behind the candidates in the first step's order, so that every metric of one-step search is
-defined here, too.
+All other gallery entries follow behind the candidates in the first stage's order, so that every metric of single-stage
+search is defined.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch
 
 from .directions import DirectionResult
 from .metrics import concatenate, per_query_metrics
-from .ranking import Positives, Scores, count_above, groups_of_levels, slices
+from .ranking import Positives, Scores, group_ties, slices
 
 
 BLOCK = 256  # queries ranked at a time
@@ -18,7 +18,7 @@ BLOCK = 256  # queries ranked at a time
 
 @dataclass(frozen=True)
 class Candidates:
-    """What the first step proposes, best first.
+    """The candidates of the first stage, best first.
 
     Args:
         similarities: (n, k) float64.
@@ -29,57 +29,57 @@ class Candidates:
     index: torch.Tensor
 
 
-def rank_two_step(
+def rank_two_stage(
     query_embeds: torch.Tensor,
     gallery_embeds: torch.Tensor,
     query_ids: torch.Tensor,
     gallery_ids: torch.Tensor,
     candidates: Candidates,
     fused: torch.Tensor,
-    depth: torch.Tensor,
+    num_candidates: torch.Tensor,
 ) -> DirectionResult:
-    """Rank the correct answers of every query after both steps.
+    """Rank the correct answers of every query after both stages.
 
     Args:
-        query_embeds, gallery_embeds, query_ids, gallery_ids: as for [`hf_cots.evaluation.retrieval.directions.rank_direction`].
+        query_embeds, gallery_embeds, query_ids, gallery_ids: see [`rank_direction`].
         candidates: of each query.
-        fused: (n, k) float64 of [`Fusion`]; entries at or beyond the depth are not looked at.
-        depth: (n,) int64, how many candidates are reordered.
+        fused: (n, k) float64 of [`Fusion`]; entries from `num_candidates` on are ignored.
+        num_candidates: (n,) int64, how many candidates are re-ranked.
     """
-    scores, answers = Scores(query_embeds, gallery_embeds), Positives(query_ids, gallery_ids)
+    scores, positives = Scores(query_embeds, gallery_embeds), Positives(query_ids, gallery_ids)
     columns = []
     for part in slices(len(query_embeds), BLOCK):
         ((_, first),) = scores.tiles(part, len(gallery_embeds))
-        judged = torch.arange(candidates.index.shape[1]) < depth[part, None]
-        final = lifted(first, candidates.index[part], fused[part], judged)
-        row, place, entry = answers.of(part)
-        levels = torch.full((len(final), int(answers.count[part].max())), torch.inf, dtype=torch.float64)
-        levels[row, place] = final[row, entry]
-        levels = levels.sort(dim=1, descending=True).values
-        above, at_least = count_above(final, levels)
-        groups = groups_of_levels(levels.numpy(), above.numpy(), at_least.numpy())
-        columns.append(per_query_metrics(groups, len(final)))
-    return DirectionResult.of_one_gallery(concatenate(columns), query_ids.numpy(), gallery_ids.numpy())
+        reranked = torch.arange(candidates.index.shape[1]) < num_candidates[part, None]
+        final = lift_candidates(first, candidates.index[part], fused[part], reranked)
+        row, entry = positives.lookup(part)
+        columns.append(per_query_metrics(group_ties(row, final[row, entry], [final]), len(final)))
+    return DirectionResult.from_single_gallery(concatenate(columns), query_ids.numpy(), gallery_ids.numpy())
 
 
-def lifted(scores: torch.Tensor, candidates: torch.Tensor, fused: torch.Tensor, judged: torch.Tensor) -> torch.Tensor:
-    """(b, m) scores in which judged candidates stand above all others, in the order of their fused scores.
+def lift_candidates(
+    scores: torch.Tensor, candidates: torch.Tensor, fused: torch.Tensor, reranked: torch.Tensor
+) -> torch.Tensor:
+    """Lift the scores of re-ranked candidates above all others, in the order of their fused scores.
 
     Args:
-        scores: (b, m) of the first step.
-        candidates: (b, k) gallery entries; fused: (b, k); judged: (b, k) bool.
+        scores: (b, m) of the first stage.
+        candidates: (b, k) gallery entries; fused: (b, k); reranked: (b, k) bool.
+
+    Returns:
+        (b, m) scores.
     """
-    lowest = fused.masked_fill(~judged, torch.inf).amin(dim=1, keepdim=True)
-    rows = torch.arange(len(scores))[:, None].expand_as(candidates)[judged]
+    lowest = fused.masked_fill(~reranked, torch.inf).amin(dim=1, keepdim=True)
+    rows = torch.arange(len(scores))[:, None].expand_as(candidates)[reranked]
     others = scores.clone()
-    others[rows, candidates[judged]] = -torch.inf
+    others[rows, candidates[reranked]] = -torch.inf
     floor = others.amax(dim=1, keepdim=True)
-    floor = torch.where(floor.isinf(), 0.0, floor)  # where all are judged
+    floor = torch.where(floor.isinf(), 0.0, floor)  # where all are re-ranked
     final = scores.clone()
-    final[rows, candidates[judged]] = (floor + 1 + fused - lowest)[judged]
+    final[rows, candidates[reranked]] = (floor + 1 + fused - lowest)[reranked]
     return final
 
 
-def correct_candidates(candidates: Candidates, query_ids: torch.Tensor, gallery_ids: torch.Tensor) -> torch.Tensor:
+def find_correct(candidates: Candidates, query_ids: torch.Tensor, gallery_ids: torch.Tensor) -> torch.Tensor:
     """(n, k) bool: which candidates are correct answers."""
     return gallery_ids[candidates.index] == query_ids[:, None]

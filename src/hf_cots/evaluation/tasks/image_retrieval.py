@@ -13,8 +13,8 @@ import torch
 
 from ...data.images import BrokenImage
 from ...search.encoders import Encoder, encode_rows
-from ..retrieval.metrics import TieGroups, concatenate, per_query_metrics, summarise
-from ..retrieval.ranking import Scores, count_above, groups_of_levels, slices
+from ..retrieval.metrics import TieGroups, concatenate, per_query_metrics, summarize
+from ..retrieval.ranking import Scores, group_ties, slices
 from .bootstrap import bootstrap_intervals
 from .labelled_images import LabelledImages
 
@@ -76,14 +76,14 @@ class ImageRetrieval:
 
     def metrics(self, index: np.ndarray | slice = slice(None)) -> dict[str, float]:
         """mAP, R@1, R@5, R@10 (hit@K) and MRR in percent."""
-        means = summarise({name: values[index] for name, values in self.columns.items()})
+        means = summarize({name: values[index] for name, values in self.columns.items()})
         return {name: means[name] for name in SHOWN}
 
     def chance(self) -> dict[str, float]:
         """The same for guessing: one great tie for each query."""
         numbers = np.arange(len(self.gallery))
         ties = TieGroups(numbers, np.zeros_like(self.gallery), self.gallery, self.positives)
-        means = summarise(per_query_metrics(ties, len(numbers)))
+        means = summarize(per_query_metrics(ties, len(numbers)))
         return {name: means[name] for name in SHOWN}
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,7 +124,9 @@ def retrieve_images(queries: LabelledEmbeddings, gallery: LabelledEmbeddings | N
         if not len(answered):
             continue
         (_, tile), allowed, correct = next(scores.tiles(part, len(pool_labels))), allowed[answered], correct[answered]
-        ties = _tie_groups(tile[answered].masked_fill(~allowed, -torch.inf), correct)
+        tile = tile[answered].masked_fill(~allowed, -torch.inf)
+        row, entry = correct.nonzero(as_tuple=True)
+        ties = group_ties(row, tile[row, entry], [tile])
         parts.append(per_query_metrics(ties, len(answered)))
         asked.append(answered.numpy() + part.start)
         sizes.append(allowed.sum(dim=1).numpy())
@@ -147,11 +149,3 @@ def _codes(first: list, second: list) -> tuple[torch.Tensor, torch.Tensor]:
     number: dict = {}
     codes = [torch.tensor([number.setdefault(key, len(number)) for key in keys]) for keys in (first, second)]
     return codes[0], codes[1]
-
-
-def _tie_groups(scores: torch.Tensor, correct: torch.Tensor) -> TieGroups:
-    """Of (b, m) scores, -inf where an entry is not in the gallery, and (b, m) correct answers, at least one a row."""
-    count = int(correct.sum(dim=1).max())
-    levels = scores.masked_fill(~correct, torch.inf).sort(dim=1, descending=True).values[:, -count:].contiguous()
-    above, at_least = count_above(scores, levels)
-    return groups_of_levels(levels.numpy(), above.numpy(), at_least.numpy())

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...data.images import BrokenImage
-from ...search.encoders import Encoder, load_encoder
+from ...search.encoders import Encoder
+from ...search.loading import load_encoder
 from ..retrieval.report import data_fingerprint, environment
 from ..retrieval.significance import LEVEL, RESAMPLES
 from .image_retrieval import encode_labelled, retrieve_images
