@@ -1,4 +1,4 @@
-"""Started by torchrun: `evaluation_ranks.py OUTPUT MODEL DATA OTHER`; the first process writes what all of them computed."""
+"""Started by torchrun: `evaluation_ranks.py OUTPUT MODEL DATA OTHER`; the first process writes the results of all."""
 
 import json
 import os

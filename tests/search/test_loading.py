@@ -52,6 +52,14 @@ def test_an_index_with_an_incomplete_model_is_refused(world, tmp_path):
         ImageIndex.from_folder(model, world.imagefolder)
 
 
+def test_a_model_to_deploy_is_no_checkpoint(tmp_path, world):
+    config = COTSModel.from_pretrained(world.model).config
+    off = {"mvm_weight": 0.0, "task_weight": 0.0, "mask_token_id": 4, "special_token_ids": list(range(5))}
+    COTSModel(COTSConfig(**config.to_dict() | off)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"the file lacks: key_queue.*Name a checkpoint of its pre-training"):
+        load_for_pretraining(str(tmp_path))
+
+
 def test_models_of_another_kind_are_refused(world):
     with pytest.raises(ValueError, match="is 'cots' and cannot re-rank: name a SIMLA model"):
         load_reranker(str(world.model))

@@ -6,6 +6,7 @@ sentence-transformers model and plain text models are search's and evaluation's 
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import BlipForImageTextRetrieval, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import BlipForImageTextRetrieval, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..data.hashes import weights_fingerprint
@@ -67,16 +68,28 @@ class DualTower(Protocol):
 
 
 @dataclass(frozen=True)
-class DualEncoder:
-    """A dual encoder of transformers, a COTS included, and its processor."""
+class ModelEncoder(ABC):
+    """Width and fingerprint of an [`Encoder`] that wraps a `torch.nn.Module`."""
 
-    model: PreTrainedModel
-    processor: ProcessorMixin
-    name: str = "model"
+    model: Any
+
+    @abstractmethod
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor: ...
 
     @cached_property
     def dim(self) -> int:
-        return self.encode_texts([]).shape[1]
+        return self.encode_texts(["a"]).shape[1]
+
+    def fingerprint(self) -> str:
+        return weights_fingerprint(self.model)
+
+
+@dataclass(frozen=True)
+class DualEncoder(ModelEncoder):
+    """A dual encoder of transformers, a COTS included, and its processor."""
+
+    processor: ProcessorMixin
+    name: str = "model"
 
     def encode_images(
         self, images: Iterable[Image.Image], batch_size: int = 64, total: int | None = None
@@ -86,25 +99,17 @@ class DualEncoder:
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
         return encode_texts(self.model, self.processor, texts, batch_size)
 
-    def fingerprint(self) -> str:
-        return weights_fingerprint(self.model)
-
 
 @dataclass(frozen=True)
-class TextEncoder:
+class TextEncoder(ModelEncoder):
     """A plain text model of transformers: the mean of its last hidden states over the text's tokens.
 
     Mean pooling is the default of sentence-transformers for a model that does not say how it pools, and better than
     the first token for a model trained on text only (Reimers and Gurevych, 2019, table 6).
     """
 
-    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str = "model"
-
-    @cached_property
-    def dim(self) -> int:
-        return self.encode_texts(["a"]).shape[1]
 
     def encode_images(
         self, images: Iterable[Image.Image], batch_size: int = 64, total: int | None = None
@@ -124,20 +129,12 @@ class TextEncoder:
             embeddings.append(l2_normalize((states * mask).sum(dim=1) / mask.sum(dim=1)).cpu())
         return torch.cat(embeddings)
 
-    def fingerprint(self) -> str:
-        return weights_fingerprint(self.model)
-
 
 @dataclass(frozen=True)
-class SentenceEncoder:
+class SentenceEncoder(ModelEncoder):
     """A `sentence_transformers.SentenceTransformer`: it pools and projects as its own files say."""
 
-    model: Any
     name: str = "model"
-
-    @cached_property
-    def dim(self) -> int:
-        return self.encode_texts(["a"]).shape[1]
 
     def encode_images(
         self, images: Iterable[Image.Image], batch_size: int = 64, total: int | None = None
@@ -159,9 +156,6 @@ class SentenceEncoder:
     def _encode(self, items: list, batch_size: int) -> torch.Tensor:
         embeds = self.model.encode(items, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False)
         return l2_normalize(embeds).float().cpu()
-
-    def fingerprint(self) -> str:
-        return weights_fingerprint(self.model)
 
 
 class BlipRetrieval(BlipForImageTextRetrieval):

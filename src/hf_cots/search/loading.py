@@ -54,7 +54,6 @@ def load_encoder(name: str, device: str | torch.device | None = None) -> Encoder
     """
     if name.startswith((".", "/", "~")) and not Path(name).is_dir():
         raise FileNotFoundError(f"no such model folder: {name}")
-    device = default_device() if device is None else device
     try:
         load = _load_sentence_encoder if _has_file(name, "modules.json") else _load_transformers_encoder
         return load(name, device)
@@ -79,12 +78,7 @@ def load_reranker(name: str, device: str | torch.device | None = None) -> tuple[
     config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE)
     if not isinstance(config, SimlaConfig):
         raise ValueError(f"{name} is '{config.model_type}' and cannot re-rank: name a SIMLA model")
-    model, missing = _load_weights(AutoModel, name)
-    if missing:
-        raise ValueError(f"{name} lacks weights: {', '.join(missing[:3])}")
-    return model.to(default_device() if device is None else device), AutoProcessor.from_pretrained(
-        name, **NO_REMOTE_CODE
-    )
+    return _load_complete(AutoModel, name, device), AutoProcessor.from_pretrained(name, **NO_REMOTE_CODE)
 
 
 def load_for_pretraining(
@@ -106,37 +100,34 @@ def load_for_pretraining(
     config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE)
     if not isinstance(config, (COTSConfig, CookieConfig, SimlaConfig)):
         raise ValueError(f"{name} is '{config.model_type}': name a checkpoint of COTS, COOKIE or SIMLA")
-    model, missing = _load_weights(AutoModelForPreTraining, name)
-    if missing:
-        raise ValueError(
-            f"{name} lacks weights of training ({', '.join(missing[:3])}): it is a model to deploy. Name a checkpoint "
-            "of its pre-training, such as output_dir/checkpoint-1000"
-        )
-    return model.to(default_device() if device is None else device), AutoProcessor.from_pretrained(
-        name, **NO_REMOTE_CODE
-    )
+    advice = ". Name a checkpoint of its pre-training, such as output_dir/checkpoint-1000, not a model to deploy"
+    model = _load_complete(AutoModelForPreTraining, name, device, advice)
+    return model, AutoProcessor.from_pretrained(name, **NO_REMOTE_CODE)
 
 
-def _load_weights(auto_class: Any, name: str) -> tuple[PreTrainedModel, list[str]]:
-    """The model in evaluation mode, and the names of weights that its file lacks."""
+def _load_complete(auto_class: Any, name: str, device: str | torch.device | None, advice: str = "") -> PreTrainedModel:
+    """The model in evaluation mode on its device, or an error that names weights that its file lacks."""
     try:
         model, loading = auto_class.from_pretrained(name, output_loading_info=True, **NO_REMOTE_CODE)
     except RuntimeError as error:  # transformers has just logged which weights have another shape
         raise ValueError(f"{name}: the weights do not fit the config: {str(error).splitlines()[0]}") from error
-    return model.eval(), sorted(loading["missing_keys"])
+    unused = "pooler." if _is_text_only(model) else None  # we pool its tokens ourselves
+    missing = sorted(key for key in loading["missing_keys"] if unused is None or not key.startswith(unused))
+    if missing:
+        kind, names = type(model).__name__, ", ".join(missing[:3])
+        raise ValueError(f"{name}: {kind} needs weights that the file lacks: {names}{advice}")
+    return model.eval().to(default_device() if device is None else device)
 
 
-def _load_transformers_encoder(name: str, device: str | torch.device) -> DualEncoder | TextEncoder:
+def _is_text_only(model: PreTrainedModel) -> bool:
+    return model.input_modalities in ("text", ("text",))
+
+
+def _load_transformers_encoder(name: str, device: str | torch.device | None) -> DualEncoder | TextEncoder:
     config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE)
     is_blip_retrieval = "BlipForImageTextRetrieval" in (config.architectures or ())
-    model, missing = _load_weights(BlipRetrieval if is_blip_retrieval else AutoModel, name)
-    text_only = model.input_modalities in ("text", ("text",))
-    if text_only:  # its own pooler is not used
-        missing = [key for key in missing if not key.startswith("pooler.")]
-    if missing:
-        raise ValueError(f"{name}: {type(model).__name__} needs weights that the file lacks: {', '.join(missing[:3])}")
-    model = model.to(device)
-    if text_only:
+    model = _load_complete(BlipRetrieval if is_blip_retrieval else AutoModel, name, device)
+    if _is_text_only(model):
         return TextEncoder(model, AutoTokenizer.from_pretrained(name, **NO_REMOTE_CODE), name)
     if not isinstance(model, DualTower):
         raise ValueError(
@@ -146,14 +137,14 @@ def _load_transformers_encoder(name: str, device: str | torch.device) -> DualEnc
     return DualEncoder(model, AutoProcessor.from_pretrained(name, **NO_REMOTE_CODE), name)
 
 
-def _load_sentence_encoder(name: str, device: str | torch.device) -> SentenceEncoder:
+def _load_sentence_encoder(name: str, device: str | torch.device | None) -> SentenceEncoder:
     try:
         from sentence_transformers import SentenceTransformer
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             f"{name} is a sentence-transformers model; to use it: pip install 'hf-cots[sentence-transformers]'"
         ) from None
-    return SentenceEncoder(SentenceTransformer(name, device=str(device)).eval(), name)
+    return SentenceEncoder(SentenceTransformer(name, device=str(device or default_device())).eval(), name)
 
 
 def _has_file(name: str, file: str) -> bool:

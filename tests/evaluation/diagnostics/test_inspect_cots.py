@@ -139,7 +139,7 @@ def test_the_command(trained, world, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("deployable", "it is a model to deploy. Name a checkpoint of its pre-training"),
+        ("deployable", "needs weights that the file lacks: "),
         ("nothing", "/no/model"),
         ("tokenizer", "is no COTS model but 'cots_image_tokenizer'"),
         ("picture", "cannot identify"),

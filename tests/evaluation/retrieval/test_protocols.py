@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -185,17 +184,18 @@ def test_other_errors_are_one_line(tmp_path):
 # ---------------------------------------------------------------------- folds
 
 
-def random_pairs(images=20, captions=3):
+def random_pairs(images=20, captions=3, broken=()):
     """Ids in an order that is not that of the rows."""
-    ids = torch.randperm(images) + 100
+    rows = [row for row in range(images) if row not in broken]
+    ids = (torch.randperm(images) + 100)[rows]
     return EncodedPairs(
-        image_embeds=torch.randn(images, 4),
-        text_embeds=torch.randn(images * captions, 4),
+        image_embeds=torch.randn(len(rows), 4),
+        text_embeds=torch.randn(len(rows) * captions, 4),
         image_ids=ids,
         text_ids=ids.repeat_interleave(captions),
-        rows=list(range(images)),
-        captions=list(range(images * captions)),
-        broken=[],
+        rows=rows,
+        captions=[captions * row + i for row in rows for i in range(captions)],
+        broken=[BrokenImage(f"p{row}", "gone") for row in broken],
     )
 
 
@@ -214,21 +214,10 @@ def test_folds_are_contiguous_and_each_is_a_task_of_its_own():
 
 
 def test_a_broken_image_moves_no_other_to_another_fold():
-    encoded = random_pairs()
-    kept, texts = [i for i in range(20) if i != 5], [i for i in range(60) if i // 3 != 5]
-    gap = replace(
-        encoded,
-        image_embeds=encoded.image_embeds[kept],
-        text_embeds=encoded.text_embeds[texts],
-        image_ids=encoded.image_ids[kept],
-        text_ids=encoded.text_ids[texts],
-        rows=kept,
-        captions=texts,
-        broken=[BrokenImage("p5", "gone")],
-    )
-    assert [len(fold.rows) for fold in split_folds(gap, 5)] == [4, 3, 4, 4, 4]
-    assert split_folds(gap, 5)[1].rows == [4, 6, 7]
-    assert [len(fold.captions) for fold in split_folds(gap, 5)] == [12, 9, 12, 12, 12]
+    folds = split_folds(random_pairs(broken=[5]), 5)
+    assert [len(fold.rows) for fold in folds] == [4, 3, 4, 4, 4]
+    assert folds[1].rows == [4, 6, 7]
+    assert [len(fold.captions) for fold in folds] == [12, 9, 12, 12, 12]
 
 
 def test_images_that_do_not_divide_are_refused():

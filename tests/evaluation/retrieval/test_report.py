@@ -1,4 +1,4 @@
-"""A whole evaluation: the JSON file, the query table, the page of failures, and what survives a mishap."""
+"""A complete evaluation: the JSON file, the query table, the page of failures, and what survives an error."""
 
 import json
 import re
@@ -44,20 +44,17 @@ def evaluate(world, output, model=None, **settings):
     return report
 
 
+def everything(world, other_model):
+    folder = str(world.imagefolder)
+    options = {"compare": str(other_model), "dual_softmax": True, "querybank": folder, "check_overlap": folder}
+    return options | {"seed": 3}
+
+
 @pytest.fixture(scope="module")
 def whole(world, other_model, tmp_path_factory):
     """A run with everything on, and its file."""
     output = tmp_path_factory.mktemp("run") / "results.json"
-    report = evaluate(
-        world,
-        output,
-        compare=str(other_model),
-        dual_softmax=True,
-        querybank=str(world.imagefolder),
-        check_overlap=str(world.imagefolder),
-        seed=3,
-    )
-    return report, output
+    return evaluate(world, output, **everything(world, other_model)), output
 
 
 def test_the_file_is_the_report(whole):
@@ -65,7 +62,7 @@ def test_the_file_is_the_report(whole):
     assert json.loads(output.read_text()) == json.loads(json.dumps(report))
 
 
-def test_everything_to_make_it_again_is_there(whole, world, other_model):
+def test_everything_to_reproduce_it_is_there(whole, world, other_model):
     report, _ = whole
     assert report["model"] == {"name": str(world.model), "fingerprint": load_encoder(str(world.model)).fingerprint()}
     assert report["comparison"]["model"]["fingerprint"] == load_encoder(str(other_model)).fingerprint()
@@ -80,15 +77,7 @@ def test_everything_to_make_it_again_is_there(whole, world, other_model):
 
 def test_the_same_run_gives_the_same_file_but_for_the_date(whole, world, other_model, tmp_path):
     report, _ = whole
-    again = evaluate(
-        world,
-        tmp_path / "again.json",
-        compare=str(other_model),
-        dual_softmax=True,
-        querybank=str(world.imagefolder),
-        check_overlap=str(world.imagefolder),
-        seed=3,
-    )
+    again = evaluate(world, tmp_path / "again.json", **everything(world, other_model))
     assert again.keys() == report.keys()
     for name in report.keys() - {"environment"}:
         assert again[name] == report[name], name
@@ -171,7 +160,7 @@ def test_a_foreign_parquet_is_no_query_table(world):
 
 
 def test_fingerprints_are_of_the_content(world, tmp_path):
-    """Captions, pictures and ids count; the name of the file does not."""
+    """Captions, images and ids count; the name of the file does not."""
     copy = tmp_path / "copy.parquet"
     copy.write_bytes(world.parquet.read_bytes())
     one = data_fingerprint(load_pairs(str(world.parquet)))
@@ -181,12 +170,12 @@ def test_fingerprints_are_of_the_content(world, tmp_path):
     assert data_fingerprint(pairs) != one
     folder = load_pairs(str(world.imagefolder))
     before = data_fingerprint(folder)
-    name, picture, _ = all_pairs()[3]
-    picture.rotate(90).save(world.imagefolder / name)
+    name, image, _ = all_pairs()[3]
+    image.rotate(90).save(world.imagefolder / name)
     try:
         assert data_fingerprint(folder) != before
     finally:
-        picture.save(world.imagefolder / name)
+        image.save(world.imagefolder / name)
 
 
 def test_folds_are_averaged(world):
@@ -219,7 +208,7 @@ def test_the_worst_failures_are_those_with_the_greatest_ranks():
 
 
 def test_right_answers_are_not_shown_as_wrong_ones():
-    """Five captions a picture: what stands above the best of them is wrong, what stands below is not shown."""
+    """Five captions an image: what stands above the best of them is wrong, what stands below is not shown."""
     images, texts = unit(6, 8), unit(30, 8, seed=1)
     text_ids = torch.arange(30) % 6
     direction = rank_direction(images, texts, torch.arange(6), text_ids)

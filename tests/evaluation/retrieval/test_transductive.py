@@ -83,12 +83,6 @@ def test_a_constant_model_stays_at_chance():
         assert direction.metrics() == direction.chance()
 
 
-def test_labels_say_what_was_done():
-    texts, images, bank, *_ = task()
-    assert dual_softmax(texts, images).label == "transductive: dual softmax, beta 20"
-    assert querybank(texts, images, bank, 5).label.startswith("transductive: querybank normalisation with 50 queries")
-
-
 @pytest.mark.parametrize("beta", [0, -1, float("nan")])
 def test_beta_must_be_positive(beta):
     texts, images, *_ = task()

@@ -13,7 +13,8 @@ import torch
 from transformers import EvalPrediction
 from transformers.utils import ModelOutput
 
-from .directions import rank_direction
+from ...search.encoders import EncodedPairs
+from .directions import rank_both
 from .metrics import rsum
 from .ranking import first_occurrences
 
@@ -77,11 +78,10 @@ class RetrievalMetrics:
         images, texts, ids = (torch.cat([batch[name] for batch in self._batches]) for name in (*EMBEDS, "image_ids"))
         self._batches = []
         first = first_occurrences(ids) if self.one_image_per_id else torch.arange(len(ids))
+        encoded = EncodedPairs(images[first], texts, ids[first], ids, rows=[], captions=[], broken=[])
         # Trainer calls in all processes, with the same predictions.
-        results = {
-            "text_to_image": rank_direction(texts, images[first], ids, ids[first], split_queries=True).metrics(),
-            "image_to_text": rank_direction(images[first], texts, ids[first], ids, split_queries=True).metrics(),
-        }
+        ranked = rank_both(encoded, split_queries=True)
+        results = {name: direction.metrics() for name, direction in ranked.items()}
         flat = {f"{name}_{metric}": value for name, values in results.items() for metric, value in values.items()}
         return flat | {"rsum": rsum(results)}
 
