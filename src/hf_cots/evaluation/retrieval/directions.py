@@ -160,6 +160,8 @@ def evaluate_retrieval(
         `{"text_to_image": ..., "image_to_text": ...}`, each as [`DirectionResult.metrics`].
 
     Example:
+        >>> from transformers import AutoModel, AutoProcessor
+        >>> from hf_cots.data.sources import load_pairs
         >>> model = AutoModel.from_pretrained("runs/demo/model").eval()  # doctest: +SKIP
         >>> processor = AutoProcessor.from_pretrained("runs/demo/model")  # doctest: +SKIP
         >>> pairs = load_pairs("my_test_pairs/")  # doctest: +SKIP
