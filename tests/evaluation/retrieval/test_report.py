@@ -98,7 +98,7 @@ def test_rescored_rows_carry_their_label_and_leave_the_plain_ones_alone(whole, w
     assert labels[0] == ["transductive: dual softmax, beta 20"] * 2
     assert all(label.startswith("transductive: querybank normalisation with 40 queries") for label in labels[1])
     titles = [str(table.title) for table in report_tables(report)]
-    assert sum("not comparable with plain figures" in title for title in titles) == 2
+    assert sum("not comparable with plain metrics" in title for title in titles) == 2
     assert len(report_tables(plain)) == 1
 
 

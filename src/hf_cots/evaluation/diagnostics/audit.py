@@ -1,14 +1,12 @@
-"""Which pairs of a data set may be wrong: the score of the adaptive momentum filter, for anyone's data.
+"""Finds pairs whose image and caption may not belong together, by the score of the adaptive momentum filter.
 
 Training drops a pair whose momentum similarity lies more than lambda deviations below the mean (Lu et al. 2022). Here
-the similarity is the trained model's own cosine. A low score is a suspicion, not a verdict: what the model never
-learned scores low too. Hence the page of pictures, to be looked at before anything is left out.
+the similarity is the trained model's own cosine. A low score is only a suspicion: what the model never learned scores
+low too. Hence the page of images, to be looked at before anything is left out.
 """
 
 import csv
-import html
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,29 +16,21 @@ import torch
 from ...data.keep_mask import write_keep_mask
 from ...data.sources import PairDataset
 from ...search.encoders import Encoder, encode_pairs
-from ..rendering.pages import page, thumbnail
+from ..rendering.pages import render_page, thumbnail
 
 
-logger = logging.getLogger(__name__)
-
-COLUMNS = ("rank", "pair", "row", "score", "deviations", "kept", "caption", "closest_caption")
 THUMBNAIL = 160  # pixels
 BLOCK = 1024
-
-STYLE = """
-main { display: grid; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); gap: 1.2rem .9rem; }
-figure { margin: 0; } figcaption { font-size: .85em; } .note { color: #888; }
-"""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """Every pair's score.
+    """The score of every pair.
 
     Args:
-        scores: (pairs,) float32 cosine of picture and caption; NaN where the picture cannot be read.
-        threshold: mean less lambda deviations of the scores.
-        closest: (pairs,) int64, the pair whose caption fits the picture best; -1 where it cannot be read.
+        scores: (pairs,) float32 cosine of image and caption; NaN where the image cannot be read.
+        threshold: mean minus lambda deviations of the scores.
+        closest: (pairs,) int64, the pair whose caption is most similar to the image; -1 where it cannot be read.
     """
 
     scores: np.ndarray
@@ -49,7 +39,7 @@ class Audit:
 
     @property
     def kept(self) -> np.ndarray:
-        """(pairs,) bool: pairs that the filter would keep; pictures that cannot be read are left out too."""
+        """(pairs,) bool: pairs that the filter would keep; not those whose image cannot be read."""
         return self.scores >= self.threshold
 
     @property
@@ -70,36 +60,34 @@ def audit_pairs(
     """Score every pair with a trained model.
 
     Args:
-        encoder: any dual encoder, as [`load_encoder`] gives it.
+        encoder: any dual encoder, from [`load_encoder`].
         pairs: the data.
         filter_lambda: pairs more than this many standard deviations below the mean are suspect.
-        batch_size: pictures in a forward pass.
+        batch_size: images in a forward pass.
         progress: show a progress bar.
 
     Raises:
-        ValueError: if lambda is negative or no picture can be read.
+        ValueError: if lambda is negative or no image can be read.
     """
     if filter_lambda < 0:
         raise ValueError(f"lambda must not be negative, got {filter_lambda}")
     encoded = encode_pairs(encoder, pairs, batch_size, progress)
-    for picture in encoded.broken:
-        logger.warning("left out: %s", picture)
     if not encoded.rows:
-        raise ValueError(f"{pairs.name}: no picture can be read")
+        raise ValueError(f"{pairs.name}: no image can be read")
     images, texts, captions = encoded.image_embeds, encoded.text_embeds, np.array(encoded.captions)
-    place = {row: number for number, row in enumerate(encoded.rows)}
-    picture = torch.tensor([place[row] for row in pairs.first_rows()[pairs.row_of_pair[captions]].tolist()])
-    nearest = torch.cat([(block @ texts.t()).argmax(dim=1) for block in images.split(BLOCK)])  # of each picture
+    index = {row: i for i, row in enumerate(encoded.rows)}
+    own = torch.tensor([index[row] for row in pairs.first_rows()[pairs.row_of_pair[captions]].tolist()])  # (texts,)
+    nearest = torch.cat([(block @ texts.t()).argmax(dim=1) for block in images.split(BLOCK)])  # (images,) text
     scores, closest = np.full(len(pairs), np.nan, dtype=np.float32), np.full(len(pairs), -1)
-    scores[captions] = (images[picture] * texts).sum(dim=1).numpy()
-    closest[captions] = captions[nearest[picture].numpy()]
+    scores[captions] = (images[own] * texts).sum(dim=1).numpy()
+    closest[captions] = captions[nearest[own].numpy()]
     threshold = float(np.nanmean(scores, dtype=np.float64) - filter_lambda * np.nanstd(scores, dtype=np.float64))
     return Audit(scores, threshold, closest)
 
 
 def write_audit(audit: Audit, pairs: PairDataset, folder: Path, shown: int = 100) -> dict[str, Path]:
     """Write `suspects.csv` and `suspects.jsonl` (all readable pairs, the most suspect first), `keep_mask.json`, and
-    `suspects.html` with the first `shown` pictures inside it.
+    `suspects.html` with the first `shown` images inside it.
 
     Returns:
         The four files by name.
@@ -108,18 +96,18 @@ def write_audit(audit: Audit, pairs: PairDataset, folder: Path, shown: int = 100
     files = {name: folder / name for name in ("suspects.csv", "suspects.jsonl", "keep_mask.json", "suspects.html")}
     lines = suspects(audit, pairs)
     with open(files["suspects.csv"], "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, COLUMNS)
+        table = csv.DictWriter(file, list(lines[0]))
         table.writeheader()
         table.writerows(lines)
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     files["suspects.jsonl"].write_text(text, encoding="utf-8")
     write_keep_mask(files["keep_mask.json"], pairs, audit.kept)
-    files["suspects.html"].write_text(suspects_page(audit, pairs, lines[:shown]), encoding="utf-8")
+    files["suspects.html"].write_text(render_suspects(audit, pairs, lines[:shown]), encoding="utf-8")
     return files
 
 
 def suspects(audit: Audit, pairs: PairDataset) -> list[dict]:
-    """One line per readable pair with the fields of `COLUMNS`, the most suspect first; ranks count from 1."""
+    """List the readable pairs, the most suspect first; ranks count from 1."""
     deviations, kept = audit.deviations, audit.kept
     return [
         {
@@ -136,23 +124,13 @@ def suspects(audit: Audit, pairs: PairDataset) -> list[dict]:
     ]
 
 
-def suspects_page(audit: Audit, pairs: PairDataset, lines: list[dict]) -> str:
-    """The page of pictures."""
-    figures = []
-    for line in lines:
-        caption, closest = html.escape(line["caption"]), html.escape(line["closest_caption"])
-        mark = "" if line["kept"] else " · left out"
-        figures.append(
-            f"<figure>{thumbnail(pairs, line['row'], THUMBNAIL)}<figcaption><b>{caption}</b><br>"
-            f'<span class="note">pair {line["pair"]} · {line["score"]:.3f} '
-            f"({line['deviations']:+.1f} deviations){mark}<br>closest caption: {closest}</span></figcaption></figure>"
-        )
-    left_out = int((~audit.kept).sum())
-    summary = (
-        f"{len(audit.scores)} pairs, {left_out} of them below {audit.threshold:.3f} or without a readable picture"
+def render_suspects(audit: Audit, pairs: PairDataset, lines: list[dict]) -> str:
+    """Render the page that shows the images of some of the [`suspects`]."""
+    return render_page(
+        "audit.html",
+        title=f"Suspect pairs of {pairs.name}",
+        num_pairs=len(audit.scores),
+        num_suspect=int((~audit.kept).sum()),
+        threshold=audit.threshold,
+        suspects=[line | {"image": thumbnail(pairs, line["row"], THUMBNAIL)} for line in lines],
     )
-    body = (
-        f"<p>{summary}. The most suspect {len(lines)} are shown. A low score is a suspicion: what the model never "
-        f"learned scores low too.</p><main>{''.join(figures)}</main>"
-    )
-    return page(f"Suspect pairs of {pairs.name}", STYLE, body)

@@ -1,1 +1,1 @@
-"""Tables, HTML pages and image panels."""
+"""Tables, HTML pages, matplotlib figures and panels of images."""

@@ -1,40 +1,37 @@
-"""Pages of pictures: one HTML file with its thumbnails inside, so that it can be sent, or kept with the results."""
+"""Self-contained HTML pages: Jinja2 templates from `templates/`, with the thumbnails inside the file."""
 
 import base64
-import html
 import io
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ...data.sources import PairDataset
 
 
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
-img { max-width: 100%; border-radius: 4px; background: #fff; }
-figcaption { overflow-wrap: anywhere; }
-"""
+TEMPLATES = Environment(
+    loader=PackageLoader(__package__),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
 
 
-def page(title: str, style: str, body: str) -> str:
-    """A whole HTML document.
+def render_page(template: str, **values: Any) -> str:
+    """Render an HTML document.
 
     Args:
-        title: plain text, also its heading.
-        style: CSS beside what all pages share.
-        body: HTML.
+        template: name of a file in `templates/` that extends `base.html`.
+        values: the template's variables, `title` among them. Text is escaped.
     """
-    text = html.escape(title)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{text}</title>'
-        f"<style>{STYLE}{style}</style></head><body><h1>{text}</h1>{body}</body></html>\n"
-    )
+    return TEMPLATES.get_template(template).render(values)
 
 
 def thumbnail(pairs: PairDataset, row: int, size: int) -> str:
-    """An `<img>` with a row's picture inside, at most `size` pixels a side."""
-    picture = pairs.read_row(row)
-    picture.thumbnail((size, size))
+    """Encode the image of a row, reduced to at most `size` pixels a side, as the `data:` URI of a JPEG."""
+    image = pairs.read_row(row)
+    image.thumbnail((size, size))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="row {row}" src="data:image/jpeg;base64,{data}">'
+    image.save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -16,22 +16,15 @@ def draw_recall_cost(reranking: dict[str, Any], path: Path) -> None:
     Raises:
         ModuleNotFoundError: naming the extra, if matplotlib is missing.
     """
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("the curve needs matplotlib: pip install 'hf-cots[demo]'") from None
-    matplotlib.use("Agg")  # no display is needed
-    import matplotlib.pyplot as plt
+    from .figures import new_figure, save_figure
 
-    figure, axis = plt.subplots(figsize=(6, 4))
+    figure, axis = new_figure((6, 4))
     for name in DIRECTIONS:
         _draw_direction(axis, name.replace("_", " "), [(row["k"], row[name]) for row in reranking["rows"]])
     axis.set(xscale="log", xlabel="milliseconds a query", ylabel="R@1 in percent")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save_figure(figure, path, dpi=150)
 
 
 def _draw_direction(axis: Any, label: str, rows: list[tuple[int | str, dict[str, Any]]]) -> None:

@@ -1,4 +1,4 @@
-"""Results as tables, for the terminal and for Markdown."""
+"""Tables of results, for the terminal and for Markdown."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from ...search.encoders import DIRECTIONS
 
 
 BAR = 20  # characters for 100 percent
-ROWS = {
+LABELS = {
     "R@1": "R@1",
     "R@5": "R@5",
     "R@10": "R@10",
@@ -20,88 +20,98 @@ ROWS = {
     "mAP": "mAP",
     **{f"fractional_R@{k}": f"fractional R@{k}" for k in (1, 5, 10)},
 }
+RECALL_HEADINGS = ("R@1", "R@5", "R@10", "median rank", "queries", "gallery")
 
 
 def terminal_table(results: dict[str, dict[str, float]], title: str | None = None) -> Table:
-    """Rows of recall in percent, for the terminal."""
+    """Tabulate recall in percent, one row per named result, for the terminal."""
     table = Table(title=title)
-    for heading in ("", "R@1", "R@5", "R@10", "median rank", "queries", "gallery"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    for heading in ("", *RECALL_HEADINGS):
+        table.add_column(heading, justify="right" if heading else "left")
     for name, values in results.items():
-        recalls = [f"{values[f'R@{k}']:.1f}" for k in (1, 5, 10)]
-        rest = [f"{values['median_rank']:g}", str(values["queries"]), str(values["gallery"])]
-        table.add_row(name.replace("_", " "), *recalls, *rest)
+        table.add_row(name.replace("_", " "), *_recall_cells(values))
     return table
+
+
+def markdown_table(results: dict[str, dict[str, float]]) -> str:
+    """Tabulate recall in percent, one row per direction, in Markdown."""
+    rows = [(name.replace("_", " "), *_recall_cells(values)) for name, values in results.items()]
+    heading, *body = [f"| {' | '.join(row)} |" for row in [("direction", *RECALL_HEADINGS), *rows]]
+    return "\n".join([heading, "|---|---|---|---|---|---|---|", *body])
+
+
+def _recall_cells(values: dict[str, float]) -> list[str]:
+    recalls = [f"{values[f'R@{k}']:.1f}" for k in (1, 5, 10)]
+    return [*recalls, f"{values['median_rank']:g}", str(values["queries"]), str(values["gallery"])]
 
 
 def report_tables(report: dict[str, Any]) -> list[Table]:
-    """The tables of an evaluation's report: metrics with intervals beside chance, the comparison, re-ranking, and each
-    transductive re-scoring under its label."""
+    """Tabulate the report of an evaluation.
+
+    Returns:
+        The metrics with intervals beside chance, the comparison if there is one, each transductive re-scoring, and
+        recall against cost if there was re-ranking.
+    """
     directions = {name: report[name] for name in DIRECTIONS}
-    tables = [_figures(report, directions)]
+    tables = [_metrics_table(report, directions)]
     if "comparison" in report:
-        tables.append(_comparison(report["model"]["name"], report["comparison"], directions))
+        tables.append(_comparison_table(report["model"]["name"], report["comparison"], directions))
     for rescored in report.get("transductive", []):
-        tables.append(_rescored(rescored, directions))
+        tables.append(_rescored_table(rescored, directions))
     if "reranking" in report:
-        tables += _reranking(report["reranking"])
+        tables += _reranking_tables(report["reranking"])
     return tables
 
 
-def _table(title: str, directions: dict[str, Any], *more: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
+def _direction_table(
+    title: str, directions: dict[str, Any], second: str, cells: Callable[[str, str], tuple[str, str]]
+) -> Table:
+    """One row per metric and two columns per direction; fractional recall only where it differs from recall.
+
+    Args:
+        second: heading of the second column of a direction.
+        cells: takes the names of direction and metric.
+    """
+    table = Table("", title=title, title_justify="left")
     for name in directions:
-        for heading in (name.replace("_", " "), *more):
-            table.add_column(heading, justify="right")
+        table.add_column(name.replace("_", " "), justify="right")
+        table.add_column(second, justify="right")
+    several_answers = any(values["fractional_R@10"] != values["R@10"] for values in directions.values())
+    for metric, label in LABELS.items():
+        if several_answers or not metric.startswith("fractional"):
+            table.add_row(label, *(cell for name in directions for cell in cells(name, metric)))
     return table
 
 
-def _add_rows(table: Table, directions: dict[str, Any], cells: Callable[[str, str], list[str]]) -> None:
-    """One row a metric; fractional recall only where it is not recall itself."""
-    many = any(values["fractional_R@10"] != values["R@10"] for values in directions.values())
-    for metric, label in ROWS.items():
-        if many or not metric.startswith("fractional"):
-            table.add_row(label, *(cell for name in directions for cell in cells(name, metric)))
+def _metrics_table(report: dict[str, Any], directions: dict[str, Any]) -> Table:
+    def cells(name: str, metric: str) -> tuple[str, str]:
+        values, chance = directions[name], report["chance"][name]
+        return with_interval(values[metric], values["intervals"][metric]), f"{chance[metric]:.1f}"
 
-
-def _figures(report: dict[str, Any], directions: dict[str, Any]) -> Table:
-    table = _table(f"{report['model']['name']}: shares in percent, 95% intervals", directions, "chance")
-
-    def cells(name: str, metric: str) -> list[str]:
-        values = directions[name]
-        return [with_interval(values[metric], values["intervals"][metric]), f"{report['chance'][name][metric]:.1f}"]
-
-    _add_rows(table, directions, cells)
+    table = _direction_table(f"{report['model']['name']}: percent, 95% intervals", directions, "chance", cells)
     for size in ("queries", "gallery"):
         table.add_row(size, *(cell for values in directions.values() for cell in (str(values[size]), "")))
     table.add_row("rsum", with_interval(report["rsum"], report["rsum_interval"]), "", "", "")
     return table
 
 
-def _comparison(model: str, comparison: dict[str, Any], directions: dict[str, Any]) -> Table:
-    table = _table(f"{model} less {comparison['model']['name']}, paired 95% intervals", directions, "p")
+def _comparison_table(model: str, comparison: dict[str, Any], directions: dict[str, Any]) -> Table:
     differences = comparison["differences"]
-
-    def cells(name: str, metric: str) -> list[str]:
-        return _difference(differences[name][metric])
-
-    _add_rows(table, directions, cells)
+    title = f"{model} minus {comparison['model']['name']}, paired 95% intervals"
+    table = _direction_table(title, directions, "p", lambda name, metric: _difference(differences[name][metric]))
     table.add_row("rsum", *_difference(differences["total"]["rsum"]), "", "")
     return table
 
 
-def _rescored(rescored: dict[str, Any], directions: dict[str, Any]) -> Table:
-    table = _table(f"{rescored['text_to_image']['rescoring']}: not comparable with plain figures", directions, "plain")
+def _rescored_table(rescored: dict[str, Any], directions: dict[str, Any]) -> Table:
+    def cells(name: str, metric: str) -> tuple[str, str]:
+        return f"{rescored[name][metric]:.1f}", f"{directions[name][metric]:.1f}"
 
-    def cells(name: str, metric: str) -> list[str]:
-        return [f"{rescored[name][metric]:.1f}", f"{directions[name][metric]:.1f}"]
-
-    _add_rows(table, directions, cells)
-    return table
+    title = f"{rescored['text_to_image']['rescoring']}: not comparable with plain metrics"
+    return _direction_table(title, directions, "plain", cells)
 
 
-def _reranking(reranking: dict[str, Any]) -> list[Table]:
+def _reranking_tables(reranking: dict[str, Any]) -> list[Table]:
     """Recall against cost: a table of each direction, with the curve of R@1 as bars."""
     tables = []
     for name in DIRECTIONS:
@@ -125,12 +135,12 @@ def _reranking(reranking: dict[str, Any]) -> list[Table]:
 
 
 def task_table(report: dict[str, Any], task: str, digits: int = 1) -> Table:
-    """The figures of a task with their intervals beside chance, and its sizes.
+    """Tabulate the metrics of a task with their intervals beside chance, and its sizes.
 
     Args:
-        report: of [`hf_cots.evaluation.tasks.run`].
+        report: from [`hf_cots.evaluation.tasks.run`].
         task: its entry, such as "zero_shot".
-        digits: after the point.
+        digits: after the decimal point.
     """
     values, chance = report[task], report["chance"][task]
     table = Table(title=f"{report['model']['name']}: {task.replace('_', ' ')}, 95% intervals", title_justify="left")
@@ -139,31 +149,19 @@ def task_table(report: dict[str, Any], task: str, digits: int = 1) -> Table:
     for metric, value in values.items():
         label = metric.replace("_", " ")
         if metric in chance:
-            figure = with_interval(value, values["intervals"][metric], digits)
-            table.add_row(label, figure, f"{chance[metric]:.{digits}f}")
+            cell = with_interval(value, values["intervals"][metric], digits)
+            table.add_row(label, cell, f"{chance[metric]:.{digits}f}")
         elif metric != "intervals":
             table.add_row(label, str(value), "")
     return table
 
 
 def with_interval(value: float, interval: list[float], digits: int = 1) -> str:
-    """ "12.3 [10.0, 14.6]"."""
+    """Format a value and its interval, as in "12.3 [10.0, 14.6]"."""
     return f"{value:.{digits}f} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
 
 
-def _difference(values: dict[str, Any]) -> list[str]:
+def _difference(values: dict[str, Any]) -> tuple[str, str]:
     low, high = values["interval"]
     p_value = f"{values['p_value']:.4f}" if "p_value" in values else ""
-    return [f"{values['difference']:+.1f} [{low:+.1f}, {high:+.1f}]", p_value]
-
-
-def markdown_table(results: dict[str, dict[str, float]]) -> str:
-    """A Markdown table of both directions."""
-    rows = ["| direction | R@1 | R@5 | R@10 | median rank | queries | gallery |", "|---|---|---|---|---|---|---|"]
-    for direction, values in results.items():
-        recalls = " | ".join(f"{values[f'R@{k}']:.1f}" for k in (1, 5, 10))
-        rows.append(
-            f"| {direction.replace('_', ' ')} | {recalls} | {values['median_rank']:g} | {values['queries']} | "
-            f"{values['gallery']} |"
-        )
-    return "\n".join(rows)
+    return f"{values['difference']:+.1f} [{low:+.1f}, {high:+.1f}]", p_value

@@ -1,30 +1,20 @@
 """A page of the worst failures: each query, its correct answer, and the wrong answers ranked above it."""
 
-import html
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from ...data.sources import PairDataset
 from ...search.encoders import DIRECTIONS, EncodedPairs
-from ..rendering.pages import page, thumbnail
+from ..rendering.pages import render_page, thumbnail
 from .directions import DirectionResult
 from .ranking import Positives, Scores, nearest
 
 
 THUMBNAIL = 168  # pixels
-
-STYLE = """
-section { border-top: 1px solid #8884; padding: .9rem 0; }
-.row { display: flex; gap: .8rem; flex-wrap: wrap; align-items: flex-start; }
-figure { margin: 0; width: 168px; }
-figure.asked { width: 220px; } figure.right { border-left: 3px solid #2a9d5c; padding-left: .7rem; }
-figure.above { border-left: 3px solid #c8503c; padding-left: .7rem; }
-figcaption { color: #888; font-size: .82em; }
-p { margin: .2rem 0; } h2 { margin-top: 2.2rem; }
-"""
 
 
 @dataclass(frozen=True)
@@ -94,7 +84,7 @@ def write_failures(
     pairs: PairDataset,
     count: int = 20,
 ) -> None:
-    """Write the page of failures.
+    """Write the HTML page of the worst failures.
 
     Args:
         path: the HTML file.
@@ -104,37 +94,30 @@ def write_failures(
         pairs: the data set.
         count: failures of each direction.
     """
-    sections = []
+    failures = {}
     for name in DIRECTIONS:
         found = []
         for fold, part in zip(directions[name].folds(), parts):
             query_embeds, gallery_embeds, *_ = part.side(name)
             found += [(failure, part) for failure in worst_failures(fold, query_embeds, gallery_embeds, count)]
         found = sorted(found, key=lambda pair: -pair[0].rank)[:count]
-        sections.append(f"<h2>{name.replace('_', ' ').capitalize()}</h2>")
-        sections += [_section(name, failure, part, pairs) for failure, part in found] or ["<p>No failures.</p>"]
-    body = (
-        f"<p>The {count} worst queries of each direction. Beside each: the best of its correct answers, and what was "
-        f"ranked above it. Numbers are cosine similarities.</p>{''.join(sections)}"
-    )
-    path.write_text(page(title, STYLE, body), encoding="utf-8")
+        failures[name] = [_figures(name, failure, part, pairs) for failure, part in found]
+    page = render_page("failures.html", title=title, count=count, directions=failures)
+    path.write_text(page, encoding="utf-8")
 
 
-def _section(direction: str, failure: Failure, part: EncodedPairs, pairs: PairDataset) -> str:
-    def image(index: int) -> str:
-        return thumbnail(pairs, part.rows[index], THUMBNAIL)
+def _figures(direction: str, failure: Failure, part: EncodedPairs, pairs: PairDataset) -> list[dict[str, Any]]:
+    """Collect the query, the correct answer and the wrong ones, each a text or an image, for `failures.html`."""
 
-    def text(index: int) -> str:
-        return f"<p>{html.escape(pairs.caption(part.captions[index]))}</p>"
+    def image(index: int) -> dict[str, Any]:
+        return {"row": part.rows[index], "image": thumbnail(pairs, part.rows[index], THUMBNAIL)}
 
-    show_query, show_entry = (text, image) if direction == "text_to_image" else (image, text)
-    cells = [
-        _figure("asked", show_query(failure.query), f"asked; the answer came at rank {failure.rank:g}"),
-        _figure("right", show_entry(failure.truth), f"right, {failure.score:.3f}"),
-        *(_figure("above", show_entry(index), f"above, {score:.3f}") for index, score in failure.above),
+    def text(index: int) -> dict[str, Any]:
+        return {"text": pairs.caption(part.captions[index])}
+
+    query, entry = (text, image) if direction == "text_to_image" else (image, text)
+    return [
+        {"kind": "asked", "note": f"asked; the answer came at rank {failure.rank:g}"} | query(failure.query),
+        {"kind": "right", "note": f"right, {failure.score:.3f}"} | entry(failure.truth),
+        *({"kind": "above", "note": f"above, {score:.3f}"} | entry(index) for index, score in failure.above),
     ]
-    return f'<section><div class="row">{"".join(cells)}</div></section>'
-
-
-def _figure(kind: str, content: str, caption: str) -> str:
-    return f'<figure class="{kind}">{content}<figcaption>{caption}</figcaption></figure>'

@@ -1,0 +1,30 @@
+"""Matplotlib figures that are written to a file, without a display."""
+
+from pathlib import Path
+from typing import Any
+
+
+try:
+    from matplotlib.figure import Figure
+except ModuleNotFoundError:
+    raise ModuleNotFoundError("figures need matplotlib: pip install 'hf-cots[demo]'") from None
+
+
+def new_figure(size: tuple[float, float], rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
+    """Make a figure with a grid of axes.
+
+    Args:
+        size: width and height in inches.
+        rows, columns: of the grid.
+
+    Returns:
+        The figure, and one `Axes`, or an array of them where there are several.
+    """
+    figure = Figure(figsize=size)
+    return figure, figure.subplots(rows, columns)
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
+    """Write a figure, with its labels inside, in the format of the path's suffix."""
+    figure.tight_layout()
+    figure.savefig(path, dpi=dpi)
