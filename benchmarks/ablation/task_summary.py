@@ -4,8 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
-from hf_cots.evaluation.tasks.sts import spearman
+from scipy.stats import spearmanr
 
 from .summary import groups, interval, p_value, shares
 
@@ -39,7 +38,7 @@ def spearman_interval(cosines: np.ndarray, scores: np.ndarray, seed: int = 0) ->
     for _ in range(DRAWS):
         items = generator.integers(pairs, size=pairs)
         chosen = cosines[generator.integers(seeds, size=seeds)][:, items]
-        means.append(100 * np.mean([spearman(row, scores[items]) for row in chosen]))
+        means.append(100 * np.mean([spearmanr(row, scores[items]).statistic for row in chosen]))
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 

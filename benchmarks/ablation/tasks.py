@@ -9,13 +9,13 @@ import numpy as np
 
 from hf_cots.data.sets.emoji import english_name
 from hf_cots.evaluation.tasks.image_retrieval import (
-    ImageRetrieval,
+    ImageRetrievalResult,
     LabelledEmbeddings,
     encode_labelled,
-    retrieve_images,
+    evaluate_image_retrieval,
 )
 from hf_cots.evaluation.tasks.labelled_images import load_labelled_images
-from hf_cots.evaluation.tasks.sts import load_sts_benchmark, match_texts
+from hf_cots.evaluation.tasks.sts import evaluate_sts, load_sts_benchmark
 from hf_cots.search.encoders import Encoder
 
 from .sets import AblationSet
@@ -34,7 +34,7 @@ def other_tasks(encoder: Encoder, data: AblationSet) -> dict[str, Any]:
         tasks["names"] = of_queries(sibling_names(encoder, data.folder / "test" / "metadata.jsonl"))
     sts = sts_benchmark()
     if sts is not None:
-        matching = match_texts(encoder, load_sts_benchmark(sts))
+        matching = evaluate_sts(encoder, load_sts_benchmark(sts))
         tasks["sts"] = {
             "metrics": matching.metrics(),
             "cosines": np.round(matching.cosines, 5).tolist(),
@@ -43,7 +43,7 @@ def other_tasks(encoder: Encoder, data: AblationSet) -> dict[str, Any]:
     return tasks
 
 
-def of_queries(result: ImageRetrieval) -> dict[str, Any]:
+def of_queries(result: ImageRetrievalResult) -> dict[str, Any]:
     """The figures, and for each query its average precision in percent."""
     return {
         "metrics": result.metrics() | {"queries": len(result.queries), "without_answer": result.without_answer},
@@ -60,26 +60,26 @@ def sts_benchmark() -> Path | None:
     return next(Path(spec.submodule_search_locations[0]).rglob("sts-test.csv"), None)
 
 
-def image_retrieval(encoder: Encoder, data: AblationSet) -> ImageRetrieval:
+def image_retrieval(encoder: Encoder, data: AblationSet) -> ImageRetrievalResult:
     """Emoji: pictures of the other style, right if of the same concept. Openclipart: all others, right if from the
     same folder of the package (animals, food, ...)."""
     if data.name == "emoji":
         images = load_labelled_images(str(data.folder / "test"), label_column="concept", columns=("style",))
-        return retrieve_images(encode_labelled(encoder, images, across="style"))
+        return evaluate_image_retrieval(encode_labelled(encoder, images, across="style"))
     rows = [json.loads(line) for line in (data.folder / "test" / "metadata.jsonl").read_text().splitlines()]
     labelled = [{"image": f"test/{row['file_name']}", "label": row["source"].split("/")[0]} for row in rows]
     path = data.folder / "categories.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in labelled))
-    return retrieve_images(encode_labelled(encoder, load_labelled_images(str(path))))
+    return evaluate_image_retrieval(encode_labelled(encoder, load_labelled_images(str(path))))
 
 
-def sibling_names(encoder: Encoder, metadata: Path) -> ImageRetrieval:
+def sibling_names(encoder: Encoder, metadata: Path) -> ImageRetrievalResult:
     """Other wordings of the emoji's names as queries, all names of the test as the gallery."""
     rows = [json.loads(line) for line in metadata.read_text().splitlines()]
     names = {row["codepoints"]: row["text"] for row in rows}
     gallery = sorted(set(names.values()))
     queries = [(wording, name) for points, name in names.items() for wording in other_wordings(points, name)]
-    return retrieve_images(
+    return evaluate_image_retrieval(
         of_texts(encoder, [wording for wording, _ in queries], [name for _, name in queries], "wording"),
         of_texts(encoder, gallery, gallery, "name"),
     )

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from .evaluation.tasks.prompts import DEFAULT_TEMPLATE
+
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Image-text retrieval with COTS.")
 console = Console()
@@ -187,7 +189,7 @@ def classify(
     data: Annotated[str, typer.Argument(help="Folder of class folders, or any data with a label column.")],
     template: Annotated[
         list[str], typer.Option(help="Text with {} for the class name, or file of such lines; can be repeated.")
-    ] = ["a photo of a {}."],  # noqa: B006 (typer copies it)
+    ] = [DEFAULT_TEMPLATE],  # noqa: B006 (typer copies it)
     classes: Annotated[
         Path | None, typer.Option(help="File of classes, one a line: label, or label, tab, name.")
     ] = None,

@@ -1,1 +1,1 @@
-"""Zero-shot classification, image-to-image retrieval, and semantic text similarity."""
+"""Evaluation on zero-shot classification, image retrieval by label and semantic textual similarity."""

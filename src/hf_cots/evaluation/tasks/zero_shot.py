@@ -1,7 +1,7 @@
-"""Zero-shot classification: each picture gets the class whose description it is most similar to.
+"""Zero-shot classification: each image gets the class whose description it is most similar to.
 
 As in CLIP (Radford et al., 2021, section 3.1.4): a class is described by its name in several prompt templates; the
-normalised embeddings of the descriptions are averaged and normalised again.
+normalized embeddings of the descriptions are averaged and normalized again.
 """
 
 from collections.abc import Sequence
@@ -16,41 +16,21 @@ from ...data.images import BrokenImage
 from ...models.losses import l2_normalize
 from ...search.encoders import Encoder, encode_rows
 from ..retrieval.ranking import BLOCK, Scores, slices
-from .bootstrap import bootstrap_intervals
+from .bootstrap import task_metrics
 from .labelled_images import LabelledImages
+from .prompts import DEFAULT_TEMPLATE
 
 
-TEMPLATES = ("a photo of a {}.",)
 TOP = (1, 5)
 
 
-def read_templates(given: Sequence[str]) -> list[str]:
-    """Prompt templates as a user gives them: each a text with `{}` where the class name goes, or a file of such lines.
-
-    Raises:
-        ValueError: naming the text that has no `{}`, or the file's line.
-    """
-    templates = []
-    for text in given:
-        path = Path(text)
-        is_file = "{}" not in text and path.is_file()
-        lines = path.read_text(encoding="utf-8").splitlines() if is_file else [text]
-        for number, line in enumerate(lines, start=1):
-            if "{}" in line:
-                templates.append(line)
-            elif line.strip() or not is_file:
-                where = f"{text}, line {number}: '{line}'" if is_file else f"'{line}'"
-                raise ValueError(f"the template {where} has no {{}} for the class name, and is no file of templates")
-    return templates
-
-
 def read_class_names(path: Path | str | None, data: LabelledImages) -> dict[str, str]:
-    """The name in words of each class.
+    """Read the name of each class.
 
     Args:
-        path: a text file with one class a line: a label, or a label, a tab and its name in words. It may have classes
-            of which there is no picture. Without a file the names are the labels themselves.
-        data: the pictures, whose labels must all be in the file.
+        path: a text file with one class a line: a label, or a label, a tab and its name. It may have classes without
+            images. Without a file the names are the labels themselves.
+        data: the images, whose labels must all be in the file.
 
     Returns:
         `{label: name}` in the order of the file, or of the data's classes; underscores in a label become spaces.
@@ -77,13 +57,13 @@ def read_class_names(path: Path | str | None, data: LabelledImages) -> dict[str,
 
 
 def class_embeddings(encoder: Encoder, names: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
-    """(classes, D) float32, normalised: the mean over the templates of the normalised description embeddings."""
+    """Average the normalized embeddings of each class's descriptions: (classes, D) float32, normalized."""
     texts = [template.replace("{}", name) for name in names for template in templates]
     return l2_normalize(encoder.encode_texts(texts).view(len(names), len(templates), -1).mean(dim=1))
 
 
 def top_k_probability(scores: torch.Tensor, correct: torch.Tensor, k: int) -> torch.Tensor:
-    """Probability that the correct class is among the first k, if ties are broken at random.
+    """Probability that the correct class is among the first k if ties are broken at random.
 
     Args:
         scores: (n, classes).
@@ -99,15 +79,15 @@ def top_k_probability(scores: torch.Tensor, correct: torch.Tensor, k: int) -> to
 
 
 @dataclass(frozen=True)
-class Classification:
-    """What came of a zero-shot classification.
+class ZeroShotResult:
+    """The result of a zero-shot classification.
 
     Attributes:
         hits: `{"top1", "top5"}`, (n,) float64 each, in percent: 0 or 100 unless scores tie.
-        correct: (n,) int64 index of each picture's class.
+        correct: (n,) int64, index of each image's class.
         classes: labels of all classes.
-        rows: (n) rows of the pictures.
-        broken: the pictures that could not be read.
+        rows: (n) rows of the images.
+        broken: the images that could not be read.
     """
 
     hits: dict[str, np.ndarray]
@@ -117,50 +97,46 @@ class Classification:
     broken: list[BrokenImage]
 
     def metrics(self, index: np.ndarray | slice = slice(None)) -> dict[str, float]:
-        """`top1` and `top5` in percent, and `mean_per_class_top1`, the mean over the classes that have pictures."""
+        """`top1` and `top5` in percent, and `mean_per_class_top1`, the mean over the classes that have images."""
         means = {name: float(values[index].mean()) for name, values in self.hits.items()}
-        of_class = self.correct[index]
-        counts = np.bincount(of_class, minlength=len(self.classes))
-        sums = np.bincount(of_class, self.hits["top1"][index], minlength=len(self.classes))
+        correct = self.correct[index]
+        counts = np.bincount(correct, minlength=len(self.classes))
+        sums = np.bincount(correct, self.hits["top1"][index], minlength=len(self.classes))
         return means | {"mean_per_class_top1": float((sums[counts > 0] / counts[counts > 0]).mean())}
 
     def chance(self) -> dict[str, float]:
-        """The same for guessing."""
+        """The metrics of guessing."""
         guess = {f"top{k}": 100 * min(1.0, k / len(self.classes)) for k in TOP}
         return guess | {"mean_per_class_top1": guess["top1"]}
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: figures with their intervals, chance, the figures of each class."""
+        """Convert to JSON types: metrics with intervals, chance, and the accuracy of each class."""
         counts = np.bincount(self.correct, minlength=len(self.classes)).tolist()
-        sizes = {"images": len(self.correct), "classes": len(self.classes)}
         per_class = {
             label: {"images": count} | ({"top1": float(self.hits["top1"][self.correct == c].mean())} if count else {})
             for c, (label, count) in enumerate(zip(self.classes, counts))
         }
-        intervals = bootstrap_intervals(self.metrics, len(self.correct))
-        return {
-            "zero_shot": self.metrics() | sizes | {"intervals": intervals},
-            "chance": {"zero_shot": self.chance()},
-            "per_class": per_class,
-        }
+        sizes = {"images": len(self.correct), "classes": len(self.classes)}
+        report = task_metrics("zero_shot", self.metrics, self.chance(), len(self.correct), sizes)
+        return report | {"per_class": per_class}
 
 
-def classify(
+def evaluate_zero_shot(
     encoder: Encoder,
     data: LabelledImages,
     names: dict[str, str],
-    templates: Sequence[str] = TEMPLATES,
+    templates: Sequence[str] = (DEFAULT_TEMPLATE,),
     batch_size: int = 64,
     progress: bool = False,
-) -> Classification:
-    """Classify all pictures of a data set. Pictures that cannot be read are named in a warning and left out.
+) -> ZeroShotResult:
+    """Classify all images of a data set. Images that cannot be read are logged and skipped.
 
     Args:
-        encoder: what encodes pictures and texts.
-        data: pictures with labels.
-        names: the name in words of each label; see [`read_class_names`].
+        encoder: encodes images and texts.
+        data: images with labels.
+        names: the name of each label; see [`read_class_names`].
         templates: texts with `{}` for the name.
-        batch_size: pictures in a forward pass.
+        batch_size: images in a forward pass.
         progress: show a progress bar.
 
     Raises:
@@ -169,14 +145,14 @@ def classify(
     if len(names) < 2:
         raise ValueError(f"{data.name}: {len(names)} class, at least two are needed to tell apart")
     classes = list(names)
-    number = {label: index for index, label in enumerate(classes)}
-    class_embeds = class_embeddings(encoder, list(names.values()), templates)
+    class_index = {label: index for index, label in enumerate(classes)}
+    class_embeds = class_embeddings(encoder, list(names.values()), templates)  # (classes, D)
     rows = range(len(data.labels))
-    image_embeds, read, broken = encode_rows(encoder, data.pictures, rows, batch_size, progress)
-    correct = torch.tensor([number[data.labels[row]] for row in read])
+    image_embeds, read, broken = encode_rows(encoder, data.images, rows, batch_size, progress)
+    correct = torch.tensor([class_index[data.labels[row]] for row in read])
     scores, hits = Scores(image_embeds, class_embeds), {f"top{k}": np.empty(len(read)) for k in TOP}
     for part in slices(len(read), BLOCK):
-        for _, tile in scores.tiles(part, len(classes)):  # all classes in one
+        for _, tile in scores.tiles(part, len(classes)):  # one tile (b, classes)
             for k in TOP:
                 hits[f"top{k}"][part] = 100 * top_k_probability(tile, correct[part], k).numpy()
-    return Classification(hits, correct.numpy(), classes, read, broken)
+    return ZeroShotResult(hits, correct.numpy(), classes, read, broken)
