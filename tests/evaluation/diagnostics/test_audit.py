@@ -13,10 +13,14 @@ import hf_cots.train
 from hf_cots.cli import app
 from hf_cots.data.keep_mask import apply_keep_mask, write_keep_mask
 from hf_cots.data.sources import load_pairs
-from hf_cots.evaluation.diagnostics.audit import COLUMNS, Audit, audit_pairs, write_audit
+from hf_cots.evaluation.diagnostics.audit import Audit, audit_pairs, write_audit
 from hf_cots.models import COTSModel
 from hf_cots.search.encoders import DualEncoder
 from tests.support.worlds import all_pairs, tiny_processor
+
+
+PLANTED = (3, 17, 30)
+COLUMNS = ["rank", "pair", "row", "score", "deviations", "kept", "caption", "closest_caption"]
 
 
 def write_csv(world, name, captions):
@@ -26,12 +30,9 @@ def write_csv(world, name, captions):
     return path
 
 
-PLANTED = (3, 17, 30)
-
-
 @pytest.fixture(scope="module")
 def noisy(world):
-    """Three captions swapped round."""
+    """Three captions swapped among each other."""
     captions = [caption for _, _, caption in all_pairs()]
     for i, j in zip(PLANTED, (17, 30, 3)):
         captions[i] = all_pairs()[j][2]
@@ -39,20 +40,33 @@ def noisy(world):
 
 
 @pytest.fixture(scope="module")
-def trained(world):
-    """A model that has learned the clean world."""
+def clean(world):
+    return write_csv(world, "clean.csv", [caption for _, _, caption in all_pairs()])
+
+
+@pytest.fixture(scope="module")
+def trained(world, clean):
+    """The folder of a model that has learned the clean world."""
     folder = world.root / "trained"
     off = {"contrast": "in_batch", "mvm_weight": 0.0, "mlm_weight": 0.0, "task_weight": 0.0, "filter_lambda": None}
     settings = {"max_steps": 150, "learning_rate": 2e-3, "per_device_train_batch_size": 20, "logging_steps": 50}
-    clean = write_csv(world, "clean.csv", [caption for _, _, caption in all_pairs()])
     hf_cots.train.train(world.flags(folder, off, train_data=clean, image_tokenizer=None, **settings))
     return folder / "model"
 
 
 @pytest.fixture(scope="module")
-def audited(trained, noisy):
+def encoder(trained):
+    return DualEncoder(COTSModel.from_pretrained(trained).eval(), tiny_processor())
+
+
+@pytest.fixture(scope="module")
+def audited(encoder, noisy):
     pairs = load_pairs(str(noisy))
-    return audit_pairs(DualEncoder(COTSModel.from_pretrained(trained).eval(), tiny_processor()), pairs, 1.5), pairs
+    return audit_pairs(encoder, pairs, 1.5), pairs
+
+
+def call(trained, data, output, *options):
+    return CliRunner().invoke(app, ["audit", str(trained), str(data), "--output", str(output), *options])
 
 
 def test_planted_mismatches_come_first(audited):
@@ -61,15 +75,10 @@ def test_planted_mismatches_come_first(audited):
     assert not audit.kept[list(PLANTED)].any()
 
 
-def test_scores_and_threshold_equal_the_loop(audited, trained):
+def test_scores_and_threshold_equal_the_loop(audited, encoder):
     audit, pairs = audited
-    model, processor = COTSModel.from_pretrained(trained).eval(), tiny_processor()
-    images, texts = [], []
-    with torch.no_grad():
-        for i in range(len(pairs)):
-            output = model(**processor(images=[pairs[i]["image"]], text=[pairs.caption(i)], return_tensors="pt"))
-            images.append(output.image_embeds[0])
-            texts.append(output.text_embeds[0])
+    images = [encoder.encode_images([pairs[i]["image"]])[0] for i in range(len(pairs))]
+    texts = [encoder.encode_texts([pairs.caption(i)])[0] for i in range(len(pairs))]
     scores = [float(a @ b) for a, b in zip(images, texts)]
     assert audit.scores == pytest.approx(np.array(scores), abs=1e-5)
     assert audit.threshold == pytest.approx(np.mean(scores) - 1.5 * np.std(scores), abs=1e-5)
@@ -83,7 +92,7 @@ def test_the_files(audited, tmp_path):
         table = list(csv.DictReader(file))
     lines = [json.loads(line) for line in files["suspects.jsonl"].read_text().splitlines()]
     assert len(table) == len(lines) == 40
-    assert tuple(table[0]) == tuple(lines[0]) == COLUMNS
+    assert list(table[0]) == list(lines[0]) == COLUMNS
     assert [line["rank"] for line in lines] == list(range(1, 41))
     assert [line["score"] for line in lines] == sorted(line["score"] for line in lines)
     assert lines[0]["caption"] == pairs.caption(lines[0]["pair"])
@@ -95,20 +104,18 @@ def test_the_files(audited, tmp_path):
 def test_captions_on_the_page_are_text_not_markup(world, trained):
     captions = ["<script>alert(1)</script>", *(caption for _, _, caption in all_pairs()[1:])]
     path = write_csv(world, "hostile.csv", captions)
-    result = CliRunner().invoke(app, ["audit", str(trained), str(path), "--output", str(world.root / "hostile")])
+    result = call(trained, path, world.root / "hostile")
     assert result.exit_code == 0, result.output
     page = (world.root / "hostile" / "suspects.html").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
 
 
-def test_pictures_that_cannot_be_read_are_left_out_and_not_ranked(world, trained):
-    clean = write_csv(world, "clean.csv", [caption for _, _, caption in all_pairs()])
+def test_images_that_cannot_be_read_are_not_kept_and_not_ranked(world, encoder, clean):
     (world.root / "torn.png").write_bytes(b"<html>")
     broken = world.root / "broken.csv"
-    broken.write_text(clean.read_text() + "torn.png,a torn picture\n")
-    pairs = load_pairs(str(broken))
-    audit = audit_pairs(DualEncoder(COTSModel.from_pretrained(trained).eval(), tiny_processor()), pairs)
+    broken.write_text(clean.read_text() + "torn.png,a torn image\n")
+    audit = audit_pairs(encoder, load_pairs(str(broken)))
     assert np.isnan(audit.scores[40])
     assert audit.closest[40] == -1
     assert not audit.kept[40]
@@ -118,9 +125,7 @@ def test_pictures_that_cannot_be_read_are_left_out_and_not_ranked(world, trained
 
 def test_training_accepts_the_mask(world, trained, noisy):
     output = world.root / "audit"
-    result = CliRunner().invoke(
-        app, ["audit", str(trained), str(noisy), "--output", str(output), "--filter-lambda", "1.5"]
-    )
+    result = call(trained, noisy, output, "--filter-lambda", "1.5")
     assert result.exit_code == 0, result.output
     assert "--keep_mask" in result.stdout
     mask = json.loads((output / "keep_mask.json").read_text())
@@ -169,7 +174,7 @@ def test_a_mask_that_does_not_fit_is_refused(world, noisy, tmp_path, change, mes
     assert len(pairs) == 40
 
 
-def test_a_mask_that_is_not_there_and_a_stream_are_refused(world, noisy, tmp_path):
+def test_a_missing_mask_and_a_stream_are_refused(world, noisy, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such keep-mask"):
         hf_cots.train.train(world.flags(tmp_path, train_data=noisy, keep_mask=tmp_path / "no.json"))
     with pytest.raises(ValueError, match="leave out --streaming"):
@@ -199,7 +204,7 @@ def test_equal_scores_leave_nothing_out():
     assert np.abs(audit.deviations).max() == 0
 
 
-def test_a_negative_lambda_is_refused(world, trained, noisy):
-    result = CliRunner().invoke(app, ["audit", str(trained), str(noisy), "--filter-lambda", "-1"])
+def test_a_negative_lambda_is_refused(trained, noisy, tmp_path):
+    result = call(trained, noisy, tmp_path, "--filter-lambda", "-1")
     assert result.exit_code == 2
     assert "lambda must not be negative" in " ".join(result.stderr.split())

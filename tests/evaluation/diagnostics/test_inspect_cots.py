@@ -11,20 +11,20 @@ import hf_cots.train
 from hf_cots.cli import app
 from hf_cots.data.sources import load_pairs
 from hf_cots.evaluation.diagnostics.inspect_cots import (
-    Inspection,
+    COTSInspection,
     Prediction,
-    code_colours,
-    draw_inspection,
+    color_codes,
     inspect_image,
-    load_pretrained_with_heads,
+    load_with_token_heads,
 )
+from hf_cots.evaluation.rendering.panels import draw_panels
 from hf_cots.training.image_tokenizer import train_image_tokenizer
 from tests.support.worlds import draw, encoded, tiny_image_tokenizer_config
 
 
 @pytest.fixture(scope="module")
 def trained(world):
-    """The world's forty pictures by heart: a trained image tokenizer, and a token level above the contrast."""
+    """A run that overfits the world's forty images: a trained image tokenizer, then the token level."""
     pairs = load_pairs(str(world.imagefolder))
     tokenizer = world.root / "tokenizer"
     config = tiny_image_tokenizer_config()
@@ -42,16 +42,16 @@ def call(*arguments):
     return CliRunner().invoke(app, ["inspect", *(str(argument) for argument in arguments)])
 
 
-def test_a_trained_token_level_is_seen_to_know_something(trained):
+def test_a_trained_token_level_predicts_better_with_the_true_caption(trained):
     """Far better than guessing among the codes, and better with the true caption than with none or a false one."""
-    model, processor = load_pretrained_with_heads(str(trained))
+    model, processor = load_with_token_heads(str(trained))
     losses = {"": [], "true": [], "false": []}
-    for colour, other in (("red", "green"), ("black", "yellow"), ("green", "red"), ("yellow", "black")):
+    for color, other in (("red", "green"), ("black", "yellow"), ("green", "red"), ("yellow", "black")):
         for place in ("left", "right", "top", "bottom"):
-            picture = draw(colour, "square", place)
+            image = draw(color, "square", place)
             for seed in range(4):
-                for kind, caption in (("true", f"{colour} square {place}"), ("false", f"{other} square {place}")):
-                    found = inspect_image(model, processor, picture, caption, seed)
+                for kind, caption in (("true", f"{color} square {place}"), ("false", f"{other} square {place}")):
+                    found = inspect_image(model, processor, image, caption, seed)
                     losses[kind].append(found.predictions[caption].loss)
                 losses[""].append(found.predictions[""].loss)
     without, true, false = (sum(values) / len(values) for values in (losses[""], losses["true"], losses["false"]))
@@ -61,14 +61,11 @@ def test_a_trained_token_level_is_seen_to_know_something(trained):
 
 
 def test_what_is_found_is_what_the_model_computes(trained):
-    model, processor = load_pretrained_with_heads(str(trained))
-    picture = draw("red", "circle", "left")
-    found = inspect_image(model, processor, picture, "red circle left", seed=3)
-    pixels = processor(images=[picture], return_tensors="pt")["pixel_values"]
-    assert found.image.shape == (3, 32, 32)
-    torch.testing.assert_close(
-        found.image, torch.tensor(list(picture.tobytes())).view(32, 32, 3).permute(2, 0, 1) / 255
-    )
+    model, processor = load_with_token_heads(str(trained))
+    image = draw("red", "circle", "left")
+    found = inspect_image(model, processor, image, "red circle left", seed=3)
+    pixels = processor(images=[image], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(found.image, torch.tensor(list(image.tobytes())).view(32, 32, 3).permute(2, 0, 1) / 255)
     assert torch.equal(found.codes.flatten(), model.image_codes(pixels)[0])
     assert int(found.mask.sum()) == model.config.num_masked_patches
     assert list(found.predictions) == ["", "red circle left"]
@@ -82,39 +79,33 @@ def test_what_is_found_is_what_the_model_computes(trained):
             bool_masked_words=text["attention_mask"] == 0,
         )
     assert found.predictions["red circle left"].loss == pytest.approx(output.loss_mvm.item(), rel=1e-5)
-    kept = ~found.mask.repeat_interleave(8, 0).repeat_interleave(8, 1)
     assert found.reconstruction.shape == (3, 32, 32)
-    assert kept.any()
-    assert not torch.equal(inspect_image(model, processor, picture, seed=4).mask, found.mask)
-    assert list(inspect_image(model, processor, picture).predictions) == [""]
+    other = inspect_image(model, processor, image, seed=4)
+    assert not torch.equal(other.mask, found.mask)
+    assert list(other.predictions) == [""]
 
 
-def test_equal_codes_have_equal_colours_and_others_do_not():
-    colours = code_colours(torch.arange(8192).view(64, 128))
-    assert colours.min() >= 0
-    assert colours.max() <= 1
-    assert torch.equal(code_colours(torch.tensor([[5, 5]]))[..., 0], code_colours(torch.tensor([[5, 5]]))[..., 1])
-    assert len({tuple(colour) for colour in colours.flatten(1).t().tolist()}) == 8192
-
-
-def panel(sheet, number):
-    left = number * 232 + 8
-    return sheet.crop((left, 8, left + 224, 8 + 224))
+def test_equal_codes_have_equal_colors_and_others_do_not():
+    colors = color_codes(torch.arange(8192).view(64, 128))
+    assert colors.min() >= 0
+    assert colors.max() <= 1
+    assert torch.equal(color_codes(torch.tensor([[5, 5]])), colors[:, 0, 5].view(3, 1, 1).expand(3, 1, 2))
+    assert len({tuple(color) for color in colors.flatten(1).t().tolist()}) == 8192
 
 
 def test_the_panels_are_drawn_in_order():
     shades = [torch.full((3, 32, 32), value / 10) for value in (1, 2, 3, 4)]
     mask = torch.zeros(4, 4, dtype=torch.bool)
     mask[:2] = True
-    told = {"": Prediction(0.5, 1.0, shades[2]), "a very long caption " * 9: Prediction(1.0, 0.1, shades[3])}
-    sheet = draw_inspection(Inspection(shades[0], torch.zeros(4, 4, dtype=torch.long), shades[1], mask, told))
+    predictions = {"": Prediction(0.5, 1.0, shades[2]), "a very long caption " * 9: Prediction(1.0, 0.1, shades[3])}
+    found = COTSInspection(shades[0], torch.zeros(4, 4, dtype=torch.long), shades[1], mask, predictions)
+    sheet = draw_panels(found.panels())
     assert sheet.size == (6 * 232 + 8, 224 + 32 + 34)
-    flat = {0: 0.1, 2: 0.2, 4: 0.3, 5: 0.4}
-    for number, value in flat.items():
-        assert panel(sheet, number).getcolors() == [(224 * 224, (round(value * 255),) * 3)], number
-    masked = panel(sheet, 3)
-    assert masked.getpixel((5, 5)) == (153, 153, 153)
-    assert masked.getpixel((5, 220)) == (26, 26, 26)
+    drawn = [sheet.crop((left, 8, left + 224, 8 + 224)) for left in range(8, 6 * 232, 232)]
+    for number, value in {0: 0.1, 2: 0.2, 4: 0.3, 5: 0.4}.items():
+        assert drawn[number].getcolors() == [(224 * 224, (round(value * 255),) * 3)], number
+    assert drawn[3].getpixel((5, 5)) == (153, 153, 153)
+    assert drawn[3].getpixel((5, 220)) == (26, 26, 26)
     for number in range(6):
         below = sheet.crop((number * 232 + 8, 240, number * 232 + 232, 290)).convert("L")
         assert below.getextrema()[0] < 100, "a title"
@@ -123,38 +114,31 @@ def test_the_panels_are_drawn_in_order():
 
 
 def test_the_command(trained, world, tmp_path):
-    picture = world.imagefolder / "p00.png"
     output = tmp_path / "deep" / "one.png"
-    result = call(trained, picture, "--caption", "red square left", "--output", output)
-    assert result.exit_code == 0, result.output
-    assert 'told "red square left":' in result.output
-    assert "told nothing:" in result.output
-    with Image.open(output) as sheet:
-        assert sheet.size[0] == 6 * 232 + 8
-    assert call(trained, picture, "--output", output).exit_code == 0
-    with Image.open(output) as sheet:
-        assert sheet.size[0] == 5 * 232 + 8
+    for caption, panels in ((["--caption", "red square left"], 6), ([], 5)):
+        result = call(trained, world.imagefolder / "p00.png", *caption, "--output", output)
+        assert result.exit_code == 0, result.output
+        assert "without caption:" in result.output
+        assert ('with caption "red square left":' in result.output) == (panels == 6)
+        with Image.open(output) as sheet:
+            assert sheet.width == panels * 232 + 8
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"),
+    ("model", "image", "message"),
     [
-        ("deployable", "needs weights that the file lacks: "),
-        ("nothing", "/no/model"),
-        ("tokenizer", "is no COTS model but 'cots_image_tokenizer'"),
-        ("picture", "cannot identify"),
-        ("no picture", "no such file"),
+        ("DEPLOYABLE", "WHOLE", "output_dir/checkpoint-1000, not a model to deploy"),
+        ("/no/model", "WHOLE", "/no/model"),
+        ("TOKENIZER", "WHOLE", "is no COTS model but 'cots_image_tokenizer'"),
+        ("TRAINED", "BROKEN", "cannot identify"),
+        ("TRAINED", "/no/image.png", "no such file"),
     ],
 )
-def test_errors_are_one_line(trained, world, tmp_path, kind, message):
+def test_errors_are_one_line(trained, world, tmp_path, model, image, message):
     (tmp_path / "broken.png").write_bytes(encoded(draw("red", "circle", "left"))[:9])
-    picture = {"picture": tmp_path / "broken.png", "no picture": "/no/picture.png"}.get(
-        kind, world.imagefolder / "p00.png"
-    )
-    model = {"deployable": trained.parent / "model", "nothing": "/no/model", "tokenizer": world.image_tokenizer}.get(
-        kind, trained
-    )
-    result = call(model, picture, "--output", tmp_path / "x.png")
+    paths = {"WHOLE": world.imagefolder / "p00.png", "BROKEN": tmp_path / "broken.png"}
+    paths |= {"TRAINED": trained, "DEPLOYABLE": trained.parent / "model", "TOKENIZER": world.image_tokenizer}
+    result = call(paths.get(model, model), paths.get(image, image), "--output", tmp_path / "x.png")
     assert result.exit_code == 2, result.output
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
@@ -165,4 +149,4 @@ def test_a_model_without_the_level_is_refused(world, tmp_path):
     settings = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
     hf_cots.train.train(world.flags(tmp_path, {"mvm_weight": 0}, **settings))
     with pytest.raises(ValueError, match="mvm_weight 0: it never learned"):
-        load_pretrained_with_heads(str(tmp_path / "checkpoint-1"))
+        load_with_token_heads(str(tmp_path / "checkpoint-1"))

@@ -1,4 +1,4 @@
-"""Shuffling the other stream's feature: the figures against a loop, and a level that lives."""
+"""Losses with shuffled cross-modal features: against a loop, for a trained level and for a dead one."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from tests.support.worlds import checkpoint, tiny_processor
 
 @pytest.fixture(scope="module")
 def trained(world):
-    """A checkpoint whose words can be told from the picture only."""
+    """A checkpoint whose masked words can be predicted from the image only."""
     folder = world.root / "run"
     overrides = {"contrast": "in_batch", "filter_lambda": None, "task_weight": 0.0, "masked_fraction": 0.5}
     settings = {"max_steps": 400, "learning_rate": 3e-3, "per_device_train_batch_size": 20, "logging_steps": 100}
@@ -24,21 +24,21 @@ def trained(world):
     return folder / "checkpoint-400"
 
 
-def test_a_trained_level_needs_the_other_stream(world, trained):
+def test_a_trained_level_needs_the_other_modality(world, trained):
     pairs = load_pairs(str(world.imagefolder))
     model = COTSForPreTraining.from_pretrained(trained).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     gains = inspect_token_level(model, tiny_processor(), pairs, batch_size=16)
     assert gains.keys() == {"mvm", "mlm"}
     # 5 to 20% by the number of threads, which rounds the sums of a short run differently; 0 for a level that is dead.
-    assert gains["mlm"]["rise"] > 0.03 * gains["mlm"]["loss"], "a masked colour is told by the picture"
+    assert gains["mlm"]["rise"] > 0.03 * gains["mlm"]["loss"], "the image shows the masked color"
     for gain in gains.values():
         assert gain["rise"] == pytest.approx(gain["shuffled"] - gain["loss"])
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_the_figures_equal_a_loop_over_pairs(world, trained):
+def test_losses_equal_a_loop_over_pairs(world, trained):
     """Pair by pair, with the feature of the one before it in its batch of 16; 40 pairs are 16, 16 and 8."""
     pairs, processor = load_pairs(str(world.imagefolder)), tiny_processor()
     model = COTSForPreTraining.from_pretrained(trained).eval()
@@ -49,13 +49,11 @@ def test_the_figures_equal_a_loop_over_pairs(world, trained):
         for i in range(40):
             start = i - i % 16
             size = min(16, 40 - start)
-            stranger = start + (i - start - 1) % size
+            previous = start + (i - start - 1) % size
             # Texts are padded to the longest of their batch, which changes nothing but rounding.
-            own, other = collate([pairs[i]]), collate([pairs[stranger]])
-            image, text = (
-                model.cots.encode_image(other["pixel_values"]).pooler_output,
-                model.cots.encode_text(other["input_ids"], other["attention_mask"]).pooler_output,
-            )
+            own, other = collate([pairs[i]]), collate([pairs[previous]])
+            image = model.cots.encode_image(other["pixel_values"]).pooler_output
+            text = model.cots.encode_text(other["input_ids"], other["attention_mask"]).pooler_output
             for column, features in enumerate(({}, {"image_features": image, "text_features": text})):
                 output = model(**own, **features)
                 sums[0, column] += output.loss_mvm * 0.5
@@ -66,7 +64,7 @@ def test_the_figures_equal_a_loop_over_pairs(world, trained):
         assert found == pytest.approx((sums[row] / 40).tolist(), rel=1e-4)
 
 
-def test_a_head_that_ignores_the_other_stream_gains_nothing(world, trained):
+def test_a_head_that_ignores_the_other_modality_gains_nothing(world, trained):
     model = COTSForPreTraining.from_pretrained(trained)
     for head in (model.mvm_head, model.mlm_head):
         torch.nn.init.zeros_(head.inject.weight)
@@ -74,7 +72,7 @@ def test_a_head_that_ignores_the_other_stream_gains_nothing(world, trained):
     assert all(gain["rise"] == pytest.approx(0, abs=1e-6) for gain in gains.values())
 
 
-def test_only_levels_that_are_on_are_asked(world, trained):
+def test_only_levels_that_are_on_are_measured(world, trained):
     pairs = load_pairs(str(world.imagefolder))
     config = COTSForPreTraining.from_pretrained(trained).config
     config.mvm_weight = 0.0

@@ -1,1 +1,1 @@
-"""What a model and its data really do: noisy pairs, leaks, attention, codes, the token level."""
+"""Diagnostics of a model and its data: noisy pairs, attention, codes, the token level."""

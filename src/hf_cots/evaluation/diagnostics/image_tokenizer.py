@@ -1,4 +1,4 @@
-"""What an image tokenizer keeps of pictures that it has not seen, and how much of its codebook it uses."""
+"""Measures what an image tokenizer keeps of unseen images, and how much of its codebook it uses."""
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ COLLAPSED = 0.1
 
 
 class CodeUsage:
-    """How often each code was used.
+    """Counts how often each code is used.
 
     Args:
         codebook_size: number of codes.
@@ -32,18 +32,18 @@ class CodeUsage:
 
     @property
     def used(self) -> int:
-        """How many different codes occurred."""
+        """Number of different codes that occurred."""
         return int((self.counts > 0).sum())
 
     @property
     def perplexity(self) -> float:
-        """exp of the entropy of the codes' frequencies: as many equally frequent codes would say as much."""
-        shares = self.counts.double() / self.counts.sum().clamp(min=1)
-        return float(torch.special.entr(shares).sum().exp())
+        """exp of the entropy of the codes' frequencies: the number of equally frequent codes with the same entropy."""
+        frequencies = self.counts.double() / self.counts.sum().clamp(min=1)
+        return float(torch.special.entr(frequencies).sum().exp())
 
     @property
     def collapsed(self) -> bool:
-        """Whether less than a tenth of the codebook is used, or of the places if those are fewer than the codes."""
+        """Whether the used codes are less than a tenth of the codebook, or of the patches if those are fewer."""
         return self.used < COLLAPSED * min(len(self.counts), int(self.counts.sum()))
 
     def __str__(self) -> str:
@@ -54,17 +54,18 @@ class CodeUsage:
 def evaluate_image_tokenizer(
     model: COTSImageTokenizer, pairs: PairDataset, batch_size: int = 64, shown: int = 12
 ) -> tuple[dict[str, float], Image.Image]:
-    """Encode whole pictures to hard codes, decode them, and compare.
+    """Encode images without cropping to hard codes, decode them, and compare.
 
     Args:
         model: in evaluation mode, on any device.
-        pairs: the pictures; captions are not used.
-        batch_size: pictures in a forward pass.
-        shown: columns of the picture that is returned.
+        pairs: the images; captions are not used.
+        batch_size: images in a forward pass.
+        shown: columns of the contact sheet that is returned.
 
     Returns:
         `{"mse", "mae", "psnr", "perplexity", "used_codes", "used_share", "collapsed", "pictures"}`, with errors of
-        pixels in [0, 1] and the PSNR in decibel of their mean; and some pictures above what their codes keep.
+        pixels in [0, 1] and the PSNR in decibels of their mean; and a contact sheet of some images above what is
+        decoded from their codes.
 
     Raises:
         ValueError: if the model has no decoder.
@@ -80,8 +81,8 @@ def evaluate_image_tokenizer(
         usage.add(codes)
         squared += float(F.mse_loss(decoded, pixels, reduction="none").double().mean(dim=(1, 2, 3)).sum())
         absolute += float(F.l1_loss(decoded, pixels, reduction="none").double().mean(dim=(1, 2, 3)).sum())
-        for row, pictures in zip(rows, (pixels, decoded)):
-            row += [picture.cpu() for index, picture in zip(indices, pictures) if index in chosen]
+        for row, images in zip(rows, (pixels, decoded)):
+            row += [image.cpu() for index, image in zip(indices, images) if index in chosen]
     mse = squared / len(pairs)
     metrics = {
         "mse": mse,

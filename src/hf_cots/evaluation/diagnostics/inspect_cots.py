@@ -1,4 +1,4 @@
-"""One picture that shows whether the token level has learned anything: masked patches, predicted and decoded."""
+"""Shows whether the token level of a COTS has learned anything: masked patches of an image, predicted and decoded."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,13 @@ from transformers import AutoConfig
 
 from ...models import COTSForPreTraining, COTSProcessor
 from ...models.masking import PATCH_STREAM, block_mask, generator, mix
+from ...models.token_level import codebook_pixels
 from ...search.loading import load_for_pretraining
 from ..rendering.panels import draw_panels
 
 
 GOLDEN = 0.618033988749895  # multiples of it, modulo 1, spread hues evenly
-GREY = 0.6
+GRAY = 0.6
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class Prediction:
     """What was predicted at the masked patches.
 
     Args:
-        accuracy: share of the masked patches whose code is the most likely one.
-        loss: mean cross-entropy in nats; log of the codebook's size for a model that knows nothing.
+        accuracy: fraction of the masked patches whose code is the most likely one.
+        loss: mean cross-entropy in nats; the log of the codebook's size for a model that knows nothing.
         pixels: (3, side, side) in [0, 1], decoded from the predicted codes and, outside the mask, the true ones.
     """
 
@@ -33,11 +34,11 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Inspection:
-    """One picture through the token level.
+class COTSInspection:
+    """One image through the token level.
 
     Args:
-        image: (3, image_size, image_size) pixels in [0, 1], as the image stream sees them.
+        image: (3, image_size, image_size) pixels in [0, 1], as the image tower sees them.
         codes: (grid, grid) int64.
         reconstruction: (3, side, side), decoded from all codes.
         mask: (grid, grid) bool, true where a patch is masked.
@@ -50,13 +51,46 @@ class Inspection:
     mask: torch.Tensor
     predictions: dict[str, Prediction]
 
+    def panels(self) -> list[tuple[str, torch.Tensor]]:
+        """Titles and pixels for [`draw_panels`]."""
+        mask = F.interpolate(self.mask[None, None].float(), self.image.shape[-2:], mode="nearest")[0]
+        return [
+            ("image", self.image),
+            (f"{len(self.codes.unique())} different codes", color_codes(self.codes)),
+            ("decoded from its codes", self.reconstruction),
+            (f"{int(self.mask.sum())} of {self.mask.numel()} masked", self.image * (1 - mask) + GRAY * mask),
+            *(
+                (f"{_title(caption)}\n{predicted.accuracy:.0%} right, {predicted.loss:.2f} nats", predicted.pixels)
+                for caption, predicted in self.predictions.items()
+            ),
+        ]
 
-def load_pretrained_with_heads(model: str) -> tuple[COTSForPreTraining, COTSProcessor]:
-    """A checkpoint of pre-training in evaluation mode, and its processor.
+    def lines(self) -> list[str]:
+        """One line per caption, for the terminal."""
+        return [
+            f"{_title(caption)}: {predicted.accuracy:.1%} of the masked codes right, {predicted.loss:.3f} nats"
+            for caption, predicted in self.predictions.items()
+        ]
+
+
+def _title(caption: str) -> str:
+    return f'with caption "{caption}"' if caption else "without caption"
+
+
+def color_codes(codes: torch.Tensor) -> torch.Tensor:
+    """Give each code a color: (3, grid, grid) in [0, 1], the same for equal codes in all images."""
+    hue = (codes.double() * GOLDEN % 1)[None]
+    light = 0.55 + 0.45 * (codes.double() * GOLDEN**2 * 7 % 1)[None]
+    wheel = (hue * 6 + torch.tensor([0.0, 4.0, 2.0], dtype=torch.double).view(3, 1, 1)) % 6
+    return light * ((wheel - 3).abs() - 1).clamp(0, 1)
+
+
+def load_with_token_heads(model: str) -> tuple[COTSForPreTraining, COTSProcessor]:
+    """Load a checkpoint of pre-training in evaluation mode, and its processor.
 
     Raises:
         OSError: if there is no such model.
-        ValueError: if it is another kind of model, a deployable one, or was trained without masked vision modelling
+        ValueError: if it is another kind of model, a deployable one, or was trained without masked vision modeling
             or with an image tokenizer that cannot decode.
     """
     config = AutoConfig.from_pretrained(model)
@@ -66,36 +100,36 @@ def load_pretrained_with_heads(model: str) -> tuple[COTSForPreTraining, COTSProc
         raise ValueError(f"{model} was trained with mvm_weight 0: it never learned to predict masked patches")
     loaded, processor = load_for_pretraining(model)
     if not config.image_tokenizer_config.has_decoder:
-        raise ValueError(f"{model} has an image tokenizer without a decoder: nothing can be shown of its codes")
+        raise ValueError(f"{model} has an image tokenizer without a decoder: its codes cannot be shown")
     return loaded, processor
 
 
 @torch.inference_mode()
 def inspect_image(
     model: COTSForPreTraining, processor: COTSProcessor, image: Image.Image, caption: str | None = None, seed: int = 0
-) -> Inspection:
-    """Tokenize a picture, mask it as in training, and predict what is masked, with and without a caption.
+) -> COTSInspection:
+    """Tokenize an image, mask it as in training, and predict the masked patches with and without a caption.
 
-    Without one the text stream gets the empty text: its global feature says nothing of the picture, and the head sees
-    a feature as always.
+    Without a caption the text tower gets the empty text: its global feature tells nothing about the image, and the
+    head gets a feature as in training.
 
     Args:
-        model, processor: of [`load_pretrained_with_heads`].
-        image: an RGB picture.
-        caption: what the other stream is told.
+        model, processor: from [`load_with_token_heads`].
+        image: an RGB image.
+        caption: input of the text tower.
         seed: of the mask.
     """
-    grid = model.config.patch_grid
+    config, grid = model.config, model.config.patch_grid
     pixels = processor(images=[image], return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
-    codes = model.image_codes(pixels)
-    drawn = block_mask(generator(mix(seed), PATCH_STREAM), grid, model.config.num_masked_patches)
-    mask = torch.from_numpy(drawn).to(model.device)[None]
+    codes = model.image_codes(pixels)  # (1, patches)
+    drawn = block_mask(generator(mix(seed), PATCH_STREAM), grid, config.num_masked_patches)
+    mask = torch.from_numpy(drawn).to(model.device)[None]  # (1, patches)
     hidden = model.cots.encode_image(pixels, bool_masked_pos=mask).last_hidden_state
     predictions = {}
     for text in [""] if caption is None else ["", caption]:
         inputs = processor(text=[text], return_tensors="pt").to(model.device)
         features = model.cots.encode_text(inputs["input_ids"], inputs["attention_mask"]).pooler_output
-        logits = model.predict_codes(hidden, mask, features).float()
+        logits = model.predict_codes(hidden, mask, features).float()  # (masked, codes)
         filled = codes.clone()
         filled[mask] = logits.argmax(dim=1)
         predictions[text] = Prediction(
@@ -103,10 +137,8 @@ def inspect_image(
             loss=float(F.cross_entropy(logits, codes[mask])),
             pixels=_decode(model, filled),
         )
-    config = model.config
-    mean, std = (pixels.new_tensor(numbers).view(3, 1, 1) for numbers in (config.image_mean, config.image_std))
-    return Inspection(
-        image=(pixels[0] * std + mean).clamp(0, 1).cpu(),
+    return COTSInspection(
+        image=codebook_pixels(pixels, config.image_mean, config.image_std, pixels.shape[-1])[0].cpu(),
         codes=codes.view(grid, grid).cpu(),
         reconstruction=_decode(model, codes),
         mask=mask.view(grid, grid).cpu(),
@@ -115,51 +147,17 @@ def inspect_image(
 
 
 def _decode(model: COTSForPreTraining, codes: torch.Tensor) -> torch.Tensor:
-    """Pixels (3, side, side) of one picture's codes (1, patches)."""
+    """Decode the codes (1, patches) of one image to pixels (3, side, side)."""
     grid = model.config.patch_grid
     return model.image_tokenizer.decode(codes.view(1, grid, grid))[0].float().cpu()
-
-
-def code_colours(codes: torch.Tensor) -> torch.Tensor:
-    """(3, grid, grid) colours in [0, 1], one to a code: equal codes are equally coloured, in all pictures."""
-    hue = (codes.double() * GOLDEN % 1)[None]
-    light = 0.55 + 0.45 * (codes.double() * GOLDEN**2 * 7 % 1)[None]
-    wheel = (hue * 6 + torch.tensor([0.0, 4.0, 2.0], dtype=torch.double).view(3, 1, 1)) % 6
-    return light * ((wheel - 3).abs() - 1).clamp(0, 1)
-
-
-def draw_inspection(found: Inspection) -> Image.Image:
-    """The panels of an [`Inspection`] side by side, with their names below."""
-    mask = F.interpolate(found.mask[None, None].float(), found.image.shape[-2:], mode="nearest")[0]
-    panels = [
-        ("image", found.image),
-        (f"{len(found.codes.unique())} different codes", code_colours(found.codes)),
-        ("decoded from its codes", found.reconstruction),
-        (f"{int(found.mask.sum())} of {found.mask.numel()} masked", found.image * (1 - mask) + GREY * mask),
-    ]
-    for caption, predicted in found.predictions.items():
-        panels.append(
-            (f"{_told(caption)}\n{predicted.accuracy:.0%} right, {predicted.loss:.2f} nats", predicted.pixels)
-        )
-    return draw_panels(panels)
-
-
-def describe(found: Inspection) -> list[str]:
-    """What an [`Inspection`] found, one line per caption."""
-    return [
-        f"{_told(caption)}: {predicted.accuracy:.1%} of the masked codes right, {predicted.loss:.3f} nats"
-        for caption, predicted in found.predictions.items()
-    ]
-
-
-def _told(caption: str) -> str:
-    return f'told "{caption}"' if caption else "told nothing"
 
 
 def inspect_model(
     model: str, image: Image.Image, caption: str | None = None, seed: int = 0
 ) -> tuple[Image.Image, list[str]]:
-    """All that `hf-cots inspect` shows of a model: a row of panels, and lines of text. Arguments as for
-    [`inspect_image`], errors as for [`load_pretrained_with_heads`]."""
-    found = inspect_image(*load_pretrained_with_heads(model), image, caption, seed)
-    return draw_inspection(found), describe(found)
+    """Run `hf-cots inspect` on a COTS: a row of panels, and lines of text.
+
+    Arguments are those of [`inspect_image`], errors those of [`load_with_token_heads`].
+    """
+    found = inspect_image(*load_with_token_heads(model), image, caption, seed)
+    return draw_panels(found.panels()), found.lines()

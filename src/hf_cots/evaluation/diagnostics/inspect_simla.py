@@ -1,4 +1,4 @@
-"""What SIMLA sees in a picture: the keywords that it predicts, and where each word of a caption looks."""
+"""Shows what a SIMLA sees in an image: the keywords that it predicts, and where each token of a caption attends."""
 
 from dataclasses import dataclass
 
@@ -7,29 +7,37 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ...models import COTSProcessor, SimlaModel
+from ...models.token_level import codebook_pixels
 from ..rendering.panels import draw_panels
 
 
-HEAT = (1.0, 0.25, 0.0)  # where a word looks
+HEAT = (1.0, 0.25, 0.0)  # color of full attention
 
 
 @dataclass(frozen=True)
 class SimlaInspection:
-    """One picture, and one caption if there is one, through SIMLA.
+    """One image, and one caption if there is one, through SIMLA.
 
     Args:
         image: (3, image_size, image_size) pixels in [0, 1], as the image encoder sees them.
-        keywords: word and probability of the most likely keywords, best first; none without a head for them.
-        words: tokens of the caption without special ones.
-        attention: (words, grid, grid), where each of them looks: cross-attention of the last layer, mean over heads.
-        match: probability that picture and caption belong together.
+        keywords: the most likely keywords with their probabilities, best first; empty without a head for them.
+        tokens: tokens of the caption without special ones.
+        attention: (tokens, grid, grid), cross-attention of the last layer to the patches, mean over heads.
+        match: probability that image and caption belong together.
     """
 
     image: torch.Tensor
     keywords: list[tuple[str, float]]
-    words: list[str]
+    tokens: list[str]
     attention: torch.Tensor
     match: float | None
+
+    def panels(self) -> list[tuple[str, torch.Tensor]]:
+        """Titles and pixels for [`draw_panels`]: the image, and a heat map per token."""
+        match = "" if self.match is None else f"match: {self.match:.1%}"
+        keywords = ", ".join(word for word, _ in self.keywords) or "no head for keywords"
+        maps = [(token, heat_map(self.image, attention)) for token, attention in zip(self.tokens, self.attention)]
+        return [(f"{match}\n{keywords}", self.image), *maps]
 
     def lines(self) -> list[str]:
         """Keywords and match, for the terminal."""
@@ -39,38 +47,40 @@ class SimlaInspection:
 
 @torch.inference_mode()
 def inspect_simla(
-    model: SimlaModel, processor: COTSProcessor, image: Image.Image, caption: str | None = None, most: int = 10
+    model: SimlaModel,
+    processor: COTSProcessor,
+    image: Image.Image,
+    caption: str | None = None,
+    num_keywords: int = 10,
 ) -> SimlaInspection:
-    """Predict the keywords of a picture, and look where the words of a caption look.
+    """Predict the keywords of an image, and find the patches that each token of a caption attends to.
 
     Args:
         model, processor: in evaluation mode.
-        image: an RGB picture.
-        caption: what it may show.
-        most: keywords to show.
+        image: an RGB image.
+        caption: a text that may describe it.
+        num_keywords: how many keywords to return.
     """
     pixels = processor(images=[image], return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
-    tokenizer, grid = processor.tokenizer, model.config.patch_grid
+    tokenizer, config, grid = processor.tokenizer, model.config, model.config.patch_grid
     keywords: list[tuple[str, float]] = []
     if model.concept_head is not None:
-        best = model.predict_keywords(pixels)[0].topk(most)
+        best = model.predict_keywords(pixels)[0].topk(num_keywords)
         keywords = list(zip(tokenizer.convert_ids_to_tokens(best.indices.tolist()), best.values.tolist()))
-    words, attention, match = [], torch.zeros(0, grid, grid), None
+    tokens, attention, match = [], torch.zeros(0, grid, grid), None
     if caption is not None:
         inputs = processor(text=[caption], return_tensors="pt", truncation=True).to(model.device)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         match = float(model.match(ids, mask, pixels).float().softmax(dim=1)[0, 1])
-        shown = [place for place, word in enumerate(ids[0].tolist()) if word not in tokenizer.all_special_ids]
-        words = tokenizer.convert_ids_to_tokens(ids[0, shown].tolist())
+        shown = [index for index, token in enumerate(ids[0].tolist()) if token not in tokenizer.all_special_ids]
+        tokens = tokenizer.convert_ids_to_tokens(ids[0, shown].tolist())
         attention = model.word_patch_attention(ids, mask, pixels)[0, shown].float().cpu()
-    mean, std = (
-        pixels.new_tensor(numbers).view(3, 1, 1) for numbers in (model.config.image_mean, model.config.image_std)
-    )
-    return SimlaInspection((pixels[0] * std + mean).clamp(0, 1).float().cpu(), keywords, words, attention, match)
+    image_pixels = codebook_pixels(pixels, config.image_mean, config.image_std, pixels.shape[-1])[0].cpu()
+    return SimlaInspection(image_pixels, keywords, tokens, attention, match)
 
 
 def heat_map(image: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-    """(3, side, side) the picture, the redder the more a word looks there; its greatest attention is fully red.
+    """Color an image (3, side, side) by the attention to its patches; the greatest attention gets the full color.
 
     Args:
         image: (3, side, side); attention: (grid, grid).
@@ -80,17 +90,9 @@ def heat_map(image: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
     return image * (1 - strength) + torch.tensor(HEAT).view(3, 1, 1) * strength
 
 
-def draw_simla_inspection(found: SimlaInspection) -> Image.Image:
-    """The picture above its match and its best keywords, and a heat map for each word of the caption."""
-    match = "" if found.match is None else f"match: {found.match:.1%}"
-    known = ", ".join(word for word, _ in found.keywords) or "no head for keywords"
-    maps = [(word, heat_map(found.image, looks)) for word, looks in zip(found.words, found.attention)]
-    return draw_panels([(f"{match}\n{known}", found.image), *maps])
-
-
 def inspect_simla_model(
     model: SimlaModel, processor: COTSProcessor, image: Image.Image, caption: str | None = None
 ) -> tuple[Image.Image, list[str]]:
-    """All that `hf-cots inspect` shows of a SIMLA: a row of panels, and lines of text."""
+    """Run `hf-cots inspect` on a SIMLA: a row of panels, and lines of text."""
     found = inspect_simla(model, processor, image, caption)
-    return draw_simla_inspection(found), found.lines()
+    return draw_panels(found.panels()), found.lines()

@@ -1,4 +1,4 @@
-"""Is the token level alive? Whether its predictions use the other stream at all."""
+"""Measures whether the token level uses the other modality: its losses with shuffled cross-modal features."""
 
 import torch
 
@@ -12,16 +12,16 @@ from ...search.encoding import batches
 def inspect_token_level(
     model: COTSForPreTraining, processor: COTSProcessor, pairs: PairDataset, batch_size: int = 64
 ) -> dict[str, dict[str, float]]:
-    """By how much L_MVM and L_MLM rise when each pair is given the global features of the next one in its batch.
+    """Measure by how much L_MVM and L_MLM rise when each pair gets the global features of the next pair in its batch.
 
-    Masks, pictures and words stay the same, and all pairs are masked whatever `masked_fraction` is; only what comes from
-    the other stream changes. A rise of zero says that the level learns from its own stream alone.
+    Masks, images and texts stay the same, and all pairs are masked whatever `masked_fraction` is; only the cross-modal
+    features are shuffled. A rise of zero says that the level learns from its own modality alone.
 
     Args:
         model: with at least one token level; its state and mode are left as they were.
         processor: the model's.
-        pairs: the data. Pairs of one picture, and equal captions, are no strangers: use data with few of them.
-        batch_size: pairs in a forward pass; a last batch of one pair, which has no stranger, is left out.
+        pairs: the data. Pairs that share an image or a caption swap equal features: use data with few of them.
+        batch_size: pairs in a forward pass; a last batch of one pair, which cannot be shuffled, is skipped.
 
     Returns:
         For "mvm" and "mlm", where on: `{"loss", "shuffled", "rise"}`, means over pairs in nats.
@@ -33,7 +33,7 @@ def inspect_token_level(
     if config.model_type != "cots" or not config.uses_masks:
         raise ValueError("the model has no token level: mvm_weight and mlm_weight are 0")
     if len(pairs) < 2:
-        raise ValueError(f"{pairs.name} has {len(pairs)} pair: there is no stranger to ask")
+        raise ValueError(f"{pairs.name} has {len(pairs)} pair: there is no other to shuffle with")
     names = [name for name in ("mvm", "mlm") if getattr(config, f"{name}_weight") > 0]
     totals, seen = {name: torch.zeros(2, dtype=torch.float64) for name in names}, 0
     collate = COTSCollator(processor, config)
@@ -47,15 +47,14 @@ def inspect_token_level(
         image = model.cots.encode_image(batch["pixel_values"]).pooler_output
         text = model.cots.encode_text(batch["input_ids"], batch["attention_mask"]).pooler_output
         own = model(**batch, image_features=image, text_features=text)
-        strange = model(**batch, image_features=image.roll(1, dims=0), text_features=text.roll(1, dims=0))
+        shuffled = model(**batch, image_features=image.roll(1, dims=0), text_features=text.roll(1, dims=0))
         for name in names:
-            # The model takes its share of the pairs for masked, and divides the sum by it.
-            both = [config.masked_fraction * float(output[f"loss_{name}"]) for output in (own, strange)]
+            # The model divides by `masked_fraction`, as if only so many of the pairs were masked.
+            both = [config.masked_fraction * float(output[f"loss_{name}"]) for output in (own, shuffled)]
             totals[name] += len(indices) * torch.tensor(both, dtype=torch.float64)
         seen += len(indices)
     model.train(was_training)
-    gains = {}
-    for name, total in totals.items():
-        loss, shuffled = (total / seen).tolist()
-        gains[name] = {"loss": loss, "shuffled": shuffled, "rise": shuffled - loss}
-    return gains
+    means = {name: (total / seen).tolist() for name, total in totals.items()}
+    return {
+        name: {"loss": loss, "shuffled": shuffled, "rise": shuffled - loss} for name, (loss, shuffled) in means.items()
+    }

@@ -10,10 +10,10 @@ from typing import Any
 from ...data.sources import PairDataset, load_pairs
 from ...search.encoders import Encoder, encode_pairs
 from ...search.loading import load_encoder
-from ..diagnostics.overlap import check_overlap
 from ..rendering.plots import draw_recall_cost
 from .directions import processes
 from .failures import write_failures
+from .overlap import check_overlap
 from .per_query_table import query_table_path, read_query_table, write_query_table
 from .protocols import load_protocol
 from .recall_cost import RerankEvaluation

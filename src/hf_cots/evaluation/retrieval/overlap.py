@@ -1,0 +1,217 @@
+"""Finds test data in the training data: by pixels, by perceptual hash, and by normalized captions.
+
+Metrics on images that the model has seen say little, and web-scale training sets do hold the usual test sets.
+"""
+
+import hashlib
+import logging
+import unicodedata
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ...data.hashes import hamming_distances, perceptual_hash
+from ...data.images import BrokenImage
+from ...data.sources import PairDataset, image_name
+
+
+logger = logging.getLogger(__name__)
+
+GRID, COLOR_RANGE = 4, 48
+
+
+def color_grid(image: Image.Image) -> np.ndarray:
+    """Average an image's colors in 4 x 4 cells: (48,) int16, 0 to 255.
+
+    A perceptual hash sees no color, and would take one flag for another; copies stay within `COLOR_RANGE`.
+    """
+    return np.asarray(image.resize((GRID, GRID), Image.Resampling.BOX), dtype=np.int16).ravel()
+
+
+def normalize_caption(text: str) -> str:
+    """Keep letters, digits and marks only, in Unicode's compatible form and case folded; the rest becomes spaces."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join("".join(c if unicodedata.category(c)[0] in "LNM" else " " for c in folded).split())
+
+
+@dataclass(frozen=True)
+class ImageMatch:
+    """A test image and the training image that is most like it.
+
+    Attributes:
+        test, train: file names, or data set and row.
+        distance: of their perceptual hashes in bits, 0 to 64.
+        identical: whether their pixels are the same.
+    """
+
+    test: str
+    train: str
+    distance: int
+    identical: bool
+
+
+@dataclass(frozen=True)
+class CaptionMatch:
+    """A test caption that also occurs in the training data, as written in either."""
+
+    test: str
+    train: str
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What test and training data have in common.
+
+    Attributes:
+        pictures: the test images found in the training data, in the order of the test data.
+        captions: the test captions found there, likewise.
+        test_pictures, train_pictures, test_captions, train_captions: how many were compared.
+        distance: largest distance of perceptual hashes that counted as near-duplicates, in bits.
+        broken: images of either side that could not be read, and so were not compared.
+    """
+
+    pictures: list[ImageMatch]
+    captions: list[CaptionMatch]
+    test_pictures: int
+    train_pictures: int
+    test_captions: int
+    train_captions: int
+    distance: int
+    broken: list[str]
+
+    def summary(self) -> str:
+        """One line for the terminal."""
+        identical = sum(match.identical for match in self.pictures)
+        return (
+            f"of {self.test_pictures:,} test images {identical:,} are pixel for pixel among the "
+            f"{self.train_pictures:,} training images and {len(self.pictures) - identical:,} more are nearly "
+            f"(perceptual hashes within {self.distance} of 64 bits, similar colors); of {self.test_captions:,} "
+            f"captions {len(self.captions):,} are among the {self.train_captions:,} training captions"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to JSON types."""
+        return asdict(self)
+
+
+def check_overlap(test: PairDataset, train: PairDataset, distance: int = 4, progress: bool = False) -> Overlap:
+    """Look for the images and captions of a test set in a training set.
+
+    Equal pixels are found after decoding, so that a copy in another container or with other metadata counts. Other
+    near-duplicates are found by [`nearest_duplicates`]; all pairs of hashes are compared, a block at a time, and some
+    hundred bytes are kept of each image. For each test image the first training image with the same pixels is
+    reported, or else the nearest near-duplicate.
+
+    Args:
+        test, train: the two sets.
+        distance: bits in which the perceptual hashes of a near-duplicate may differ, 0 to 64. The default finds scaled
+            and recompressed copies; from about 10 on, images that only look alike are found too.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: if the distance is out of range.
+    """
+    if not 0 <= distance <= 64:
+        raise ValueError(f"a distance of perceptual hashes is 0 to 64 bits, got {distance}")
+    broken: list[str] = []
+    tests, trains = (Fingerprints.from_pairs(pairs, broken, progress) for pairs in (test, train))
+    nearest, distances = nearest_duplicates(tests, trains, distance)
+    first_with = dict(zip(reversed(trains.pixels), reversed(range(len(trains.pixels)))))
+    pictures = []
+    for i, (row, pixels) in enumerate(zip(tests.rows, tests.pixels)):
+        identical = pixels in first_with
+        other = first_with[pixels] if identical else int(nearest[i])
+        if other >= 0:
+            names = image_name(test, row), image_name(train, trains.rows[other])
+            pictures.append(ImageMatch(*names, 0 if identical else int(distances[i]), identical))
+    train_captions = {normalize_caption(text): text for text in _captions(train)}
+    matches = [(text, train_captions.get(normalize_caption(text))) for text in _captions(test)]
+    return Overlap(
+        pictures=pictures,
+        captions=[CaptionMatch(text, other) for text, other in matches if other is not None],
+        test_pictures=len(tests.rows),
+        train_pictures=len(trains.rows),
+        test_captions=len(test),
+        train_captions=len(train),
+        distance=distance,
+        broken=broken,
+    )
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """Hashes of the distinct images of a data set.
+
+    Attributes:
+        rows: (n) rows of the images that could be read.
+        pixels: (n) digests of size and pixels.
+        hashes: (n,) uint64, from [`perceptual_hash`].
+        colors: (n, 48) int16, from [`color_grid`].
+    """
+
+    rows: list[int]
+    pixels: list[bytes]
+    hashes: np.ndarray
+    colors: np.ndarray
+
+    @classmethod
+    def from_pairs(cls, pairs: PairDataset, broken: list[str], progress: bool = False) -> "Fingerprints":
+        """Read all images of a data set; the names of those that cannot be read are added to `broken`."""
+        rows, pixels, hashes, colors = [], [], [], []
+        for row in tqdm(np.unique(pairs.first_rows()).tolist(), desc=f"hashing {pairs.name}", disable=not progress):
+            try:
+                image = pairs.read_row(row)
+            except BrokenImage as error:
+                logger.warning("skipping unreadable image %s", error)
+                broken.append(str(error))
+                continue
+            rows.append(row)
+            digest = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16)
+            pixels.append(digest.digest())
+            hashes.append(perceptual_hash(image))
+            colors.append(color_grid(image))
+        grids = np.stack(colors) if colors else np.empty((0, 3 * GRID**2), dtype=np.int16)
+        return cls(rows, pixels, np.asarray(hashes, dtype=np.uint64), grids)
+
+
+def nearest_duplicates(
+    queries: Fingerprints, gallery: Fingerprints, distance: int, block: int = 1024
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find each image's nearest near-duplicate in a gallery.
+
+    Near-duplicates are images whose hashes differ in at most `distance` bits and whose colors differ in no cell by
+    more than `COLOR_RANGE`.
+
+    Args:
+        queries, gallery: n and m images.
+        distance: in bits.
+        block: images of either side compared at a time; memory is about 100 x block^2 bytes at most.
+
+    Returns:
+        (n,) int64 indices into the gallery, the first of equally near ones, -1 if there is none; and (n,) int64
+        distances of the hashes, 65 then.
+    """
+    nearest = np.full(len(queries.hashes), -1, dtype=np.int64)
+    distances = np.full(len(queries.hashes), 65, dtype=np.int64)
+    for start in range(0, len(queries.hashes), block):
+        rows = slice(start, start + block)
+        for offset in range(0, len(gallery.hashes), block):
+            columns = slice(offset, offset + block)
+            bits = hamming_distances(queries.hashes[rows, None], gallery.hashes[None, columns])
+            near = np.nonzero(bits <= distance)
+            gap = np.abs(queries.colors[rows][near[0]] - gallery.colors[columns][near[1]]).max(axis=1, initial=0)
+            candidates = np.full(bits.shape, 65, dtype=np.int64)
+            candidates[near] = np.where(gap <= COLOR_RANGE, bits[near], 65)
+            best = candidates.argmin(axis=1)
+            found = candidates[np.arange(len(best)), best]
+            nearer = found < distances[rows]
+            nearest[rows] = np.where(nearer, best + offset, nearest[rows])
+            distances[rows] = np.where(nearer, found, distances[rows])
+    return nearest, distances
+
+
+def _captions(pairs: PairDataset) -> list[str]:
+    return [pairs.caption(index) for index in range(len(pairs))]
