@@ -227,7 +227,7 @@ def test_image_retrieval_within_across_and_against(world, colour_folders, tmp_pa
         (("classify", "/nothing", "FOLDERS"), "no such model folder: /nothing"),
         (("text-matching", "MODEL", "/nothing", "--sts-benchmark"), "no such file: /nothing"),
         (("text-matching", "MODEL", "PARQUET"), "has no column 'sentence1'"),
-        (("image-retrieval", "MODEL", "PARQUET", "--label-column", "caption"), "none of 40 pictures has another"),
+        (("image-retrieval", "MODEL", "PARQUET", "--label-column", "caption"), "none of 40 images has another"),
         (("image-retrieval", "MODEL", "FOLDERS", "--across", "style"), "has no column 'style'"),
     ],
 )
