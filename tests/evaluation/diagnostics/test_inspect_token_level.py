@@ -24,8 +24,12 @@ def trained(world):
     return folder / "checkpoint-400"
 
 
-def test_a_trained_level_needs_the_other_modality(world, trained):
-    pairs = load_pairs(str(world.imagefolder))
+@pytest.fixture(scope="module")
+def pairs(world):
+    return load_pairs(str(world.imagefolder))
+
+
+def test_a_trained_level_needs_the_other_modality(pairs, trained):
     model = COTSForPreTraining.from_pretrained(trained).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     gains = inspect_token_level(model, tiny_processor(), pairs, batch_size=16)
@@ -38,18 +42,16 @@ def test_a_trained_level_needs_the_other_modality(world, trained):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_losses_equal_a_loop_over_pairs(world, trained):
+def test_losses_equal_a_loop_over_pairs(pairs, trained):
     """Pair by pair, with the feature of the one before it in its batch of 16; 40 pairs are 16, 16 and 8."""
-    pairs, processor = load_pairs(str(world.imagefolder)), tiny_processor()
     model = COTSForPreTraining.from_pretrained(trained).eval()
-    collate = COTSCollator(processor, model.config)
+    collate = COTSCollator(tiny_processor(), model.config)
     collate.mask_settings |= {"masked_fraction": 1.0}
     sums = torch.zeros(2, 2)
     with torch.no_grad():
         for i in range(40):
             start = i - i % 16
-            size = min(16, 40 - start)
-            previous = start + (i - start - 1) % size
+            previous = start + (i - start - 1) % min(16, 40 - start)
             # Texts are padded to the longest of their batch, which changes nothing but rounding.
             own, other = collate([pairs[i]]), collate([pairs[previous]])
             image = model.cots.encode_image(other["pixel_values"]).pooler_output
@@ -58,22 +60,21 @@ def test_losses_equal_a_loop_over_pairs(world, trained):
                 output = model(**own, **features)
                 sums[0, column] += output.loss_mvm * 0.5
                 sums[1, column] += output.loss_mlm * 0.5
-    gains = inspect_token_level(model, processor, pairs, batch_size=16)
+    gains = inspect_token_level(model, tiny_processor(), pairs, batch_size=16)
     for row, name in enumerate(("mvm", "mlm")):
         found = (gains[name]["loss"], gains[name]["shuffled"])
         assert found == pytest.approx((sums[row] / 40).tolist(), rel=1e-4)
 
 
-def test_a_head_that_ignores_the_other_modality_gains_nothing(world, trained):
+def test_a_head_that_ignores_the_other_modality_gains_nothing(pairs, trained):
     model = COTSForPreTraining.from_pretrained(trained)
     for head in (model.mvm_head, model.mlm_head):
         torch.nn.init.zeros_(head.inject.weight)
-    gains = inspect_token_level(model, tiny_processor(), load_pairs(str(world.imagefolder)))
+    gains = inspect_token_level(model, tiny_processor(), pairs)
     assert all(gain["rise"] == pytest.approx(0, abs=1e-6) for gain in gains.values())
 
 
-def test_only_levels_that_are_on_are_measured(world, trained):
-    pairs = load_pairs(str(world.imagefolder))
+def test_only_levels_that_are_on_are_measured(pairs, trained):
     config = COTSForPreTraining.from_pretrained(trained).config
     config.mvm_weight = 0.0
     assert inspect_token_level(COTSForPreTraining(config), tiny_processor(), pairs).keys() == {"mlm"}
