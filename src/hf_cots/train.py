@@ -74,7 +74,7 @@ def build_trainer(
     return (trainer_class or COTSTrainer)(
         model=model,
         args=training,
-        data_collator=collator if frozen is None else dict,  # features come as batches
+        data_collator=collator if frozen is None else frozen.collate,
         train_dataset=train_pairs if frozen is None else frozen,
         eval_dataset=eval_pairs,
         processing_class=processor,

@@ -187,6 +187,12 @@ class FrozenPairs(Dataset):
             "image_ids": self.image_ids[index],
         }
 
+    @staticmethod
+    def collate(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """The input of [`COTSForPreTraining`]: `features`, which holds both kinds, and `image_ids`."""
+        features = {name: rows for name, rows in batch.items() if name != "image_ids"}
+        return {"features": features, "image_ids": batch["image_ids"]}
+
 
 def frozen_pairs(
     model: COTSModel,

@@ -173,7 +173,7 @@ class PairDataset(Dataset):
         name: what errors call the data.
 
     Attributes:
-        siblings: whether items carry another caption of their picture, too; off at first.
+        other_captions: whether items carry another caption of their picture, too; off at first.
 
     Raises:
         ValueError: naming the column that is missing, the rows whose caption is empty, or, if none of the first eight
@@ -205,7 +205,7 @@ class PairDataset(Dataset):
         self.table, self.name, self.root, self.seed = table, name, Path(root), seed
         self.image_column, self.caption_column = image_column, caption_column
         self.report = BrokenImageReport(report) if report else None
-        self.siblings = False
+        self.other_captions = False
         self.row_of_pair, self.caption_of_pair = self._index_captions()
         self.image_ids = self._image_ids(image_id_column)
         self._check_first_images()
@@ -318,8 +318,8 @@ class PairDataset(Dataset):
         order = np.argsort(ids, kind="stable")
         return order, ids[order]
 
-    def sibling(self, index: int, seed: int) -> str | None:
-        """Another caption of the picture of pair `index`, drawn by the seed; None if it has no other."""
+    def other_caption(self, index: int, seed: int) -> str | None:
+        """Another caption of the image of pair `index`, drawn by the seed; None if it has no other."""
         order, ids = self._pairs_by_image
         image_id = self.image_ids[self.row_of_pair[index]]
         pairs = order[np.searchsorted(ids, image_id) : np.searchsorted(ids, image_id, side="right")]
@@ -329,8 +329,8 @@ class PairDataset(Dataset):
         return self.caption(int(others[generator(seed, SIBLING_STREAM).integers(len(others))]))
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """`{"image": PIL, "caption": str, "image_id": int, "seed": int}`, and `"sibling"` if wanted; the seed is a
-        pure function of (seed, epoch, index).
+        """`{"image": PIL, "caption": str, "image_id": int, "seed": int}`, and `"other_caption"` if wanted; the seed is
+        a pure function of (seed, epoch, index).
 
         Raises:
             ValueError: if no picture of the whole data can be read.
@@ -354,7 +354,7 @@ class PairDataset(Dataset):
                 "image_id": int(self.image_ids[row]),
                 "seed": seed,
             }
-            return item | {"sibling": self.sibling(pair, seed)} if self.siblings else item
+            return item | {"other_caption": self.other_caption(pair, seed)} if self.other_captions else item
         raise ValueError(f"{self.name}: no picture can be read")
 
 

@@ -95,7 +95,7 @@ class SecondViews:
 
     Args:
         picture: makes the second view of a picture; None for none.
-        words: makes the second view of a caption without a sibling; None for no second views of captions.
+        words: makes the second view of a caption without another caption; None for no second views of captions.
     """
 
     picture: StrongView | None
@@ -122,11 +122,11 @@ class SecondViews:
             batch["view_pixel_values"] = encoded["pixel_values"]
         if self.words is not None:
             tokenizer = processor.tokenizer
-            siblings = [item.get("sibling") for item in items]
-            texts = [item["caption"] if sibling is None else sibling for item, sibling in zip(items, siblings)]
+            others = [item.get("other_caption") for item in items]
+            texts = [item["caption"] if other is None else other for item, other in zip(items, others)]
             rows = [np.asarray(ids) for ids in tokenizer(texts, truncation=True)["input_ids"]]
-            for i, (item, sibling) in enumerate(zip(items, siblings)):
-                if sibling is None:
+            for i, (item, other) in enumerate(zip(items, others)):
+                if other is None:
                     rows[i] = self.words(rows[i], generator(item["seed"], TEXT_VIEW_STREAM))
             padded = tokenizer.pad({"input_ids": [row.tolist() for row in rows]}, return_tensors="pt")
             batch["view_input_ids"], batch["view_attention_mask"] = padded["input_ids"], padded["attention_mask"]

@@ -3,12 +3,14 @@
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig
 from transformers.configuration_utils import SubConfigSpec
+
+from .configuration_two_tower import TwoTowerConfig
 
 
 @strict
-class CookieConfig(PreTrainedConfig):
+class CookieConfig(TwoTowerConfig):
     """Everything that [`CookieModel`] and [`CookieForPreTraining`] need to know.
 
     The authors released neither code nor weights. The abstracts fix two streams, the shared transformer on their heads
@@ -18,7 +20,7 @@ class CookieConfig(PreTrainedConfig):
         vision_config (`PreTrainedConfig` or `dict`, defaults to ViT-B/16 at 224 pixels): the image stream.
         text_config (`PreTrainedConfig` or `dict`, defaults to BERT-base-uncased): the text stream.
         projection_dim (`int`, defaults to 1024): width of the shared transformer and of the joint space.
-        image_mean, image_std (`list[float]`, default 0.5): normalisation of `pixel_values`.
+        image_mean, image_std (`list[float]`, default 0.5): normalization of `pixel_values`.
         special_token_ids (`list[int]`, defaults to BERT's): tokens that the second view of a text leaves alone.
         mask_token_id (`int`, defaults to 103, BERT's): the token that stands for a masked word.
 
@@ -33,18 +35,18 @@ class CookieConfig(PreTrainedConfig):
     Losses
         temperature (`float`, defaults to 0.07); learn_temperature (`bool`, defaults to `False`);
         min_temperature, max_temperature (`float`, default 0.01 and 0.5): bounds of a learned temperature.
-        cross_modal_loss (`"info_nce"` or `"hinge"`, default `"info_nce"`): what picture and caption are compared by;
+        cross_modal_loss (`"info_nce"` or `"hinge"`, default `"info_nce"`): what image and caption are compared by;
             `"hinge"` is the hinge loss of the hardest negative, for fine-tuning.
         margin (`float`, defaults to 0.2): of the hinge loss.
-        cross_modal_weight, visual_weight, textual_weight (`float`, default 1): of picture and caption, two views of
-            the picture, two views of the caption. A contrast of weight 0 is not computed, and its view is not made.
+        cross_modal_weight, visual_weight, textual_weight (`float`, default 1): of image and caption, two views of
+            the image, two views of the caption. A contrast of weight 0 is not computed, and its view is not made.
 
     Views
         color_jitter (`float`, defaults to 0.4): strength of the jitter of brightness, contrast and saturation in the
-            picture's second view; a quarter of it for the hue.
+            image's second view; a quarter of it for the hue.
         grayscale (`float`, defaults to 0.2), blur (`float`, defaults to 0.5): their probabilities in that view.
-        text_view (`"dropped_words"` or `"sibling"`, default `"dropped_words"`): the caption's second view: itself with
-            words dropped, or another caption of the picture where there is one.
+        text_view (`"dropped_words"` or `"other_caption"`, default `"dropped_words"`): the caption's second view:
+            itself with words dropped, or another caption of the image where there is one.
         word_drop_ratio (`float`, defaults to 0.2): probability that a word is dropped; then it is masked with
             probability word_drop_masked (`float`, defaults to 0.5), replaced by a random word with word_drop_replaced
             (`float`, defaults to 0.1), and else deleted.
@@ -61,18 +63,10 @@ class CookieConfig(PreTrainedConfig):
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert"),
     }
     keys_to_ignore_at_inference = ["image_embeds", "text_embeds"]
-    # There is no token level. The streams' own global features are not used: pooling follows the shared layers.
-    tokenizer_loss = None
-    uses_masks = False
+    # The towers' own global features are not used: pooling follows the shared layers.
     image_pooling = text_pooling = "mean"
 
-    vision_config: PreTrainedConfig | dict | None = None
-    text_config: PreTrainedConfig | dict | None = None
     projection_dim: int = 1024
-    image_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
-    image_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
-    special_token_ids: list[int] | tuple[int, ...] = (0, 100, 101, 102, 103)
-    mask_token_id: int = 103
 
     num_shared_layers: int = 2
     share_weights: bool = True
@@ -81,10 +75,7 @@ class CookieConfig(PreTrainedConfig):
     shared_dropout: float | int = 0.1
     pooling: Literal["mean", "first", "max"] = "mean"
 
-    temperature: float | int = 0.07
     learn_temperature: bool = False
-    min_temperature: float | int = 0.01
-    max_temperature: float | int = 0.5
     cross_modal_loss: Literal["info_nce", "hinge"] = "info_nce"
     margin: float | int = 0.2
     cross_modal_weight: float | int = 1.0
@@ -94,37 +85,21 @@ class CookieConfig(PreTrainedConfig):
     color_jitter: float | int = 0.4
     grayscale: float | int = 0.2
     blur: float | int = 0.5
-    text_view: Literal["dropped_words", "sibling"] = "dropped_words"
+    text_view: Literal["dropped_words", "other_caption"] = "dropped_words"
     word_drop_ratio: float | int = 0.2
     word_drop_masked: float | int = 0.5
     word_drop_replaced: float | int = 0.1
-    initializer_range: float = 0.02
 
     @property
     def loss_weights(self) -> dict[str, float | int]:
         """The weight of each term of the loss."""
-        return {
-            "cross_modal": self.cross_modal_weight,
-            "visual": self.visual_weight,
-            "textual": self.textual_weight,
-        }
-
-    def validate_image_grid(self):
-        """Part of the strict validation: patches must tile the image."""
-        image_size, patch_size = self.vision_config.image_size, self.vision_config.patch_size
-        for name, size in (("image_size", image_size), ("patch_size", patch_size)):
-            if not isinstance(size, int):
-                raise ValueError(f"vision_config.{name} must be one whole number (square images), got {size}")
-        if image_size % patch_size:
-            raise ValueError(f"vision_config.image_size={image_size} is not divisible by patch_size={patch_size}")
+        return {name: getattr(self, f"{name}_weight") for name in ("cross_modal", "visual", "textual")}
 
     def validate_shared_layers(self):
         """Part of the strict validation: layers that can be built."""
         if not 0 <= self.num_shared_layers <= 4:
             raise ValueError(f"num_shared_layers must lie in 0 to 4, got {self.num_shared_layers}")
-        for name in ("projection_dim", "num_shared_heads", "shared_intermediate_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.check_at_least(1, "projection_dim", "num_shared_heads", "shared_intermediate_size")
         if self.projection_dim % self.num_shared_heads:
             raise ValueError(
                 f"projection_dim={self.projection_dim} is not divisible by num_shared_heads={self.num_shared_heads}"
@@ -132,34 +107,18 @@ class CookieConfig(PreTrainedConfig):
 
     def validate_ranges(self):
         """Part of the strict validation: each number within the range in which its formula means something."""
-        for name in (*(f"{term}_weight" for term in self.loss_weights), "margin"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        self.check_at_least(0, "cross_modal_weight", "visual_weight", "textual_weight", "margin")
         if not any(self.loss_weights.values()):
             raise ValueError("cross_modal_weight, visual_weight and textual_weight are all 0: nothing to learn from")
-        for name in ("color_jitter", "grayscale", "blur"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        for name in ("shared_dropout", "word_drop_ratio"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        self.check_interval("[0, 1]", "color_jitter", "grayscale", "blur")
+        self.check_interval("[0, 1)", "shared_dropout", "word_drop_ratio")
         if (
             min(self.word_drop_masked, self.word_drop_replaced) < 0
             or self.word_drop_masked + self.word_drop_replaced > 1
         ):
             raise ValueError(
                 f"word_drop_masked={self.word_drop_masked} and word_drop_replaced={self.word_drop_replaced} must be "
-                "shares that add up to 1 at most; the rest is deleted"
-            )
-        if not 0 < self.min_temperature <= self.temperature <= self.max_temperature:
-            raise ValueError(
-                f"temperature={self.temperature} must lie within the bounds min_temperature={self.min_temperature} "
-                f"and max_temperature={self.max_temperature}, all positive"
-            )
-        if not len(self.image_mean) == len(self.image_std) == 3 or min(self.image_std) <= 0:
-            raise ValueError(
-                f"image_mean and image_std need three entries each, image_std positive; got "
-                f"{self.image_mean}, {self.image_std}"
+                "fractions that add up to 1 at most; the rest is deleted"
             )
 
 

@@ -3,14 +3,15 @@
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_dvae import COTSImageTokenizerConfig
+from .configuration_two_tower import TwoTowerConfig
 
 
 @strict
-class COTSConfig(PreTrainedConfig):
+class COTSConfig(TwoTowerConfig):
     """Everything that [`COTSModel`] and [`COTSForPreTraining`] need to know. The defaults are COTS-base.
 
     The paper's code was never released. Each line says where its default comes from: [P] stated by the paper's
@@ -24,7 +25,7 @@ class COTSConfig(PreTrainedConfig):
         image_pooling, text_pooling (`"cls"`, `"mean"` or `"cls+mean"`, default `"cls"` [M]): which feature of a
             stream is its global one. `"mean"` averages the patches, or the words without padding; `"cls+mean"` is
             both, one beside the other, and twice as wide.
-        image_mean, image_std (`list[float]`, default 0.5 [D]): normalisation of `pixel_values`.
+        image_mean, image_std (`list[float]`, default 0.5 [D]): normalization of `pixel_values`.
         special_token_ids (`list[int]`, defaults to BERT's): token ids that are never masked.
         mask_token_id (`int`, defaults to 103, BERT's): the token that stands for a masked word.
 
@@ -49,18 +50,10 @@ class COTSConfig(PreTrainedConfig):
             ALBEF's are one epoch.
         initial_logit_bias (`float`, defaults to -10 [D], SigLIP's): where the sigmoid loss's learned bias starts.
             SigLIP learns the temperature too, from 0.1.
-        contrast_on_masked_images (`bool`, defaults to `False` [D]): the masked image serves the contrast too, and no
-            clean one is encoded but for the momentum keys. Needs mvm_weight > 0 and masked_fraction = 1.
 
     Token level
         patch_mask_ratio (`float`, defaults to 0.4 [M]), word_mask_ratio (`float`, defaults to 0.15 [M]).
-        masked_fraction (`float`, defaults to 1.0 [D]): share of the pairs that take the masked passes.
-        detach_global_features (`bool`, defaults to `False` [D]): no gradient of token losses into the other stream.
-
-    Task level
-        task_direction (`"symmetric"`, `"image_to_text"` or `"text_to_image"`, default `"symmetric"` [D]): which KL
-            terms count; `"image_to_text"` is KL(D_T2I || D_I2T), which moves image-to-text towards text-to-image.
-        detach_task_target (`bool`, defaults to `False` [D]): no gradient into the distribution compared with.
+        masked_fraction (`float`, defaults to 1.0 [D]): fraction of the pairs that take the masked passes.
 
     Filter
         filter_lambda (`float` or `None`, defaults to 2.0 [D]): a pair is dropped if its momentum similarity lies more
@@ -84,30 +77,16 @@ class COTSConfig(PreTrainedConfig):
         "image_tokenizer_config": COTSImageTokenizerConfig,
     }
     keys_to_ignore_at_inference = ["kept", "image_embeds", "text_embeds"]
-    # Which weight asks for an image tokenizer; the smallest masked block is in proportion to the grid.
-    tokenizer_loss = "mvm_weight"
-    min_block_patches = None
-    # A pair takes the masked passes, of words too, if some of its patches are masked.
-    masks_patches = True
 
-    vision_config: PreTrainedConfig | dict | None = None
-    text_config: PreTrainedConfig | dict | None = None
     image_tokenizer_config: COTSImageTokenizerConfig | dict | None = None
-    projection_dim: int = 256
     image_pooling: Literal["cls", "mean", "cls+mean"] = "cls"
     text_pooling: Literal["cls", "mean", "cls+mean"] = "cls"
-    image_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
-    image_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
-    special_token_ids: list[int] | tuple[int, ...] = (0, 100, 101, 102, 103)
-    mask_token_id: int = 103
 
     contrast: Literal["momentum", "in_batch", "sigmoid"] = "momentum"
     momentum: float | int = 0.99
     momentum_warmup_steps: int = 0
     temperature: float | int = 0.05
     learn_temperature: bool = False
-    min_temperature: float | int = 0.01
-    max_temperature: float | int = 0.5
     queue_size: int = 12_800
     center_keys: bool = True
     center_momentum: float | int = 0.0
@@ -116,15 +95,10 @@ class COTSConfig(PreTrainedConfig):
     soft_target_alpha: float | int = 0.0
     soft_target_warmup_steps: int = 0
     initial_logit_bias: float | int = -10.0
-    contrast_on_masked_images: bool = False
 
     patch_mask_ratio: float | int = 0.4
     word_mask_ratio: float | int = 0.15
     masked_fraction: float | int = 1.0
-    detach_global_features: bool = False
-
-    task_direction: Literal["symmetric", "image_to_text", "text_to_image"] = "symmetric"
-    detach_task_target: bool = False
 
     filter_lambda: float | int | None = 2.0
     filter_warmup_steps: int = 1_000
@@ -134,12 +108,6 @@ class COTSConfig(PreTrainedConfig):
     mvm_weight: float | int = 1.0
     mlm_weight: float | int = 1.0
     task_weight: float | int = 1.0
-    initializer_range: float = 0.02
-
-    @property
-    def patch_grid(self) -> int:
-        """Patches along one side of the image stream's input."""
-        return self.vision_config.image_size // self.vision_config.patch_size
 
     @property
     def num_patches(self) -> int:
@@ -153,12 +121,21 @@ class COTSConfig(PreTrainedConfig):
     @property
     def loss_weights(self) -> dict[str, float | int]:
         """The weight of each term of the loss."""
-        return {
-            "instance": self.instance_weight,
-            "mvm": self.mvm_weight,
-            "mlm": self.mlm_weight,
-            "task": self.task_weight,
-        }
+        return {name: getattr(self, f"{name}_weight") for name in ("instance", "mvm", "mlm", "task")}
+
+    @property
+    def tokenizer_loss(self) -> str:
+        return "mvm_weight"
+
+    @property
+    def masks_patches(self) -> bool:
+        """A pair takes the masked passes, of words too, if some of its patches are masked."""
+        return True
+
+    @property
+    def min_block_patches(self) -> None:
+        """The smallest masked block is in proportion to the grid, as `masking.block_mask` has it by default."""
+        return None
 
     @property
     def uses_momentum_encoder(self) -> bool:
@@ -177,55 +154,25 @@ class COTSConfig(PreTrainedConfig):
 
     def validate_image_grid(self):
         """Part of the strict validation: patches must tile the image, and there must be one code per patch."""
-        image_size, patch_size = self.vision_config.image_size, self.vision_config.patch_size
-        for name, size in (("image_size", image_size), ("patch_size", patch_size)):
-            if not isinstance(size, int):
-                raise ValueError(f"vision_config.{name} must be one whole number (square images), got {size}")
-        if image_size % patch_size:
-            raise ValueError(f"vision_config.image_size={image_size} is not divisible by patch_size={patch_size}")
-        codes = self.image_tokenizer_config.grid_size
-        if self.mvm_weight > 0 and codes != self.patch_grid:
-            raise ValueError(
-                f"the image tokenizer gives a grid of {codes} x {codes} codes but the image stream has "
-                f"{self.patch_grid} x {self.patch_grid} patches; set image_tokenizer_config.image_size to "
-                f"{self.patch_grid * self.image_tokenizer_config.downsampling}"
-            )
+        super().validate_image_grid()
+        if self.mvm_weight > 0:
+            self.check_code_grid()
 
     def validate_ranges(self):
         """Part of the strict validation: each number within the range in which its formula means something."""
-        for name in ("projection_dim", "queue_size", "similarity_queue_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        not_negative = ("instance_weight", "mvm_weight", "mlm_weight", "task_weight")
-        not_negative += ("filter_warmup_steps", "momentum_warmup_steps", "soft_target_warmup_steps")
-        for name in not_negative:
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        self.check_at_least(1, "projection_dim", "queue_size", "similarity_queue_size")
+        self.check_at_least(0, "instance_weight", "mvm_weight", "mlm_weight", "task_weight")
+        self.check_at_least(0, "filter_warmup_steps", "momentum_warmup_steps", "soft_target_warmup_steps")
         if self.filter_lambda is not None and self.filter_lambda < 0:
             raise ValueError(
                 f"filter_lambda must not be negative (None switches the filter off), got {self.filter_lambda}"
             )
-        for name in ("patch_mask_ratio", "word_mask_ratio", "masked_fraction"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
-        for name in ("momentum", "center_momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
-        if not 0 <= self.soft_target_alpha <= 1:
-            raise ValueError(f"soft_target_alpha must lie in [0, 1], got {self.soft_target_alpha}")
-        if not 0 < self.min_temperature <= self.temperature <= self.max_temperature:
-            raise ValueError(
-                f"temperature={self.temperature} must lie within the bounds min_temperature={self.min_temperature} "
-                f"and max_temperature={self.max_temperature}, all positive"
-            )
-        if not len(self.image_mean) == len(self.image_std) == 3 or min(self.image_std) <= 0:
-            raise ValueError(
-                f"image_mean and image_std need three entries each, image_std positive; got "
-                f"{self.image_mean}, {self.image_std}"
-            )
+        self.check_interval("(0, 1]", "patch_mask_ratio", "word_mask_ratio", "masked_fraction")
+        self.check_interval("[0, 1)", "momentum", "center_momentum")
+        self.check_interval("[0, 1]", "soft_target_alpha")
 
     def validate_levels(self):
-        """Part of the strict validation: the task level is minimised by two uniform distributions."""
+        """Part of the strict validation: the task level is minimized by two uniform distributions."""
         if not any((self.instance_weight, self.mvm_weight, self.mlm_weight, self.task_weight)):
             raise ValueError(
                 "instance_weight, mvm_weight, mlm_weight and task_weight are all 0: nothing to learn from"
@@ -238,11 +185,6 @@ class COTSConfig(PreTrainedConfig):
         if self.soft_target_alpha > 0 and self.contrast != "momentum":
             raise ValueError(
                 f'soft_target_alpha > 0 needs contrast="momentum", whose keys are the targets; got "{self.contrast}"'
-            )
-        if self.contrast_on_masked_images and (self.mvm_weight == 0 or self.masked_fraction < 1):
-            raise ValueError(
-                "contrast_on_masked_images needs mvm_weight > 0 and masked_fraction = 1: every image has to be masked; "
-                f"got mvm_weight={self.mvm_weight}, masked_fraction={self.masked_fraction}"
             )
 
 

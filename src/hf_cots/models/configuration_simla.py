@@ -1,14 +1,15 @@
 """Configuration of SIMLA (Khan et al., ECCV 2022, arXiv 2203.14395)."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_dvae import COTSImageTokenizerConfig
+from .configuration_two_tower import TwoTowerConfig
 
 
 @strict
-class SimlaConfig(PreTrainedConfig):
+class SimlaConfig(TwoTowerConfig):
     """Everything that [`SimlaModel`] and [`SimlaForPreTraining`] need to know. The defaults are the authors' model.
 
     Each line says where its default comes from: [C] the authors' code and checkpoints, [P] their paper, [D] decided by
@@ -21,14 +22,15 @@ class SimlaConfig(PreTrainedConfig):
         image_tokenizer_config (`COTSImageTokenizerConfig` or `dict`, defaults to DALL-E's at 128 pixels): one code for
             each of 16 x 16 patches.
         projection_dim (`int`, defaults to 256 [C]): width of the joint space.
-        image_mean, image_std (`list[float]`, default CLIP's [C]): normalisation of `pixel_values`.
+        image_mean, image_std (`list[float]`, default CLIP's [C]): normalization of `pixel_values`.
         special_token_ids (`list[int]`, defaults to BERT's): token ids that are never masked and never keywords.
         mask_token_id (`int`, defaults to 103, BERT's): the token that stands for a masked word.
 
     Momentum distillation
         momentum (`float`, defaults to 0.995 [C]): weight of the old value in the momentum update.
-        distillation_weight (`float`, defaults to 0.4 [C]): share of the momentum twin's predictions in the targets.
-        distillation_warmup_steps (`int`, defaults to 7,812 [C]): optimizer steps over which that share rises from 0;
+        distillation_weight (`float`, defaults to 0.4 [C]): weight of the momentum
+            encoder's predictions in the targets.
+        distillation_warmup_steps (`int`, defaults to 7,812 [C]): optimizer steps over which that weight rises from 0;
             the default is one epoch of the paper's 4M pairs in batches of 512.
         temperature (`float`, defaults to 0.07 [C]): where the learned temperature begins.
         min_temperature, max_temperature (`float`, default 0.001 and 0.5 [C]): its bounds.
@@ -37,7 +39,7 @@ class SimlaConfig(PreTrainedConfig):
     Matching
         hard_negative_warmup_steps (`int`, defaults to 0 [D]): optimizer steps over which ITM's negatives rise from any
             of the batch to those that ITC finds alike, which the authors draw from the start. Where ITC learns much
-            faster than the judge, as in runs of a few thousand steps, the judge needs the easy ones first.
+            faster than ITM, as in runs of a few thousand steps, ITM needs the easy ones first.
 
     Masked modelling and keywords
         num_masked_patches (`int`, defaults to 75 [C]) and min_block_patches (`int`, defaults to 16 [C]): of BEiT's
@@ -51,8 +53,8 @@ class SimlaConfig(PreTrainedConfig):
             1. A term of weight 0 is not computed, and its parameters do not exist: with all three 0 this is the
             authors' retrieval model.
         initializer_range (`float`, defaults to 0.02 [C]): standard deviation of new linear layers.
-        match_original_code (`bool`, defaults to `False` [D]): do as the authors' code does where we mend a slip. Then
-            captions of one picture are negatives of each other, the softmax of masked words' distillation runs over
+        match_original_code (`bool`, defaults to `False` [D]): do as the authors' code does where we correct it. Then
+            captions of one image are negatives of each other, the softmax of masked words' distillation runs over
             the text and not the vocabulary, codes of masked patches come from another crop than the patches, and
             special tokens and padding can become keywords.
 
@@ -71,28 +73,18 @@ class SimlaConfig(PreTrainedConfig):
         ),
     }
     keys_to_ignore_at_inference = ["image_embeds", "text_embeds"]
-    # Which weight asks for an image tokenizer, and when the step's own keys enter the queue: after its losses.
-    tokenizer_loss = "mim_weight"
-    enqueue_before_loss = False
     contrast = "momentum"
-    # Each pair takes the masked passes.
-    masked_fraction = 1.0
+    enqueue_before_loss = False  # the step's own keys enter the queue after its losses
+    masked_fraction = 1.0  # each pair takes the masked passes
 
-    vision_config: PreTrainedConfig | dict | None = None
-    text_config: PreTrainedConfig | dict | None = None
     image_tokenizer_config: COTSImageTokenizerConfig | dict | None = None
-    projection_dim: int = 256
     image_mean: list[float] | tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     image_std: list[float] | tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
-    special_token_ids: list[int] | tuple[int, ...] = (0, 100, 101, 102, 103)
-    mask_token_id: int = 103
 
     momentum: float | int = 0.995
     distillation_weight: float | int = 0.4
     distillation_warmup_steps: int = 7_812
-    temperature: float | int = 0.07
     min_temperature: float | int = 0.001
-    max_temperature: float | int = 0.5
     queue_size: int = 65_536
 
     hard_negative_warmup_steps: int = 0
@@ -106,13 +98,11 @@ class SimlaConfig(PreTrainedConfig):
     mlm_weight: float | int = 1.0
     mim_weight: float | int = 1.0
     psl_weight: float | int = 1.0
-    initializer_range: float = 0.02
     match_original_code: bool = False
 
     @property
-    def patch_grid(self) -> int:
-        """Patches along one side of the image encoder's input."""
-        return self.vision_config.image_size // self.vision_config.patch_size
+    def tokenizer_loss(self) -> str:
+        return "mim_weight"
 
     @property
     def uses_masks(self) -> bool:
@@ -131,21 +121,11 @@ class SimlaConfig(PreTrainedConfig):
 
     def validate_image_grid(self):
         """Part of the strict validation: patches tile the image, and masked modelling has its codes and positions."""
-        image_size, patch_size = self.vision_config.image_size, self.vision_config.patch_size
-        for name, size in (("image_size", image_size), ("patch_size", patch_size)):
-            if not isinstance(size, int):
-                raise ValueError(f"vision_config.{name} must be one whole number (square images), got {size}")
-        if image_size % patch_size:
-            raise ValueError(f"vision_config.image_size={image_size} is not divisible by patch_size={patch_size}")
+        super().validate_image_grid()
         if self.mim_weight == 0:
             return
-        patches, codes = self.patch_grid**2, self.image_tokenizer_config.grid_size
-        if codes != self.patch_grid:
-            raise ValueError(
-                f"the image tokenizer gives a grid of {codes} x {codes} codes but the image encoder has "
-                f"{self.patch_grid} x {self.patch_grid} patches; set image_tokenizer_config.image_size to "
-                f"{self.patch_grid * self.image_tokenizer_config.downsampling}"
-            )
+        self.check_code_grid()
+        patches = self.patch_grid**2
         if not 1 <= self.min_block_patches <= self.num_masked_patches <= patches:
             raise ValueError(
                 f"of {patches} patches num_masked_patches={self.num_masked_patches} cannot be masked in blocks of at "
@@ -167,34 +147,12 @@ class SimlaConfig(PreTrainedConfig):
 
     def validate_ranges(self):
         """Part of the strict validation: each number within the range in which its formula means something."""
-        for name in ("projection_dim", "queue_size", "num_keywords", "votes_per_head"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in (
-            "mlm_weight",
-            "mim_weight",
-            "psl_weight",
-            "distillation_warmup_steps",
-            "hard_negative_warmup_steps",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not 0 < self.word_mask_ratio <= 1:
-            raise ValueError(f"word_mask_ratio must lie in (0, 1], got {self.word_mask_ratio}")
-        if not 0 <= self.distillation_weight <= 1:
-            raise ValueError(f"distillation_weight must lie in [0, 1], got {self.distillation_weight}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
-        if not 0 < self.min_temperature <= self.temperature <= self.max_temperature:
-            raise ValueError(
-                f"temperature={self.temperature} must lie within the bounds min_temperature={self.min_temperature} "
-                f"and max_temperature={self.max_temperature}, all positive"
-            )
-        if not len(self.image_mean) == len(self.image_std) == 3 or min(self.image_std) <= 0:
-            raise ValueError(
-                f"image_mean and image_std need three entries each, image_std positive; got "
-                f"{self.image_mean}, {self.image_std}"
-            )
+        self.check_at_least(1, "projection_dim", "queue_size", "num_keywords", "votes_per_head")
+        self.check_at_least(0, "mlm_weight", "mim_weight", "psl_weight")
+        self.check_at_least(0, "distillation_warmup_steps", "hard_negative_warmup_steps")
+        self.check_interval("(0, 1]", "word_mask_ratio")
+        self.check_interval("[0, 1]", "distillation_weight")
+        self.check_interval("[0, 1)", "momentum")
 
 
 __all__ = ["SimlaConfig"]

@@ -1,4 +1,4 @@
-"""What ranks exchange: row counts, rows in rank order, and the numbering of pairs over the whole run."""
+"""What ranks exchange: row counts, rows in rank order, and the index of pairs over the whole run."""
 
 import torch
 import torch.distributed as dist
@@ -25,18 +25,18 @@ def row_counts(count: int, device: torch.device) -> list[int]:
 
 
 def global_pair_index(seen: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """(n,) the place in the run of each of this rank's pairs: `seen` pairs came before this micro-batch, whose ranks
+    """(n,) the index in the run of each of this rank's pairs: `seen` pairs came before this micro-batch, whose ranks
     hold `counts`."""
     return seen + sum(counts[: rank()]) + torch.arange(counts[rank()], device=seen.device)
 
 
-def fill_image_ids(image_ids: torch.Tensor | None, numbers: torch.Tensor) -> torch.Tensor:
-    """The pictures' ids; without any, each pair gets a negative one that no other pair of the run has."""
-    return -1 - numbers if image_ids is None else image_ids
+def fill_image_ids(image_ids: torch.Tensor | None, pair_index: torch.Tensor) -> torch.Tensor:
+    """The image ids; without any, each pair gets a negative one that no other pair of the run has."""
+    return -1 - pair_index if image_ids is None else image_ids
 
 
 def _padded(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """Rows of zeros behind this rank's own, up to the largest rank's number: collectives want equal shapes."""
+    """Rows of zeros behind this rank's own, up to the longest rank's: collectives want equal shapes."""
     return torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])])
 
 
@@ -51,7 +51,7 @@ def gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
 
 
 def gather_rows_with_gradient(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """The same with gradient to every rank's rows."""
+    """Concatenate a tensor over the ranks in rank order, with gradient to every rank's rows."""
     if world_size() == 1:
         return rows
     parts = torch.distributed.nn.functional.all_gather(_padded(rows, counts))

@@ -4,30 +4,34 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 @torch.no_grad()
-def update_momentum(twin: nn.Module, online: nn.Module, momentum: float, idle: tuple[str, ...] = ()) -> None:
-    """`theta_m <- m * theta_m + (1 - m) * theta` for every parameter of the twin, in grouped calls.
+def update_momentum(
+    momentum_encoder: nn.Module, online: nn.Module, momentum: float, skip: tuple[str, ...] = ()
+) -> None:
+    """`theta_m <- m * theta_m + (1 - m) * theta` for every parameter of the momentum encoder, in grouped calls.
 
     Args:
-        twin: the momentum encoder. Its parameters are found in `online` by name.
-        online: the trained encoder; it may own parameters that the twin lacks (a mask token).
+        momentum_encoder: its parameters are found in `online` by name.
+        online: the trained encoder; it may own parameters that the momentum encoder lacks (a mask token).
         momentum: m; 0 copies.
-        idle: names of direct parts of the twin that stay as they are.
+        skip: names of direct parts of the momentum encoder that stay as they are.
 
     Raises:
-        KeyError: if the online encoder lacks a parameter of the twin, as when an adapter was put on one of them only.
+        KeyError: if the online encoder lacks a parameter of the momentum encoder, as when an adapter was put on one of
+            them only.
     """
-    trained, followers = dict(parameters_outside(online, idle)), dict(parameters_outside(twin, idle))
+    trained, followers = dict(parameters_outside(online, skip)), dict(parameters_outside(momentum_encoder, skip))
     targets = list(followers.values())
     sources = [trained[name].detach() for name in followers]
     if targets:
-        torch._foreach_lerp_(targets, sources, 1 - momentum)
+        get_ema_multi_avg_fn(momentum)(targets, sources, None)
 
 
 def parameters_outside(module: nn.Module, parts: tuple[str, ...]) -> Iterator[tuple[str, nn.Parameter]]:
-    """Named parameters of all but some direct parts, which are not walked through: small steps would feel it."""
+    """Named parameters of all but some direct parts, which are not walked through: that would slow small steps."""
     yield from module.named_parameters(recurse=False)
     for name, child in module.named_children():
         if name not in parts:

@@ -1,6 +1,6 @@
-"""The instance level: what a query is compared with, and what each contrast makes of the comparison.
+"""The instance level: what a query is compared with, and the loss that each contrast makes of the comparison.
 
-Every contrast sees a row of logits per query, `[ own partner, entry 1, ..., entry Q ]`, whose column j stands for the
+Every contrast sees a row of logits per query, `[ own positive, entry 1, ..., entry Q ]`, whose column j stands for the
 same pair in both directions. They differ in the entries (the batches of all ranks, or a queue of momentum keys) and in
 the loss of a row:
 
@@ -9,7 +9,7 @@ the loss of a row:
     "in_batch"   cross-entropy within the batch (CLIP; Radford et al. 2021)
     "sigmoid"    one yes or no per entry (SigLIP; Zhai et al. 2023)
 
-Another pair of the query's own picture is no negative: left out, or one more positive (`config.same_image`).
+Another pair of the query's own image is no negative: left out, or one more positive (`config.same_image`).
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from .configuration_cots import COTSConfig
 from .distributed import gather_rows, gather_rows_with_gradient, rank, row_counts
 from .losses import contrast_logits, contrast_targets, hardest_negative_loss, instance_loss, sigmoid_loss, soft_targets
 from .queues import KeyQueue
+from .step import Step
 
 
 @dataclass
@@ -27,9 +28,9 @@ class ContrastRows:
     """The comparisons of n queries of each modality.
 
     Args:
-        image_to_text, text_to_image: (n, 1 + Q) logits; the own partner is in column 0.
-        positives: (n, 1 + Q) bool, column 0 and whatever else answers the query.
-        keys_image_to_text, keys_text_to_image: (n, 1 + Q) logits of the momentum keys in the queries' place, without
+        image_to_text, text_to_image: (n, 1 + Q) logits; the own positive is in column 0.
+        positives: (n, 1 + Q) bool, column 0 and every other positive of the query.
+        keys_image_to_text, keys_text_to_image: (n, 1 + Q) logits of the momentum keys in place of the queries, without
             gradient, where soft targets are wanted.
     """
 
@@ -44,72 +45,21 @@ def negative_mask(own: torch.Tensor, same_image: torch.Tensor, treatment: str) -
     """Which entries are left out, and which are positives beside column 0.
 
     Args:
-        own, same_image: (n, Q) bool; the query's own partner, which column 0 holds already, and its picture's entries.
+        own, same_image: (n, Q) bool; the query's own positive, which column 0 holds already, and its image's entries.
         treatment: `config.same_image`.
 
     Returns:
         (n, Q) bool `left_out`, and (n, 1 + Q) bool `positives`.
     """
     also_positive = same_image & ~own if treatment == "positive" else torch.zeros_like(own)
-    partner = own.new_ones(len(own), 1)
-    return (own | same_image) & ~also_positive, torch.cat([partner, also_positive], dim=1)
+    first = own.new_ones(len(own), 1)
+    return (own | same_image) & ~also_positive, torch.cat([first, also_positive], dim=1)
 
 
-def in_batch_rows(
+def compare_with_queue(
     image_embeds: torch.Tensor,
     text_embeds: torch.Tensor,
-    all_images: torch.Tensor,
-    all_texts: torch.Tensor,
-    image_ids: torch.Tensor,
-    all_ids: torch.Tensor,
-    own: torch.Tensor,
-    temperature: torch.Tensor | float,
-    same_image: str = "excluded",
-) -> ContrastRows:
-    """Each of this rank's pairs against the batches of all ranks, with gradient to both sides.
-
-    Args:
-        image_embeds, text_embeds: (n, D) normalised embeddings of this rank's pairs.
-        all_images, all_texts: (N, D), those of all ranks.
-        image_ids, all_ids: (n,) and (N,) image ids.
-        own: (n,) int64, which of the N each pair is.
-        temperature: tau.
-        same_image: `config.same_image`.
-    """
-    is_own = own[:, None] == torch.arange(len(all_ids), device=own.device)[None, :]
-    left_out, positives = negative_mask(is_own, image_ids[:, None] == all_ids[None, :], same_image)
-    return ContrastRows(
-        contrast_logits(image_embeds, all_texts[own], all_texts, left_out, temperature),
-        contrast_logits(text_embeds, all_images[own], all_images, left_out, temperature),
-        positives,
-    )
-
-
-def rows_of_all_ranks(
-    image_embeds: torch.Tensor,
-    text_embeds: torch.Tensor,
-    image_ids: torch.Tensor,
-    temperature: torch.Tensor | float,
-    same_image: str = "excluded",
-) -> ContrastRows:
-    """[`in_batch_rows`] of this rank's n pairs against the batches of all ranks, gathered with gradient.
-
-    The two sides need not be pictures and texts: two views of either are compared in the same way.
-    """
-    counts = row_counts(len(image_ids), image_ids.device)
-    all_images, all_texts = (gather_rows_with_gradient(e, counts) for e in (image_embeds, text_embeds))
-    own = sum(counts[: rank()]) + torch.arange(len(image_ids), device=image_ids.device)
-    embeds, ids = (image_embeds, text_embeds, all_images, all_texts), (image_ids, gather_rows(image_ids, counts))
-    return in_batch_rows(*embeds, *ids, own, temperature, same_image)
-
-
-def queue_rows(
-    image_embeds: torch.Tensor,
-    text_embeds: torch.Tensor,
-    image_keys: torch.Tensor,
-    text_keys: torch.Tensor,
-    image_ids: torch.Tensor,
-    pair_index: torch.Tensor,
+    step: Step,
     queue: KeyQueue,
     temperature: torch.Tensor | float,
     config: COTSConfig,
@@ -117,30 +67,60 @@ def queue_rows(
     """Each of this rank's pairs against its own momentum keys and the queue.
 
     Args:
-        image_embeds, text_embeds: (n, D) normalised online embeddings.
-        image_keys, text_keys: (n, D) momentum keys.
-        image_ids, pair_index: (n,) int64, the pictures' ids and the pairs' places in the run.
+        image_embeds, text_embeds: (n, D) normalized online embeddings.
+        step: has the pairs' keys, image ids and index.
         queue: with the keys of Q pairs.
         temperature: tau.
-        config: says whether soft targets are wanted and what pairs of one picture are to each other.
+        config: says whether soft targets are wanted and what pairs of one image are to each other.
     """
-    filled = torch.arange(len(queue), device=queue.filled.device) < queue.filled
-    own = filled & (queue.pair_index[None, :] == pair_index[:, None])
-    same_image = filled & (queue.image_ids[None, :] == image_ids[:, None])
+    keys = step.keys
+    filled = torch.arange(len(queue), device=queue.filled.device) < queue.filled  # (Q,)
+    own = filled & (queue.pair_index[None, :] == keys.pair_index[:, None])  # (n, Q)
+    same_image = filled & (queue.image_ids[None, :] == keys.image_ids[:, None])  # (n, Q)
     left_out, positives = negative_mask(own, same_image, config.same_image)
     left_out = left_out | ~filled
     # Clones, because the queue may be written before a delayed backward.
-    images, texts = queue.image_keys.clone(), queue.text_keys.clone()
+    images, texts = queue.image_keys.clone(), queue.text_keys.clone()  # (Q, D)
     rows = ContrastRows(
-        contrast_logits(image_embeds, text_keys, texts, left_out, temperature),
-        contrast_logits(text_embeds, image_keys, images, left_out, temperature),
+        contrast_logits(image_embeds, keys.text_keys, texts, left_out, temperature),
+        contrast_logits(text_embeds, keys.image_keys, images, left_out, temperature),
         positives,
     )
     if config.soft_target_alpha > 0:
         with torch.no_grad():
-            rows.keys_image_to_text = contrast_logits(image_keys, text_keys, texts, left_out, temperature)
-            rows.keys_text_to_image = contrast_logits(text_keys, image_keys, images, left_out, temperature)
+            rows.keys_image_to_text = contrast_logits(keys.image_keys, keys.text_keys, texts, left_out, temperature)
+            rows.keys_text_to_image = contrast_logits(keys.text_keys, keys.image_keys, images, left_out, temperature)
     return rows
+
+
+def compare_in_batch(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    image_ids: torch.Tensor,
+    temperature: torch.Tensor | float,
+    same_image: str = "excluded",
+) -> ContrastRows:
+    """Each of this rank's n pairs against the N pairs of the batches of all ranks, with gradient to both sides.
+
+    The two sides need not be images and texts: two views of either are compared in the same way.
+
+    Args:
+        image_embeds, text_embeds: (n, D) normalized embeddings of this rank's pairs.
+        image_ids: (n,).
+        temperature: tau.
+        same_image: `config.same_image`.
+    """
+    counts = row_counts(len(image_ids), image_ids.device)
+    all_images, all_texts = (gather_rows_with_gradient(e, counts) for e in (image_embeds, text_embeds))  # (N, D)
+    all_ids = gather_rows(image_ids, counts)  # (N,)
+    own = sum(counts[: rank()]) + torch.arange(len(image_ids), device=image_ids.device)  # (n,) which of the N
+    is_own = own[:, None] == torch.arange(len(all_ids), device=own.device)[None, :]  # (n, N)
+    left_out, positives = negative_mask(is_own, image_ids[:, None] == all_ids[None, :], same_image)
+    return ContrastRows(
+        contrast_logits(image_embeds, all_texts[own], all_texts, left_out, temperature),
+        contrast_logits(text_embeds, all_images[own], all_images, left_out, temperature),
+        positives,
+    )
 
 
 def instance_losses(
@@ -166,8 +146,15 @@ def instance_losses(
     return (i2t + t2i) / 2 if config.contrast == "in_batch" else i2t + t2i
 
 
+def instance_term(
+    rows: ContrastRows, step: Step, config: COTSConfig, alpha: float, logit_bias: torch.Tensor | None
+) -> torch.Tensor:
+    """`L_I2T + L_T2I` of a micro-batch, scalar; arguments as for [`instance_losses`]."""
+    return (step.weights * instance_losses(rows, config, alpha, logit_bias)).sum()
+
+
 def info_nce(rows: ContrastRows) -> torch.Tensor:
-    """(n,) cross-entropy with the own partner, mean of both directions."""
+    """(n,) cross-entropy with the own positive, mean of both directions."""
     return (instance_loss(rows.image_to_text) + instance_loss(rows.text_to_image)) / 2
 
 
@@ -176,21 +163,12 @@ def hinge(rows: ContrastRows, margin: float) -> torch.Tensor:
     return hardest_negative_loss(rows.image_to_text, margin) + hardest_negative_loss(rows.text_to_image, margin)
 
 
-def with_gradients(
-    value: torch.Tensor, compared: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]
-) -> torch.Tensor:
-    """A scalar equal to `value` whose gradient with respect to each of `compared` is the one named alike."""
-    product = torch.stack([(compared[name] * gradient).sum() for name, gradient in gradients.items()]).sum()
-    return value + (product - product.detach())
-
-
 __all__ = [
     "ContrastRows",
+    "compare_in_batch",
+    "compare_with_queue",
     "hinge",
-    "in_batch_rows",
     "info_nce",
     "instance_losses",
-    "queue_rows",
-    "rows_of_all_ranks",
-    "with_gradients",
+    "instance_term",
 ]

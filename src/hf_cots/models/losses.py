@@ -5,8 +5,6 @@ and the sum to the caller: a pair that the filter drops is a pair of weight 0. N
 D joint dimension, tau temperature.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 
@@ -31,11 +29,11 @@ def contrast_logits(
     """`[ f_i . k_i, f_i . q_1, ..., f_i . q_Q ] / tau`: each query against its positive and the queue.
 
     Args:
-        queries: (n, D) normalised online embeddings of one modality.
-        positive_keys: (n, D) normalised momentum keys of the other modality, row i of the same pair.
+        queries: (n, D) normalized online embeddings of one modality.
+        positive_keys: (n, D) normalized momentum keys of the other modality, row i of the same pair.
         queued_keys: (Q, D) queued keys of the other modality.
-        invalid_negatives: (n, Q) bool, true where slot j must not serve as a negative of query i: not yet filled, or of the
-            same image. Such an entry gets the lowest finite logit, so that its probability is exactly 0.
+        invalid_negatives: (n, Q) bool, true where slot j must not serve as a negative of query i: not yet filled, or
+            of the same image. Such an entry gets the lowest finite logit, so that its probability is exactly 0.
         temperature: tau.
 
     Returns:
@@ -80,7 +78,7 @@ def soft_targets(targets: torch.Tensor, key_logits: torch.Tensor | None, alpha: 
     Args:
         targets: (n, 1 + Q) distributions y.
         key_logits: (n, 1 + Q) the momentum model's own logits s, without gradient; None leaves y as it is.
-        alpha: weight of the momentum model's opinion, 0 to 1.
+        alpha: weight of the momentum model's distribution, 0 to 1.
     """
     return targets if key_logits is None else targets.lerp(key_logits.softmax(dim=1), alpha)
 
@@ -107,9 +105,9 @@ def hardest_negative_loss(logits: torch.Tensor, margin: float) -> torch.Tensor:
     """`[ margin - s_i0 + max_{j > 0} s_ij ]_+` per query: one direction of VSE++'s loss (Faghri et al. 2018, eq. 6).
 
     Args:
-        logits: (n, 1 + Q) of [`contrast_logits`] at temperature 1, the own partner in column 0. A query whose other
+        logits: (n, 1 + Q) of [`contrast_logits`] at temperature 1, the own positive in column 0. A query whose other
             entries are all masked has a loss of 0.
-        margin: how far the partner must lie above every other.
+        margin: how far the positive must lie above every other.
 
     Returns:
         (n,) losses.
@@ -118,33 +116,20 @@ def hardest_negative_loss(logits: torch.Tensor, margin: float) -> torch.Tensor:
     return (margin - logits[:, 0] + others.amax(dim=1)).clamp(min=0)
 
 
-def task_loss(
-    image_to_text: torch.Tensor,
-    text_to_image: torch.Tensor,
-    direction: Literal["symmetric", "image_to_text", "text_to_image"] = "symmetric",
-    detach_target: bool = False,
-) -> torch.Tensor:
+def task_loss(image_to_text: torch.Tensor, text_to_image: torch.Tensor) -> torch.Tensor:
     """Alignment of the two retrieval tasks: `1/2 ( KL(D_T2I || D_I2T) + KL(D_I2T || D_T2I) )` per pair.
 
     Entry j of both distributions must stand for the same pair, which is why the queues are index-aligned.
 
     Args:
         image_to_text, text_to_image: (n, 1 + Q) logits of the two directions.
-        direction: `"image_to_text"` keeps KL(D_T2I || D_I2T), `"text_to_image"` keeps KL(D_I2T || D_T2I).
-        detach_target: no gradient into the first argument of each KL.
 
     Returns:
         (n,) divergences in nats.
     """
     log_i2t = full_precision(image_to_text).log_softmax(dim=1)
     log_t2i = full_precision(text_to_image).log_softmax(dim=1)
-    to_i2t = kl_divergence(log_t2i.detach() if detach_target else log_t2i, log_i2t)
-    to_t2i = kl_divergence(log_i2t.detach() if detach_target else log_i2t, log_t2i)
-    if direction == "image_to_text":
-        return to_i2t
-    if direction == "text_to_image":
-        return to_t2i
-    return (to_i2t + to_t2i) / 2
+    return (kl_divergence(log_t2i, log_i2t) + kl_divergence(log_i2t, log_t2i)) / 2
 
 
 def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
@@ -163,13 +148,22 @@ def masked_token_loss(logits: torch.Tensor, targets: torch.Tensor, masked: torch
     Returns:
         (n,) losses, each the mean over the row's own masked positions.
     """
-    token_losses = F.cross_entropy(full_precision(logits), targets, reduction="none")
-    spread = token_losses.new_zeros(masked.shape).masked_scatter(masked, token_losses)  # (n, positions)
+    return mean_of_masked(F.cross_entropy(full_precision(logits), targets, reduction="none"), masked)
+
+
+def mean_of_masked(losses: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+    """(n,) the mean of the losses of each row's own masked positions.
+
+    Args:
+        losses: (total masked,), in row-major order.
+        masked: (n, positions) bool, where those positions lie. A row without any has 0.
+    """
+    spread = losses.new_zeros(masked.shape).masked_scatter(masked, losses)  # (n, positions)
     return spread.sum(dim=1) / masked.sum(dim=1).clamp(min=1)
 
 
 def pair_scores(image_keys: torch.Tensor, text_keys: torch.Tensor) -> torch.Tensor:
-    """`s_i = k^I_i . k^T_i`, (n,): what the adaptive momentum filter judges a pair by; of keys not yet centred."""
+    """`s_i = k^I_i . k^T_i`, (n,): the score of the adaptive momentum filter, of keys not yet centered."""
     return (image_keys * text_keys).sum(dim=-1)
 
 
@@ -179,13 +173,13 @@ def key_mean(keys: torch.Tensor) -> torch.Tensor:
 
 
 def center_keys(keys: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """Subtract the mean of the step's keys and normalise again ("Centred keys": the cure of the staleness shortcut).
+    """Subtract the mean of the step's keys and normalize again ("Centred keys": the cure of the staleness shortcut).
 
-    A fast-moving model makes its fresh keys differ from the queued ones by a common drift, and "fresh or stale" then
-    gives the positive away. Keys that all agree become (nearly) zero, not amplified rounding noise: hence the eps.
+    A fast-moving model makes its current keys differ from the queued ones by a common drift, and the age of a
+    key then gives the positive away. Keys that all agree become (nearly) zero, not amplified rounding noise: hence the eps.
 
     Args:
-        keys: (n, D) normalised keys.
+        keys: (n, D) normalized keys.
         mean: (D,) of [`key_mean`] over the whole optimizer step.
     """
     return l2_normalize(keys - mean, eps=1e-3)

@@ -22,7 +22,7 @@ def distilled_cross_entropy(
     Args:
         logits: (rows, classes).
         targets: (rows,) int64.
-        teacher_logits: (rows, classes) of the momentum twin, without gradient; None is a = 0.
+        teacher_logits: (rows, classes) of the momentum model, without gradient; None is a = 0.
         weight: a.
         log_probabilities: (rows, classes) to distil into instead of `log_softmax(logits)`.
 
@@ -49,7 +49,7 @@ def keyword_loss(
     Args:
         logits: (n, V) of the concept head on the image.
         keywords: (n, V) multi-hot y, as floats.
-        teacher_logits: (n, V) of the momentum twin; None is a = 0.
+        teacher_logits: (n, V) of the momentum model; None is a = 0.
         weight: a.
 
     Returns:
@@ -59,17 +59,6 @@ def keyword_loss(
     if teacher_logits is not None:  # the loss is linear in its targets
         keywords = (1 - weight) * keywords + weight * full_precision(teacher_logits).sigmoid()
     return F.binary_cross_entropy_with_logits(logits, keywords, reduction="none").mean(dim=-1)
-
-
-def mean_of_masked(losses: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-    """(n,) the mean over each row's own masked positions: L_mlm and L_mim of each pair.
-
-    Args:
-        losses: (total masked,), in row-major order.
-        masked: (n, positions) bool, where those positions lie. A row without any has 0.
-    """
-    spread = losses.new_zeros(masked.shape).masked_scatter(masked, losses)
-    return spread.sum(dim=1) / masked.sum(dim=1).clamp(min=1)
 
 
 @torch.no_grad()
@@ -95,7 +84,7 @@ def hard_negatives(similarities: torch.Tensor, allowed: torch.Tensor) -> tuple[t
 
     Args:
         similarities: (n, n) logits of each query with the batch, over the temperature.
-        allowed: (n, n) bool, false for the query's own partner and others of the same image.
+        allowed: (n, n) bool, false for the query's own positive and others of the same image.
 
     Returns:
         (n,) int64 entries, and (n,) bool: whether there was any to draw. Where not, the entry means nothing.
@@ -152,6 +141,5 @@ __all__ = [
     "in_batch_similarities",
     "keyword_loss",
     "keyword_positions",
-    "mean_of_masked",
     "multi_hot",
 ]

@@ -7,7 +7,6 @@ matrix product. Pre-training lives in `pretraining_cookie.py`.
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
@@ -28,8 +27,8 @@ class CookieLayer(GradientCheckpointingLayer):
         self.expand, self.contract = nn.Linear(width, inner), nn.Linear(inner, width)
         self.dropout = nn.Dropout(config.shared_dropout)
 
-    def forward(self, hidden: torch.Tensor, attended: torch.Tensor | None) -> torch.Tensor:
-        """(n, length, width) to the same; `attended` (n, 1, 1, length) bool is false on padding."""
+    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """(n, length, width) to the same; `attention_mask` (n, 1, 1, length) bool is false on padding."""
         normed = self.attention_norm(hidden)
         # (n, heads, length, width / heads)
         query, key, value = (
@@ -37,7 +36,7 @@ class CookieLayer(GradientCheckpointingLayer):
             for project in (self.query, self.key, self.value)
         )
         dropout = self.attention_dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attended, dropout_p=dropout)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout)
         hidden = hidden + self.dropout(self.output(mixed.transpose(1, 2).flatten(2)))
         inner = F.gelu(self.expand(self.feed_forward_norm(hidden)))
         return hidden + self.dropout(self.contract(inner))
@@ -53,9 +52,9 @@ class CookieTransformer(nn.Module):
 
     def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """(n, length, width) to the same; `attention_mask` (n, length) is 0 on padding, which nothing looks at."""
-        attended = None if attention_mask is None else (attention_mask != 0)[:, None, None, :]
+        expanded = None if attention_mask is None else (attention_mask != 0)[:, None, None, :]
         for layer in self.layers:
-            hidden = layer(hidden, attended)
+            hidden = layer(hidden, expanded)
         return self.norm(hidden)
 
 
@@ -105,14 +104,9 @@ class CookieModel(CookiePreTrainedModel, COTSModel):
     def __init__(self, config: CookieConfig):
         super().__init__(config)
         self.transformer = CookieTransformer(config)
-        # The unshared twin, for comparisons.
+        # Text's own transformer where weights are not shared, for comparisons.
         self.text_transformer = None if config.share_weights else CookieTransformer(config)
         self.post_init()
-
-    @staticmethod
-    def fitting_config(vision_config: PreTrainedConfig, text_config: PreTrainedConfig, **fields) -> CookieConfig:
-        """The config of a model with these towers."""
-        return CookieConfig(vision_config=vision_config, text_config=text_config, **fields)
 
     @can_return_tuple
     def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_cots import COTSConfig
 from .losses import full_precision, l2_normalize
+from .renamed_fields import RENAMED_BUFFERS
 from .towers import at_least_one_row, build_tower, copy_tower, feature_size, load_tower, pooled
 
 
@@ -26,8 +27,8 @@ class COTSOutput(ModelOutput):
     Args:
         logits_per_image (`torch.FloatTensor` of shape `(images, texts)`): cosine similarities over the temperature.
         logits_per_text (`torch.FloatTensor` of shape `(texts, images)`): its transpose.
-        image_embeds (`torch.FloatTensor` of shape `(images, projection_dim)`): L2-normalised, float32 or wider.
-        text_embeds (`torch.FloatTensor` of shape `(texts, projection_dim)`): L2-normalised, float32 or wider.
+        image_embeds (`torch.FloatTensor` of shape `(images, projection_dim)`): L2-normalized, float32 or wider.
+        text_embeds (`torch.FloatTensor` of shape `(texts, projection_dim)`): L2-normalized, float32 or wider.
         vision_model_output, text_model_output (`BaseModelOutputWithPooling`): each stream's output; `pooler_output` is
             the projected feature before normalisation.
     """
@@ -41,7 +42,7 @@ class COTSOutput(ModelOutput):
 
 
 class COTSPreTrainedModel(PreTrainedModel):
-    """What the COTS classes share: config, weight initialisation, and what Trainer must know of them."""
+    """What the COTS classes share: config, weight initialization, and what Trainer must know about them."""
 
     config: COTSConfig
     config_class = COTSConfig
@@ -67,11 +68,6 @@ class COTSPreTrainedModel(PreTrainedModel):
         r"vision_model\..*mask_token$",
     ]
 
-    @property
-    def caches_gradients(self) -> bool:
-        """Whether the gradient of a whole step's contrast can be cached; a class that can says so."""
-        return False
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -80,13 +76,14 @@ class COTSPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As in transformers, with the weights moved to aligned memory.
+        """As in transformers, with the weights moved to aligned memory, from files with older buffer names too.
 
         A safetensors file is mapped into memory as it lies, mostly off the 64-byte boundaries that fresh tensors have;
         matrix products then take other code paths and differ in the last bit. Aligned, a loaded model gives exactly
         the embeddings of the model that was saved.
         """
-        loaded = super().from_pretrained(*args, **kwargs)
+        renamed = {rf"key_queue\.{old}": f"key_queue.{new}" for old, new in RENAMED_BUFFERS.items()}
+        loaded = super().from_pretrained(*args, **({"key_mapping": renamed} | kwargs))
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for tensor in itertools.chain(model.parameters(), model.buffers()):
             if tensor.device.type == "cpu":
@@ -96,7 +93,8 @@ class COTSPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory, **kwargs):
         """Save weights, config and the code of these classes: the Auto classes then load them without the package."""
         self.config.auto_map = dict(self.auto_classes)
-        super().save_pretrained(save_directory, **kwargs)
+        # Under today's names, whatever names the file had that the model was loaded from.
+        super().save_pretrained(save_directory, **({"save_original_format": False} | kwargs))
 
 
 class COTSModel(COTSPreTrainedModel):
@@ -139,23 +137,18 @@ class COTSModel(COTSPreTrainedModel):
             ValueError: if a tower holds several modalities or does not fit its config.
         """
         vision_tower, text_tower = load_tower(vision), load_tower(text)
-        model = cls(cls.fitting_config(vision_tower.config, text_tower.config, **config_fields))
+        model = cls(cls.config_class.from_towers(vision_tower.config, text_tower.config, **config_fields))
         copy_tower(model.vision_model, vision_tower)
         copy_tower(model.text_model, text_tower)
         return model
 
-    @staticmethod
-    def fitting_config(vision_config: PreTrainedConfig, text_config: PreTrainedConfig, **fields) -> COTSConfig:
-        """The config of a model with these towers."""
-        return config_from_towers(vision_config, text_config, **fields)
-
     @torch.no_grad()
     def standardize_projections(self, image_features: torch.Tensor, text_features: torch.Tensor) -> None:
-        """Make the projections see standardised features: W <- W / sigma, b <- b - W mu, with each feature's mean and
+        """Make the projections see standardized features: W <- W / sigma, b <- b - W mu, with each feature's mean and
         deviation over the training data.
 
         New projections then begin with outputs of zero mean in which every feature counts alike (data-dependent
-        initialisation, Kraehenbuehl et al. 2016). The model that is deployed has no part more.
+        initialization, Kraehenbuehl et al. 2016). The deployed model gets no further part.
 
         Args:
             image_features, text_features: (n, [`feature_size`]) global features before projection.
@@ -163,7 +156,7 @@ class COTSModel(COTSPreTrainedModel):
         for layer, features in ((self.visual_projection, image_features), (self.text_projection, text_features)):
             features = full_precision(features).to(layer.weight.device)
             deviation = features.std(dim=0)
-            # A feature that never changes says nothing, and is not magnified.
+            # A feature that never changes carries no information, and is not magnified.
             deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation, 1.0)
             layer.weight.div_(deviation)
             layer.bias.sub_(layer.weight @ features.mean(dim=0))
@@ -196,7 +189,7 @@ class COTSModel(COTSPreTrainedModel):
         (n, [`feature_size`]) before projection.
 
         Args:
-            pixel_values: (n, 3, image_size, image_size), normalised.
+            pixel_values: (n, 3, image_size, image_size), normalized.
             bool_masked_pos: (n, patches), true where the patch embedding is replaced by the mask token.
             kwargs: passed on to the tower (`interpolate_pos_encoding=True` for another resolution, say).
         """
@@ -240,7 +233,7 @@ class COTSModel(COTSPreTrainedModel):
 
     @can_return_tuple
     def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
-        """Image features; `pooler_output` is the projected feature (n, projection_dim), *not* normalised."""
+        """Image features; `pooler_output` is the projected feature (n, projection_dim), *not* normalized."""
         output = self.encode_image(pixel_values, **kwargs)
         output.pooler_output = self.visual_projection(output.pooler_output)
         return output
@@ -253,7 +246,7 @@ class COTSModel(COTSPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
-        """Text features; `pooler_output` is the projected feature (n, projection_dim), *not* normalised.
+        """Text features; `pooler_output` is the projected feature (n, projection_dim), *not* normalized.
 
         `token_type_ids` is there for tokenizers that return it: a single text is of type 0 throughout, which is what
         every tower assumes by itself.
@@ -272,7 +265,7 @@ class COTSModel(COTSPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs,
     ) -> COTSOutput:
-        """Encode images, texts, or both; with both, also compare each with each.
+        """Encode images, texts, or both; with both, also compare every image with every text.
 
         Args:
             input_ids, attention_mask: (texts, length).
@@ -290,21 +283,21 @@ class COTSModel(COTSPreTrainedModel):
             image_output = self.get_image_features(pixel_values, return_dict=True, **sizes, **kwargs)
         if input_ids is not None:
             text_output = self.get_text_features(input_ids, attention_mask, return_dict=True, **kwargs)
-        return compared(image_output, text_output, self.temperature)
+        return contrastive_output(image_output, text_output, self.temperature)
 
 
-def compared(
+def contrastive_output(
     image_output: BaseModelOutputWithPooling | None,
     text_output: BaseModelOutputWithPooling | None,
     temperature: torch.Tensor | float,
 ) -> COTSOutput:
-    """Normalised embeddings of what was encoded, and, if both were, the similarities of each with each over tau."""
+    """Normalized embeddings of what was encoded, and, if both were, all pairwise similarities over tau."""
     image_embeds = None if image_output is None else l2_normalize(image_output.pooler_output)
     text_embeds = None if text_output is None else l2_normalize(text_output.pooler_output)
     logits = None
     if image_embeds is not None and text_embeds is not None:
         logits = image_embeds @ text_embeds.t() / temperature
-    # In one piece: fields set one by one would stand in another order, which indexing and tuples show.
+    # In one call: fields set one by one would stand in another order, which indexing and tuples show.
     return COTSOutput(
         logits_per_image=logits,
         logits_per_text=None if logits is None else logits.t(),
@@ -313,15 +306,6 @@ def compared(
         vision_model_output=image_output,
         text_model_output=text_output,
     )
-
-
-def config_from_towers(vision_config: PreTrainedConfig, text_config: PreTrainedConfig, **fields) -> COTSConfig:
-    """A [`COTSConfig`] for two tower configs; the image tokenizer's input size follows the patch grid if not given."""
-    tokenizer = fields.pop("image_tokenizer_config", None) or {}
-    tokenizer = tokenizer.to_dict() if isinstance(tokenizer, PreTrainedConfig) else dict(tokenizer)
-    downsampling = 2 ** (tokenizer.get("num_groups", 4) - 1)
-    tokenizer["image_size"] = vision_config.image_size // vision_config.patch_size * downsampling
-    return COTSConfig(vision_config=vision_config, text_config=text_config, image_tokenizer_config=tokenizer, **fields)
 
 
 __all__ = ["COTSModel", "COTSOutput", "COTSPreTrainedModel"]

@@ -1,8 +1,8 @@
-"""SIMLA for inference (Khan et al. 2022): a dual encoder, and a judge of pairs that reads text and image together.
+"""SIMLA for inference (Khan et al. 2022): a dual encoder, and a re-ranker that reads text and image together.
 
 As a dual encoder it is searched with dot products like COTS. `match` costs one pass through the text stack for each
-pair, but nearly nothing for the image: its keys and values are made once ([`CrossAttentionCache`]). Pre-training lives in
-`pretraining_simla.py`.
+pair, but nearly nothing for the image: its keys and values are computed once ([`CrossAttentionCache`]). Pre-training
+lives in `pretraining_simla.py`.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ from transformers.utils import can_return_tuple
 
 from .configuration_simla import SimlaConfig
 from .losses import full_precision, l2_normalize
-from .modeling_cots import COTSOutput, COTSPreTrainedModel, compared
+from .modeling_cots import COTSOutput, COTSPreTrainedModel, contrastive_output
 from .towers import at_least_one_row, build_tower, copy_tower, load_tower
 
 
 class SimlaAttention(nn.Module):
-    """BERT's attention, whose keys and values may come from elsewhere and may have been made before."""
+    """BERT's attention, whose keys and values may come from other states and may have been computed before."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
@@ -46,25 +46,25 @@ class SimlaAttention(nn.Module):
     def forward(
         self, hidden: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """(n, length, hidden) after attention, residual and LayerNorm; mask (n, 1, 1, keys), true where attended."""
-        attended = F.scaled_dot_product_attention(
+        """(n, length, hidden) after attention, residual and LayerNorm; mask (n, 1, 1, keys), false on padding."""
+        mixed = F.scaled_dot_product_attention(
             self.heads(self.query(hidden)),
             keys.expand(len(hidden), -1, -1, -1),
             values.expand(len(hidden), -1, -1, -1),
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return self.output(attended.transpose(1, 2).flatten(2), hidden)
+        return self.output(mixed.transpose(1, 2).flatten(2), hidden)
 
     def probabilities(self, hidden: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """(n, heads, length, keys): where the queries `hidden` look; each row sums to 1."""
+        """(n, heads, length, keys): the attention of the queries `hidden` to the keys; each row sums to 1."""
         queries = self.heads(self.query(hidden))
         scores = full_precision(queries @ keys.transpose(-1, -2)) / queries.shape[-1] ** 0.5
         return (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(dim=-1)
 
 
 class SimlaLayer(GradientCheckpointingLayer):
-    """Self-attention, cross-attention if there is something to look at, feed-forward; post-norm."""
+    """Self-attention, cross-attention if there are keys for it, feed-forward; post-norm."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
@@ -89,11 +89,11 @@ class SimlaLayer(GradientCheckpointingLayer):
 
 @dataclass(frozen=True)
 class CrossAttentionCache:
-    """Keys and values of n inputs for the cross-attention of every layer: what a pass over a pair need not repeat.
+    """Keys and values of n inputs for the cross-attention of every layer: a pass over a pair need not compute them.
 
     Args:
         keys, values: for each layer (m, heads, tokens, hidden / heads).
-        index: (n,) int64, which of the m are meant, in any order and number; all of them if None.
+        index: (n,) int64, which of the m, in any order, repeated or left out; all of them if None.
     """
 
     keys: Sequence[torch.Tensor]
@@ -104,18 +104,18 @@ class CrossAttentionCache:
         return len(self.keys[0]) if self.index is None else len(self.index)
 
     def rows(self, index: torch.Tensor) -> "CrossAttentionCache":
-        """The memory of chosen inputs (rows,) int64. Nothing is copied but by a pass, and then one layer at a time."""
+        """The cache of chosen inputs (rows,) int64. Only a forward pass copies, one layer at a time."""
         return CrossAttentionCache(self.keys, self.values, index if self.index is None else self.index[index])
 
-    def layer(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (n, heads, tokens, hidden / heads) of one layer."""
-        keys, values = self.keys[number], self.values[number]
+        keys, values = self.keys[index], self.values[index]
         return (keys, values) if self.index is None else (keys[self.index], values[self.index])
 
 
-def attended(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-    """A tokenizer's (n, length) mask as (n, 1, 1, length) bool. A row of padding alone attends to itself: NaN helps
-    nobody."""
+def expand_attention_mask(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """A tokenizer's (n, length) mask as (n, 1, 1, length) bool. A row of padding alone attends to itself, which avoids
+    NaN."""
     if attention_mask is None:
         return None
     present = attention_mask != 0
@@ -125,7 +125,7 @@ def attended(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
 class SimlaStack(nn.Module):
     """The upper half of the stream: BERT with cross-attention in each layer and without token types.
 
-    The same weights read a text alone, a text that looks at an image, and an image that looks at a text.
+    The same weights read a text alone, a text that attends to an image, and an image that attends to a text.
 
     Args:
         config (`BertConfig`): its sizes.
@@ -154,8 +154,8 @@ class SimlaStack(nn.Module):
         positions = self.position_embeddings.weight[: embeds.shape[1]]
         return self.dropout(self.layer_norm(embeds + positions))
 
-    def remember(self, states: torch.Tensor) -> CrossAttentionCache:
-        """What the cross-attention of each layer needs of states (n, tokens, hidden)."""
+    def cache_cross_attention(self, states: torch.Tensor) -> CrossAttentionCache:
+        """Keys and values of states (n, tokens, hidden) for the cross-attention of each layer."""
         made = [layer.crossattention.keys_values(states) for layer in self.layers]
         return CrossAttentionCache([keys for keys, _ in made], [values for _, values in made])
 
@@ -163,21 +163,21 @@ class SimlaStack(nn.Module):
         self,
         hidden: torch.Tensor,
         mask: torch.Tensor | None = None,
-        memory: CrossAttentionCache | None = None,
-        memory_mask: torch.Tensor | None = None,
+        cache: CrossAttentionCache | None = None,
+        cache_mask: torch.Tensor | None = None,
     ) -> list[torch.Tensor]:
         """Each layer's input and, last, the output of all: (n, length, hidden) each.
 
         Args:
             hidden: of [`embed`].
-            mask: of [`attended`], for the inputs.
-            memory: what the inputs look at; None skips the cross-attention. One entry serves all inputs.
-            memory_mask: of [`attended`], for what is looked at.
+            mask: of [`expand_attention_mask`], for the inputs.
+            cache: what the inputs attend to; None skips the cross-attention. One entry serves all inputs.
+            cache_mask: of [`expand_attention_mask`], for the cached inputs.
         """
         states = [hidden]
-        for number, layer in enumerate(self.layers):
-            looked_at = () if memory is None else (*memory.layer(number), memory_mask)
-            states.append(layer(states[-1], mask, *looked_at))
+        for index, layer in enumerate(self.layers):
+            cross = () if cache is None else (*cache.layer(index), cache_mask)
+            states.append(layer(states[-1], mask, *cross))
         return states
 
 
@@ -210,8 +210,8 @@ class SimlaPreTrainedModel(COTSPreTrainedModel):
 
 
 class SimlaModel(SimlaPreTrainedModel):
-    """Image encoder, text stack, two projections, the head that judges pairs and, unless `psl_weight` is 0, the one
-    that names keywords: what people deploy.
+    """Image encoder, text stack, two projections, the head for image-text matching and, unless `psl_weight` is 0, the
+    one for keywords: what people deploy.
 
     `SimlaModel(SimlaConfig(mim_weight=0, vision_config={"model_type": "vit", "image_size": 384, "layer_norm_eps":
     1e-6}, psl_weight=0))` has the 223,742,723 parameters of the authors' retrieval model.
@@ -254,17 +254,7 @@ class SimlaModel(SimlaPreTrainedModel):
         vision_tower, text_tower = load_tower(vision), load_tower(text)
         if text_tower.config.model_type != "bert":
             raise ValueError(f"SIMLA's text stack starts from a BERT, not from '{text_tower.config.model_type}'")
-        grid = vision_tower.config.image_size // vision_tower.config.patch_size
-        codes = config_fields.pop("image_tokenizer_config", None) or {}
-        codes = codes.to_dict() if isinstance(codes, PreTrainedConfig) else dict(codes)
-        codes["image_size"] = grid * 2 ** (codes.get("num_groups", 4) - 1)
-        config = SimlaConfig(
-            vision_config=vision_tower.config,
-            text_config=text_tower.config,
-            image_tokenizer_config=codes,
-            **config_fields,
-        )
-        model = cls(config)
+        model = cls(SimlaConfig.from_towers(vision_tower.config, text_tower.config, **config_fields))
         copy_tower(model.vision_model, vision_tower)
         copy_bert(model.text_model, text_tower)
         return model
@@ -283,30 +273,36 @@ class SimlaModel(SimlaPreTrainedModel):
 
     def encode_image(
         self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None, **kwargs
-    ) -> torch.Tensor:
-        """The image encoder's states (n, 1 + patches, hidden), the first of which is the image's global feature.
+    ) -> BaseModelOutputWithPooling:
+        """The image encoder alone: `last_hidden_state` (n, 1 + patches, hidden) and, as `pooler_output`, the first of
+        these states (n, hidden), which is the image's global feature before projection.
 
         Args:
-            pixel_values: (n, 3, image_size, image_size), normalised.
+            pixel_values: (n, 3, image_size, image_size), normalized.
             bool_masked_pos: (n, patches), true where the patch embedding is replaced by the mask token.
             kwargs: passed on to the tower (`interpolate_pos_encoding=True` for another resolution, say).
         """
         if bool_masked_pos is not None:
             kwargs["bool_masked_pos"] = at_least_one_row(bool_masked_pos)
         states = self.vision_model(pixel_values=at_least_one_row(pixel_values), **kwargs).last_hidden_state
-        return states[: len(pixel_values)]
+        states = states[: len(pixel_values)]
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=states[:, 0])
 
-    def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """The states (n, length, hidden) of texts alone, the first of which is the text's global feature."""
-        mask = None if attention_mask is None else attended(at_least_one_row(attention_mask))
+    def encode_text(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> BaseModelOutputWithPooling:
+        """The text stack on texts alone: `last_hidden_state` (n, length, hidden), and its first state (n, hidden)."""
+        mask = None if attention_mask is None else expand_attention_mask(at_least_one_row(attention_mask))
         states = self.text_model(self.text_model.embed(at_least_one_row(input_ids)), mask)[-1]
-        return states[: len(input_ids)]
+        states = states[: len(input_ids)]
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=states[:, 0])
 
     @can_return_tuple
     def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
-        """Image features; `pooler_output` is the projected feature (n, projection_dim), *not* normalised."""
-        states = self.encode_image(pixel_values, **kwargs)
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.visual_projection(states[:, 0]))
+        """Image features; `pooler_output` is the projected feature (n, projection_dim), *not* normalized."""
+        output = self.encode_image(pixel_values, **kwargs)
+        output.pooler_output = self.visual_projection(output.pooler_output)
+        return output
 
     @can_return_tuple
     def get_text_features(
@@ -315,46 +311,48 @@ class SimlaModel(SimlaPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
     ) -> BaseModelOutputWithPooling:
-        """Text features; `pooler_output` is the projected feature (n, projection_dim), *not* normalised.
+        """Text features; `pooler_output` is the projected feature (n, projection_dim), *not* normalized.
 
         `token_type_ids` is there for tokenizers that return it; SIMLA has no token types.
         """
-        states = self.encode_text(input_ids, attention_mask)
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.text_projection(states[:, 0]))
+        output = self.encode_text(input_ids, attention_mask)
+        output.pooler_output = self.text_projection(output.pooler_output)
+        return output
 
-    def remember(self, pixel_values: torch.Tensor, **kwargs) -> CrossAttentionCache:
-        """What [`match`] needs of n images; kept, it makes every further text about them cheap."""
-        return self.text_model.remember(self.encode_image(pixel_values, **kwargs))
+    def cache_image(self, pixel_values: torch.Tensor, **kwargs) -> CrossAttentionCache:
+        """Keys and values of n images for [`match`]; kept, they make every further text about these images cheap."""
+        return self.text_model.cache_cross_attention(self.encode_image(pixel_values, **kwargs).last_hidden_state)
 
     def match(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
-        memory: CrossAttentionCache | None = None,
+        image_cache: CrossAttentionCache | None = None,
     ) -> torch.Tensor:
-        """Judge pairs, text i with image i: logits (n, 2), of which the second speaks for a match. A single text is
-        judged with each image, and a single image with each text.
+        """Score pairs, text i with image i: logits (n, 2), the second of which is for a match. A single text is scored
+        with each image, and a single image with each text.
 
         Args:
             input_ids, attention_mask: (n, length), or (1, length).
             pixel_values: (n, 3, image_size, image_size), or one image;
-            memory: or what [`remember`] made of them.
+            image_cache: or [`cache_image`] of them.
 
         Raises:
-            ValueError: if not exactly one of pixels and memory is given, or the numbers do not fit.
+            ValueError: if not exactly one of pixels and cache is given, or the numbers do not fit.
         """
-        if (pixel_values is None) == (memory is None):
-            raise ValueError("match needs either pixel_values or memory")
-        if memory is None:
-            memory = self.remember(pixel_values)  # type: ignore[arg-type]
+        if (pixel_values is None) == (image_cache is None):
+            raise ValueError("match needs either pixel_values or image_cache")
+        if image_cache is None:
+            image_cache = self.cache_image(pixel_values)  # type: ignore[arg-type]
+        images = len(image_cache)
         if len(input_ids) == 1:
-            input_ids = input_ids.expand(len(memory), -1)
-            attention_mask = None if attention_mask is None else attention_mask.expand(len(memory), -1)
-        if len(memory) not in (1, len(input_ids)):
-            raise ValueError(f"{len(input_ids)} texts cannot be matched with {len(memory)} images, pair by pair")
-        states = self.text_model(self.text_model.embed(input_ids), attended(attention_mask), memory)
-        return self.itm_head(states[-1][:, 0])
+            input_ids = input_ids.expand(images, -1)
+            attention_mask = None if attention_mask is None else attention_mask.expand(images, -1)
+        if images not in (1, len(input_ids)):
+            raise ValueError(f"{len(input_ids)} texts cannot be matched with {images} images, pair by pair")
+        mask = expand_attention_mask(attention_mask)
+        return self.itm_head(self.text_model(self.text_model.embed(input_ids), mask, image_cache)[-1][:, 0])
 
     def predict_keywords(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
         """(n, vocabulary) the probability that each word is a keyword of an image, from the image alone.
@@ -370,21 +368,21 @@ class SimlaModel(SimlaPreTrainedModel):
     def word_patch_attention(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, pixel_values: torch.Tensor, layer: int = -1
     ) -> torch.Tensor:
-        """Where each word looks: cross-attention of one layer, mean over heads, (n, length, rows, columns) of patches.
+        """Attention of each word to the patches, (n, length, rows, columns): of one layer, mean over heads.
 
-        A row sums to less than 1 by what the image's first token gets. Arguments as for [`match`].
+        A row sums to less than 1 by the attention to the image's first token. Arguments as for [`match`].
 
         Args:
             layer: which of the stack's layers, the last by default.
         """
-        memory, mask = self.remember(pixel_values), attended(attention_mask)
-        number = range(len(self.text_model.layers))[layer]
-        hidden = self.text_model(self.text_model.embed(input_ids), mask, memory)[number]
-        block = self.text_model.layers[number]
+        cache, mask = self.cache_image(pixel_values), expand_attention_mask(attention_mask)
+        index = range(len(self.text_model.layers))[layer]
+        hidden = self.text_model(self.text_model.embed(input_ids), mask, cache)[index]
+        block = self.text_model.layers[index]
         hidden = block.attention(hidden, *block.attention.keys_values(hidden), mask)
-        looks = block.crossattention.probabilities(hidden, memory.layer(number)[0], None).mean(dim=1)
+        attention = block.crossattention.probabilities(hidden, cache.layer(index)[0], None).mean(dim=1)
         patch = self.config.vision_config.patch_size
-        return looks[..., 1:].unflatten(-1, (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch))
+        return attention[..., 1:].unflatten(-1, (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch))
 
     @can_return_tuple
     def forward(
@@ -396,7 +394,9 @@ class SimlaModel(SimlaPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs,
     ) -> COTSOutput:
-        """Encode images, texts, or both, apart; with both, also compare each with each. [`match`] judges pairs.
+        """Encode images, texts, or both, apart; with both, also compare every image with every text.
+
+        [`match`] scores pairs.
 
         Args:
             input_ids, attention_mask: (texts, length).
@@ -414,7 +414,7 @@ class SimlaModel(SimlaPreTrainedModel):
             image_output = self.get_image_features(pixel_values, return_dict=True, **sizes, **kwargs)
         if input_ids is not None:
             text_output = self.get_text_features(input_ids, attention_mask, return_dict=True)
-        return compared(image_output, text_output, full_precision(self.temperature))
+        return contrastive_output(image_output, text_output, full_precision(self.temperature))
 
 
 @torch.no_grad()

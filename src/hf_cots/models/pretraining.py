@@ -1,53 +1,223 @@
-"""What the models for pre-training share: an encoder to deploy, what follows or feeds it, and the order of a step.
+"""What the models for pre-training share: the encoder to deploy, the order of an optimizer step, the sum of the loss.
 
 One optimizer step, one order, which `PairTrainer` keeps:
 
-    begin_step   with all micro-batches of the step: pairs are numbered and weighed, momentum encoders encode them
+    begin_step   with all micro-batches of the step: pairs get index and weight, momentum encoders encode them
     forward      per micro-batch: losses; then backward
     (optimizer step)
     end_step     queues and momentum encoders
 """
 
+from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import ModelOutput
 
+from .configuration_two_tower import TwoTowerConfig
 from .distributed import fill_image_ids, gather_rows, global_pair_index, row_counts, world_size
 from .ema import update_momentum
 from .modeling_cots import COTSPreTrainedModel
 from .modeling_dvae import COTSImageTokenizer
 from .queues import KeyCenter, KeyQueue, ScoreQueue
-from .token_level import codebook_pixels
+from .step import Keys, Step
+from .token_level import codebook_pixels, draw_masks_by_index
 from .towers import is_frozen
 
 
-def rows_of(batch: dict[str, torch.Tensor]) -> int:
+Batch = dict[str, Any]
+
+
+def batch_size(batch: Batch) -> int:
     """How many pairs a batch holds."""
-    return len(next(rows for rows in batch.values() if rows is not None))
+    rows = next(value for value in batch.values() if value is not None)
+    return batch_size(rows) if isinstance(rows, dict) else len(rows)
 
 
-class PreTrainingModel(COTSPreTrainedModel):
+def warmup_fraction(steps_seen: torch.Tensor, warmup_steps: int) -> torch.Tensor:
+    """How much of a value that warms up is due: it rises linearly from 0 in the first step to 1 after `warmup_steps`.
+
+    Args:
+        steps_seen: scalar, the number of the step under way, counted from 1.
+    """
+    fraction = (steps_seen - 1).clamp(min=0) / max(1, warmup_steps)
+    return fraction.clamp(max=1) if warmup_steps else torch.ones_like(fraction)
+
+
+class PreTrainingModel(COTSPreTrainedModel, ABC):
     """An encoder, under the attribute that `base_model_prefix` names, and what only training needs.
 
-    A file of the encoder alone loads as this class, with momentum encoders equal to it and empty queues; a file of this
-    class loads as the encoder.
+    A file of the encoder alone loads as this class, with momentum encoders equal to it and empty queues; a file of
+    this class loads as the encoder. A subclass says what a step needs of a batch ([`momentum_features`]) and computes the
+    losses (`forward`), whose inputs are those of the collator and one [`Step`].
     """
 
     encoder_class: type[COTSPreTrainedModel]
-    loss_terms: tuple[str, ...]
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: TwoTowerConfig):
         super().__init__(config)
         self.image_tokenizer: Any = None
         self.key_queue: Any = None
+        self.key_center: Any = None
         self.score_queue: Any = None
         self.register_buffer("steps_seen", torch.zeros((), dtype=torch.long))
         self.register_buffer("pairs_seen", torch.zeros((), dtype=torch.long))
-        # Keys, ids and numbers of the step under way that are not queued yet; never outlive a step.
-        self._pending: tuple[torch.Tensor, ...] | None = None
+        # Keys of the step under way that are not queued yet; never outlive a step.
+        self._pending: Keys | None = None
+
+    # ------------------------------------------------------------------ the contract
+
+    @abstractmethod
+    def momentum_features(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """What a [`Step`] holds of a micro-batch beside index, ids and weights: keys and features without gradient."""
+
+    @abstractmethod
+    def forward(self, *args: Any, **kwargs: Any) -> ModelOutput:
+        """The losses of one micro-batch: `loss`, and each term as `loss_<name>`.
+
+        Takes the collator's batch and `step`, of [`begin_step`]. Without a step, forward is a step of its own in
+        training, and leaves the model's state as it is in evaluation.
+        """
+
+    @torch.no_grad()
+    def begin_step(self, micro_batches: list[Batch]) -> list[Step]:
+        """Begin an optimizer step with all of this rank's micro-batches; one [`Step`] for each.
+
+        Args:
+            micro_batches: each with `pixel_values`, `input_ids`, and if there are any `attention_mask` and `image_ids`
+                (n,) int64, at least 0, equal for the captions of one image.
+        """
+        features = [self.momentum_features(batch) for batch in micro_batches]
+        steps, self._pending = self.assign_pair_index(micro_batches, features)
+        return steps
+
+    def step_for(self, batch: Batch, step: Step | None) -> Step:
+        """The step that a micro-batch belongs to: the one given; without one, in training a step of its own, and in
+        evaluation one that leaves no trace in the model's state."""
+        if step is not None:
+            return step
+        if not self.training:
+            return self.evaluation_step(batch)
+        # Under a plain Trainer nothing ends a step: what is due after the optimizer is done before the next step.
+        self.encoder.clamp_temperature()
+        self.update_momentum()
+        (step,) = self.begin_step([batch])
+        return replace(step, standalone=True)
+
+    @torch.no_grad()
+    def evaluation_step(self, batch: Batch) -> Step:
+        """What [`begin_step`] would give for a batch alone, without a trace in the model's state: plain means."""
+        counts = row_counts(batch_size(batch), self.pairs_seen.device)
+        return self._step(batch, counts, 1 / max(1, batch_size(batch)), self.momentum_features(batch))
+
+    def end_step(self) -> None:
+        """After the optimizer step: queue what was held back, and update the momentum encoders."""
+        self._enqueue_pending()
+        self.encoder.clamp_temperature()
+        self.update_momentum()
+
+    def reset_queues(self, **sizes: int) -> None:
+        """Start with empty queues and counters, which training on new data wants.
+
+        Args:
+            sizes: `queue_size` and `similarity_queue_size`, where the config has them.
+
+        Raises:
+            ValueError: if a size is not positive.
+        """
+        for name, size in sizes.items():
+            setattr(self.config, name, size)
+        self.config.validate_ranges()
+        if self.key_queue is not None:
+            self.key_queue = KeyQueue(self.config.queue_size, self.config.projection_dim).to(self.device)
+        if self.key_center is not None:
+            self.key_center.reset_buffers()
+        if self.score_queue is not None:
+            self.score_queue = ScoreQueue(self.config.similarity_queue_size).to(self.device)
+        self.steps_seen.zero_()
+        self.pairs_seen.zero_()
+
+    # ------------------------------------------------------------------ pairs of a step, and the sum of its loss
+
+    def assign_pair_index(
+        self, micro_batches: list[Batch], features: list[dict[str, torch.Tensor]]
+    ) -> tuple[list[Step], Keys | None]:
+        """Count and weigh the pairs of a whole optimizer step.
+
+        Args:
+            micro_batches: this rank's.
+            features: for each of them, of [`momentum_features`].
+
+        Returns:
+            The steps of the micro-batches, and the keys of all micro-batches and ranks in the order of their pairs'
+            index, if there are keys.
+        """
+        counts = [row_counts(batch_size(batch), self.pairs_seen.device) for batch in micro_batches]
+        # A rank or a micro-batch of a ragged last step may hold fewer pairs than the others, or none.
+        weight = len(micro_batches) * world_size() / max(1, sum(map(sum, counts)))
+        steps, gathered = [], []
+        for batch, held, found in zip(micro_batches, counts, features, strict=True):
+            steps.append(self._step(batch, held, weight, found))
+            if "image_keys" in found:
+                gathered.append([gather_rows(rows, held) for rows in steps[-1].keys])
+            self.pairs_seen.add_(sum(held))
+        self.steps_seen.add_(1)
+        return steps, Keys(*(torch.cat(parts) for parts in zip(*gathered))) if gathered else None
+
+    def _step(self, batch: Batch, counts: list[int], weight: float, features: dict[str, torch.Tensor]) -> Step:
+        """The next pairs of the run, all of one weight; the ranks hold `counts` of them."""
+        pair_index = global_pair_index(self.pairs_seen, counts)
+        image_ids = fill_image_ids(batch.get("image_ids"), pair_index)
+        weights = torch.full_like(pair_index, weight, dtype=self.full_precision)
+        return Step(image_ids, pair_index, weights, **features)  # type: ignore[arg-type]
+
+    @property
+    def full_precision(self) -> torch.dtype:
+        """float32, or the wider type of the parameters."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def with_masks(self, batch: Batch, step: Step) -> Batch:
+        """The batch, with masks drawn from each pair's index in the run if the collator brought none."""
+        if not self.config.uses_masks or batch["masked_input_ids"] is not None:
+            return batch
+        return batch | draw_masks_by_index(self.config, batch["input_ids"], batch["attention_mask"], step.pair_index)
+
+    def weighted_sum(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
+        """`L = sum_t w_t L_t`, with the weights of the config."""
+        weights = self.config.loss_weights
+        return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+
+    def loss_and_terms(
+        self, terms: dict[str, torch.Tensor], step: Step, contrasted: dict[str, torch.Tensor] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """`loss`, and each term as `loss_<name>`, without gradient and 0 where it has weight 0. Ends a step that
+        forward began.
+
+        Args:
+            terms: scalars.
+            contrasted: what the contrast takes, by the names of `step.cached.gradients`.
+        """
+        if step.standalone:
+            self._enqueue_pending()
+        loss = self.weighted_sum(terms)
+        if step.cached is not None and contrasted is not None:
+            # Adds 0, with the gradient by each contrasted tensor that was computed for the whole step.
+            products = [(contrasted[name] * gradient).sum() for name, gradient in step.cached.gradients.items()]
+            product = torch.stack(products).sum()
+            loss = loss + (product - product.detach())
+        named = {f"loss_{name}": terms.get(name, loss.new_zeros(())).detach() for name in self.config.loss_weights}
+        return {"loss": loss} | named
+
+    @property
+    def caches_gradients(self) -> bool:
+        """Whether the contrast is one within the batch, whose gradient by a whole step can be cached."""
+        return False
+
+    # ------------------------------------------------------------------ momentum encoders and queues
 
     @property
     def encoder(self) -> Any:
@@ -56,13 +226,56 @@ class PreTrainingModel(COTSPreTrainedModel):
 
     @property
     def ema_pairs(self) -> tuple[tuple[nn.Module, nn.Module], ...]:
-        """Momentum ema_pairs, each with the online module that it follows."""
+        """Each momentum encoder with the trained module that it follows."""
         return ()
 
     @property
     def skip_in_ema(self) -> tuple[str, ...]:
-        """Names of parts that are never asked of the momentum encoders, and need not follow from step to step."""
+        """Names of direct parts of the momentum encoders that need not follow from step to step."""
         return ()
+
+    def reset_momentum(self) -> None:
+        """Make the momentum encoders equal to what they follow, as at the start of training."""
+        for momentum_encoder, online in self.ema_pairs:
+            update_momentum(momentum_encoder, online, 0.0)
+
+    def update_momentum(self) -> None:
+        """`theta_m <- m * theta_m + (1 - m) * theta`."""
+        for momentum_encoder, online in self.ema_pairs:
+            update_momentum(momentum_encoder, online, self.momentum_now(), self.skip_in_ema)
+
+    def momentum_now(self) -> float:
+        """m of the step under way."""
+        return self.config.momentum
+
+    def _enqueue_pending(self) -> None:
+        if self._pending is not None:
+            self.key_queue.enqueue(*self._pending)
+        self._pending = None
+
+    # ------------------------------------------------------------------ codes of patches
+
+    def codebook_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """[`codebook_pixels`] with the mean, the deviation and the image tokenizer's side of this model's config."""
+        side = self.config.image_tokenizer_config.image_size
+        return codebook_pixels(pixel_values, self.config.image_mean, self.config.image_std, side)
+
+    @torch.no_grad()
+    def image_codes(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(n, patches) int64 codes of normalized images, in the order of their patches."""
+        return self.image_tokenizer.get_codebook_indices(self.codebook_pixels(pixel_values)).flatten(1)
+
+    def set_image_tokenizer(self, image_tokenizer: Any) -> None:
+        """Take the weights of a trained image tokenizer of the configured sizes.
+
+        Raises:
+            ValueError: if sizes differ from `config.image_tokenizer_config`.
+        """
+        self.config.image_tokenizer_config.check_same_sizes(image_tokenizer.config)
+        if self.image_tokenizer is not None:
+            self.image_tokenizer.load_state_dict(image_tokenizer.state_dict())
+
+    # ------------------------------------------------------------------ making, loading, freezing
 
     @classmethod
     def from_vision_text_pretrained(
@@ -93,24 +306,14 @@ class PreTrainingModel(COTSPreTrainedModel):
             model.set_image_tokenizer(image_tokenizer)
         return model
 
-    def set_image_tokenizer(self, image_tokenizer: Any) -> None:
-        """Take the weights of a trained image tokenizer of the configured sizes.
-
-        Raises:
-            ValueError: if sizes differ from `config.image_tokenizer_config`.
-        """
-        self.config.image_tokenizer_config.check_same_sizes(image_tokenizer.config)
-        if self.image_tokenizer is not None:
-            self.image_tokenizer.load_state_dict(image_tokenizer.state_dict())
-
     @staticmethod
-    def check_mask_token(config: PreTrainedConfig) -> None:
+    def check_mask_token(config: TwoTowerConfig) -> None:
         """Words can only be masked with a token of the vocabulary.
 
         Raises:
             ValueError: if `config.mask_token_id` is none.
         """
-        if config.mlm_weight > 0 and config.mask_token_id >= config.text_config.vocab_size:
+        if config.loss_weights["mlm"] > 0 and config.mask_token_id >= config.text_config.vocab_size:
             raise ValueError(
                 f"mask_token_id={config.mask_token_id} is outside the text tower's vocabulary of "
                 f"{config.text_config.vocab_size}; set mask_token_id and special_token_ids to the tokenizer's"
@@ -124,9 +327,9 @@ class PreTrainingModel(COTSPreTrainedModel):
         elif isinstance(module, PreTrainingModel):
             init.zeros_(module.steps_seen)
             init.zeros_(module.pairs_seen)
-            for twin, online in module.ema_pairs:
+            for momentum_encoder, online in module.ema_pairs:
                 trained = dict(online.named_parameters())
-                for name, parameter in twin.named_parameters():
+                for name, parameter in momentum_encoder.named_parameters():
                     init.copy_(parameter, trained[name])
 
     def train(self, mode: bool = True) -> Any:
@@ -136,7 +339,7 @@ class PreTrainingModel(COTSPreTrainedModel):
         for tower in (self.encoder.vision_model, self.encoder.text_model):
             if is_frozen(tower):
                 tower.eval()
-        for frozen in (*(twin for twin, _ in self.ema_pairs), self.image_tokenizer):
+        for frozen in (*(momentum_encoder for momentum_encoder, _ in self.ema_pairs), self.image_tokenizer):
             if frozen is not None:
                 frozen.requires_grad_(False)
                 frozen.eval()
@@ -148,86 +351,5 @@ class PreTrainingModel(COTSPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         self.encoder.set_input_embeddings(value)
 
-    # ------------------------------------------------------------------ the step
 
-    def reset_momentum(self) -> None:
-        """Make the momentum encoders equal to what they follow, as at the start of training."""
-        self.update_momentum(momentum=0.0)
-
-    def update_momentum(self, momentum: float | None = None) -> None:
-        """`theta_m <- m * theta_m + (1 - m) * theta`, with the m that is due now unless another is given."""
-        for twin, online in self.ema_pairs:
-            if momentum is None:
-                update_momentum(twin, online, self.momentum_now(), self.skip_in_ema)
-            else:
-                update_momentum(twin, online, momentum)
-
-    def momentum_now(self) -> float:
-        """m."""
-        return self.config.momentum
-
-    def reset_counters(self) -> None:
-        """Forget how many steps and pairs there were."""
-        self.steps_seen.zero_()
-        self.pairs_seen.zero_()
-
-    def assign_pair_index(
-        self, micro_batches: list[dict[str, torch.Tensor]], steps: list[dict[str, torch.Tensor]], *shared: str
-    ) -> tuple[torch.Tensor, ...]:
-        """Count the pairs of a whole optimizer step.
-
-        Args:
-            micro_batches: this rank's.
-            steps: what begin_step is about to return for each. Written into them are `pair_index` and `image_ids`
-                (n,) int64, and `pair_weights` (n,), such that the sum over the step, after Trainer's division by
-                micro-batches and ranks, is the mean over all its pairs.
-            shared: names in `steps` of what is wanted of the whole step.
-
-        Returns:
-            `shared`, each (pairs of all micro-batches and ranks, ...), in the order of the pairs' numbers.
-        """
-        seen, total = self.pairs_seen.clone(), 0
-        gathered = []
-        for batch, step in zip(micro_batches, steps, strict=True):
-            counts = row_counts(rows_of(batch), seen.device)
-            step["pair_index"] = global_pair_index(seen, counts)
-            step["image_ids"] = fill_image_ids(batch.get("image_ids"), step["pair_index"])
-            gathered.append([gather_rows(step[name], counts) for name in shared])
-            seen, total = seen + sum(counts), total + sum(counts)
-        # A rank or a micro-batch of a ragged last step may hold fewer pairs than the others, or none.
-        share = len(micro_batches) * world_size() / max(1, total)
-        for step in steps:
-            step["pair_weights"] = self.uniform_weights(step["image_ids"], share)
-        self.pairs_seen.copy_(seen)
-        self.steps_seen.add_(1)
-        return tuple(torch.cat(parts) for parts in zip(*gathered))
-
-    def uniform_weights(self, rows: torch.Tensor, weight: float) -> torch.Tensor:
-        """(n,) the weight for each of n rows, in full precision."""
-        return torch.full_like(rows, weight, dtype=torch.promote_types(self.dtype, torch.float32))
-
-    def end_step(self) -> None:
-        """After the optimizer step: queue what was held back, and update the momentum encoders."""
-        self._enqueue_pending()
-        self.encoder.clamp_temperature()
-        self.update_momentum()
-
-    def _enqueue_pending(self) -> None:
-        if self._pending is not None:
-            self.key_queue.enqueue(*self._pending)
-        self._pending = None
-
-    # ------------------------------------------------------------------ codes of patches
-
-    def codebook_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """[`codebook_pixels`] with the mean, the deviation and the side of this model's config."""
-        side = self.config.image_tokenizer_config.image_size
-        return codebook_pixels(pixel_values, self.config.image_mean, self.config.image_std, side)
-
-    @torch.no_grad()
-    def image_codes(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(n, patches) int64 codes of normalised pictures, in the order of their patches."""
-        return self.image_tokenizer.get_codebook_indices(self.codebook_pixels(pixel_values)).flatten(1)
-
-
-__all__ = ["PreTrainingModel", "rows_of"]
+__all__ = ["PreTrainingModel", "batch_size", "warmup_fraction"]

@@ -1,16 +1,33 @@
 """The index-aligned queues of momentum keys (He et al. 2020, MoCo), their running mean, and the queue of scores."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import initialization as init
 
 from .losses import full_precision
+from .renamed_fields import RENAMED_BUFFERS
 
 
-class KeyQueue(nn.Module):
-    """Two ring buffers of keys, slot j of both always from the same pair, with that pair's image id and number.
+def rename_buffers(module: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, *_: Any) -> None:
+    """Give buffers their names of today in a state dict that is about to be loaded."""
+    for old, new in RENAMED_BUFFERS.items():
+        if prefix + old in state_dict:
+            state_dict[prefix + new] = state_dict.pop(prefix + old)
 
-    All state is in persistent buffers: a resumed run goes on with the same queue.
+
+class Buffers(nn.Module):
+    """State in persistent buffers alone, which begins as zeros: a resumed run goes on with the same."""
+
+    def reset_buffers(self) -> None:
+        """Zero what was not loaded from a file (buffers are garbage after a load on the meta device)."""
+        for buffer in self.buffers():
+            init.zeros_(buffer)
+
+
+class KeyQueue(Buffers):
+    """Two ring buffers of keys, slot j of both always from the same pair, with that pair's image id and index.
 
     Args:
         size: slots N_Q.
@@ -25,11 +42,7 @@ class KeyQueue(nn.Module):
         self.register_buffer("pair_index", torch.zeros(size, dtype=torch.long))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
-
-    def reset_buffers(self) -> None:
-        """Zero what was not loaded from a file (buffers are garbage after a load on the meta device)."""
-        for buffer in self.buffers():
-            init.zeros_(buffer)
+        self.register_load_state_dict_pre_hook(rename_buffers)
 
     def __len__(self) -> int:
         return len(self.image_keys)
@@ -42,7 +55,7 @@ class KeyQueue(nn.Module):
         image_ids: torch.Tensor,
         pair_index: torch.Tensor,
     ) -> None:
-        """Write (N, D) keys, (N,) ids and places in the run over the oldest slots. Any N works: of more than N_Q the
+        """Write (N, D) keys, (N,) ids and indices over the oldest slots. Any N works: of more than N_Q the
         newest are kept."""
         size = len(self)
         image_keys, text_keys = image_keys[-size:], text_keys[-size:]
@@ -61,8 +74,8 @@ class KeyQueue(nn.Module):
         return empty[None, :] | (self.image_ids[None, :] == image_ids[:, None])
 
 
-class KeyCenter(nn.Module):
-    """The running mean of the keys of each modality, as DINO centres its teacher's outputs (Caron et al. 2021, eq. 4).
+class KeyCenter(Buffers):
+    """The running mean of the keys of each modality, as DINO centers its teacher's outputs (Caron et al. 2021, eq. 4).
 
     Args:
         dim: joint dimension D.
@@ -75,11 +88,6 @@ class KeyCenter(nn.Module):
         self.register_buffer("means", torch.zeros(2, dim))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
-    def reset_buffers(self) -> None:
-        """Zero what was not loaded from a file."""
-        for buffer in self.buffers():
-            init.zeros_(buffer)
-
     @torch.no_grad()
     def update(self, image_mean: torch.Tensor, text_mean: torch.Tensor) -> None:
         """Take in the (D,) means of one optimizer step."""
@@ -88,7 +96,7 @@ class KeyCenter(nn.Module):
         self.steps.add_(1)
 
 
-class ScoreQueue(nn.Module):
+class ScoreQueue(Buffers):
     """The last `size` momentum similarities of matched pairs, Q^S of the adaptive momentum filter."""
 
     def __init__(self, size: int):
@@ -96,11 +104,6 @@ class ScoreQueue(nn.Module):
         self.register_buffer("scores", torch.zeros(size))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
-
-    def reset_buffers(self) -> None:
-        """Zero what was not loaded from a file."""
-        for buffer in self.buffers():
-            init.zeros_(buffer)
 
     @torch.no_grad()
     def enqueue(self, scores: torch.Tensor) -> None:

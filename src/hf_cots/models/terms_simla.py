@@ -1,7 +1,7 @@
-"""The terms of SIMLA's loss that the text stack computes, each for one micro-batch: ITM, MLM, MIM, PSL.
+"""The terms of SIMLA's loss, each for one micro-batch of n pairs, (n,): ITC, ITM, MLM, MIM, PSL.
 
-What they share is two sides, the trained model and its momentum twin, with the same heads. ITC, which needs no pass
-through the stack but the queues, is `pretraining_simla.py`'s.
+Most of them need two sides, the trained model and the momentum model, with the same heads. A batch is a dictionary of
+what `SimlaForPreTraining.forward` takes, of at least one row.
 """
 
 from typing import Any, NamedTuple
@@ -11,16 +11,14 @@ from torch import nn
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
 from .configuration_simla import SimlaConfig
-from .losses import full_precision
-from .losses_simla import (
-    distilled_cross_entropy,
-    hard_negatives,
-    keyword_loss,
-    keyword_positions,
-    mean_of_masked,
-    multi_hot,
-)
-from .modeling_simla import CrossAttentionCache, SimlaModel, attended
+from .losses import contrast_logits, full_precision, mean_of_masked
+from .losses_simla import distilled_cross_entropy, hard_negatives, keyword_loss, keyword_positions, multi_hot
+from .modeling_simla import CrossAttentionCache, SimlaModel, expand_attention_mask
+from .queues import KeyQueue
+from .step import Keys, Step
+
+
+Batch = dict[str, Any]
 
 
 class SimlaHeads(nn.Module):
@@ -47,150 +45,194 @@ class SimlaHeads(nn.Module):
         return nn.functional.linear(self.word_transform(hidden), embeddings.weight, self.word_bias)
 
 
-class Batch(NamedTuple):
-    """A micro-batch of at least one row.
-
-    Args:
-        pixel_values: (n, 3, image_size, image_size).
-        input_ids, attention_mask: (n, length).
-    """
-
-    pixel_values: torch.Tensor
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor | None
-
-
 class Side(NamedTuple):
-    """The trained model or its momentum twin.
+    """The trained model or the momentum model.
 
     Args:
         model, heads: its parts.
-        memory: what its stack looks at, of the batch's clean images.
+        image_cache: keys and values of the batch's clean images for the cross-attention of its stack.
     """
 
     model: SimlaModel
     heads: SimlaHeads
-    memory: CrossAttentionCache
+    image_cache: CrossAttentionCache
+
+
+def bounded(temperature: torch.Tensor, config: SimlaConfig) -> torch.Tensor:
+    """tau within its bounds, for a step that begins with one out of them."""
+    return temperature.clamp(config.min_temperature, config.max_temperature)
+
+
+def itc_term(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    step: Step,
+    current: Keys,
+    queue: KeyQueue,
+    temperature: torch.Tensor,
+    weight: torch.Tensor,
+    config: SimlaConfig,
+) -> torch.Tensor:
+    """L_itc of each pair: `s = f T_all / tau` against `a softmax(s') + (1 - a) onehot`, mean of both directions.
+
+    `T_all` holds the whole step's momentum features and the queue; empty slots, and unless `match_original_code`
+    other captions of the same image, have probability 0 in prediction and target.
+
+    Args:
+        image_embeds, text_embeds: (n, D) normalized.
+        temperature: the learned tau, within its bounds or not yet.
+        current: the momentum features of all pairs of the optimizer step.
+        queue: those of earlier steps.
+        weight: a, the weight of distillation.
+    """
+    keys = step.keys
+    own = keys.pair_index[:, None] == current.pair_index[None, :]  # (n, pairs of the step)
+    if config.match_original_code:
+        empty = torch.arange(len(queue), device=own.device) >= queue.filled
+        left_out = torch.cat([own, empty.expand(len(own), -1)], dim=1)  # (n, pairs of the step + Q)
+    else:
+        same = keys.image_ids[:, None] == current.image_ids[None, :]
+        left_out = torch.cat([own | same, queue.invalid_negatives(keys.image_ids)], dim=1)
+    images = torch.cat([current.image_keys, queue.image_keys.to(current.image_keys.dtype)])
+    texts = torch.cat([current.text_keys, queue.text_keys.to(current.text_keys.dtype)])
+    target = torch.zeros_like(keys.pair_index)  # the own positive is in column 0
+    losses = []
+    for queries, momentum_queries, positives, entries in (
+        (image_embeds, keys.image_keys, keys.text_keys, texts),
+        (text_embeds, keys.text_keys, keys.image_keys, images),
+    ):
+        tau = bounded(temperature, config)
+        logits = contrast_logits(queries, positives, entries, left_out, tau)
+        teacher = contrast_logits(momentum_queries, positives, entries, left_out, tau).detach()
+        losses.append(distilled_cross_entropy(logits, target, teacher, weight))
+    return (losses[0] + losses[1]) / 2
 
 
 def itm_term(
-    batch: Batch, online: Side, similarities: tuple[torch.Tensor, torch.Tensor], allowed: torch.Tensor
+    batch: Batch, online: Side, similarities: list[torch.Tensor], step: Step, config: SimlaConfig
 ) -> torch.Tensor:
     """L_itm of each pair: mean over the pair, its text with a hard negative image, and its image with a hard negative
     text; without a negative that does not exist in the batch.
 
     Args:
-        similarities: (n, n) of images with texts and of texts with images.
-        allowed: (n, n) bool, which others can be negatives.
+        similarities: (n, n) of images with texts and of texts with images, by which negatives are drawn.
     """
-    own = torch.arange(len(allowed), device=allowed.device)
+    ids = step.image_ids
+    own = torch.arange(len(ids), device=ids.device)
+    allowed = ids[:, None] != ids[None, :]  # (n, n) which others can be negatives
+    if config.match_original_code:
+        allowed = own[:, None] != own[None, :]
     texts, has_text = hard_negatives(similarities[0], allowed)
     images, has_image = hard_negatives(similarities[1], allowed)
     text_rows = torch.cat([own, own, texts])
-    mask = None if batch.attention_mask is None else batch.attention_mask[text_rows]
-    memory = online.memory.rows(torch.cat([own, images, own]))
-    logits = online.model.match(batch.input_ids[text_rows], mask, memory=memory)
+    mask = None if batch["attention_mask"] is None else batch["attention_mask"][text_rows]
+    cache = online.image_cache.rows(torch.cat([own, images, own]))
+    logits = online.model.match(batch["input_ids"][text_rows], mask, image_cache=cache)  # (3 n, 2)
     labels = torch.cat([torch.ones_like(own), torch.zeros_like(own), torch.zeros_like(own)])
     losses = distilled_cross_entropy(logits, labels, None, 0.0).view(3, -1)
     counted = torch.stack([torch.ones_like(has_image), has_image, has_text]).to(losses.dtype)
     return (losses * counted).sum(dim=0) / counted.sum(dim=0)
 
 
-def mlm_term(
-    batch: Batch,
-    online: Side,
-    twin: Side,
-    masked_input_ids: torch.Tensor,
-    masked: torch.Tensor,
-    share: torch.Tensor,
-    softmax_over_text: bool = False,
-) -> torch.Tensor:
+def mlm_term(batch: Batch, online: Side, momentum: Side, weight: torch.Tensor, config: SimlaConfig) -> torch.Tensor:
     """L_mlm of each pair: its masked words from the clean image, mean over them.
 
+    With `match_original_code` the softmax of the distilled half runs over the text and not over the vocabulary.
+
     Args:
-        masked_input_ids: (n, length); masked: (n, length) bool, the words to predict.
-        share: a, the weight of distillation.
-        softmax_over_text: the authors' slip in the distilled half, for `match_original_code`.
+        weight: a, the weight of distillation.
     """
+    masked = batch["bool_masked_words"]  # (n, length)
 
     def states(side: Side) -> torch.Tensor:
-        stack = side.model.text_model
-        return stack(stack.embed(masked_input_ids), attended(batch.attention_mask), side.memory)[-1]
+        stack, mask = side.model.text_model, expand_attention_mask(batch["attention_mask"])
+        return stack(stack.embed(batch["masked_input_ids"]), mask, side.image_cache)[-1]
 
     def logits(side: Side, chosen: torch.Tensor) -> torch.Tensor:
         return side.heads.word_logits(chosen, side.model.text_model.word_embeddings)
 
     hidden = states(online)
     log_probabilities = None
-    if softmax_over_text:
+    if config.match_original_code:
         log_probabilities = full_precision(logits(online, hidden)).log_softmax(dim=1)[masked]
     with torch.no_grad():
-        teacher = logits(twin, states(twin)[masked])
+        teacher = logits(momentum, states(momentum)[masked])
     losses = distilled_cross_entropy(
-        logits(online, hidden[masked]), batch.input_ids[masked], teacher, share, log_probabilities
+        logits(online, hidden[masked]), batch["input_ids"][masked], teacher, weight, log_probabilities
     )
     return mean_of_masked(losses, masked)
 
 
-def mim_term(
-    batch: Batch, online: Side, twin: Side, masked: torch.Tensor, codes: torch.Tensor, share: torch.Tensor
-) -> torch.Tensor:
+def mim_term(batch: Batch, online: Side, momentum: Side, codes: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """L_mim of each pair: the codes of its masked patches from the text's embeddings, mean over them.
 
     Args:
-        masked: (n, patches) bool; codes: (n, patches) int64.
-        share: a.
+        codes: (n, patches) int64.
+        weight: a, the weight of distillation.
     """
+    masked = batch["bool_masked_pos"]  # (n, patches)
     logits = code_logits(batch, online, masked)
     with torch.no_grad():
-        teacher = code_logits(batch, twin, masked)
-    return mean_of_masked(distilled_cross_entropy(logits, codes[masked], teacher, share), masked)
+        teacher = code_logits(batch, momentum, masked)
+    return mean_of_masked(distilled_cross_entropy(logits, codes[masked], teacher, weight), masked)
 
 
 def code_logits(batch: Batch, side: Side, masked: torch.Tensor) -> torch.Tensor:
-    """(total masked, codes): the masked image's states look at the text's embedding-layer output."""
+    """(total masked, codes): the masked image's states attend to the text's embedding-layer output."""
     stack = side.model.text_model
-    looking = stack.embed(inputs_embeds=side.model.encode_image(batch.pixel_values, bool_masked_pos=masked))
-    words = stack.remember(stack.embed(batch.input_ids))
-    states = stack(looking, None, words, attended(batch.attention_mask))[-1]
+    image = side.model.encode_image(batch["pixel_values"], bool_masked_pos=masked).last_hidden_state
+    queries = stack.embed(inputs_embeds=image)
+    words = stack.cache_cross_attention(stack.embed(batch["input_ids"]))
+    states = stack(queries, None, words, expand_attention_mask(batch["attention_mask"]))[-1]
     return side.heads.mim_head(states[:, 1:][masked])
 
 
 def psl_term(
     batch: Batch,
     online: Side,
-    twin: Side,
+    momentum: Side,
     image_embeds: torch.Tensor,
-    image_keys: torch.Tensor,
-    share: torch.Tensor,
+    step: Step,
+    weight: torch.Tensor,
     config: SimlaConfig,
 ) -> torch.Tensor:
-    """L_psl of each pair: keywords that the twin's attention picks, predicted from the image's feature.
+    """L_psl of each pair: keywords that the momentum model's attention picks, predicted from the image's feature.
 
     Args:
-        image_embeds, image_keys: (n, projection_dim) of the two sides, normalised.
-        share: a.
+        image_embeds: (n, projection_dim) normalized.
+        weight: a, the weight of distillation.
     """
     with torch.no_grad():
-        labels = multi_hot(batch.input_ids, keywords(batch, twin, config), config.text_config.vocab_size)
-        teacher = twin.model.concept_head(image_keys)
-    return keyword_loss(online.model.concept_head(image_embeds), labels, teacher, share)
+        labels = multi_hot(batch["input_ids"], keywords(batch, momentum, config), config.text_config.vocab_size)
+        teacher = momentum.model.concept_head(step.image_keys)
+    return keyword_loss(online.model.concept_head(image_embeds), labels, teacher, weight)
 
 
 @torch.no_grad()
 def keywords(batch: Batch, side: Side, config: SimlaConfig) -> torch.Tensor:
     """Which words of the texts a side attends to in the light of their images: (n, length) bool."""
-    stack, mask = side.model.text_model, attended(batch.attention_mask)
-    before = stack(stack.embed(batch.input_ids), mask, side.memory)[-2]
+    stack, mask = side.model.text_model, expand_attention_mask(batch["attention_mask"])
+    before = stack(stack.embed(batch["input_ids"]), mask, side.image_cache)[-2]
     attention = stack.layers[-1].attention
     keys, _ = attention.keys_values(before)
-    first_row = attention.probabilities(before[:, :1], keys, mask).squeeze(2)
-    may_vote = torch.ones_like(batch.input_ids, dtype=torch.bool)
+    first_row = attention.probabilities(before[:, :1], keys, mask).squeeze(2)  # (n, heads, length)
+    may_vote = torch.ones_like(batch["input_ids"], dtype=torch.bool)
     if not config.match_original_code:
-        may_vote = ~torch.isin(batch.input_ids, batch.input_ids.new_tensor(config.special_token_ids))
-        if batch.attention_mask is not None:
-            may_vote &= batch.attention_mask != 0
+        may_vote = ~torch.isin(batch["input_ids"], batch["input_ids"].new_tensor(config.special_token_ids))
+        if batch["attention_mask"] is not None:
+            may_vote &= batch["attention_mask"] != 0
     return keyword_positions(first_row, may_vote, config.votes_per_head, config.num_keywords)
 
 
-__all__ = ["Batch", "Side", "SimlaHeads", "code_logits", "itm_term", "keywords", "mim_term", "mlm_term", "psl_term"]
+__all__ = [
+    "Side",
+    "SimlaHeads",
+    "bounded",
+    "code_logits",
+    "itc_term",
+    "itm_term",
+    "keywords",
+    "mim_term",
+    "mlm_term",
+    "psl_term",
+]

@@ -1,17 +1,20 @@
-"""The token level's own parts: heads that see the other stream's global feature, the image tokenizer's view, masks.
+"""The token level: masked patches and words, predicted with the help of the other stream's global feature.
 
 Masked vision-language modelling (MVLM, Lu et al. 2022) has no cross-stream network:
 `p(. | h_j, g) = softmax(head(h_j + A g))`.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from .configuration_two_tower import TwoTowerConfig
+from .losses import masked_token_loss
 from .masking import draw_masks, mix
+from .step import Step
 
 
 class TokenHead(nn.Module):
@@ -44,27 +47,67 @@ def tower_head(config, global_size: int) -> TokenHead:
     return TokenHead(config.hidden_size, global_size, activation, fields.get("layer_norm_eps", 1e-12))
 
 
+def token_term(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    masked: torch.Tensor,
+    rows: torch.Tensor,
+    step: Step,
+    masked_fraction: float,
+) -> torch.Tensor:
+    """`L_MVM` or `L_MLM` of a micro-batch, scalar.
+
+    Args:
+        logits: (total masked, classes), row by row.
+        targets: (rows, positions) int64 codes or token ids.
+        masked: (rows, positions) bool.
+        rows: (rows,) int64, which pairs of the micro-batch take the masked passes, of [`masked_rows`].
+        masked_fraction: how many pairs of all do, by which the sum is scaled up.
+    """
+    weights = step.weights / masked_fraction
+    return (weights[rows] * masked_token_loss(logits, targets[masked], masked)).sum()
+
+
+def masked_rows(bool_masked_pos: torch.Tensor) -> torch.Tensor:
+    """Indices of the pairs that take the masked passes: those with a masked patch. If there are none, the first pair
+    goes through with a loss of 0, because every parameter must take part in each rank's backward pass.
+
+    Args:
+        bool_masked_pos: (n, patches).
+    """
+    rows = bool_masked_pos.any(dim=1).nonzero().squeeze(1)
+    return rows if len(rows) else rows.new_zeros(min(1, len(bool_masked_pos)))
+
+
+def unnormalize_pixels(
+    pixel_values: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]
+) -> torch.Tensor:
+    """Pixels (n, 3, height, width) in [0, 1], float32, of pixels normalized with these three means and
+    deviations."""
+    mean = pixel_values.new_tensor(image_mean).view(1, -1, 1, 1)
+    std = pixel_values.new_tensor(image_std).view(1, -1, 1, 1)
+    return (pixel_values * std + mean).float().clamp(0, 1)
+
+
 def codebook_pixels(
     pixel_values: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float], side: int
 ) -> torch.Tensor:
-    """The image tokenizer's view (n, 3, side, side) in [0, 1] of normalised pixels.
+    """The image tokenizer's view (n, 3, side, side) in [0, 1] of normalized pixels.
 
     Made from the image stream's own input, so that crop, flip and code grid are those of its patches.
 
     Args:
-        pixel_values: (n, 3, image_size, image_size), normalised.
-        image_mean, image_std: three numbers each, that they were normalised with.
+        pixel_values: (n, 3, image_size, image_size), normalized.
+        image_mean, image_std: three numbers each, that they were normalized with.
         side: of the image tokenizer's input in pixels.
     """
-    mean = pixel_values.new_tensor(image_mean).view(1, -1, 1, 1)
-    std = pixel_values.new_tensor(image_std).view(1, -1, 1, 1)
-    pixels = (pixel_values * std + mean).float().clamp(0, 1)
+    pixels = unnormalize_pixels(pixel_values, image_mean, image_std)
     if pixels.shape[-1] != side:
         pixels = nn.functional.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
     return pixels
 
 
-def mask_settings(config: PreTrainedConfig) -> dict:
+def mask_settings(config: Any) -> dict:
     """The arguments of [`masking.draw_masks`] that a config fixes."""
     return {
         "patch_grid": config.patch_grid,
@@ -79,13 +122,22 @@ def mask_settings(config: PreTrainedConfig) -> dict:
 
 
 def draw_masks_by_index(
-    config: PreTrainedConfig, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, numbers: torch.Tensor
+    config: TwoTowerConfig, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, pair_index: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Masks for a batch that brought none, from each pair's place in the run: a resumed run draws the same."""
+    """Masks for a batch that brought none, from each pair's index in the run: a resumed run draws the same."""
     words = None if attention_mask is None else attention_mask.cpu().numpy()
-    seeds = [mix(number) for number in numbers.tolist()]
+    seeds = [mix(index) for index in pair_index.tolist()]
     masks = draw_masks(seeds, input_ids.cpu().numpy(), words, **mask_settings(config))
     return {name: torch.from_numpy(mask).to(input_ids.device) for name, mask in masks.items()}
 
 
-__all__ = ["TokenHead", "codebook_pixels", "draw_masks_by_index", "mask_settings", "tower_head"]
+__all__ = [
+    "TokenHead",
+    "codebook_pixels",
+    "draw_masks_by_index",
+    "mask_settings",
+    "masked_rows",
+    "token_term",
+    "tower_head",
+    "unnormalize_pixels",
+]

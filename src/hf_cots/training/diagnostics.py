@@ -1,4 +1,4 @@
-"""What shows a run going wrong while its loss falls: pure functions, computed on each micro-batch and logged."""
+"""Signs of a run that goes wrong while its loss falls: pure functions, computed on each micro-batch and logged."""
 
 import torch
 
@@ -7,7 +7,7 @@ from ..models import COTSForPreTraining
 
 @torch.no_grad()
 def batch_accuracy(image_embeds: torch.Tensor, text_embeds: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
-    """Share of the queries of both directions whose own partner scores highest within the micro-batch.
+    """Fraction of the queries of both directions whose own positive scores highest within the micro-batch.
 
     Other captions of the same picture do not compete. Chance is 1 / n: a loss that falls while this stays at chance
     has found a shortcut.
@@ -18,10 +18,10 @@ def batch_accuracy(image_embeds: torch.Tensor, text_embeds: torch.Tensor, image_
     """
     if len(image_ids) == 0:
         return image_embeds.new_zeros(())
-    siblings = (image_ids[:, None] == image_ids[None, :]) & ~torch.eye(
+    other_captions = (image_ids[:, None] == image_ids[None, :]) & ~torch.eye(
         len(image_ids), dtype=torch.bool, device=image_ids.device
     )
-    scores = (image_embeds @ text_embeds.t()).masked_fill(siblings, -torch.inf)
+    scores = (image_embeds @ text_embeds.t()).masked_fill(other_captions, -torch.inf)
     own = torch.arange(len(scores), device=scores.device)
     return ((scores.argmax(dim=1) == own).float().mean() + (scores.argmax(dim=0) == own).float().mean()) / 2
 
@@ -36,9 +36,9 @@ def embedding_variance(embeds: torch.Tensor) -> torch.Tensor:
 def similarity_to_queue(
     model: COTSForPreTraining, image_embeds: torch.Tensor, image_ids: torch.Tensor, step_pairs: int
 ) -> dict[str, torch.Tensor]:
-    """Mean similarity of images to fresh (this step's) and to stale negatives in the text queue.
+    """Mean similarity of images to this step's and to older negatives in the text queue.
 
-    The two agree in a healthy run. Where they part, "fresh or stale" tells positives from negatives: the staleness
+    The two agree in a healthy run. Where they differ, the age of a key tells positives from negatives: the staleness
     shortcut.
 
     Args:
@@ -52,8 +52,8 @@ def similarity_to_queue(
     scores = image_embeds.float() @ queue.text_keys.float().t()  # (n, N_Q)
     age = (queue.pointer - 1 - torch.arange(len(queue), device=queue.pointer.device)) % len(queue)
     usable = ~queue.invalid_negatives(image_ids)
-    fresh, stale = usable & (age < step_pairs)[None, :], usable & (age >= step_pairs)[None, :]
+    current, older = usable & (age < step_pairs)[None, :], usable & (age >= step_pairs)[None, :]
     return {
         name: (scores * chosen).sum() / chosen.sum().clamp(min=1)
-        for name, chosen in (("sim_current_keys", fresh), ("sim_queued_keys", stale))
+        for name, chosen in (("sim_current_keys", current), ("sim_queued_keys", older))
     }

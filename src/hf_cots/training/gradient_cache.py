@@ -10,10 +10,12 @@ It is exact: the parameters' gradients are those of one large batch.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+
+from ..models.step import CachedGradients, Step
 
 
 @dataclass(frozen=True)
@@ -46,41 +48,38 @@ class RandomState:
             before.restore()
 
 
-def cache_gradients(model: Any, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def cache_gradients(model: Any, batches: list[dict[str, Any]], steps: list[Step]) -> list[Step]:
     """The gradients of a whole step's contrast, for each of its micro-batches.
 
     Args:
         model: with `contrast_embeds`, `contrast_parameters` and `contrast_terms`, in training mode.
-        batches: this rank's micro-batches, with what `begin_step` says of them.
+        batches: this rank's micro-batches.
+        steps: theirs, of `begin_step`.
 
     Returns:
-        For each micro-batch `cached`, which forward takes, and `random_state`, under which forward must be called. The
-        sum of the backward passes, after Trainer's division by micro-batches and ranks, is the gradient.
+        The steps with `cached`: forward must be called under its random state. The sum of the backward passes, after
+        Trainer's division by micro-batches and ranks, is the gradient.
     """
     states, embeds = [], []
-    for batch in batches:
-        states.append(RandomState.now(batch["pair_weights"].device))
+    for batch, step in zip(batches, steps, strict=True):
+        states.append(RandomState.now(step.weights.device))
         with torch.no_grad():
-            embeds.append(model.contrast_embeds(batch))
-    sizes = [len(batch["pair_weights"]) for batch in batches]
-    image_ids, pair_weights = (torch.cat([batch[name] for batch in batches]) for name in ("image_ids", "pair_weights"))
+            embeds.append(model.contrast_embeds(batch, step))
+    joined = ("image_ids", "pair_index", "weights")
+    whole = Step(**{name: torch.cat([getattr(step, name) for step in steps]) for name in joined})
     with torch.enable_grad():
         rows = {name: torch.cat([one[name] for one in embeds]).requires_grad_() for name in embeds[0]}
         learned = {name: value.detach().requires_grad_() for name, value in model.contrast_parameters().items()}
-        terms = model.contrast_terms(rows | learned, image_ids, pair_weights)
-        weights = model.config.loss_weights
-        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         inputs = rows | learned
+        terms = model.contrast_terms(inputs, whole)
+        total = model.weighted_sum(terms)
         gradients = torch.autograd.grad(total, list(inputs.values()), allow_unused=True, materialize_grads=True)
     by_name = dict(zip(inputs, gradients))
-    parts = {name: by_name[name].split(sizes) for name in rows}
+    parts = {name: by_name[name].split([len(step.weights) for step in steps]) for name in rows}
     # Each micro-batch reports the whole step's terms, and brings an equal share of the gradient of what is learned.
-    common = {name: by_name[name] / len(batches) for name in learned}
-    values = {name: term.detach() / len(batches) for name, term in terms.items()}
+    common = {name: by_name[name] / len(steps) for name in learned}
+    values = {name: term.detach() / len(steps) for name, term in terms.items()}
     return [
-        {
-            "cached": {"terms": values, "gradients": {name: part[i] for name, part in parts.items()} | common},
-            "random_state": state,
-        }
-        for i, state in enumerate(states)
+        replace(step, cached=CachedGradients(values, {name: part[i] for name, part in parts.items()} | common, state))
+        for i, (step, state) in enumerate(zip(steps, states))
     ]

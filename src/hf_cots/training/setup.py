@@ -35,6 +35,7 @@ from ..models import (
     SimlaForPreTraining,
 )
 from ..models.pretraining import PreTrainingModel
+from ..models.renamed_fields import rename_fields
 from .arguments import COTSTrainingArguments, DataArguments, ModelArguments
 
 
@@ -160,7 +161,7 @@ def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -
     """
     check_source(arguments)
     cls = model_class(arguments)
-    overrides = dict(arguments.config_overrides or {})  # type: ignore[arg-type]  # parse_arguments reads texts
+    overrides = rename_fields(arguments.config_overrides or {})  # type: ignore[arg-type]  # parse_arguments reads texts
     fields = {field.name for field in dataclasses.fields(cls.config_class)}
     unknown = sorted(set(overrides) - fields)
     if unknown:
@@ -179,7 +180,7 @@ def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -
         config = changed_config(arguments.model, overrides)
         model, info = cls.from_pretrained(arguments.model, config=config, output_loading_info=True)
         # Queues of another run hold keys of its data, under its ids.
-        model.new_queues(**{name: getattr(config, name) if size is None else size for name, size in sizes.items()})
+        model.reset_queues(**{name: getattr(config, name) if size is None else size for name, size in sizes.items()})
         untrained = any(key.startswith("image_tokenizer.") for key in info["missing_keys"])
     else:
         model, untrained = cls(changed_config(arguments.config, overrides)), True
@@ -356,17 +357,17 @@ def check_features_suffice(
 
 
 def build_views(config: Config, arguments: DataArguments, pairs: PairDataset | PairStream) -> SecondViews | None:
-    """The second views that a COOKIE's contrasts ask for; with sibling captions, the pairs will hand those out.
+    """The second views that a COOKIE's contrasts ask for; if these are other captions, the pairs will give those.
 
     Raises:
-        ValueError: if sibling captions are asked of a stream.
+        ValueError: if other captions are asked of a stream.
     """
     if not isinstance(config, CookieConfig):
         return None
-    if config.textual_weight > 0 and config.text_view == "sibling":
+    if config.textual_weight > 0 and config.text_view == "other_caption":
         if not isinstance(pairs, PairDataset):
-            raise ValueError('text_view="sibling" needs pairs that can be counted: leave out --streaming')
-        pairs.siblings = True
+            raise ValueError('text_view="other_caption" needs pairs that can be counted: leave out --streaming')
+        pairs.other_captions = True
     return SecondViews.of(config, build_augmentation(config, arguments))
 
 

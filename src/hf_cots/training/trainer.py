@@ -120,16 +120,15 @@ class COTSTrainer(PairTrainer):
         if not batches:
             return batches, num_items
         batches = [self._prepare_inputs(batch) for batch in batches]
-        seen, filters = self.model.pairs_seen.clone(), self.model.score_queue is not None
-        threshold = self.model.filter_threshold() if filters else None
+        seen = self.model.pairs_seen.clone()
+        threshold = self.model.filter_threshold() if self.model.score_queue is not None else None
         with self.compute_loss_context_manager():
-            keys = self.model.begin_step(batches)
-            batches = [batch | extra for batch, extra in zip(batches, keys)]
+            steps = self.model.begin_step(batches)
             if self.caches_gradients:
-                self.model.train()  # Trainer says so only later, to the first forward
+                self.model.train()  # Trainer does so only later, at the first forward
                 with self.unsharded_parameters():
-                    cached = cache_gradients(self.model, batches)
-                batches = [batch | extra for batch, extra in zip(batches, cached)]
+                    steps = cache_gradients(self.model, batches, steps)
+        batches = [batch | {"step": step} for batch, step in zip(batches, steps)]
         self._step_pairs = int(self.model.pairs_seen - seen)
         self._step_batches = len(batches) * self.args.world_size
         self._pairs += self._step_pairs
@@ -138,8 +137,9 @@ class COTSTrainer(PairTrainer):
         return batches, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        with inputs["random_state"].replayed() if "random_state" in inputs else nullcontext():
-            outputs = model(**{name: value for name, value in inputs.items() if name != "random_state"})
+        cached = inputs["step"].cached if "step" in inputs else None
+        with nullcontext() if cached is None else cached.random_state.replayed():
+            outputs = model(**inputs)
         if model.training:
             self._record_outputs(outputs, inputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
@@ -173,12 +173,12 @@ class COTSTrainer(PairTrainer):
     @torch.no_grad()
     def _record_outputs(self, outputs, inputs) -> None:
         """Add one micro-batch to the means that the next log shows."""
-        for term in self.model.loss_terms:
-            self._record(term, outputs[term])
+        for term in self.model.config.loss_weights:
+            self._record(f"loss_{term}", outputs[f"loss_{term}"])
         images, texts = outputs.image_embeds.float(), outputs.text_embeds.float()
-        ids = inputs.get("image_ids", torch.arange(len(images), device=images.device))
+        ids = inputs["step"].image_ids
         if "kept" in outputs:
-            # Weighted so that the mean over micro-batches of unequal size is the share of the step's pairs.
+            # Weighted so that the mean over micro-batches of unequal size is the fraction of the step's pairs.
             self._record("filter_drop_rate", (~outputs.kept).sum() * self._step_batches / max(1, self._step_pairs))
         some = int(len(images) > 0)  # a rank may have no pair of a ragged last batch
         self._record("batch_accuracy", batch_accuracy(images, texts, ids), some)
