@@ -1,0 +1,135 @@
+"""What the configurations of COTS, SIMLA and COOKIE share: two towers, their input, joint space and temperature."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from .renamed_fields import rename_fields
+
+
+@strict
+class TwoTowerConfig(PreTrainedConfig):
+    """Base of the configurations; each names its own defaults and documents the fields.
+
+    vision_config, text_config (`PreTrainedConfig` or `dict`): the towers.
+    projection_dim (`int`): width of the joint space.
+    image_mean, image_std (`list[float]`): normalization of `pixel_values`.
+    special_token_ids (`list[int]`): token ids that are never masked.
+    mask_token_id (`int`): the token that stands for a masked word.
+    temperature, min_temperature, max_temperature (`float`): tau, and the bounds of a learned tau.
+    initializer_range (`float`): standard deviation of new linear layers.
+    """
+
+    vision_config: PreTrainedConfig | dict | None = None
+    text_config: PreTrainedConfig | dict | None = None
+    projection_dim: int = 256
+    image_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
+    special_token_ids: list[int] | tuple[int, ...] = (0, 100, 101, 102, 103)
+    mask_token_id: int = 103
+    temperature: float | int = 0.07
+    min_temperature: float | int = 0.01
+    max_temperature: float | int = 0.5
+    initializer_range: float = 0.02
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in transformers; fields and values may have the names that older files give them."""
+        return super().from_dict(rename_fields(config_dict), **kwargs)
+
+    @classmethod
+    def from_towers(cls, vision_config: PreTrainedConfig, text_config: PreTrainedConfig, **fields):
+        """The config of a model with these towers. The image tokenizer's input size follows the patch grid."""
+        if "image_tokenizer_config" in cls.sub_configs_defaults:
+            codes = fields.pop("image_tokenizer_config", None) or {}
+            codes = codes.to_dict() if isinstance(codes, PreTrainedConfig) else dict(codes)
+            downsampling = 2 ** (codes.get("num_groups", 4) - 1)
+            codes["image_size"] = vision_config.image_size // vision_config.patch_size * downsampling
+            fields["image_tokenizer_config"] = codes
+        return cls(vision_config=vision_config, text_config=text_config, **fields)
+
+    # ------------------------------------------------------------------ what a subclass says of itself
+
+    @property
+    def loss_weights(self) -> dict[str, float | int]:
+        """The weight of each term of the loss, by name."""
+        raise NotImplementedError(f"{type(self).__name__} names no losses")
+
+    @property
+    def tokenizer_loss(self) -> str | None:
+        """The field whose weight, above 0, asks for an image tokenizer."""
+        return None
+
+    @property
+    def masks_patches(self) -> bool:
+        """Whether a step masks patches."""
+        return False
+
+    @property
+    def uses_masks(self) -> bool:
+        """Whether a step masks anything, patches or words."""
+        return False
+
+    # ------------------------------------------------------------------ what follows from the fields
+
+    @property
+    def patch_grid(self) -> int:
+        """Patches along one side of the image tower's input."""
+        return self.vision_config.image_size // self.vision_config.patch_size
+
+    def validate_image_grid(self):
+        """Part of the strict validation: patches must tile the image."""
+        image_size, patch_size = self.vision_config.image_size, self.vision_config.patch_size
+        for name, size in (("image_size", image_size), ("patch_size", patch_size)):
+            if not isinstance(size, int):
+                raise ValueError(f"vision_config.{name} must be one whole number (square images), got {size}")
+        if image_size % patch_size:
+            raise ValueError(f"vision_config.image_size={image_size} is not divisible by patch_size={patch_size}")
+
+    def validate_temperature(self):
+        """Part of the strict validation: tau lies within its bounds."""
+        if not 0 < self.min_temperature <= self.temperature <= self.max_temperature:
+            raise ValueError(
+                f"temperature={self.temperature} must lie within the bounds min_temperature={self.min_temperature} "
+                f"and max_temperature={self.max_temperature}, all positive"
+            )
+
+    def validate_normalization(self):
+        """Part of the strict validation: one mean and one positive deviation per channel."""
+        if not len(self.image_mean) == len(self.image_std) == 3 or min(self.image_std) <= 0:
+            raise ValueError(
+                f"image_mean and image_std need three entries each, image_std positive; got "
+                f"{self.image_mean}, {self.image_std}"
+            )
+
+    def check_code_grid(self) -> None:
+        """There must be one code of the image tokenizer for each patch.
+
+        Raises:
+            ValueError: naming both grids and the size that would fit.
+        """
+        codes = self.image_tokenizer_config.grid_size
+        if codes != self.patch_grid:
+            raise ValueError(
+                f"the image tokenizer gives a grid of {codes} x {codes} codes but the image tower has "
+                f"{self.patch_grid} x {self.patch_grid} patches; set image_tokenizer_config.image_size to "
+                f"{self.patch_grid * self.image_tokenizer_config.downsampling}"
+            )
+
+    def check_at_least(self, lowest: int, *names: str) -> None:
+        """Each of the named fields is at least `lowest`, or else a ValueError."""
+        wanted = f"be at least {lowest}" if lowest else "not be negative"
+        for name in names:
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{name} must {wanted}, got {getattr(self, name)}")
+
+    def check_interval(self, interval: str, *names: str) -> None:
+        """Each of the named fields lies in an interval such as "[0, 1)", or else a ValueError."""
+        low, high = map(float, interval[1:-1].split(","))
+        for name in names:
+            value = getattr(self, name)
+            ends = [low] * (interval[0] == "[") + [high] * (interval[-1] == "]")
+            if not (low < value < high or value in ends):
+                raise ValueError(f"{name} must lie in {interval}, got {value}")
+
+
+__all__ = ["TwoTowerConfig"]
