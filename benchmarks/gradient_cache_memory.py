@@ -68,12 +68,11 @@ def batch_of(pairs: int) -> dict[str, torch.Tensor]:
 
 
 def step(model: CookieForPreTraining, parts: list[dict], cached: bool) -> None:
-    parts = [part | extra for part, extra in zip(parts, model.begin_step(parts))]
+    steps = model.begin_step(parts)
     if cached:
-        parts = [part | extra for part, extra in zip(parts, cache_gradients(model, parts))]
-    for part in parts:
-        part.pop("random_state", None)
-        (model(**part).loss / len(parts)).backward()
+        steps = cache_gradients(model, parts, steps)
+    for part, begun in zip(parts, steps):
+        (model(**part, step=begun).loss / len(parts)).backward()
 
 
 def one_way(way: str, folder: Path) -> None:

@@ -78,8 +78,8 @@ def measure_times(arguments: argparse.Namespace) -> dict[str, Any]:
     compiled = torch.compile(model.image_codes)
 
     def train_step(**given):
-        (extra,) = model.begin_step([batch])
-        model(**(batch | extra | given)).loss.backward()
+        (begun,) = model.begin_step([batch])
+        model(**batch, **given, step=begun).loss.backward()
         model.zero_grad()
 
     for repeat in range(arguments.repeats + 1):

@@ -68,8 +68,8 @@ def main() -> None:
         batch = {name: rows.to(arguments.device) for name, rows in batch.items()}
 
         def train_step(batch=batch):
-            (extra,) = model.begin_step([batch])
-            model(**(batch | extra)).loss.backward()
+            (begun,) = model.begin_step([batch])
+            model(**batch, step=begun).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
 

@@ -29,8 +29,8 @@ class Stepper:
         """Seconds of one step."""
         model, start = self.trainer.model, time.perf_counter()
         batch = self.trainer._prepare_inputs(next(self.batches))
-        (extra,) = model.begin_step([batch])
-        model(**(batch | extra)).loss.backward()
+        (begun,) = model.begin_step([batch])
+        model(**batch, step=begun).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -19,7 +19,7 @@ from hf_cots.conversion.simla import (
     simla_tokenizer,
     to_simla,
 )
-from hf_cots.models.terms_simla import Batch, Side, code_logits, keywords
+from hf_cots.models.terms_simla import Side, code_logits, keywords
 from tests.support import reference_simla as slow
 from tests.support.authors_simla import TINY, Sizes, authors_state
 from tests.support.paths import ROOT
@@ -76,15 +76,15 @@ def compare(state, model: SimlaForPreTraining, sizes: Sizes) -> None:
 
     close(output.image_embeds[0], feature)
     close(output.text_embeds[0], reference.text_feature(ids[0], there[0]))
-    memory = encoder.remember(pixels)
-    close(encoder.match(ids, there.long(), memory=memory)[0], reference.itm_logits(ids[0], there[0], image))
+    cache = encoder.cache_image(pixels)
+    close(encoder.match(ids, there.long(), image_cache=cache)[0], reference.itm_logits(ids[0], there[0], image))
     if model.config.mim_weight == 0:
         return
-    batch = Batch(pixels, ids, there.long())
-    logits = code_logits(batch, Side(encoder, model.heads, memory), masked)
+    batch = {"pixel_values": pixels, "input_ids": ids, "attention_mask": there.long()}
+    logits = code_logits(batch, Side(encoder, model.heads, cache), masked)
     close(logits, reference.code_logits(pixels[0], masked[0], ids[0], there[0])[masked[0]])
     twin = model.momentum_encoder
-    chosen = keywords(batch, Side(twin, model.momentum_heads, twin.remember(pixels)), model.config)
+    chosen = keywords(batch, Side(twin, model.momentum_heads, twin.cache_image(pixels)), model.config)
     _, rows = reference.together(ids[0], there[0], reference.image(pixels[0], m="_m"), "_m")
     may_vote = [int(word) not in model.config.special_token_ids for word in ids[0]]
     assert set(chosen[0].nonzero().flatten().tolist()) == slow.keywords(rows, may_vote)

@@ -171,7 +171,7 @@ def test_a_batch_of_no_pairs_has_every_column(pairs):
     assert all(len(rows) == 0 for rows in empty.values())
 
 
-# ---------------------------------------------------------------------- siblings
+# ---------------------------------------------------------------------- other captions
 
 
 @pytest.fixture(scope="module")
@@ -188,8 +188,8 @@ def families(world):
     return load_pairs(str(folder), image_id_column="concept")
 
 
-def test_siblings_are_other_captions_of_the_same_picture(families):
-    names = {families.caption(i): {families.sibling(i, seed) for seed in range(60)} for i in range(len(families))}
+def test_other_captions_are_of_the_same_image(families):
+    names = {families.caption(i): {families.other_caption(i, seed) for seed in range(60)} for i in range(len(families))}
     assert names == {
         "red": {"blue", "green"},
         "blue": {"red", "green"},
@@ -199,17 +199,17 @@ def test_siblings_are_other_captions_of_the_same_picture(families):
         "c": {"a", "b"},
         "alone": {None},
     }
-    assert families.sibling(0, 5) == families.sibling(0, 5)
+    assert families.other_caption(0, 5) == families.other_caption(0, 5)
 
 
-def test_siblings_become_the_second_view(families):
-    assert "sibling" not in families[0]
-    families.siblings = True
+def test_other_captions_become_the_second_view(families):
+    assert "other_caption" not in families[0]
+    families.other_captions = True
     items = [families[(epoch, i)] for epoch in range(3) for i in range(len(families))]
-    families.siblings = False
-    batch = collator(text_view="sibling", word_drop_ratio=0.99, word_drop_masked=1, word_drop_replaced=0)(items)
+    families.other_captions = False
+    batch = collator(text_view="other_caption", word_drop_ratio=0.99, word_drop_masked=1, word_drop_replaced=0)(items)
     tokenizer = tiny_processor().tokenizer
     for item, ids in zip(items, batch["view_input_ids"]):
         words = tokenizer.decode(ids[ids > 3])
-        # Without a sibling, words are dropped.
-        assert words.replace(" ", "") == (item["sibling"] or "[MASK]" * len(tokenizer.tokenize("alone")))
+        # Without another caption, words are dropped.
+        assert words.replace(" ", "") == (item["other_caption"] or "[MASK]" * len(tokenizer.tokenize("alone")))

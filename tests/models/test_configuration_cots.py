@@ -6,7 +6,6 @@ import pytest
 from transformers import AutoConfig, BertConfig, DistilBertConfig, RobertaConfig, ViTConfig
 
 from hf_cots import COTSConfig, COTSImageTokenizerConfig
-from hf_cots.models.modeling_cots import config_from_towers
 from tests.support.tiny import tiny_config
 
 
@@ -33,7 +32,6 @@ def test_json_round_trip(tmp_path):
         temperature=0.2,
         learn_temperature=True,
         filter_lambda=None,
-        task_direction="image_to_text",
     )
     config.save_pretrained(tmp_path)
     text = (tmp_path / "config.json").read_text()
@@ -106,7 +104,6 @@ CONTRADICTIONS = {
     "contrast": {"contrast": "moco"},
     "image_pooling": {"image_pooling": "max"},
     "text_pooling": {"text_pooling": "last"},
-    "task_direction": {"task_direction": "both"},
     "image_mean": {"image_mean": [0.5]},
     "image_std": {"image_std": [0.5, 0.5, 0.0]},
     "learn_temperature": {"learn_temperature": "yes"},
@@ -149,7 +146,7 @@ def test_image_tokenizer_refuses_sizes_that_cannot_be_built(fields, name):
 
 @pytest.mark.parametrize(("groups", "expected"), [(4, 32), (3, 16), (1, 4)])
 def test_config_from_towers_fits_the_image_tokenizer_to_the_patches(groups, expected):
-    config = config_from_towers(
+    config = COTSConfig.from_towers(
         vit(image_size=32, patch_size=8), BertConfig(), image_tokenizer_config={"num_groups": groups}
     )
     assert config.image_tokenizer_config.image_size == expected

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hf_cots import CookieConfig, CookieForPreTraining, CookieModel
+from hf_cots.models.step import Step
 from tests.support import reference_cookie as slow
 from tests.support.tiny_cookie import cookie_batch, tiny_cookie, tiny_cookie_config
 
@@ -71,7 +72,7 @@ def test_sharing_halves_the_parameters():
 
 
 def test_every_layer_and_head_is_used():
-    """A change to any weight of the shared layers changes pictures and texts."""
+    """A change to any weight of the shared layers changes images and texts."""
     model, batch = tiny_cookie().eval().cookie, cookie_batch(pairs=2)
     inputs = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")}
     with torch.no_grad():
@@ -100,12 +101,12 @@ def reference_terms(model, batch):
     return terms | {"cross_modal": slow.nce(images, texts, ids, tau)}
 
 
-@pytest.mark.parametrize("siblings", [False, True])
+@pytest.mark.parametrize("captions", [1, 2])
 @pytest.mark.parametrize("fields", [{}, {"learn_temperature": True}, {"cross_modal_loss": "hinge", "margin": 0.5}])
-def test_losses_and_gradients_equal_a_reference(fields, siblings):
+def test_losses_and_gradients_equal_a_reference(fields, captions):
     """Test 3 of the specification: values, and the gradient of every parameter."""
     model = tiny_cookie(visual_weight=0.7, textual_weight=1.3, **STILL, **fields)
-    batch = cookie_batch(siblings=siblings)
+    batch = cookie_batch(captions=captions)
     output = model(**batch)
     output.loss.backward()
     given = named_gradients(model)
@@ -130,14 +131,14 @@ def test_constant_embeddings_cost_log_n(pairs):
     embeds = torch.ones(pairs, 16, dtype=torch.float64) / 4
     names = ("image_embeds", "text_embeds", "view_image_embeds", "view_text_embeds")
     ids, weights = torch.arange(pairs), torch.full((pairs,), 1 / pairs)
-    terms = model.contrast_terms(dict.fromkeys(names, embeds), ids, weights)
+    step = Step(ids, ids, weights)
+    terms = model.contrast_terms(dict.fromkeys(names, embeds), step)
     assert terms["visual"].item() == pytest.approx(math.log(pairs), abs=1e-6)
     assert terms["textual"].item() == pytest.approx(math.log(pairs), abs=1e-6)
     assert terms["cross_modal"].item() == pytest.approx(0.5, abs=1e-6)
     model.config.cross_modal_loss = "info_nce"
-    assert model.contrast_terms(dict.fromkeys(names, embeds), ids, weights)["cross_modal"].item() == pytest.approx(
-        math.log(pairs), abs=1e-6
-    )
+    terms = model.contrast_terms(dict.fromkeys(names, embeds), step)
+    assert terms["cross_modal"].item() == pytest.approx(math.log(pairs), abs=1e-6)
 
 
 def test_a_pair_without_negatives_costs_nothing():
@@ -159,9 +160,9 @@ def test_an_empty_share_has_a_loss_of_zero():
     assert all("pooler" in name for name in unused), unused
 
 
-def test_without_ids_no_pair_is_another_ones_sibling():
+def test_without_ids_no_pair_shares_its_image():
     model = tiny_cookie(**STILL)
-    batch = cookie_batch(siblings=False)
+    batch = cookie_batch(captions=1)
     wanted = model(**batch).loss
     del batch["image_ids"]
     assert model(**batch).loss.item() == pytest.approx(wanted.item(), rel=1e-12)

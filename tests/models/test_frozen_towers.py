@@ -1,5 +1,7 @@
 """A tower that is not trained is encoded once per step, for keys and losses alike."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -18,10 +20,10 @@ def test_features_of_a_frozen_tower_come_with_the_keys_and_change_nothing(tower,
     assert not getattr(model.cots, tower).training
     batch = tiny_batch()
     (step,) = model.begin_step([batch])
-    assert step[feature].shape[0] == 8
-    assert len([name for name in step if name.endswith("_features")]) == 1
-    given = model(**batch, **step)
-    computed = model(**batch, **{name: value for name, value in step.items() if name != feature})
+    assert getattr(step, feature).shape[0] == 8
+    assert (step.image_features is None) != (step.text_features is None)
+    given = model(**batch, step=step)
+    computed = model(**batch, step=dataclasses.replace(step, **{feature: None}))
     for term in ("loss_instance", "loss_mvm", "loss_mlm", "loss_task"):
         torch.testing.assert_close(given[term], computed[term])
 
@@ -33,7 +35,7 @@ def test_a_frozen_tower_is_not_run_again(monkeypatch):
     batch = tiny_batch()
     (step,) = model.begin_step([batch])
     monkeypatch.setattr(model.cots, "encode_text", lambda *_: pytest.fail("the frozen tower ran twice"))
-    model(**batch, **step).loss.backward()
+    model(**batch, step=step).loss.backward()
     assert all(parameter.grad is None for parameter in model.cots.text_model.parameters())
     assert model.cots.text_projection.weight.grad is not None
 
@@ -41,11 +43,11 @@ def test_a_frozen_tower_is_not_run_again(monkeypatch):
 def test_towers_that_train_give_no_features():
     model = COTSForPreTraining(tiny_config()).train()
     (step,) = model.begin_step([tiny_batch()])
-    assert "image_features" not in step
-    assert "text_features" not in step
+    assert step.image_features is None
+    assert step.text_features is None
 
 
-def test_the_twin_of_a_frozen_tower_is_not_updated_and_the_rest_follows():
+def test_the_momentum_encoder_of_a_frozen_tower_is_not_updated_and_the_rest_follows():
     model = COTSForPreTraining(tiny_config(mlm_weight=0.0)).train()
     model.cots.text_model.requires_grad_(False)
     with torch.no_grad():

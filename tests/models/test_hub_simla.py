@@ -41,7 +41,7 @@ with torch.no_grad():
     results["processor"] = type(processor).__name__ == "COTSProcessor"
     results["image_embeds"] = torch.equal(output.image_embeds, expected["image_embeds"])
     results["text_embeds"] = torch.equal(output.text_embeds, expected["text_embeds"])
-    results["match"] = torch.equal(model.match(ids, memory=model.remember(pixels)), expected["match"])
+    results["match"] = torch.equal(model.match(ids, image_cache=model.cache_image(pixels)), expected["match"])
     results["keywords"] = torch.equal(model.predict_keywords(pixels), expected["keywords"])
     whole = AutoModelForPreTraining.from_pretrained(folder + "/pretraining", trust_remote_code=True).eval()
     results["terms"] = {n: float(whole(pixels, ids)[n]) == v for n, v in expected["terms"].items()}
@@ -66,7 +66,7 @@ def folder(tmp_path_factory):
             "pixel_values": pixels,
             "image_embeds": output.image_embeds,
             "text_embeds": output.text_embeds,
-            "match": model.simla.match(ids, memory=model.simla.remember(pixels)),
+            "match": model.simla.match(ids, image_cache=model.simla.cache_image(pixels)),
             "keywords": model.simla.predict_keywords(pixels),
             # hard negatives are drawn: of the whole loss the other terms can be compared
             "terms": {name: float(terms[name]) for name in ("loss_itc", "loss_mlm", "loss_mim", "loss_psl")},

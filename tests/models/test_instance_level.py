@@ -6,24 +6,19 @@ import math
 import pytest
 import torch
 
-from hf_cots.models.instance_level import ContrastRows, in_batch_rows, instance_losses, queue_rows
+from hf_cots.models.instance_level import ContrastRows, compare_in_batch, compare_with_queue, instance_losses
 from hf_cots.models.losses import l2_normalize, soft_targets
 from hf_cots.models.queues import KeyCenter, KeyQueue
+from hf_cots.models.step import Step
 from tests.models.test_losses import assert_same, leaves, unit
 from tests.support import reference
-from tests.support.steps import data, gradients, make, run_step
+from tests.support.steps import compare_on_last_rank, data, gradients, make, run_step
 from tests.support.tiny import tiny_config
 
 
 TAU = 0.1
-IDS = torch.tensor([4, 9, 5, 9, 8, 9])  # pairs 1, 3 and 5 show one picture
+IDS = torch.tensor([4, 9, 5, 9, 8, 9])  # pairs 1, 3 and 5 show one image
 LEVELS_OFF = {"mvm_weight": 0.0, "mlm_weight": 0.0, "task_weight": 0.0, "filter_lambda": None}
-
-
-def batch_rows(images, texts, same_image, first=0, tau=TAU):
-    """Rows of the pairs from `first` on, as a rank that holds the last ones makes them."""
-    own = torch.arange(first, len(images))
-    return in_batch_rows(images[first:], texts[first:], images, texts, IDS[first:], IDS, own, tau, same_image)
 
 
 def siglip(images, texts, tau, bias, same_image):
@@ -48,14 +43,14 @@ def test_sigmoid_equals_the_loop(same_image, first):
     start = [unit(6, 5, seed=1), unit(6, 5, seed=2)]
     start += [torch.tensor(TAU, dtype=torch.float64), torch.tensor([-3.0], dtype=torch.float64)]
     a, b = leaves(*start), leaves(*start)
-    rows = batch_rows(a[0], a[1], same_image, first, a[2])
+    rows = compare_on_last_rank(a[0], a[1], IDS, first, a[2], same_image)
     ours = instance_losses(rows, tiny_config(contrast="sigmoid"), logit_bias=a[3])
     assert_same(ours, siglip(*b, same_image)[first:], a, b)
 
 
-def test_sigmoid_of_different_pictures_is_the_pseudocode_of_its_paper():
+def test_sigmoid_of_different_images_is_the_pseudocode_of_its_paper():
     images, texts, ids, bias = unit(5, 4, seed=1), unit(5, 4, seed=2), torch.arange(5), torch.tensor([-10.0])
-    rows = in_batch_rows(images, texts, images, texts, ids, ids, ids, TAU)
+    rows = compare_in_batch(images, texts, ids, TAU)
     ours = instance_losses(rows, tiny_config(contrast="sigmoid"), logit_bias=bias).mean()
     logits = images @ texts.T / TAU + bias
     labels = 2 * torch.eye(5, dtype=torch.float64) - 1
@@ -74,13 +69,18 @@ def supervised(queries, keys, tau):
 
 def test_several_positives_equal_the_loop():
     a, b = (leaves(unit(6, 5, seed=1), unit(6, 5, seed=2)) for _ in range(2))
-    ours = instance_losses(batch_rows(*a, "positive"), tiny_config(contrast="in_batch"))
+    ours = instance_losses(compare_in_batch(*a, IDS, TAU, "positive"), tiny_config(contrast="in_batch"))
     theirs = [(x + y) / 2 for x, y in zip(supervised(*b, TAU), supervised(b[1], b[0], TAU))]
     assert_same(ours, theirs, a, b)
 
 
+def step_with(image_keys, text_keys):
+    """A step of the pairs 100 to 105 of the run."""
+    return Step(IDS, 100 + torch.arange(6), torch.ones(6), image_keys=image_keys, text_keys=text_keys)
+
+
 def filled_queue(slots=9, held=7, dim=5):
-    """Seven of nine slots: two of the pictures of the batch, and the batch's own pairs 0 and 1 (numbers 100, 101)."""
+    """Seven of nine slots: two of the images of the batch, and the batch's own pairs 0 and 1 (index 100, 101)."""
     queue = KeyQueue(slots, dim).double()
     ids, numbers = torch.tensor([9, 77, 78, 5, 79, 4, 9])[:held], torch.tensor([50, 51, 52, 53, 54, 100, 101])[:held]
     queue.enqueue(unit(held, dim, seed=20), unit(held, dim, seed=21), ids, numbers)
@@ -113,7 +113,7 @@ def test_soft_targets_over_the_queue_equal_the_loop(alpha, same_image):
     config = tiny_config(soft_target_alpha=0.4, same_image=same_image)
     start = (unit(6, 5, seed=1), unit(6, 5, seed=2), torch.tensor(TAU, dtype=torch.float64))
     a, b = leaves(*start), leaves(*start)
-    rows = queue_rows(a[0], a[1], image_keys, text_keys, IDS, 100 + torch.arange(6), queue, a[2], config)
+    rows = compare_with_queue(a[0], a[1], step_with(image_keys, text_keys), queue, a[2], config)
     assert rows.positives[:, 1:].any() == (same_image == "positive")
     ours = instance_losses(rows, config, alpha)
     shared = (ids, numbers, alpha, b[2], same_image)
@@ -131,7 +131,8 @@ def test_empty_slots_and_the_own_key_count_for_nothing(same_image):
         queue, *_ = filled_queue(slots)
         queue.image_keys[7:], queue.text_keys[7:] = 1e3, 1e3
         queue.image_ids[7:], queue.pair_index[7:] = 9, 105
-        rows = queue_rows(*(unit(6, 5, seed=s) for s in range(4)), IDS, 100 + torch.arange(6), queue, TAU, config)
+        images, texts, *keys = (unit(6, 5, seed=s) for s in range(4))
+        rows = compare_with_queue(images, texts, step_with(*keys), queue, TAU, config)
         results.append(instance_losses(rows, config, 0.4))
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
     assert not rows.positives[0, 6], "the own key is in column 0 and nowhere else"
@@ -150,16 +151,16 @@ def test_without_options_the_rows_loss_is_infonce():
 # ---------------------------------------------------------------------- in the model
 
 
-def embeds_of(model, batch, twin=False):
-    net = model.momentum_encoder if twin else model.cots
+def embeds_of(model, batch, momentum=False):
+    net = model.momentum_encoder if momentum else model.cots
     image = net.encode_image(batch["pixel_values"]).pooler_output
     text = net.encode_text(batch["input_ids"], batch["attention_mask"]).pooler_output
     return l2_normalize(net.visual_projection(image)), l2_normalize(net.text_projection(text))
 
 
-def assert_same_gradients(model, twin):
+def assert_same_gradients(model, expected_model):
     compared = 0
-    for (name, ours), theirs in zip(gradients(model).items(), gradients(twin).values()):
+    for (name, ours), theirs in zip(gradients(model).items(), gradients(expected_model).values()):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: n + m)
         compared += theirs is not None and bool(theirs.abs().max() > 1e-8)
     assert compared > 40
@@ -169,17 +170,17 @@ def test_the_model_with_the_sigmoid_loss():
     model = make(contrast="sigmoid", temperature=TAU, learn_temperature=True, **LEVELS_OFF)
     assert model.momentum_encoder is None
     assert model.logit_bias.tolist() == [-10.0]
-    twin, batch = copy.deepcopy(model), data(model)
+    again, batch = copy.deepcopy(model), data(model)
     batch["image_ids"] = torch.arange(8)
     output = model(**batch)
-    images, texts = embeds_of(twin, batch)
-    logits = images @ texts.T / twin.cots.log_temperature.exp() + twin.logit_bias
+    images, texts = embeds_of(again, batch)
+    logits = images @ texts.T / again.cots.log_temperature.exp() + again.logit_bias
     expected = -torch.nn.functional.logsigmoid((2 * torch.eye(8) - 1) * logits).sum() / 8
     torch.testing.assert_close(output.loss, expected, rtol=1e-10, atol=1e-12)
     output.loss.backward()
     expected.backward()
     assert model.logit_bias.grad.abs() > 1e-6
-    assert_same_gradients(model, twin)
+    assert_same_gradients(model, again)
 
 
 def test_the_model_with_albefs_contrast():
@@ -190,15 +191,15 @@ def test_the_model_with_albefs_contrast():
     run_step(model, batches[0], [8])
     model.end_step()
     model.zero_grad()
-    twin = copy.deepcopy(model)
+    again = copy.deepcopy(model)
     (step,) = model.begin_step([batches[1]])
-    output = model(**(batches[1] | step))
-    images, texts = embeds_of(twin, batches[1])
+    output = model(**batches[1], step=step)
+    images, texts = embeds_of(again, batches[1])
     with torch.no_grad():
-        image_keys, text_keys = embeds_of(twin, batches[1], twin=True)
+        image_keys, text_keys = embeds_of(again, batches[1], momentum=True)
     queued = [
         torch.cat([q[:8], k])
-        for q, k in zip((twin.key_queue.image_keys, twin.key_queue.text_keys), (image_keys, text_keys))
+        for q, k in zip((again.key_queue.image_keys, again.key_queue.text_keys), (image_keys, text_keys))
     ]
     ids = torch.cat([batches[0]["image_ids"], batches[1]["image_ids"]])
     expected = 0
@@ -215,14 +216,13 @@ def test_the_model_with_albefs_contrast():
     torch.testing.assert_close(output.loss, expected, rtol=1e-9, atol=1e-11)
     output.loss.backward()
     expected.backward()
-    assert_same_gradients(model, twin)
+    assert_same_gradients(model, again)
 
 
 OPTIONS = {
     "albef": {"soft_target_alpha": 0.4, "soft_target_warmup_steps": 3, "center_keys": False},
     "several positives": {"same_image": "positive"},
-    "running centre": {"center_momentum": 0.9, "momentum_warmup_steps": 4},
-    "masked images": {"contrast_on_masked_images": True},
+    "running center": {"center_momentum": 0.9, "momentum_warmup_steps": 4},
 }
 
 
@@ -276,30 +276,16 @@ def test_running_center_equals_a_loop_and_starts_at_the_first_mean():
     assert int(center.steps) == 4
 
 
-def test_keys_are_centred_with_the_running_mean():
+def test_keys_are_centered_with_the_running_mean():
     model = make(center_momentum=0.9, **LEVELS_OFF)
     for seed in range(2):
         batch = data(model, seed=seed)
-        raw, _ = model._momentum_keys(batch, {})
+        raw = model.momentum_features(batch)["image_keys"]
         (step,) = model.begin_step([batch])
-        centred = l2_normalize(raw - model.key_center.means[0], eps=1e-3)
-        torch.testing.assert_close(step["image_keys"], centred)
+        centered = l2_normalize(raw - model.key_center.means[0], eps=1e-3)
+        torch.testing.assert_close(step.image_keys, centered)
     assert (raw.mean(dim=0) - model.key_center.means[0]).abs().max() > 1e-4, "not this step's own mean"
     assert make(**LEVELS_OFF).key_center is None
-
-
-def test_masked_images_serve_the_contrast():
-    """Image embeddings are those of the masked pass; one image pass is saved; L_MVM is what it was."""
-    model, plain = make(contrast_on_masked_images=True), make()
-    batch, calls = data(model), []
-    original = model.cots.encode_image
-    model.cots.encode_image = lambda *args, **kwargs: calls.append(kwargs) or original(*args, **kwargs)
-    output, expected = model(**batch), plain(**batch)
-    assert len(calls) == 1
-    masked = original(batch["pixel_values"], bool_masked_pos=batch["bool_masked_pos"]).pooler_output
-    torch.testing.assert_close(output.image_embeds, l2_normalize(model.cots.visual_projection(masked)))
-    torch.testing.assert_close(output.loss_mvm, expected.loss_mvm)
-    assert not torch.allclose(output.image_embeds, expected.image_embeds)
 
 
 @pytest.mark.parametrize("contrast", ["momentum", "in_batch", "sigmoid"])
@@ -343,8 +329,6 @@ def test_equal_embeddings_under_the_sigmoid_loss():
         ({"soft_target_alpha": 1.5}, r"soft_target_alpha must lie in \[0, 1\]"),
         ({"center_momentum": 1.0}, r"center_momentum must lie in \[0, 1\)"),
         ({"momentum_warmup_steps": -1}, "momentum_warmup_steps must not be negative"),
-        ({"contrast_on_masked_images": True, "masked_fraction": 0.5}, "masked_fraction=0.5"),
-        ({"contrast_on_masked_images": True, "mvm_weight": 0.0}, "every image has to be masked"),
     ],
 )
 def test_contradictions_are_refused(fields, message):

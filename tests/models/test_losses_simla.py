@@ -8,7 +8,6 @@ from hf_cots.models.losses_simla import (
     hard_negatives,
     keyword_loss,
     keyword_positions,
-    mean_of_masked,
     multi_hot,
 )
 from tests.support import reference_simla as slow
@@ -55,13 +54,8 @@ def test_half_precision_is_computed_in_float32(dtype):
     )
 
 
-def test_mean_of_masked():
-    masked = torch.tensor([[True, False, True], [False, False, False], [False, True, False]])
-    assert mean_of_masked(torch.tensor([1.0, 3.0, 5.0]), masked).tolist() == [2, 0, 5]
-
-
 def test_hard_negatives_follow_the_softmax():
-    """20,000 draws of each row: shares within five standard deviations of the probabilities."""
+    """20,000 draws of each row: fractions within five standard deviations of the probabilities."""
     similarities = torch.tensor(
         [[5.0, 1.0, 0.0, 2.0], [0.0, 9.0, 0.0, 0.0], [1.0, 1.0, 1.0, 3.0], [0.0, 1.0, 2.0, 3.0]]
     )
@@ -119,8 +113,8 @@ def test_keywords_of_a_hand_made_attention():
     assert chosen[0].nonzero().flatten().tolist() == [2, 4]
     chosen = keyword_positions(attention, may_vote, votes_per_head=2, num_keywords=5)
     assert chosen[0].nonzero().flatten().tolist() == [2, 4, 5], "a position without a vote is no keyword"
-    quirky = keyword_positions(attention, torch.ones_like(may_vote), votes_per_head=2, num_keywords=1)
-    assert quirky[0].nonzero().flatten().tolist() == [0], "the first token votes and wins where all may"
+    as_authors = keyword_positions(attention, torch.ones_like(may_vote), votes_per_head=2, num_keywords=1)
+    assert as_authors[0].nonzero().flatten().tolist() == [0], "the first token votes and wins where all may"
 
 
 def test_equal_votes_are_told_apart_by_attention():

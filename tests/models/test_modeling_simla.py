@@ -1,4 +1,4 @@
-"""SIMLA for inference: features and judgements against the slow reference, caches, errors, saving."""
+"""SIMLA for inference: features and scores against the slow reference, caches, errors, saving."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def texts(batch, rows=slice(None)):
     return {name: batch[name][rows] for name in ("input_ids", "attention_mask")}
 
 
-def test_features_and_judgements_equal_the_reference(whole, batch):
+def test_features_and_scores_equal_the_reference(whole, batch):
     reference = slow.Reference(to_simla(whole)["model"], heads=2)
     output = whole.simla(pixel_values=batch["pixel_values"], **texts(batch))
     ids, there = batch["input_ids"], batch["attention_mask"] != 0
@@ -39,23 +39,23 @@ def test_features_and_judgements_equal_the_reference(whole, batch):
     torch.testing.assert_close(output.image_embeds, images, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(output.text_embeds, words, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(output.logits_per_image, images @ words.T / float(reference["temp"]))
-    judged = whole.simla.match(**texts(batch), pixel_values=batch["pixel_values"])
+    scored = whole.simla.match(**texts(batch), pixel_values=batch["pixel_values"])
     expected = [reference.itm_logits(t, m, reference.image(p)) for t, m, p in zip(ids, there, batch["pixel_values"])]
-    torch.testing.assert_close(judged, torch.stack(expected), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(scored, torch.stack(expected), rtol=1e-9, atol=1e-9)
 
 
-def test_memory_gives_the_scores_of_the_full_forward(whole, batch):
+def test_a_cache_gives_the_scores_of_the_full_forward(whole, batch):
     model, pixels = whole.simla, batch["pixel_values"]
     full = model.match(**texts(batch), pixel_values=pixels)
-    memory = model.remember(pixels)
-    assert len(memory) == 4
-    torch.testing.assert_close(model.match(**texts(batch), memory=memory), full)
+    cache = model.cache_image(pixels)
+    assert len(cache) == 4
+    torch.testing.assert_close(model.match(**texts(batch), image_cache=cache), full)
     turned = torch.tensor([2, 0, 2])
-    chosen = memory.rows(turned)
+    chosen = cache.rows(turned)
     assert len(chosen) == 3
-    torch.testing.assert_close(model.match(**texts(batch, turned), memory=chosen), full[turned])
+    torch.testing.assert_close(model.match(**texts(batch, turned), image_cache=chosen), full[turned])
     once_more = chosen.rows(torch.tensor([1]))
-    torch.testing.assert_close(model.match(**texts(batch, slice(0, 1)), memory=once_more), full[:1])
+    torch.testing.assert_close(model.match(**texts(batch, slice(0, 1)), image_cache=once_more), full[:1])
 
 
 def test_one_text_with_many_images_and_many_texts_with_one(whole, batch):
@@ -100,7 +100,7 @@ def test_errors(whole, batch):
     model, pixels = whole.simla, batch["pixel_values"]
     with pytest.raises(ValueError, match="needs input_ids, pixel_values, or both"):
         model()
-    with pytest.raises(ValueError, match="either pixel_values or memory"):
+    with pytest.raises(ValueError, match="either pixel_values or image_cache"):
         model.match(**texts(batch))
     with pytest.raises(ValueError, match="4 texts cannot be matched with 3 images"):
         model.match(**texts(batch), pixel_values=pixels[:3])
@@ -159,11 +159,11 @@ def test_a_bert_keeps_its_features():
     model = SimlaForPreTraining.from_vision_text_pretrained(vit, bert, **fields).eval()
     ids, pixels = torch.randint(104, 200, (3, 7)), torch.randn(2, 3, 32, 32)
     expected = bert(input_ids=ids).last_hidden_state
-    torch.testing.assert_close(model.simla.encode_text(ids), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.simla.encode_text(ids).last_hidden_state, expected, rtol=1e-5, atol=1e-5)
     expected = vit(pixel_values=pixels).last_hidden_state
-    torch.testing.assert_close(model.simla.encode_image(pixels), expected, rtol=1e-5, atol=1e-5)
-    for name, twin in model.momentum_encoder.named_parameters():
-        assert torch.equal(twin, dict(model.simla.named_parameters())[name]), name
+    torch.testing.assert_close(model.simla.encode_image(pixels).last_hidden_state, expected, rtol=1e-5, atol=1e-5)
+    for name, follower in model.momentum_encoder.named_parameters():
+        assert torch.equal(follower, dict(model.simla.named_parameters())[name]), name
     with pytest.raises(ValueError, match="not from 'vit'"):
         SimlaModel.from_vision_text_pretrained(vit, vit)
 

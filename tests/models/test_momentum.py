@@ -74,7 +74,7 @@ def test_the_newest_pairs_of_a_large_batch_are_kept():
     assert sorted(queue.image_ids.tolist()) == [1007, 1008, 1009, 1010]
 
 
-def test_no_negative_masks_empty_slots_and_the_own_picture():
+def test_no_negative_masks_empty_slots_and_the_own_image():
     queue = KeyQueue(6, 3)
     keys = torch.rand(4, 3)
     queue.enqueue(keys, keys, torch.tensor([5, 7, 5, 0]), torch.arange(4))
@@ -117,37 +117,37 @@ def test_enqueue_takes_no_gradient_and_keeps_the_queue_dtype():
 
 def test_momentum_update_equals_a_loop():
     torch.manual_seed(1)
-    online, twin = (nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)).double() for _ in range(2))
+    online, follower = (nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)).double() for _ in range(2))
     online.add_module("extra", nn.Linear(2, 2).double())  # the online side may own more
     expected = []
-    for (_, target), source in zip(twin.named_parameters(), online.parameters()):
+    for (_, target), source in zip(follower.named_parameters(), online.parameters()):
         values = [0.9 * t + 0.1 * s for t, s in zip(target.flatten().tolist(), source.flatten().tolist())]
         expected.append(torch.tensor(values, dtype=torch.float64).view_as(target))
     before = [p.clone() for p in online.parameters()]
-    update_momentum(twin, online, 0.9)
-    for parameter, wanted in zip(twin.parameters(), expected):
+    update_momentum(follower, online, 0.9)
+    for parameter, wanted in zip(follower.parameters(), expected):
         torch.testing.assert_close(parameter.detach(), wanted, rtol=1e-12, atol=1e-14)
     assert all(torch.equal(a, b) for a, b in zip(before, online.parameters())), "the online side must not move"
 
 
 def test_momentum_zero_copies_exactly():
-    online, twin = nn.Linear(3, 4), nn.Linear(3, 4)
-    update_momentum(twin, online, 0.0)
-    assert torch.equal(twin.weight, online.weight)
-    assert twin.weight.data_ptr() != online.weight.data_ptr()
+    online, follower = nn.Linear(3, 4), nn.Linear(3, 4)
+    update_momentum(follower, online, 0.0)
+    assert torch.equal(follower.weight, online.weight)
+    assert follower.weight.data_ptr() != online.weight.data_ptr()
 
 
-def test_momentum_update_matches_by_name_and_refuses_a_stranger():
+def test_momentum_update_matches_by_name_and_refuses_an_unknown_one():
     class Reordered(nn.Module):
         def __init__(self, *names):
             super().__init__()
             for name in names:
                 self.register_parameter(name, nn.Parameter(torch.rand(2)))
 
-    online, twin = Reordered("a", "b"), Reordered("b", "a")
-    update_momentum(twin, online, 0.0)
-    assert torch.equal(twin.a, online.a)
-    assert torch.equal(twin.b, online.b)
+    online, follower = Reordered("a", "b"), Reordered("b", "a")
+    update_momentum(follower, online, 0.0)
+    assert torch.equal(follower.a, online.a)
+    assert torch.equal(follower.b, online.b)
     with pytest.raises(KeyError, match="c"):
         update_momentum(Reordered("a", "c"), online, 0.5)
 
@@ -179,7 +179,7 @@ def test_score_queue_survives_a_resume():
 
 
 @pytest.mark.parametrize("make", [lambda: COTSForPreTraining(tiny_config()), tiny_simla, tiny_cookie])
-def test_all_of_a_twin_follows_and_each_parameter_once(make):
-    for twin, _ in make().ema_pairs:
-        names = [name for name, _ in parameters_outside(twin, ())]
-        assert sorted(names) == sorted(name for name, _ in twin.named_parameters())
+def test_all_of_a_momentum_encoder_follows_and_each_parameter_once(make):
+    for follower, _ in make().ema_pairs:
+        names = [name for name, _ in parameters_outside(follower, ())]
+        assert sorted(names) == sorted(name for name, _ in follower.named_parameters())

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hf_cots import COTSForPreTraining, COTSImageTokenizer
+from hf_cots.models.step import Step
 from tests.support.tiny import tiny_batch, tiny_config
 
 
@@ -39,10 +40,11 @@ def test_they_are_compiled_when_training_is(model):
     masked = torch.zeros(8, 16, dtype=torch.bool)
     masked[:, :6] = True
     torch._dynamo.reset()
-    level = torch.compile(model._mvm, backend=backend)
-    losses = level(tiny_batch()["pixel_values"], None, masked, torch.randn(8, 24), torch.arange(8))
+    batch = tiny_batch() | {"bool_masked_pos": masked, "codebook_indices": None}
+    step = Step(torch.arange(8), torch.arange(8), torch.ones(8))
+    term = torch.compile(model.mvm_term, backend=backend)(batch, torch.randn(8, 24), step)
     torch._dynamo.reset()
-    losses.sum().backward()
+    term.backward()
     text = "\n".join(taken)
     names = [name for name, part in model.image_tokenizer.named_modules() if isinstance(part, torch.nn.Conv2d)]
     encoder = [name for name in names if name.startswith("encoder")]

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from hf_cots import COTSForPreTraining
-from hf_cots.models import instance_level as contrast
-from hf_cots.models import pretraining_cots
+from hf_cots.models import instance_level, task_level, token_level
 from tests.support import reference
 from tests.support.steps import gradients
 from tests.support.tiny import tiny_batch, tiny_config
@@ -22,7 +21,7 @@ def autocast(dtype):
 
 
 def make(**fields):
-    """A tiny model whose momentum twin differs from it."""
+    """A tiny model whose momentum encoder differs from it."""
     torch.manual_seed(0)
     model = COTSForPreTraining(tiny_config(**fields))
     with torch.no_grad():
@@ -43,10 +42,10 @@ def test_the_contrast_is_that_of_float64_on_the_same_embeddings(dtype):
     model, batch = make(queue_size=8), tiny_batch() | {"image_ids": torch.arange(8)}
     with autocast(dtype):
         (step,) = model.begin_step([batch])
-        output = model(**(batch | step))
+        output = model(**batch, step=step)
     assert all(output[name].dtype == torch.float32 for name in output if name.startswith("loss") or "embeds" in name)
     images, texts = output.image_embeds.double(), output.text_embeds.double()
-    keys = [step[name].double() for name in ("image_keys", "text_keys")]
+    keys = [step.image_keys.double(), step.text_keys.double()]
     queues = [model.key_queue.image_keys.double(), model.key_queue.text_keys.double()]
     ignored = [[i == j for j in range(8)] for i in range(8)]
     tau = model.config.temperature
@@ -61,10 +60,10 @@ def test_the_contrast_is_that_of_float64_on_the_same_embeddings(dtype):
 @pytest.mark.parametrize(
     ("module", "name"),
     [
-        (contrast, "instance_loss"),
-        (contrast, "contrast_logits"),
-        (pretraining_cots, "task_loss"),
-        (pretraining_cots, "masked_token_loss"),
+        (instance_level, "instance_loss"),
+        (instance_level, "contrast_logits"),
+        (task_level, "task_loss"),
+        (token_level, "masked_token_loss"),
     ],
 )
 def test_what_the_losses_compute_with_is_float32(monkeypatch, dtype, module, name):
@@ -99,7 +98,7 @@ def test_filter_statistics_are_float32(dtype):
         (step,) = model.begin_step([tiny_batch()])
         threshold = model.filter_threshold()
     scores = model.score_queue.scores
-    assert scores.dtype == threshold.dtype == step["image_keys"].dtype == torch.float32
+    assert scores.dtype == threshold.dtype == step.image_keys.dtype == torch.float32
     exact = scores.double().mean() - model.config.filter_lambda * scores.double().std(correction=0)
     assert threshold.item() == pytest.approx(exact.item(), rel=1e-6)
 
@@ -150,7 +149,7 @@ def test_one_pair(dtype, fields):
     assert_finite(model, output)
     pieces = [{name: rows[start:stop] for name, rows in batch.items()} for start, stop in ((0, 1), (1, 8))]
     with autocast(dtype):
-        outputs = [model(**(piece | step)) for piece, step in zip(pieces, model.begin_step(pieces))]
+        outputs = [model(**piece, step=step) for piece, step in zip(pieces, model.begin_step(pieces))]
     for output in outputs:
         output.loss.backward()
         assert_finite(model, output)
@@ -192,11 +191,11 @@ def test_a_batch_without_pairs(dtype, contrast):
     pieces = [{name: rows[start:stop] for name, rows in batch.items()} for start, stop in ((0, 8), (8, 8))]
     with autocast(dtype):
         for piece, step in zip(pieces, model.begin_step(pieces)):
-            output = model(**(piece | step))
+            output = model(**piece, step=step)
             (output.loss / 2).backward()
             assert all(gradient is not None for gradient in gradients(model).values())
         (step,) = alone.begin_step([batch])
-        alone(**(batch | step)).loss.backward()
+        alone(**batch, step=step).loss.backward()
     assert output.loss.item() == 0
     assert_finite(model, output)
     assert int(model.pairs_seen) == int(alone.pairs_seen) == 8

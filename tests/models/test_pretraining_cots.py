@@ -1,12 +1,15 @@
 """COTSForPreTraining: its loss against the formulas, exact accumulation, the filter, and what stays frozen."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from hf_cots.models import pretraining_cots
+from hf_cots.models.instance_level import compare_with_queue
 from tests.support import reference
 from tests.support.steps import data, gradients, make, run_step
 
@@ -15,15 +18,15 @@ def head(module, hidden, feature):
     """`layer_norm(gelu(dense(h + A g)))`."""
     mixed = hidden + module.inject.weight @ feature
     dense = F.gelu(module.dense.weight @ mixed + module.dense.bias)
-    centred = dense - dense.mean()
-    scale = (centred.pow(2).mean() + module.layer_norm.eps).sqrt()
-    return centred / scale * module.layer_norm.weight + module.layer_norm.bias
+    centered = dense - dense.mean()
+    scale = (centered.pow(2).mean() + module.layer_norm.eps).sqrt()
+    return centered / scale * module.layer_norm.weight + module.layer_norm.bias
 
 
 def reference_loss(model, batch, queue_before):
     """The total of the paper's terms for a whole step in one batch, pair by pair."""
     config, tau, n = model.config, model.config.temperature, len(batch["input_ids"])
-    online, twin = model.cots, model.momentum_encoder
+    online, momentum = model.cots, model.momentum_encoder
 
     def features(net):
         image = net.vision_model(pixel_values=batch["pixel_values"]).last_hidden_state[:, 0]
@@ -38,7 +41,7 @@ def reference_loss(model, batch, queue_before):
     g_image, g_text = features(online)
     images, texts = embeds(online, g_image, g_text)
     with torch.no_grad():
-        image_keys, text_keys = embeds(twin, *features(twin))
+        image_keys, text_keys = embeds(momentum, *features(momentum))
         if config.center_keys:
             image_keys, text_keys = reference.centered(image_keys), reference.centered(text_keys)
     # (image key, text key, image id) of what is in the queue, oldest first
@@ -108,11 +111,11 @@ def test_loss_and_gradient_equal_the_formulas(center, fresh):
         for j in range(filled)
     ]
     assert filled == 8
-    twin = copy.deepcopy(model)
+    again = copy.deepcopy(model)
 
     (step,) = model.begin_step([second])
-    output = model(**(second | step))
-    expected = reference_loss(twin, second, before)
+    output = model(**second, step=step)
+    expected = reference_loss(again, second, before)
     for name, value in expected.items():
         torch.testing.assert_close(output[name], value.detach(), rtol=1e-9, atol=1e-10, msg=lambda m, n=name: n + m)
     total = sum(weights[f"{name[5:]}_weight"] * value for name, value in expected.items())
@@ -120,7 +123,7 @@ def test_loss_and_gradient_equal_the_formulas(center, fresh):
     output.loss.backward()
     total.backward()
     compared = 0
-    for (name, ours), theirs in zip(gradients(model).items(), gradients(twin).values()):
+    for (name, ours), theirs in zip(gradients(model).items(), gradients(again).values()):
         torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9, msg=lambda m, n=name: n + m)
         compared += bool(theirs.abs().max() > 1e-8)
     assert compared > 60
@@ -129,7 +132,7 @@ def test_loss_and_gradient_equal_the_formulas(center, fresh):
 @pytest.mark.parametrize("sizes", [[4, 4, 4, 4], [5, 5, 6], [1, 15], [1] * 16], ids=str)
 @pytest.mark.parametrize("fresh", [True, False])
 def test_accumulation_is_exact(sizes, fresh):
-    """Three steps of 1 x 16 and of micro-batches: gradients, queues, counters, weights and twin agree to 1e-10."""
+    """Three steps of 1 x 16 and of micro-batches: gradients, queues, counters, weights and momentum encoder agree to 1e-10."""
     fields = {"queue_size": 24, "similarity_queue_size": 16, "filter_lambda": 0.5, "enqueue_before_loss": fresh}
     whole = make(**fields)
     parts = copy.deepcopy(whole)
@@ -167,7 +170,7 @@ def test_forward_alone_is_a_step_of_its_own():
         loss = auto(**batch).loss
         manual.update_momentum()
         (step,) = manual.begin_step([batch])
-        expected = manual(**(batch | step)).loss
+        expected = manual(**batch, step=step).loss
         torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
         assert torch.equal(auto.key_queue.image_keys, manual.key_queue.image_keys)
         assert torch.equal(
@@ -188,21 +191,20 @@ def contrast_of(model, batch):
     """What a step that has begun compares."""
     (step,) = model.begin_step([batch])
     seen = {}
-    original = model._contrast
 
     def spy(*args):
-        seen["rows"] = original(*args)
+        seen["rows"] = compare_with_queue(*args)
         return seen["rows"]
 
-    model._contrast = spy
-    model(**(batch | step))
-    model._contrast = original
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretraining_cots, "compare_with_queue", spy)
+        model(**batch, step=step)
     return seen["rows"]
 
 
-def test_own_keys_same_pictures_and_empty_slots_are_no_negatives():
+def test_own_keys_same_images_and_empty_slots_are_no_negatives():
     model = make(queue_size=20)
-    batch = data(model)  # pairs 2i and 2i + 1 share a picture
+    batch = data(model)  # pairs 2i and 2i + 1 share an image
     rows = contrast_of(model, batch)
     for logits in (rows.image_to_text, rows.text_to_image):
         probabilities = logits.softmax(dim=1)
@@ -248,7 +250,7 @@ def test_equal_embeddings_are_finite(contrast):
     assert all(torch.isfinite(g).all() for g in gradients(model).values())
 
 
-def test_equal_embeddings_with_centred_keys_are_finite():
+def test_equal_embeddings_with_centered_keys_are_finite():
     model = make().float()
     batch = {name: tensor[:1].expand(8, *tensor.shape[1:]) for name, tensor in data(model).items()}
     batch |= {"image_ids": torch.arange(8), "pixel_values": batch["pixel_values"].float()}
@@ -261,8 +263,8 @@ def test_equal_embeddings_with_centred_keys_are_finite():
 
 def prepared_filter(model, batch, lam):
     """Fill the score queue so that `mu - lambda sigma` is the batch's median score, from mu and sigma both not 0."""
-    image_keys, text_keys = model._momentum_keys(batch, {})
-    scores = (image_keys * text_keys).sum(dim=1)
+    keys = model.momentum_features(batch)
+    scores = (keys["image_keys"] * keys["text_keys"]).sum(dim=1)
     ordered = scores.sort().values
     cut = (ordered[3] + ordered[4]) / 2
     sigma = 0.01
@@ -279,18 +281,18 @@ def test_filter_drops_exactly_the_pairs_below_the_threshold():
     scores, expected = prepared_filter(model, batch, 1.5)
     assert expected.sum() == 4
     (step,) = model.begin_step([batch])
-    assert torch.equal(step["kept"], expected)
-    assert torch.equal(step["pair_weights"] * 8, expected.float())
+    assert torch.equal(step.kept, expected)
+    assert torch.equal(step.weights * 8, expected.float())
     batch["pixel_values"].requires_grad_()
     embedded = []
     hook = model.cots.text_model.embeddings.register_forward_hook(
         lambda module, args, out: (out.retain_grad(), embedded.append(out))[0]
     )
-    output = model(**(batch | step))
+    output = model(**batch, step=step)
     hook.remove()
     output.loss.backward()
     assert torch.equal(output.kept, expected)
-    assert (batch["pixel_values"].grad[~expected] == 0).all(), "a dropped picture must have no influence"
+    assert (batch["pixel_values"].grad[~expected] == 0).all(), "a dropped image must have no influence"
     assert (batch["pixel_values"].grad[expected].abs().amax(dim=(1, 2, 3)) > 0).all()
     for hidden in embedded[:1]:
         assert (hidden.grad[~expected] == 0).all()
@@ -309,9 +311,9 @@ def test_filter_divides_by_all_pairs_not_by_the_kept():
     for i in range(8):
         weights = torch.zeros(8, dtype=torch.float64)
         weights[i] = 1
-        one_by_one.append(model(**(batch | step | {"pair_weights": weights})).loss.item())
+        one_by_one.append(model(**batch, step=dataclasses.replace(step, weights=weights)).loss.item())
     expected = sum(value for value, keep in zip(one_by_one, kept) if keep) / 8
-    assert model(**(batch | step)).loss.item() == pytest.approx(expected, rel=1e-9)
+    assert model(**batch, step=step).loss.item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_filter_waits_for_a_full_queue_and_its_warmup():
@@ -376,7 +378,7 @@ def test_every_trainable_parameter_gets_a_gradient(contrast, learn):
     assert ("cots.log_temperature" in gradients(model)) == learn
 
 
-def test_masked_share_scales_the_sum_and_skips_the_other_rows():
+def test_masked_fraction_scales_the_sum_and_skips_the_other_rows():
     model = make(masked_fraction=0.5, filter_lambda=None)
     batch = data(model, pairs=16)
     rows = batch["bool_masked_pos"].any(dim=1)
@@ -384,12 +386,12 @@ def test_masked_share_scales_the_sum_and_skips_the_other_rows():
     sizes = []
     model.cots.vision_model.register_forward_hook(lambda m, a, out: sizes.append(len(out.last_hidden_state)))
     (step,) = model.begin_step([batch])
-    output = model(**(batch | step))
+    output = model(**batch, step=step)
     assert sizes == [16, int(rows.sum())], "clean, masked"
     full = make(masked_fraction=1.0, filter_lambda=None)
     only = {name: tensor[rows] for name, tensor in batch.items()}
     (step,) = full.begin_step([only])
-    alone = full(**(only | step))  # the mean over the masked rows
+    alone = full(**only, step=step)  # the mean over the masked rows
     for name in ("loss_mvm", "loss_mlm"):
         torch.testing.assert_close(output[name], alone[name] * int(rows.sum()) / 16 / 0.5, rtol=1e-6, atol=1e-9)
 
@@ -407,21 +409,13 @@ def test_a_batch_whose_pairs_all_skip_the_masked_passes_still_reaches_every_para
     assert all(g is not None and torch.isfinite(g).all() for g in gradients(model).values())
 
 
-def test_detached_global_features_stop_the_token_gradient():
-    for detach in (False, True):
-        model = make(detach_global_features=detach, instance_weight=0.0, task_weight=0.0, mlm_weight=0.0)
-        model(**data(model)).loss.backward()
-        assert (model.cots.text_model.embeddings.word_embeddings.weight.grad is None) == detach
-        assert model.cots.vision_model.embeddings.mask_token.grad.abs().sum() > 0
-
-
 def test_token_level_reads_the_other_stream():
     """With the other stream's features swapped between pairs both token losses change."""
     model = make().eval()
     batch = data(model)
     weights = torch.full((8,), 1 / 8, dtype=torch.float64)
-    step = model.begin_step([batch])[0] | {"pair_weights": weights}
-    plain = model(**(batch | step))
+    step = dataclasses.replace(model.begin_step([batch])[0], weights=weights)
+    plain = model(**batch, step=step)
     original_text, original_image = model.cots.encode_text, model.cots.encode_image
 
     def shuffled(original):
@@ -433,6 +427,6 @@ def test_token_level_reads_the_other_stream():
         return encode
 
     model.cots.encode_text, model.cots.encode_image = shuffled(original_text), shuffled(original_image)
-    other = model(**(batch | step))
+    other = model(**batch, step=step)
     for name in ("loss_mvm", "loss_mlm"):
         assert abs(float(other[name] - plain[name])) > 1e-6

@@ -17,7 +17,7 @@ TERMS = ("itc", "itm", "mlm", "mim", "psl")
 
 
 def fixed_negatives(similarities, allowed):
-    """The first allowed entry of each row, so that fast and slow sides judge the same pairs."""
+    """The first allowed entry of each row, so that fast and slow sides score the same pairs."""
     return allowed.int().argmax(dim=1), allowed.any(dim=1)
 
 
@@ -29,7 +29,7 @@ def fixed(monkeypatch):
 def slow_losses(model, batch, a, queue):
     """Each term by loops over pairs, words, patches and codes; `queue` (image keys, text keys, ids) as of before."""
     reference = slow.Reference(to_simla(model)["model"], heads=2)
-    quirks, config = model.config.match_original_code, model.config
+    as_authors, config = model.config.match_original_code, model.config
     n, tau = len(batch["input_ids"]), float(reference["temp"])
     ids, there, image_ids = batch["input_ids"], batch["attention_mask"] != 0, batch["image_ids"].tolist()
     f_i = [reference.image_feature(p) for p in batch["pixel_values"]]
@@ -42,26 +42,26 @@ def slow_losses(model, batch, a, queue):
     losses = dict.fromkeys(TERMS, torch.zeros((), dtype=torch.float64))
 
     for i in range(n):
-        counted = [j for j in range(n) if j == i or quirks or image_ids[j] != image_ids[i]]
-        behind = [q for q in queued if quirks or int(q[2]) != image_ids[i]]
+        counted = [j for j in range(n) if j == i or as_authors or image_ids[j] != image_ids[i]]
+        behind = [q for q in queued if as_authors or int(q[2]) != image_ids[i]]
         for query, teacher, keys, side in ((f_i[i], k_i[i], k_t, 1), (f_t[i], k_t[i], k_i, 0)):
             columns = torch.stack([keys[j] for j in counted] + [q[side] for q in behind])
             own = counted.index(i)
             one = slow.distilled(columns @ query / tau, own, columns @ teacher / tau, a)
             losses["itc"] = losses["itc"] + one / 2 / n
 
-        others = [j for j in range(n) if j != i and (quirks or image_ids[j] != image_ids[i])]
-        judged = [(i, i, 1)] + [(i, others[0], 0), (others[0], i, 0)] * bool(others)
-        for text, image, label in judged:
+        others = [j for j in range(n) if j != i and (as_authors or image_ids[j] != image_ids[i])]
+        scored = [(i, i, 1)] + [(i, others[0], 0), (others[0], i, 0)] * bool(others)
+        for text, image, label in scored:
             logits = reference.itm_logits(ids[text], there[text], images[image])
-            losses["itm"] = losses["itm"] - slow.log_softmax(logits)[label] / len(judged) / n
+            losses["itm"] = losses["itm"] - slow.log_softmax(logits)[label] / len(scored) / n
 
         if config.mlm_weight > 0:
             words = batch["bool_masked_words"][i].nonzero().flatten().tolist()
             logits = reference.word_logits(batch["masked_input_ids"][i], there[i], images[i])
             teacher = reference.word_logits(batch["masked_input_ids"][i], there[i], images_m[i], "_m")
             for p in words:
-                axis = slow.log_softmax(logits, dim=0)[p] if quirks else None
+                axis = slow.log_softmax(logits, dim=0)[p] if as_authors else None
                 one = slow.distilled(logits[p], ids[i, p], teacher[p], a, axis)
                 losses["mlm"] = losses["mlm"] + one / len(words) / n
 
@@ -76,7 +76,7 @@ def slow_losses(model, batch, a, queue):
 
         if config.psl_weight > 0:
             _, rows = reference.together(ids[i], there[i], images_m[i], "_m")
-            special = () if quirks else config.special_token_ids
+            special = () if as_authors else config.special_token_ids
             may_vote = [int(w) not in special for w in ids[i]]
             y = torch.zeros(config.text_config.vocab_size, dtype=torch.float64)
             for p in slow.keywords(rows, may_vote):
@@ -88,22 +88,24 @@ def slow_losses(model, batch, a, queue):
     return losses
 
 
-@pytest.mark.parametrize("quirks", [False, True])
-def test_each_term_equals_the_slow_reference(fixed, quirks):
-    """In the third step, with a half-risen distillation weight, a part-filled queue and a picture that recurs."""
-    model = tiny_simla(match_original_code=quirks, distillation_weight=0.5)  # a is exact in float32, in which it lies
+@pytest.mark.parametrize("as_authors", [False, True])
+def test_each_term_equals_the_slow_reference(fixed, as_authors):
+    """In the third step, with a half-risen distillation weight, a part-filled queue and an image that recurs."""
+    model = tiny_simla(
+        match_original_code=as_authors, distillation_weight=0.5
+    )  # a is exact in float32, in which it lies
     queued = []
     for seed in (1, 2):
         batch = simla_batch(model, seed=seed)
         (step,) = model.begin_step([batch])
-        queued.append((step["image_keys"], step["text_keys"], step["image_ids"]))
-        model._enqueue_pending()
+        queued.append((step.image_keys, step.text_keys, step.image_ids))
+        model.end_step()
     batch = simla_batch(model, seed=3)
-    batch["image_ids"][0] = queued[0][2][1]  # a picture that the queue holds
+    batch["image_ids"][0] = queued[0][2][1]  # an image that the queue holds
     (step,) = model.begin_step([batch])
     with torch.no_grad():
-        ours = model(**(batch | step))
-    a = float(model.distillation_share())
+        ours = model(**batch, step=step)
+    a = float(model.distillation_weight())
     assert a == 0.25
     expected = slow_losses(model, batch, a, [torch.cat(parts) for parts in zip(*queued)])
     for name in TERMS:
@@ -113,16 +115,16 @@ def test_each_term_equals_the_slow_reference(fixed, quirks):
     torch.testing.assert_close(ours.loss, sum(expected.values()), rtol=1e-9, atol=1e-9)
 
 
-def test_quirks_change_what_they_name_and_nothing_else(fixed):
-    mended, quirky = tiny_simla(), tiny_simla(match_original_code=True)
-    batch = simla_batch(mended)
+def test_as_authors_change_what_they_name_and_nothing_else(fixed):
+    ours, theirs = tiny_simla(), tiny_simla(match_original_code=True)
+    batch = simla_batch(ours)
     batch["image_ids"] = torch.tensor([7, 7, 8, 9])
     results = []
-    for model in (mended, quirky):
-        for _ in range(3):  # until the twin's share counts
+    for model in (ours, theirs):
+        for _ in range(3):  # until the distillation counts
             (step,) = model.begin_step([batch])
-            model._enqueue_pending()
-        results.append(model(**(batch | step)))
+            model.end_step()
+        results.append(model(**batch, step=step))
     same = [name for name in TERMS if torch.equal(results[0][f"loss_{name}"], results[1][f"loss_{name}"])]
     assert same == ["mim"], "codes differ only where another crop is given"
 
@@ -144,11 +146,11 @@ def test_the_distillation_weight_rises_over_the_warm_up():
     seen = []
     for _ in range(7):
         model.begin_step([simla_batch(model)])
-        seen.append(float(model.distillation_share()))
+        seen.append(float(model.distillation_weight()))
     assert seen == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
     model = tiny_simla(distillation_warmup_steps=0)
     model.begin_step([simla_batch(model)])
-    assert float(model.distillation_share()) == pytest.approx(0.4)
+    assert float(model.distillation_weight()) == pytest.approx(0.4)
 
 
 def test_negatives_become_hard_over_the_warm_up(monkeypatch):
@@ -160,7 +162,7 @@ def test_negatives_become_hard_over_the_warm_up(monkeypatch):
         seen.clear()
         for _ in range(count):
             (step,) = model.begin_step([batch])
-            model(**(batch | step))
+            model(**batch, step=step)
         return list(seen)
 
     hard = steps(4)  # the authors' from the start; nothing is learned in between
@@ -183,11 +185,11 @@ def short(batch, length):
     return {name: rows if name in kept else rows[:, :length] for name, rows in batch.items() if "mask" not in name}
 
 
-@pytest.mark.parametrize("quirks", [False, True])
+@pytest.mark.parametrize("as_authors", [False, True])
 @pytest.mark.parametrize(("name", "change"), list(cases()), ids=lambda case: case if isinstance(case, str) else "")
-def test_no_batch_breaks_the_step(name, change, quirks):
+def test_no_batch_breaks_the_step(name, change, as_authors):
     """Loss and every gradient are finite, and every parameter has one."""
-    model = tiny_simla(match_original_code=quirks)
+    model = tiny_simla(match_original_code=as_authors)
     for _ in range(2):
         output = model(**change(simla_batch(model)))
         output.loss.backward()
@@ -208,7 +210,7 @@ def test_without_masked_patches_their_number_need_not_fit_the_image():
     assert output.loss_mim == 0
 
 
-def test_without_any_negative_itm_judges_the_pair_alone():
+def test_without_any_negative_itm_scores_the_pair_alone():
     model = tiny_simla()
     batch = {name: rows[:1] for name, rows in simla_batch(model).items()}
     logits = model.simla.match(batch["input_ids"], batch["attention_mask"], batch["pixel_values"])
@@ -249,11 +251,11 @@ def test_a_step_in_pieces_gives_the_gradient_of_the_whole(monkeypatch, sizes):
     pieces = copy.deepcopy(whole)
     batch = simla_batch(whole, pairs=8)
     (step,) = whole.begin_step([batch])
-    whole(**(batch | step)).loss.backward()
+    whole(**batch, step=step).loss.backward()
     parts = {name: rows.split(sizes) for name, rows in batch.items()}
     micro = [{name: rows[i] for name, rows in parts.items()} for i in range(len(sizes))]
     for piece, step in zip(micro, pieces.begin_step(micro)):
-        (pieces(**(piece | step)).loss / len(sizes)).backward()
+        (pieces(**piece, step=step).loss / len(sizes)).backward()
     for (name, a), b in zip(whole.named_parameters(), pieces.parameters()):
         if a.requires_grad:
             torch.testing.assert_close(b.grad, a.grad, rtol=1e-8, atol=1e-10, msg=name)
@@ -266,15 +268,15 @@ def test_a_step_in_pieces_gives_the_gradient_of_the_whole(monkeypatch, sizes):
 def test_a_step_of_its_own_equals_begin_forward_end():
     """Under a plain Trainer forward keeps the order itself: the momentum update comes at the next step's beginning."""
     alone, led = tiny_simla(), tiny_simla()
+    led.update_momentum()
     for seed in (1, 2):
         batch = simla_batch(alone, seed=seed)
         torch.manual_seed(seed)
         a = alone(**batch).loss
-        led.update_momentum()
         (step,) = led.begin_step([batch])
         torch.manual_seed(seed)
-        b = led(**(batch | step)).loss
-        led._enqueue_pending()
+        b = led(**batch, step=step).loss
+        led.end_step()
         assert torch.equal(a, b)
     for (name, a), b in zip(alone.named_buffers(), led.buffers()):
         assert torch.equal(a, b), name
@@ -293,16 +295,16 @@ def test_evaluation_leaves_no_trace():
         assert torch.equal(tensor, before[name]), name
 
 
-def test_momentum_update_and_frozen_twins():
+def test_momentum_update_and_frozen_momentum_encoders():
     model = tiny_simla()
     before = {name: p.clone() for name, p in model.named_parameters()}
     model.update_momentum()
     after = dict(model.named_parameters())
-    for twin, online in (("momentum_encoder", "simla"), ("momentum_heads", "heads")):
-        names = [name for name in before if name.startswith(twin)]
+    for momentum, online in (("momentum_encoder", "simla"), ("momentum_heads", "heads")):
+        names = [name for name in before if name.startswith(momentum)]
         assert names
         for name in names:
-            expected = 0.995 * before[name] + 0.005 * before[name.replace(twin, online, 1)]
+            expected = 0.995 * before[name] + 0.005 * before[name.replace(momentum, online, 1)]
             torch.testing.assert_close(after[name], expected)
             assert not after[name].requires_grad
 
@@ -358,10 +360,10 @@ def test_predicted_keywords_are_the_concept_heads_probabilities():
         tiny_simla(psl_weight=0).simla.predict_keywords(pixels)
 
 
-@pytest.mark.parametrize("quirks", [False, True])
-def test_nothing_in_the_step_waits_for_the_device(monkeypatch, quirks):
+@pytest.mark.parametrize("as_authors", [False, True])
+def test_nothing_in_the_step_waits_for_the_device(monkeypatch, as_authors):
     """With the masks of the collator, from begin_step to end_step no number is asked for."""
-    model = tiny_simla(match_original_code=quirks)
+    model = tiny_simla(match_original_code=as_authors)
     batch = simla_batch(model)
 
     def asked(*arguments):
@@ -370,5 +372,5 @@ def test_nothing_in_the_step_waits_for_the_device(monkeypatch, quirks):
     for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__"):
         monkeypatch.setattr(torch.Tensor, name, asked)
     (step,) = model.begin_step([batch])
-    model(**(batch | step)).loss.backward()
+    model(**batch, step=step).loss.backward()
     model.end_step()

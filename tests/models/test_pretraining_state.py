@@ -1,20 +1,21 @@
 """COTSForPreTraining as an object: what is frozen, saved, loaded, and computed in half precision."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
 import torch
 
 from hf_cots import COTSForPreTraining, COTSImageTokenizer, COTSModel
-from hf_cots.models import pretraining_cots
+from hf_cots.models import pretraining
 from hf_cots.models.token_level import draw_masks_by_index
 from tests.support.steps import data, gradients, make, run_step
 from tests.support.tiny import tiny_batch, tiny_config
 
 
 def trained(**fields):
-    """A float32 model after two steps, whose twin, queues and counters all hold something."""
+    """A float32 model after two steps, whose momentum encoder, queues and counters all hold something."""
     model = make(**fields).float()
     for seed in range(2):
         batch = data(model, seed=seed)
@@ -62,13 +63,13 @@ def test_frozen_modules_stay_frozen(tmp_path):
     assert not loaded.cots.training
 
 
-def test_twin_runs_without_dropout():
+def test_the_momentum_encoder_runs_without_dropout():
     config = tiny_config()
     config.vision_config.hidden_dropout_prob = 0.5
     model = COTSForPreTraining(config).train()
     batch = tiny_batch()
-    a, b = model._momentum_keys(batch, {}), model._momentum_keys(batch, {})
-    assert torch.equal(a[0], b[0])
+    a, b = model.begin_step([batch, batch])
+    assert torch.equal(a.image_keys, b.image_keys)
 
 
 def test_pretraining_file_loads_as_cots_model(tmp_path):
@@ -146,12 +147,11 @@ def test_evaluation_leaves_the_state_untouched_and_is_deterministic():
     assert first.kept.all()
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
-    assert model._pending is None
 
 
 @pytest.mark.parametrize("center", [True, False])
 def test_evaluation_loss_is_that_of_a_step_against_the_present_queue(center):
-    """The same as a training step with the queue of the past, centred keys and all; no pair is dropped."""
+    """The same as a training step with the queue of the past, centered keys and all; no pair is dropped."""
     model = make(enqueue_before_loss=False, center_keys=center, filter_lambda=0.0)
     for seed in range(2):
         run_step(model, data(model, seed=seed), [8])
@@ -159,9 +159,9 @@ def test_evaluation_loss_is_that_of_a_step_against_the_present_queue(center):
     batch = data(model, seed=2)
     expected = copy.deepcopy(model)
     (step,) = expected.begin_step([batch])
-    assert not step["kept"].all()
-    step["kept"], step["pair_weights"] = torch.ones(8, dtype=torch.bool), torch.full((8,), 1 / 8).double()
-    wanted, given = expected(**(batch | step)), model.eval()(**batch)
+    assert not step.kept.all()
+    step = dataclasses.replace(step, kept=torch.ones(8, dtype=torch.bool), weights=torch.full((8,), 1 / 8).double())
+    wanted, given = expected(**batch, step=step), model.eval()(**batch)
     for name in ("loss", "loss_instance", "loss_mvm", "loss_mlm", "loss_task"):
         torch.testing.assert_close(given[name], wanted[name], rtol=1e-9, atol=1e-10)
 
@@ -243,7 +243,7 @@ def test_codebook_pixels_undo_the_normalisation():
 
 
 def test_codebook_pixels_follow_the_flip_and_the_resize():
-    """Flipping the picture flips the tokenizer's view; each code's pixels are those of its own patch."""
+    """Flipping the image flips the tokenizer's view; each code's pixels are those of its own patch."""
     config = tiny_config()
     config.vision_config.image_size, config.vision_config.patch_size = 64, 16
     model = COTSForPreTraining(config)
@@ -264,14 +264,14 @@ def test_targets_are_the_codes_of_the_masked_patches():
     batch = data(model)
     step = model.begin_step([batch])[0]
     codes = model.image_tokenizer.get_codebook_indices(model.codebook_pixels(batch["pixel_values"])).flatten(1)
-    own = model(**(batch | step)).loss_mvm
-    given = model(**(batch | step), codebook_indices=codes).loss_mvm
+    own = model(**batch, step=step).loss_mvm
+    given = model(**batch, step=step, codebook_indices=codes).loss_mvm
     assert own == given
     masked = batch["bool_masked_pos"]
     unseen = torch.where(masked, codes, (codes + 1) % 64)
-    assert model(**(batch | step), codebook_indices=unseen).loss_mvm == own
+    assert model(**batch, step=step, codebook_indices=unseen).loss_mvm == own
     seen = torch.where(masked, (codes + 1) % 64, codes)
-    assert model(**(batch | step), codebook_indices=seen).loss_mvm != own
+    assert model(**batch, step=step, codebook_indices=seen).loss_mvm != own
 
 
 def test_set_image_tokenizer_takes_weights_and_refuses_other_sizes():
@@ -294,7 +294,7 @@ def test_masks_drawn_by_the_model_differ_between_steps_and_rows(monkeypatch):
         seen.append(masks["bool_masked_pos"])
         return masks
 
-    monkeypatch.setattr(pretraining_cots, "draw_masks_by_index", draw)
+    monkeypatch.setattr(pretraining, "draw_masks_by_index", draw)
     batch = {k: v for k, v in data(model).items() if "mask" not in k or k == "attention_mask"}
     batch["input_ids"] = batch["input_ids"][:1].expand(8, -1)
     for _ in range(2):

@@ -60,7 +60,7 @@ def text_embeds(model: CookieModel, input_ids: torch.Tensor, attention_mask: tor
 
 
 def nce(p: torch.Tensor, q: torch.Tensor, image_ids: torch.Tensor, temperature) -> torch.Tensor:
-    """`1/2 (CE over rows + CE over columns)` of p q^T / tau, pairs of one picture left out off the diagonal."""
+    """`1/2 (CE over rows + CE over columns)` of p q^T / tau, pairs of one image left out off the diagonal."""
     losses = []
     for i in range(len(p)):
         others = [j for j in range(len(p)) if j == i or image_ids[j] != image_ids[i]]
@@ -72,7 +72,7 @@ def nce(p: torch.Tensor, q: torch.Tensor, image_ids: torch.Tensor, temperature) 
 
 
 def hinge(p: torch.Tensor, q: torch.Tensor, image_ids: torch.Tensor, margin: float) -> torch.Tensor:
-    """Mean over pairs of `[a - s_ii + max_j s_ij]_+ + [a - s_ii + max_j s_ji]_+`, siblings left out."""
+    """Mean over pairs of `[a - s_ii + max_j s_ij]_+ + [a - s_ii + max_j s_ji]_+`, pairs of the same image left out."""
     total = torch.zeros((), dtype=p.dtype)
     for i in range(len(p)):
         others = [j for j in range(len(p)) if image_ids[j] != image_ids[i]]

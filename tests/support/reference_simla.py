@@ -53,7 +53,7 @@ class Reference:
         return torch.cat(parts, dim=1), torch.stack(rows)
 
     def image(self, pixels, masked=None, m=""):
-        """(1 + patches, width) of one picture (3, side, side); `masked` (patches,) bool."""
+        """(1 + patches, width) of one image (3, side, side); `masked` (patches,) bool."""
         root = f"visual_encoder{m}"
         kernel = self[f"{root}.patch_embed.proj.weight"]
         size = kernel.shape[-1]
@@ -132,7 +132,7 @@ class Reference:
         return x @ self[f"{self.bert(m)}.embeddings.word_embeddings.weight"].T + self[f"{root}.bias"]
 
     def code_logits(self, pixels, masked, ids, mask, m=""):
-        """(patches, codes): the masked picture as queries, the text's embedding layer as keys."""
+        """(patches, codes): the masked image as queries, the text's embedding layer as keys."""
         queries = self.embed(self.image(pixels, masked, m), m)
         there = torch.ones(len(queries), dtype=torch.bool)
         states, _ = self.stack(queries, there, self.embed(ids, m), mask, m)

@@ -1,15 +1,17 @@
 """A tiny pre-training model in float64, its batches, and one optimizer step of it."""
 
+import pytest
 import torch
 
 from hf_cots import COTSForPreTraining
+from hf_cots.models import instance_level
 from hf_cots.models.masking import draw_masks, mix
 from hf_cots.models.token_level import mask_settings
 from tests.support.tiny import tiny_batch, tiny_config
 
 
 def make(**fields):
-    """A tiny model in float64 whose momentum twin has drifted away, so that online and momentum never coincide."""
+    """A tiny model in float64 whose momentum encoder has drifted away, so that the two never coincide."""
     torch.manual_seed(0)
     model = COTSForPreTraining(tiny_config(**fields)).double()
     with torch.no_grad():
@@ -19,7 +21,7 @@ def make(**fields):
 
 
 def data(model, pairs=8, seed=0):
-    """A batch in float64 with masks, a padded text, and pictures that occur twice."""
+    """A batch in float64 with masks, a padded text, and images that occur twice."""
     batch = tiny_batch(pairs, seed=seed)
     batch["attention_mask"][0, 6:] = 0
     batch["input_ids"][0, 5] = 102
@@ -43,11 +45,23 @@ def run_step(model, batch, sizes):
     Returns the loss and the number of dropped pairs."""
     micro, total, dropped = split(batch, sizes), 0.0, 0
     for piece, step in zip(micro, model.begin_step(micro)):
-        loss = model(**(piece | step)).loss / len(sizes)
+        loss = model(**piece, step=step).loss / len(sizes)
         loss.backward()
         total += loss.item()
-        dropped += int((~step["kept"]).sum())
+        dropped += int((~step.kept).sum())
     return total, dropped
+
+
+def compare_on_last_rank(images, texts, image_ids, first, temperature, same_image="excluded"):
+    """[`compare_in_batch`] on a rank that holds the pairs from `first` on; the first rank holds the others."""
+    sides = iter((images, texts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(instance_level, "rank", lambda: 1)
+        patch.setattr(instance_level, "row_counts", lambda count, device: [first, count])
+        patch.setattr(instance_level, "gather_rows_with_gradient", lambda rows, counts: next(sides))
+        patch.setattr(instance_level, "gather_rows", lambda rows, counts: image_ids)
+        own = (images[first:], texts[first:], image_ids[first:])
+        return instance_level.compare_in_batch(*own, temperature, same_image)
 
 
 def gradients(model):

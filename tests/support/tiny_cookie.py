@@ -30,12 +30,12 @@ def tiny_cookie(**fields) -> CookieForPreTraining:
     return model.train()
 
 
-def cookie_batch(pairs: int = 6, seed: int = 0, siblings: bool = True) -> dict[str, torch.Tensor]:
-    """Random views in float64; texts of several lengths, and the last two pairs of one picture."""
+def cookie_batch(pairs: int = 6, seed: int = 0, captions: int = 2) -> dict[str, torch.Tensor]:
+    """Random views in float64; texts of several lengths, and the last `captions` pairs of one image."""
     source = torch.Generator().manual_seed(seed)
-    batch: dict[str, torch.Tensor] = {"image_ids": 100 * seed + torch.arange(pairs)}
-    if siblings:
-        batch["image_ids"] = batch["image_ids"].clamp(max=100 * seed + max(0, pairs - 2))
+    batch: dict[str, torch.Tensor] = {
+        "image_ids": 100 * seed + torch.arange(pairs).clamp(max=max(0, pairs - captions))
+    }
     for view, length in (("", 9), ("view_", 7)):
         ids = torch.randint(104, 200, (pairs, length), generator=source)
         ids[:, 0], ids[:1, 5:] = 101, 0

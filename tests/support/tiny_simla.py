@@ -28,7 +28,7 @@ def tiny_simla_config(**fields) -> SimlaConfig:
 
 
 def tiny_simla(**fields) -> SimlaForPreTraining:
-    """In float64, with weights large enough to matter, ema_pairs that have drifted away, biases that are not 0, and codes
+    """In float64, with weights large enough to matter, momentum encoders that have drifted away, biases that are not 0, and codes
     that tell patches apart."""
     torch.manual_seed(0)
     model = SimlaForPreTraining(tiny_simla_config(**fields)).double()
@@ -43,7 +43,7 @@ def tiny_simla(**fields) -> SimlaForPreTraining:
 
 
 def simla_batch(model: SimlaForPreTraining, pairs: int = 4, length: int = 9, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random pairs in float64; the first text is padded, and the last two pairs share a picture's id."""
+    """Random pairs in float64; the first text is padded, and the last two pairs share an image's id."""
     source = torch.Generator().manual_seed(seed)
     ids = torch.randint(104, 200, (pairs, length), generator=source)
     ids[:, 0], ids[0, 6:] = 101, 0
@@ -54,6 +54,6 @@ def simla_batch(model: SimlaForPreTraining, pairs: int = 4, length: int = 9, see
         "image_ids": 100 * seed + torch.arange(pairs).clamp(max=max(0, pairs - 2)),
     }
     if model.config.uses_masks:
-        numbers = 1000 * seed + torch.arange(pairs)
-        batch |= draw_masks_by_index(model.config, ids, batch["attention_mask"], numbers)
+        index = 1000 * seed + torch.arange(pairs)
+        batch |= draw_masks_by_index(model.config, ids, batch["attention_mask"], index)
     return batch

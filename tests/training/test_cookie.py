@@ -129,12 +129,12 @@ def test_a_stream_trains_too(world):
     assert all(log_history(output, 3)[0][term] > 0 for term in TERMS)
 
 
-def test_siblings_are_asked_of_the_pairs_only_where_they_are_contrasted(world):
-    for overrides, wanted in (({}, False), ({"text_view": "sibling"}, True), ({"textual_weight": 0}, False)):
+def test_other_captions_are_asked_of_the_pairs_only_where_they_are_contrasted(world):
+    for overrides, wanted in (({}, False), ({"text_view": "other_caption"}, True), ({"textual_weight": 0}, False)):
         model, data, training = parse_arguments(cookie_flags(world, world.root / "out", overrides))
         pairs, _ = build_data(data, training)
         views = build_views(build_model(model, build_tokenizer(model)).config, data, pairs)
-        assert pairs.siblings == wanted
+        assert pairs.other_captions == wanted
         assert (views.words is None) == ("textual_weight" in overrides)
 
 
@@ -145,7 +145,7 @@ def test_siblings_are_asked_of_the_pairs_only_where_they_are_contrasted(world):
         ({}, {"image_tokenizer": "org/dvae"}, "masks no patches"),
         ({}, {"lora_rank": 2}, "--lora_rank is for COTS"),
         ({}, {"code_cache": "codes"}, "--code_cache is for masked image modelling"),
-        ({"text_view": "sibling"}, {"streaming": True}, "leave out --streaming"),
+        ({"text_view": "other_caption"}, {"streaming": True}, "leave out --streaming"),
     ],
 )
 def test_what_does_not_go_is_one_line(world, overrides, settings, message):

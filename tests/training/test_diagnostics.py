@@ -38,13 +38,13 @@ def test_batch_accuracy_of_a_collapsed_model_is_chance():
     assert batch_accuracy(same, same, torch.arange(8)).item() == pytest.approx(1 / 8)
 
 
-def test_captions_of_one_picture_do_not_compete():
-    """Three captions of a picture are equally good answers: none of them is a mistake."""
+def test_captions_of_one_image_do_not_compete():
+    """Three captions of an image are equally good answers: none of them is a mistake."""
     images, ids = unit(2).repeat_interleave(3, dim=0), torch.tensor([4, 4, 4, 9, 9, 9])
     assert batch_accuracy(images, images, ids).item() == 1
 
 
-def test_spread():
+def test_embedding_variance():
     assert embedding_variance(torch.tensor([[0.6, 0.8]] * 5)).item() == pytest.approx(0, abs=1e-6)
     assert embedding_variance(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).item() == pytest.approx(1)
     embeds = unit(9)
@@ -53,7 +53,7 @@ def test_spread():
 
 
 @pytest.mark.parametrize(("stored", "step"), [(6, 6), (20, 8), (50, 8), (50, 40), (9, 4)])
-def test_similarity_to_fresh_and_stale_keys_equals_a_loop(stored, step):
+def test_similarity_to_current_and_older_keys_equals_a_loop(stored, step):
     """The queue of 32 is part full, full, wrapped around, or smaller than the step."""
     model = COTSForPreTraining(tiny_config(mvm_weight=0, mlm_weight=0))
     keys, ids = unit(stored, 16, seed=1), torch.arange(stored) // 2
@@ -63,18 +63,18 @@ def test_similarity_to_fresh_and_stale_keys_equals_a_loop(stored, step):
     model.key_queue.enqueue(unit(step, 16, seed=3), keys[-step:], ids[-step:], ids[-step:])
     images, image_ids = unit(5, 16, seed=4), ids[-5:]
     found = similarity_to_queue(model, images, image_ids, step)
-    fresh, stale = [], []
+    current, older = [], []
     for i in range(5):
         for j in range(max(0, stored - 32), stored):
             if ids[j] != image_ids[i]:
-                (fresh if j >= stored - step else stale).append(float(images[i] @ keys[j]))
-    for name, values in (("sim_current_keys", fresh), ("sim_queued_keys", stale)):
+                (current if j >= stored - step else older).append(float(images[i] @ keys[j]))
+    for name, values in (("sim_current_keys", current), ("sim_queued_keys", older)):
         expected = sum(values) / max(1, len(values))
         assert found[name].item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_staleness_shortcut_shows():
-    """Keys that drifted together: fresh and stale negatives part company."""
+    """Keys that drifted together: current and older negatives differ."""
     model = COTSForPreTraining(tiny_config(mvm_weight=0, mlm_weight=0))
     drift = torch.zeros(16)
     drift[0] = 3

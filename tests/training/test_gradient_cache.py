@@ -5,6 +5,7 @@ import torch
 
 import hf_cots.train
 from hf_cots import COTSForPreTraining
+from hf_cots.models.step import Step
 from hf_cots.train import main
 from hf_cots.training.gradient_cache import RandomState, cache_gradients
 from tests.support.recording import DoubleTrainer
@@ -26,12 +27,10 @@ def gradients_of(model):
 
 def cached_step(model, parts):
     """The gradients of a step, as Trainer makes them: each loss divided by the number of micro-batches."""
-    parts = [part | extra for part, extra in zip(parts, model.begin_step(parts))]
-    parts = [part | extra for part, extra in zip(parts, cache_gradients(model, parts))]
     losses = []
-    for part in parts:
-        with part.pop("random_state").replayed():
-            output = model(**part)
+    for part, step in zip(parts, cache_gradients(model, parts, model.begin_step(parts))):
+        with step.cached.random_state.replayed():
+            output = model(**part, step=step)
         (output.loss / len(parts)).backward()
         losses.append(output.loss.item())
     return losses, gradients_of(model)
@@ -83,8 +82,8 @@ def test_without_caching_micro_batches_are_not_one_batch():
     model(**batch).loss.backward()
     wanted = gradients_of(model)
     parts = parts_of(batch, [4, 4, 4])
-    for part, extra in zip(parts, model.begin_step(parts)):
-        (model(**(part | extra)).loss / 3).backward()
+    for part, step in zip(parts, model.begin_step(parts)):
+        (model(**part, step=step).loss / 3).backward()
     given = gradients_of(model)
     assert not torch.allclose(given["cookie.transformer.norm.weight"], wanted["cookie.transformer.norm.weight"])
 
@@ -98,10 +97,11 @@ def test_dropout_is_replayed():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.3
     start = RandomState.now(torch.device("cpu"))
-    embeds = [model.contrast_embeds(part) for part in parts]
+    steps = [model.evaluation_step(part) for part in parts]
+    embeds = [model.contrast_embeds(part, step) for part, step in zip(parts, steps)]
     whole = {name: torch.cat([one[name] for one in embeds]) for name in embeds[0]}
     ids = torch.cat([part["image_ids"] for part in parts])
-    terms = model.contrast_terms(whole, ids, torch.full((12,), 1 / 12, dtype=torch.float64))
+    terms = model.contrast_terms(whole, Step(ids, ids, torch.full((12,), 1 / 12, dtype=torch.float64)))
     torch.stack(list(terms.values())).sum().backward()
     wanted = gradients_of(model)
     start.restore()

@@ -173,7 +173,7 @@ def key_mean(keys: torch.Tensor) -> torch.Tensor:
 
 
 def center_keys(keys: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """Subtract the mean of the step's keys and normalize again ("Centred keys": the cure of the staleness shortcut).
+    """Subtract the mean of the step's keys and normalize again: the cure of the staleness shortcut.
 
     A fast-moving model makes its current keys differ from the queued ones by a common drift, and the age of a
     key then gives the positive away. Keys that all agree become (nearly) zero, not amplified rounding noise: hence the eps.

@@ -114,7 +114,7 @@ class COTSForPreTraining(PreTrainingModel):
         steps = [self._filtered(step, pair_scores(step.image_keys, step.text_keys) >= threshold) for step in steps]
         if self.score_queue is not None:
             self.score_queue.enqueue(pair_scores(keys.image_keys, keys.text_keys))
-        if self.key_queue is None:
+        if self.key_queue is None or keys is None:
             return steps
         if self.config.center_keys:
             means = self._step_means(keys)
