@@ -48,9 +48,9 @@ def folder(tmp_path_factory):
     pretraining = COTSForPreTraining(tiny_config()).eval()
     tokenizer = COTSImageTokenizer(tiny_config().image_tokenizer_config).eval()
     noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(folder / "picture.png")
+    Image.fromarray(noise).save(folder / "image.png")
     texts = ["a photo of the dog", "a small cat", "犬"]
-    inputs = processor(images=[Image.open(folder / "picture.png")], text=texts, return_tensors="pt")
+    inputs = processor(images=[Image.open(folder / "image.png")], text=texts, return_tensors="pt")
     pixels = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         output = model(**inputs)

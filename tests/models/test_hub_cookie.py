@@ -34,7 +34,7 @@ folder, trust = Path(sys.argv[1]), {"trust_remote_code": True}
 expected = torch.load(folder / "expected.pt")
 model = AutoModel.from_pretrained(folder / "model", **trust)
 processor = AutoProcessor.from_pretrained(folder / "model", **trust)
-inputs = processor(images=[Image.open(folder / "picture.png")], text=expected["texts"], return_tensors="pt")
+inputs = processor(images=[Image.open(folder / "image.png")], text=expected["texts"], return_tensors="pt")
 learner = AutoModelForPreTraining.from_pretrained(folder / "pretraining", **trust).eval()
 with torch.no_grad():
     output, loss = model(**inputs), learner(**expected["batch"]).loss
@@ -57,9 +57,9 @@ def folder(tmp_path_factory):
     model, processor = CookieModel(tiny_cookie_config()).eval(), tiny_processor()
     learner = CookieForPreTraining(tiny_cookie_config(share_weights=False)).eval()
     noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(folder / "picture.png")
+    Image.fromarray(noise).save(folder / "image.png")
     texts = ["a photo of the dog", "a small cat"]
-    inputs = processor(images=[Image.open(folder / "picture.png")], text=texts, return_tensors="pt")
+    inputs = processor(images=[Image.open(folder / "image.png")], text=texts, return_tensors="pt")
     batch = {name: rows.float() if rows.is_floating_point() else rows for name, rows in cookie_batch().items()}
     with torch.no_grad():
         output, loss = model(**inputs), learner(**batch).loss

@@ -1,4 +1,4 @@
-"""Any picture becomes normalised square RGB pixels; each is read from a real file where that matters."""
+"""Any image becomes normalized square RGB pixels; each is read from a real file where that matters."""
 
 import numpy as np
 import pytest
@@ -26,9 +26,9 @@ def plain(processor, image):
     return ((pixels[0] * 0.5 + 0.5) * 255).movedim(0, -1)
 
 
-def assert_colour(processor, image, colour, tolerance=1.0):
+def assert_colour(processor, image, color, tolerance=1.0):
     pixels = plain(processor, image)
-    expected = torch.tensor(colour, dtype=torch.float32).expand(32, 32, 3)
+    expected = torch.tensor(color, dtype=torch.float32).expand(32, 32, 3)
     torch.testing.assert_close(pixels, expected, rtol=0, atol=tolerance)
 
 
@@ -37,7 +37,7 @@ def reread(image, path, **options):
     return Image.open(path)
 
 
-def test_rgb_is_resized_rescaled_and_normalised(processor):
+def test_rgb_is_resized_rescaled_and_normalized(processor):
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
     expected = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC), dtype=np.float32) / 255
@@ -46,7 +46,7 @@ def test_rgb_is_resized_rescaled_and_normalised(processor):
 
 
 def test_the_whole_picture_is_seen(processor):
-    """A wide picture is squeezed, not cropped: both ends are there."""
+    """A wide image is squeezed, not cropped: both ends are there."""
     image = Image.new("RGB", (320, 32))
     image.paste((255, 0, 0), (0, 0, 40, 32))
     image.paste((0, 0, 255), (280, 0, 320, 32))
@@ -127,7 +127,7 @@ def test_odd_sizes(processor, size):
 
 
 def test_an_animation_gives_its_first_frame(processor, tmp_path):
-    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert_colour(processor, Image.open(tmp_path / "a.gif"), (255, 0, 0), 3)
 
@@ -177,4 +177,4 @@ def test_save_and_load(tmp_path, cls):
 
 def test_what_is_no_picture_is_refused(processor):
     with pytest.raises((ValueError, TypeError)):
-        processor("no/such/picture.png", return_tensors="pt")
+        processor("no/such/image.png", return_tensors="pt")

@@ -123,7 +123,7 @@ def test_logits_are_cosine_similarities_over_the_temperature(fields):
     torch.testing.assert_close(output.image_embeds.norm(dim=1), torch.ones(3))
 
 
-def test_features_are_projected_and_not_normalised():
+def test_features_are_projected_and_not_normalized():
     model, batch = make(), tiny_batch()
     image = model.get_image_features(batch["pixel_values"])
     text = model.get_text_features(batch["input_ids"], batch["attention_mask"])

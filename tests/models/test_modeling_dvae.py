@@ -119,9 +119,9 @@ def test_kl_of_uniform_codes_is_zero():
 
 
 def test_training_lowers_the_loss_and_the_codes_tell_pictures_apart():
-    """Sixty steps on four plain pictures: hard-coded reconstructions come near, and colours get codes of their own."""
-    colours = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.9, 0.1], [0.1, 0.1, 0.9], [0.9, 0.9, 0.9]])
-    pixels = colours.view(4, 3, 1, 1).expand(4, 3, 32, 32).contiguous()
+    """Sixty steps on four plain images: hard-coded reconstructions come near, and colors get codes of their own."""
+    colors = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.9, 0.1], [0.1, 0.1, 0.9], [0.9, 0.9, 0.9]])
+    pixels = colors.view(4, 3, 1, 1).expand(4, 3, 32, 32).contiguous()
     model = tiny_tokenizer(kl_weight=0.0)
     before = model.eval()(pixels).reconstruction_loss.item()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)

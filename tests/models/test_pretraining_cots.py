@@ -132,7 +132,7 @@ def test_loss_and_gradient_equal_the_formulas(center, fresh):
 @pytest.mark.parametrize("sizes", [[4, 4, 4, 4], [5, 5, 6], [1, 15], [1] * 16], ids=str)
 @pytest.mark.parametrize("fresh", [True, False])
 def test_accumulation_is_exact(sizes, fresh):
-    """Three steps of 1 x 16 and of micro-batches: gradients, queues, counters, weights and momentum encoder agree to 1e-10."""
+    """Three steps of 1 x 16 and of micro-batches: gradients, queues, counters and all weights agree to 1e-10."""
     fields = {"queue_size": 24, "similarity_queue_size": 16, "filter_lambda": 0.5, "enqueue_before_loss": fresh}
     whole = make(**fields)
     parts = copy.deepcopy(whole)

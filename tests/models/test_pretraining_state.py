@@ -234,7 +234,7 @@ def test_bf16_weights_train():
 # ------------------------------------------------------------------ the image tokenizer's view
 
 
-def test_codebook_pixels_undo_the_normalisation():
+def test_codebook_pixels_undo_the_normalization():
     model = COTSForPreTraining(tiny_config(image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.25, 0.4]))
     pixels = torch.rand(2, 3, 32, 32)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ([0.1, 0.2, 0.3], [0.5, 0.25, 0.4]))

@@ -51,12 +51,12 @@ def package():
         assert mode == "with"
 
 
-def picture():
-    return Image.open(folder / "picture.png")
+def image():
+    return Image.open(folder / "image.png")
 
 
 def check_embeddings(model, processor):
-    inputs = processor(images=[picture()], text=expected["texts"], return_tensors="pt")
+    inputs = processor(images=[image()], text=expected["texts"], return_tensors="pt")
     assert torch.equal(inputs["pixel_values"], expected["pixel_values"])
     assert torch.equal(inputs["input_ids"], expected["input_ids"])
     with torch.no_grad():
@@ -75,7 +75,7 @@ def embeddings():
 
 def zero_shot():
     task = pipeline("zero-shot-image-classification", model=str(folder / "model"), **trust)
-    found = task(picture(), candidate_labels=["dog", "cat"], hypothesis_template="a photo of the {}")
+    found = task(image(), candidate_labels=["dog", "cat"], hypothesis_template="a photo of the {}")
     assert {entry["label"] for entry in found} == {"dog", "cat"}
     assert abs(sum(entry["score"] for entry in found) - 1) < 1e-4
     assert task.model.__class__.__name__ == "COTSModel"
@@ -83,7 +83,7 @@ def zero_shot():
 
 def feature_extraction():
     task = pipeline("image-feature-extraction", model=str(folder / "model"), **trust)
-    found = torch.tensor(task(picture()))
+    found = torch.tensor(task(image()))
     torch.testing.assert_close(found, expected["image_embeds"])
 
 

@@ -58,7 +58,7 @@ def token(logits, targets, masked):
 
 
 def centered(keys):
-    """Subtract the mean key and normalise again; keys nearly equal to the mean are divided by 1e-3 only."""
+    """Subtract the mean key and normalize again; keys nearly equal to the mean are divided by 1e-3 only."""
     mean = [sum(float(k[d]) for k in keys) / len(keys) for d in range(keys.shape[1])]
     if len(keys) == 1:
         mean = [0.0] * keys.shape[1]

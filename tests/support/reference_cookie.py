@@ -12,9 +12,9 @@ def linear(x, module):
 
 
 def norm(x, module):
-    centred = x - x.mean(dim=-1, keepdim=True)
-    variance = (centred**2).mean(dim=-1, keepdim=True)
-    return centred / (variance + module.eps).sqrt() * module.weight + module.bias
+    centered = x - x.mean(dim=-1, keepdim=True)
+    variance = (centered**2).mean(dim=-1, keepdim=True)
+    return centered / (variance + module.eps).sqrt() * module.weight + module.bias
 
 
 def gelu(x):

@@ -9,8 +9,8 @@ import torch
 
 
 def normal(x, weight, bias, eps):
-    centred = x - x.mean(dim=-1, keepdim=True)
-    return centred / torch.sqrt((centred**2).mean(dim=-1, keepdim=True) + eps) * weight + bias
+    centered = x - x.mean(dim=-1, keepdim=True)
+    return centered / torch.sqrt((centered**2).mean(dim=-1, keepdim=True) + eps) * weight + bias
 
 
 def gelu(x):

@@ -28,8 +28,8 @@ def tiny_simla_config(**fields) -> SimlaConfig:
 
 
 def tiny_simla(**fields) -> SimlaForPreTraining:
-    """In float64, with weights large enough to matter, momentum encoders that have drifted away, biases that are not 0, and codes
-    that tell patches apart."""
+    """In float64, with weights large enough to matter, momentum encoders that have drifted away, biases that are not
+    0, and codes that tell patches apart."""
     torch.manual_seed(0)
     model = SimlaForPreTraining(tiny_simla_config(**fields)).double()
     with torch.no_grad():

@@ -62,8 +62,8 @@ def test_a_run_leaves_a_dual_encoder(finished):
     trained = checkpoint(folder, 4)
     for name, tensor in encoder.model.state_dict().items():
         assert torch.equal(tensor, trained[f"cookie.{name}"]), name
-    texts, pictures = ([pair[i] for pair in all_pairs()] for i in (2, 1))
-    scores = encoder.encode_texts(texts) @ encoder.encode_images(pictures).t()
+    texts, images = ([pair[i] for pair in all_pairs()] for i in (2, 1))
+    scores = encoder.encode_texts(texts) @ encoder.encode_images(images).t()
     hits = (scores.argmax(dim=1) == torch.arange(40)).float().mean()
     assert results["text_to_image"]["R@1"] == pytest.approx(100 * hits.item())
     card = (folder / "model" / "README.md").read_text()

@@ -17,7 +17,7 @@ ROOM = {"float64": 1e-10, "float32": 1e-5}
 
 @pytest.fixture(scope="module")
 def pairs(world):
-    """100 pairs on 40 pictures: an epoch is a step of 64 and one of 36."""
+    """100 pairs on 40 images: an epoch is a step of 64 and one of 36."""
     captions = [
         (name, text) for name, _, caption in all_pairs() for text in (caption, f"the {caption}", f"a {caption}")
     ]

@@ -197,6 +197,22 @@ def test_the_trainer_contrasts_the_whole_step(world, monkeypatch):
             assert cached_lines[step][name] == pytest.approx(lines[step][name], abs=2e-5)
 
 
+def test_the_first_pass_runs_in_training_mode(world, monkeypatch):
+    """A model comes from `from_pretrained` in evaluation mode: without dropout in the first pass, the second would not
+    be the first one again."""
+    modes, cache = [], hf_cots.training.trainer.cache_gradients
+
+    def watch(model, *arguments):
+        modes.append(model.training)
+        return cache(model, *arguments)
+
+    monkeypatch.setattr(hf_cots.training.trainer, "cache_gradients", watch)
+    build = hf_cots.train.build_model
+    monkeypatch.setattr(hf_cots.train, "build_model", lambda *arguments: build(*arguments).eval())
+    run(world, monkeypatch, 4, gradient_cache=True)
+    assert modes == [True, True]
+
+
 def test_the_momentum_contrast_needs_no_cache(world):
     with pytest.raises(SystemExit, match="--gradient_cache is for contrasts within the batch"):
         main(world.flags(world.root / "refused", gradient_cache=True))

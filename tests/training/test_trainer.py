@@ -59,9 +59,9 @@ def test_a_run_leaves_a_model_that_loads(finished, world):
     trained = checkpoint(folder, 3)
     assert torch.equal(model.visual_projection.weight, trained["cots.visual_projection.weight"])
     captions = [caption for _, _, caption in all_pairs()]
-    pictures = [picture for _, picture, _ in all_pairs()]
+    images = [image for _, image, _ in all_pairs()]
     with torch.no_grad():
-        scores = model.eval()(**processor(images=pictures, text=captions, return_tensors="pt")).logits_per_image
+        scores = model.eval()(**processor(images=images, text=captions, return_tensors="pt")).logits_per_image
     own_best = scores.argmax(dim=0) == torch.arange(40)
     assert results["text_to_image"]["R@1"] == pytest.approx(100 * own_best.float().mean().item())
 
@@ -339,17 +339,17 @@ def test_evaluation_during_training(world, tmp_path):
 
 
 def test_a_picture_that_breaks_is_skipped_and_counted(world, tmp_path):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    for name, picture, _ in all_pairs()[:16]:
-        picture.save(pictures / name)
-    World.write_metadata(pictures, [{"file_name": name, "caption": text} for name, _, text in all_pairs()[:16]])
-    (pictures / "p03.png").write_bytes(b"<html>")
-    _, lines = run(world, tmp_path / "out", train_data=pictures, max_steps=4, dataloader_num_workers=1)
+    images = tmp_path / "images"
+    images.mkdir()
+    for name, image, _ in all_pairs()[:16]:
+        image.save(images / name)
+    World.write_metadata(images, [{"file_name": name, "caption": text} for name, _, text in all_pairs()[:16]])
+    (images / "p03.png").write_bytes(b"<html>")
+    _, lines = run(world, tmp_path / "out", train_data=images, max_steps=4, dataloader_num_workers=1)
     assert lines[-1]["broken_images"] == 1
     assert [line["queue_filled"] for line in lines] == pytest.approx([1 / 3, 2 / 3, 1, 1], abs=1e-3)
     (line,) = (tmp_path / "out" / "broken_images.jsonl").read_text().splitlines()
-    assert json.loads(line)["image"].startswith(str(pictures / "p03.png"))
+    assert json.loads(line)["image"].startswith(str(images / "p03.png"))
 
 
 def test_a_plain_trainer_trains_the_model(world, tmp_path):

@@ -41,8 +41,8 @@ class COTSConfig(TwoTowerConfig):
         center_momentum (`float`, defaults to 0 [D]): 0 subtracts the step's own mean; above, a running mean in which
             the old one has this weight.
         enqueue_before_loss (`bool`, defaults to `True` [D]): the step's own keys serve as negatives too.
-        same_image (`"excluded"` or `"positive"`, default `"excluded"` [D]): what other pairs of a query's picture are
-            to it: left out of its comparisons, or further positives that share the target with its own partner.
+        same_image (`"excluded"` or `"positive"`, default `"excluded"` [D]): what other pairs of a query's image are
+            to it: left out of its comparisons, or further positives that share the target with its own pair.
         soft_target_alpha (`float`, defaults to 0 [D]): weight of the momentum encoder's own similarities in the
             targets of the momentum contrast. 0.4 with `center_keys=False` is ALBEF's image-text contrast, whose queue
             here counts the step's own keys; ALBEF takes the mean of the two directions where COTS takes their sum.

@@ -12,7 +12,7 @@ class COTSImageTokenizerConfig(PreTrainedConfig):
 
     Args:
         image_size (`int`, defaults to 192): side of the square input in pixels; a multiple of `downsampling`.
-        num_channels (`int`, defaults to 3): colour channels.
+        num_channels (`int`, defaults to 3): color channels.
         codebook_size (`int`, defaults to 8192): number of discrete codes.
         hidden_size (`int`, defaults to 256): width of the first encoder group; group g is 2^g times as wide.
         decoder_input_size (`int`, defaults to 128): width to which the codes are embedded before decoding.

@@ -168,15 +168,15 @@ def pair_scores(image_keys: torch.Tensor, text_keys: torch.Tensor) -> torch.Tens
 
 
 def key_mean(keys: torch.Tensor) -> torch.Tensor:
-    """The mean (D,) of a step's (N, D) keys; zero for a step of one pair, whose centred key would vanish."""
+    """The mean (D,) of a step's (N, D) keys; zero for a step of one pair, whose centered key would vanish."""
     return keys.mean(dim=0) if len(keys) > 1 else keys.new_zeros(keys.shape[1:])
 
 
 def center_keys(keys: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     """Subtract the mean of the step's keys and normalize again: the cure of the staleness shortcut.
 
-    A fast-moving model makes its current keys differ from the queued ones by a common drift, and the age of a
-    key then gives the positive away. Keys that all agree become (nearly) zero, not amplified rounding noise: hence the eps.
+    A fast-moving model makes its current keys differ from the queued ones by a common drift, and the age of a key then
+    gives the positive away. Keys that all agree become (nearly) zero, not amplified rounding noise: hence the eps.
 
     Args:
         keys: (n, D) normalized keys.

@@ -112,8 +112,8 @@ def draw_masks(
 ) -> dict[str, np.ndarray]:
     """The masks of a batch, each row a function of its own seed.
 
-    With `masked_fraction` below 1 a pair takes the masked passes with that probability, drawn from its own seed; the rows
-    of the others are all false.
+    With `masked_fraction` below 1 a pair takes the masked passes with that probability, drawn from its own seed; the
+    rows of the others are all false.
 
     Args:
         seeds: one seed per pair, of [`mix`].

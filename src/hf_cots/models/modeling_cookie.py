@@ -110,7 +110,7 @@ class CookieModel(CookiePreTrainedModel, COTSModel):
 
     @can_return_tuple
     def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
-        """Image features; `pooler_output` is the joint feature (n, projection_dim), *not* normalised."""
+        """Image features; `pooler_output` is the joint feature (n, projection_dim), *not* normalized."""
         output = self.encode_image(pixel_values, **kwargs)
         patches = output.last_hidden_state[:, -self.num_patches(pixel_values) :]  # without special tokens
         hidden = self.transformer(self.visual_projection(patches))
@@ -125,7 +125,7 @@ class CookieModel(CookiePreTrainedModel, COTSModel):
         token_type_ids: torch.LongTensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
-        """Text features; `pooler_output` is the joint feature (n, projection_dim), *not* normalised.
+        """Text features; `pooler_output` is the joint feature (n, projection_dim), *not* normalized.
 
         `token_type_ids` is ignored, as in [`COTSModel.get_text_features`].
         """

@@ -30,7 +30,7 @@ class COTSOutput(ModelOutput):
         image_embeds (`torch.FloatTensor` of shape `(images, projection_dim)`): L2-normalized, float32 or wider.
         text_embeds (`torch.FloatTensor` of shape `(texts, projection_dim)`): L2-normalized, float32 or wider.
         vision_model_output, text_model_output (`BaseModelOutputWithPooling`): each stream's output; `pooler_output` is
-            the projected feature before normalisation.
+            the projected feature before normalization.
     """
 
     logits_per_image: torch.FloatTensor | None = None

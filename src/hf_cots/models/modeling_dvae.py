@@ -221,7 +221,7 @@ class COTSImageTokenizer(PreTrainedModel):
     def _decode(self, code_weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Location and log scale (batch, channels, side, side) of the mapped pixels' logits."""
         if self.decoder is None:
-            raise ValueError("this image tokenizer has no decoder: it turns pictures into codes, but not back")
+            raise ValueError("this image tokenizer has no decoder: it turns images into codes, but not back")
         location, log_scale = self.decoder(code_weights.to(self.decoder.stem.weight.dtype)).chunk(2, dim=1)
         return location, log_scale
 

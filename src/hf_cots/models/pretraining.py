@@ -52,8 +52,8 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
     """An encoder, under the attribute that `base_model_prefix` names, and what only training needs.
 
     A file of the encoder alone loads as this class, with momentum encoders equal to it and empty queues; a file of
-    this class loads as the encoder. A subclass says what a step needs of a batch ([`momentum_features`]) and computes the
-    losses (`forward`), whose inputs are those of the collator and one [`Step`].
+    this class loads as the encoder. A subclass computes what a step needs of a batch ([`momentum_features`]) and the
+    losses (`forward`), from the collator's batch and one [`Step`].
     """
 
     encoder_class: type[COTSPreTrainedModel]

@@ -19,13 +19,12 @@ from transformers.utils import ModelOutput
 
 from .configuration_simla import SimlaConfig
 from .losses import l2_normalize
-from .losses_simla import in_batch_similarities
 from .modeling_dvae import COTSImageTokenizer
 from .modeling_simla import SimlaModel, SimlaPreTrainedModel
 from .pretraining import Batch, PreTrainingModel, warmup_fraction
 from .queues import KeyQueue
 from .step import Step
-from .terms_simla import Side, SimlaHeads, bounded, itc_term, itm_term, mim_term, mlm_term, psl_term
+from .terms_simla import Side, SimlaHeads, itc_term, itm_term, mim_term, mlm_term, psl_term
 from .towers import at_least_one_row
 
 
@@ -160,9 +159,8 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
         losses = {}  # (n,) each
         queued = self._pending or step.keys  # momentum features of the whole step
         losses["itc"] = itc_term(image_embeds, text_embeds, step, queued, self.key_queue, temperature, weight, config)
-        tau = bounded(temperature, config)
-        similarities = in_batch_similarities(image_embeds, text_embeds, step.image_keys, step.text_keys, tau)
-        losses["itm"] = itm_term(batch, online, [self.negative_hardness() * s for s in similarities], step, config)
+        hardness = self.negative_hardness()
+        losses["itm"] = itm_term(batch, online, image_embeds, text_embeds, step, temperature, hardness, config)
         if config.mlm_weight > 0:
             losses["mlm"] = mlm_term(batch, online, momentum, weight, config)
         if config.mim_weight > 0:

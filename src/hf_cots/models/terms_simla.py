@@ -12,7 +12,14 @@ from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
 from .configuration_simla import SimlaConfig
 from .losses import contrast_logits, full_precision, mean_of_masked
-from .losses_simla import distilled_cross_entropy, hard_negatives, keyword_loss, keyword_positions, multi_hot
+from .losses_simla import (
+    distilled_cross_entropy,
+    hard_negatives,
+    in_batch_similarities,
+    keyword_loss,
+    keyword_positions,
+    multi_hot,
+)
 from .modeling_simla import CrossAttentionCache, SimlaModel, expand_attention_mask
 from .queues import KeyQueue
 from .step import Keys, Step
@@ -109,21 +116,31 @@ def itc_term(
 
 
 def itm_term(
-    batch: Batch, online: Side, similarities: list[torch.Tensor], step: Step, config: SimlaConfig
+    batch: Batch,
+    online: Side,
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    step: Step,
+    temperature: torch.Tensor,
+    hardness: torch.Tensor,
+    config: SimlaConfig,
 ) -> torch.Tensor:
     """L_itm of each pair: mean over the pair, its text with a hard negative image, and its image with a hard negative
     text; without a negative that does not exist in the batch.
 
     Args:
-        similarities: (n, n) of images with texts and of texts with images, by which negatives are drawn.
+        image_embeds, text_embeds: (n, D) normalized; with the momentum features they give the similarities by which
+            negatives are drawn,
+        hardness: times this.
     """
-    ids = step.image_ids
+    ids, tau = step.image_ids, bounded(temperature, config)
+    similarities = in_batch_similarities(image_embeds, text_embeds, step.image_keys, step.text_keys, tau)
     own = torch.arange(len(ids), device=ids.device)
     allowed = ids[:, None] != ids[None, :]  # (n, n) which others can be negatives
     if config.match_original_code:
         allowed = own[:, None] != own[None, :]
-    texts, has_text = hard_negatives(similarities[0], allowed)
-    images, has_image = hard_negatives(similarities[1], allowed)
+    texts, has_text = hard_negatives(hardness * similarities[0], allowed)
+    images, has_image = hard_negatives(hardness * similarities[1], allowed)
     text_rows = torch.cat([own, own, texts])
     mask = None if batch["attention_mask"] is None else batch["attention_mask"][text_rows]
     cache = online.image_cache.rows(torch.cat([own, images, own]))

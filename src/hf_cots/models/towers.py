@@ -15,7 +15,7 @@ def tower_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel]:
     """A thin subclass of the transformers model that belongs to a config: ours by module, theirs in everything else.
 
     transformers saves its native models under their older key names, which Trainer's resume does not translate back:
-    native ViT layers would come back re-initialised, with a warning only. A class of this module is left alone.
+    native ViT layers would come back re-initialized, with a warning only. A class of this module is left alone.
 
     Raises:
         ValueError: if transformers has no plain model for this config.
@@ -29,7 +29,7 @@ def tower_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel]:
 
 
 def build_tower(config: PreTrainedConfig, **options: bool) -> PreTrainedModel:
-    """A randomly initialised tower; of `options`, those that its constructor knows are given to it.
+    """A randomly initialized tower; of `options`, those that its constructor knows are given to it.
 
     BEiT is told by its config, not its constructor, to have a mask token.
     """

@@ -9,11 +9,11 @@ from ..models import COTSForPreTraining
 def batch_accuracy(image_embeds: torch.Tensor, text_embeds: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
     """Fraction of the queries of both directions whose own positive scores highest within the micro-batch.
 
-    Other captions of the same picture do not compete. Chance is 1 / n: a loss that falls while this stays at chance
+    Other captions of the same image do not compete. Chance is 1 / n: a loss that falls while this stays at chance
     has found a shortcut.
 
     Args:
-        image_embeds, text_embeds: (n, D) normalised.
+        image_embeds, text_embeds: (n, D) normalized.
         image_ids: (n,).
     """
     if len(image_ids) == 0:
@@ -43,7 +43,7 @@ def similarity_to_queue(
 
     Args:
         model: with a key queue that this step's keys have entered.
-        image_embeds: (n, D) normalised; image_ids: (n,).
+        image_embeds: (n, D) normalized; image_ids: (n,).
         step_pairs: pairs of the whole optimizer step.
     """
     queue = model.key_queue
