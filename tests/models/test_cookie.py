@@ -8,6 +8,7 @@ import torch
 from hf_cots import CookieConfig, CookieForPreTraining, CookieModel
 from hf_cots.models.step import Step
 from tests.support import reference_cookie as slow
+from tests.support.steps import assert_close
 from tests.support.tiny_cookie import cookie_batch, tiny_cookie, tiny_cookie_config
 
 
@@ -120,8 +121,7 @@ def test_losses_and_gradients_equal_a_reference(fields, captions):
     wanted = named_gradients(model)
     assert wanted.keys() <= given.keys()
     assert ("cookie.log_temperature" in wanted) == ("learn_temperature" in fields)
-    for name, gradient in wanted.items():
-        torch.testing.assert_close(given[name], gradient, rtol=1e-8, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
+    assert_close({name: given[name] for name in wanted}, wanted, rtol=1e-8, atol=1e-11)
 
 
 @pytest.mark.parametrize("pairs", [2, 6])

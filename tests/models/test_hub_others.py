@@ -83,7 +83,11 @@ def saved(request, tmp_path_factory):
     batch = {name: rows.float() if rows.is_floating_point() else rows for name, rows in draw(learner).items()}
     with torch.no_grad():
         output, losses = model(**inputs), learner(**batch)
-        expected = {"texts": texts, "batch": batch, "terms": {f"loss_{name}": losses[f"loss_{name}"] for name in terms}}
+        expected = {
+            "texts": texts,
+            "batch": batch,
+            "terms": {f"loss_{name}": losses[f"loss_{name}"] for name in terms},
+        }
         expected |= {"image_embeds": output.image_embeds, "text_embeds": output.text_embeds}
         if request.param == "simla":
             expected["match"] = model.match(**inputs)

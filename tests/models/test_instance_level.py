@@ -12,7 +12,7 @@ from hf_cots.models.queues import KeyCenter, KeyQueue
 from hf_cots.models.step import Step
 from tests.models.test_losses import assert_same, leaves, unit
 from tests.support import reference
-from tests.support.steps import compare_on_last_rank, data, gradients, make, run_step
+from tests.support.steps import assert_close, compare_on_last_rank, data, descend, gradients, make, run_step
 from tests.support.tiny import tiny_config
 
 
@@ -238,17 +238,10 @@ def test_options_of_the_queue_accumulate_exactly(option):
             model.zero_grad()
             losses.append(run_step(model, batch, micro)[0])
         assert losses[0] == pytest.approx(losses[1], rel=1e-10)
-        ours = gradients(parts)
-        for name, gradient in gradients(whole).items():
-            torch.testing.assert_close(ours[name], gradient, rtol=1e-9, atol=1e-10, msg=lambda m, n=name: n + m)
+        assert_close(gradients(parts), gradients(whole))
         for model in (whole, parts, plain):
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    if parameter.grad is not None:
-                        parameter.sub_(1e-3 * parameter.grad)
-            model.end_step()
-        for (name, a), b in zip(whole.named_buffers(), parts.buffers()):
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=lambda m, n=name: n + m)
+            descend(model)
+        assert_close(dict(parts.named_buffers()), dict(whole.named_buffers()))
     assert losses[0] != pytest.approx(losses[2], rel=1e-4), "the option must make a difference"
 
 

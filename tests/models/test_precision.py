@@ -136,10 +136,12 @@ def test_equal_embeddings(dtype, fields):
             output = model(**batch)
         output.loss.backward()
         assert_finite(model, output)
+    if model.key_queue is not None and fields["center_keys"]:
+        assert model.key_queue.image_keys.norm(dim=1).max() < 1e-2
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("fields", EDGES, ids=str)
+@pytest.mark.parametrize("fields", [*EDGES, {"enqueue_before_loss": False}], ids=str)
 def test_one_pair(dtype, fields):
     """As a step of its own, and as a batch of a larger step."""
     model, batch = make(**fields), tiny_batch()
@@ -147,6 +149,8 @@ def test_one_pair(dtype, fields):
         output = model(**{name: rows[:1] for name, rows in batch.items()})
     output.loss.backward()
     assert_finite(model, output)
+    if model.key_queue is not None:
+        assert model.key_queue.image_keys[0].norm() > 0.99, "a lone key must not vanish"
     pieces = [{name: rows[start:stop] for name, rows in batch.items()} for start, stop in ((0, 1), (1, 8))]
     with autocast(dtype):
         outputs = [model(**piece, step=step) for piece, step in zip(pieces, model.begin_step(pieces))]
@@ -167,6 +171,7 @@ def test_every_pair_dropped(dtype, fields):
     output.loss.backward()
     assert output.loss.item() == 0
     assert_finite(model, output)
+    assert all((gradient == 0).all() for gradient in gradients(model).values())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

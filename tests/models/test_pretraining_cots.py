@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hf_cots.models import pretraining_cots
 from hf_cots.models.instance_level import compare_with_queue
 from tests.support import reference
-from tests.support.steps import data, gradients, make, run_step
+from tests.support.steps import assert_close, data, descend, gradients, make, run_step
 
 
 def head(module, hidden, feature):
@@ -122,11 +122,8 @@ def test_loss_and_gradient_equal_the_formulas(center, fresh):
     torch.testing.assert_close(output.loss, total, rtol=1e-9, atol=1e-10)
     output.loss.backward()
     total.backward()
-    compared = 0
-    for (name, ours), theirs in zip(gradients(model).items(), gradients(again).values()):
-        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9, msg=lambda m, n=name: n + m)
-        compared += bool(theirs.abs().max() > 1e-8)
-    assert compared > 60
+    assert_close(gradients(model), gradients(again), rtol=1e-7, atol=1e-9)
+    assert sum(bool(gradient.abs().max() > 1e-8) for gradient in gradients(again).values()) > 60
 
 
 @pytest.mark.parametrize("sizes", [[4, 4, 4, 4], [5, 5, 6], [1, 15], [1] * 16], ids=str)
@@ -145,19 +142,10 @@ def test_accumulation_is_exact(sizes, fresh):
         assert loss == pytest.approx(other_loss, rel=1e-10)
         assert dropped == other_dropped
         assert (dropped > 0) == (step > 0), "the filter must take part once its queue is full"
-        ours = gradients(parts)
-        for name, gradient in gradients(whole).items():
-            torch.testing.assert_close(ours[name], gradient, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: n + m)
+        assert_close(gradients(parts), gradients(whole), rtol=1e-10, atol=1e-10)
         for model in (whole, parts):
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    if parameter.grad is not None:
-                        parameter.sub_(1e-3 * parameter.grad)
-            model.end_step()
-        for (name, a), b in zip(whole.named_buffers(), parts.buffers()):
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=lambda m, n=name: n + m)
-        for (name, a), b in zip(whole.named_parameters(), parts.parameters()):
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=lambda m, n=name: n + m)
+            descend(model)
+        assert_close(parts.state_dict(), whole.state_dict())
     assert int(whole.pairs_seen) == 16 * 3
     assert int(whole.steps_seen) == 3
 
@@ -224,19 +212,6 @@ def test_pairs_without_ids_exclude_only_themselves_across_steps():
 
 
 @pytest.mark.parametrize("contrast", ["momentum", "in_batch"])
-@pytest.mark.parametrize("fresh", [True, False])
-def test_one_pair_step_is_finite(contrast, fresh):
-    model = make(contrast=contrast, enqueue_before_loss=fresh)
-    for seed in range(2):
-        output = model(**data(model, pairs=1, seed=seed))
-        output.loss.backward()
-        assert torch.isfinite(output.loss)
-        assert all(torch.isfinite(g).all() for g in gradients(model).values() if g is not None)
-    if contrast == "momentum":
-        assert model.key_queue.image_keys[:2].norm(dim=1).min() > 0.99, "a lone key must not vanish"
-
-
-@pytest.mark.parametrize("contrast", ["momentum", "in_batch"])
 def test_equal_embeddings_are_finite(contrast):
     """Eight copies of one pair under different ids: the loss is the log of the number of entries."""
     model = make(contrast=contrast, center_keys=False, filter_lambda=None)
@@ -247,17 +222,6 @@ def test_equal_embeddings_are_finite(contrast):
     halves = 1 if contrast == "in_batch" else 2
     assert float(output.loss_instance) == pytest.approx(halves * math.log(8), rel=1e-9)
     assert float(output.loss_task) == pytest.approx(0, abs=1e-9)
-    assert all(torch.isfinite(g).all() for g in gradients(model).values())
-
-
-def test_equal_embeddings_with_centered_keys_are_finite():
-    model = make().float()
-    batch = {name: tensor[:1].expand(8, *tensor.shape[1:]) for name, tensor in data(model).items()}
-    batch |= {"image_ids": torch.arange(8), "pixel_values": batch["pixel_values"].float()}
-    output = model(**batch)
-    output.loss.backward()
-    assert torch.isfinite(output.loss)
-    assert model.key_queue.image_keys.norm(dim=1).max() < 1e-2
     assert all(torch.isfinite(g).all() for g in gradients(model).values())
 
 
@@ -329,20 +293,6 @@ def test_filter_waits_for_a_full_queue_and_its_warmup():
     assert early.filter_threshold() == -math.inf, "half a queue"
     run_step(early, data(early), [8])
     assert early.filter_threshold() > -math.inf
-
-
-@pytest.mark.parametrize("contrast", ["momentum", "in_batch"])
-def test_batch_with_every_pair_dropped_is_finite(contrast):
-    model = make(contrast=contrast, filter_lambda=0.0)
-    model.score_queue.scores.fill_(5.0)
-    model.score_queue.filled.fill_(16)
-    output = model(**data(model))
-    output.loss.backward()
-    assert not output.kept.any()
-    assert output.loss.item() == 0
-    for name, gradient in gradients(model).items():
-        assert gradient is not None, name
-        assert (gradient == 0).all(), name
 
 
 @pytest.mark.parametrize("level", ["mvm", "mlm", "task", "instance"])

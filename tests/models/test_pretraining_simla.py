@@ -10,6 +10,7 @@ from hf_cots import SimlaForPreTraining, SimlaModel
 from hf_cots.conversion.simla import to_simla
 from hf_cots.models import terms_simla
 from tests.support import reference_simla as slow
+from tests.support.steps import assert_close, gradients, split
 from tests.support.tiny_simla import simla_batch, tiny_simla, tiny_simla_config
 
 
@@ -252,17 +253,13 @@ def test_a_step_in_pieces_gives_the_gradient_of_the_whole(monkeypatch, sizes):
     batch = simla_batch(whole, pairs=8)
     (step,) = whole.begin_step([batch])
     whole(**batch, step=step).loss.backward()
-    parts = {name: rows.split(sizes) for name, rows in batch.items()}
-    micro = [{name: rows[i] for name, rows in parts.items()} for i in range(len(sizes))]
+    micro = split(batch, sizes)
     for piece, step in zip(micro, pieces.begin_step(micro)):
         (pieces(**piece, step=step).loss / len(sizes)).backward()
-    for (name, a), b in zip(whole.named_parameters(), pieces.parameters()):
-        if a.requires_grad:
-            torch.testing.assert_close(b.grad, a.grad, rtol=1e-8, atol=1e-10, msg=name)
+    assert_close(gradients(pieces), gradients(whole), rtol=1e-8, atol=1e-10)
     whole.end_step()
     pieces.end_step()
-    for (name, a), b in zip(whole.named_buffers(), pieces.buffers()):
-        torch.testing.assert_close(b, a, msg=name)
+    assert_close(dict(pieces.named_buffers()), dict(whole.named_buffers()))
 
 
 def test_a_step_of_its_own_equals_begin_forward_end():

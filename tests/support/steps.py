@@ -64,5 +64,21 @@ def compare_on_last_rank(images, texts, image_ids, first, temperature, same_imag
         return instance_level.compare_in_batch(*own, temperature, same_image)
 
 
+def descend(model, rate=1e-3):
+    """A step of gradient descent, and the end of the model's step."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(rate * parameter.grad)
+    model.end_step()
+
+
+def assert_close(given, wanted, rtol=1e-9, atol=1e-10):
+    """Tensors of the same names; the name of the one that differs is told."""
+    assert given.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(given[name], tensor, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+
+
 def gradients(model):
     return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}

@@ -9,14 +9,11 @@ from hf_cots.models.step import Step
 from hf_cots.train import main
 from hf_cots.training.gradient_cache import RandomState, cache_gradients
 from tests.support.recording import DoubleTrainer
+from tests.support.steps import assert_close, split
 from tests.support.tiny import tiny_batch, tiny_config
 from tests.support.tiny_cookie import cookie_batch, tiny_cookie
 from tests.support.worlds import log_history
 from tests.training.test_cookie import cookie_flags
-
-
-def parts_of(batch, sizes):
-    return [dict(zip(batch, rows)) for rows in zip(*(tensor.split(sizes) for tensor in batch.values()))]
 
 
 def gradients_of(model):
@@ -34,12 +31,6 @@ def cached_step(model, parts):
         (output.loss / len(parts)).backward()
         losses.append(output.loss.item())
     return losses, gradients_of(model)
-
-
-def assert_same(given, wanted, rtol=1e-9, atol=1e-12):
-    assert given.keys() == wanted.keys()
-    for name, gradient in wanted.items():
-        torch.testing.assert_close(given[name], gradient, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def tiny_cots(**fields):
@@ -70,9 +61,9 @@ def test_micro_batches_give_the_gradient_of_one_batch(name, sizes):
     wanted_loss = model(**batch).loss
     wanted_loss.backward()
     wanted = gradients_of(model)
-    losses, given = cached_step(model, parts_of(batch, sizes))
+    losses, given = cached_step(model, split(batch, sizes))
     assert losses == pytest.approx([wanted_loss.item()] * len(sizes), rel=1e-10)
-    assert_same(given, wanted)
+    assert_close(given, wanted)
     assert max(gradient.abs().max() for gradient in wanted.values()) > 1e-3
 
 
@@ -81,7 +72,7 @@ def test_without_caching_micro_batches_are_not_one_batch():
     model, batch = tiny_cookie(shared_dropout=0), cookie_batch(12)
     model(**batch).loss.backward()
     wanted = gradients_of(model)
-    parts = parts_of(batch, [4, 4, 4])
+    parts = split(batch, [4, 4, 4])
     for part, step in zip(parts, model.begin_step(parts)):
         (model(**part, step=step).loss / 3).backward()
     given = gradients_of(model)
@@ -91,7 +82,7 @@ def test_without_caching_micro_batches_are_not_one_batch():
 def test_dropout_is_replayed():
     """The reference keeps all activations: it encodes the micro-batches in turn from the same random state, and takes
     the loss of all. Without the replay the second pass would draw other units than the first."""
-    model, parts = tiny_cookie(shared_dropout=0.3), parts_of(cookie_batch(12), [4, 4, 4])
+    model, parts = tiny_cookie(shared_dropout=0.3), split(cookie_batch(12), [4, 4, 4])
     model.cookie.text_model.config.hidden_dropout_prob = 0.3
     for module in model.cookie.text_model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -106,7 +97,7 @@ def test_dropout_is_replayed():
     wanted = gradients_of(model)
     start.restore()
     _, given = cached_step(model, parts)
-    assert_same(given, wanted)
+    assert_close(given, wanted)
     after = torch.rand(3)
     start.restore()
     assert not torch.equal(torch.rand(3), after), "the step has used up randomness once, as a plain one does"
@@ -114,7 +105,7 @@ def test_dropout_is_replayed():
 
 def test_activation_checkpointing_changes_nothing():
     """Recomputed activations are those of the second pass, which are those of the first."""
-    parts = parts_of(cookie_batch(8), [4, 4])
+    parts = split(cookie_batch(8), [4, 4])
     gradients = []
     for checkpointing in (False, True):
         model = tiny_cookie(shared_dropout=0.3)
@@ -122,7 +113,7 @@ def test_activation_checkpointing_changes_nothing():
             model.gradient_checkpointing_enable({"use_reentrant": False})
         torch.manual_seed(5)
         gradients.append(cached_step(model, [dict(part) for part in parts])[1])
-    assert_same(gradients[1], gradients[0])
+    assert_close(gradients[1], gradients[0])
 
 
 def test_the_token_level_goes_along():
@@ -133,8 +124,8 @@ def test_the_token_level_goes_along():
     model(**batch).loss.backward()
     wanted = gradients_of(model)
     model = tiny_cots(**fields)
-    _, given = cached_step(model, parts_of(batch, [4, 4]))
-    assert_same(given, wanted, rtol=1e-7)
+    _, given = cached_step(model, split(batch, [4, 4]))
+    assert_close(given, wanted, rtol=1e-7)
 
 
 class Counter:
@@ -168,7 +159,7 @@ def test_a_batch_of_1024_takes_the_memory_of_64():
     model = tiny_cookie(shared_dropout=0.1).float()
     batch = {name: rows.float() if rows.is_floating_point() else rows for name, rows in cookie_batch(1024).items()}
     small = peak_of(lambda: model(**{name: rows[:64] for name, rows in batch.items()}).loss.backward())
-    cached = peak_of(lambda: cached_step(model, parts_of(batch, [64] * 16)))
+    cached = peak_of(lambda: cached_step(model, split(batch, [64] * 16)))
     whole = peak_of(lambda: model(**batch).loss.backward())
     similarities = 3 * 2 * 4 * 1024 * 1024 * 4
     assert cached < small + similarities
@@ -192,7 +183,7 @@ def test_the_trainer_contrasts_the_whole_step(world, monkeypatch):
     wanted, lines = run(world, monkeypatch, 8)
     given, cached_lines = run(world, monkeypatch, 2, gradient_cache=True)
     for step in range(2):
-        assert_same(given[step], wanted[step], rtol=1e-8, atol=1e-11)
+        assert_close(given[step], wanted[step], rtol=1e-8, atol=1e-11)
         for name in ("loss", "loss_cross_modal", "loss_visual", "loss_textual", "grad_norm"):
             assert cached_lines[step][name] == pytest.approx(lines[step][name], abs=2e-5)
 
