@@ -106,9 +106,9 @@ def test_models_that_read_tokens_are_refused(world, tmp_path):
 def test_without_pixels_there_must_be_features(world, tmp_path):
     model = trainer_of(world, tmp_path).model
     features = {"image_features": torch.randn(4, 32), "text_features": torch.randn(4, 32)}
-    assert torch.isfinite(model.train()(**features).loss)
-    assert torch.isfinite(model.eval()(**features).loss)
+    assert torch.isfinite(model.train()(features=features).loss)
+    assert torch.isfinite(model.eval()(features=features).loss)
     with pytest.raises(ValueError, match="needs input_ids"):
-        model(image_features=features["image_features"])
+        model(features={"image_features": features["image_features"]})
     with pytest.raises(ValueError, match="needs pixel_values"):
-        model(text_features=features["text_features"])
+        model(features={"text_features": features["text_features"]})

@@ -24,12 +24,9 @@ from .ema import update_momentum
 from .modeling_cots import COTSPreTrainedModel
 from .modeling_dvae import COTSImageTokenizer
 from .queues import KeyCenter, KeyQueue, ScoreQueue
-from .step import Keys, Step
+from .step import Batch, Keys, Step
 from .token_level import codebook_pixels, draw_masks_by_index
 from .towers import is_frozen
-
-
-Batch = dict[str, Any]
 
 
 def batch_size(batch: Batch) -> int:

@@ -20,8 +20,8 @@ from .configuration_cookie import CookieConfig
 from .instance_level import compare_in_batch, hinge, info_nce
 from .losses import l2_normalize
 from .modeling_cookie import CookieModel, CookiePreTrainedModel
-from .pretraining import Batch, PreTrainingModel
-from .step import Step
+from .pretraining import PreTrainingModel
+from .step import Batch, Step
 
 
 # The two sides of each contrast.

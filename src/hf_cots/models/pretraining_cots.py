@@ -25,9 +25,9 @@ from .instance_level import compare_in_batch, compare_with_queue, instance_term
 from .losses import center_keys, key_mean, l2_normalize, pair_scores
 from .modeling_cots import COTSModel
 from .modeling_dvae import COTSImageTokenizer
-from .pretraining import Batch, PreTrainingModel, batch_size, warmup_fraction
+from .pretraining import PreTrainingModel, batch_size, warmup_fraction
 from .queues import KeyCenter, KeyQueue, ScoreQueue
-from .step import Keys, Step
+from .step import Batch, Keys, Step
 from .task_level import task_term
 from .token_level import masked_rows, token_term, tower_head
 from .towers import feature_size, is_frozen
@@ -108,7 +108,7 @@ class COTSForPreTraining(PreTrainingModel):
                 `features` of frozen towers in place of pixels and texts.
         """
         threshold = self.filter_threshold()  # of the state before this step
-        features = [self.momentum_features(batch) for batch in micro_batches]
+        features = [self.momentum_features(self._with_frozen_features(batch)) for batch in micro_batches]
         steps, keys = self.assign_pair_index(micro_batches, features)
         # Adaptive momentum filter: pair i is kept iff s_i = k^I_i . k^T_i >= mu - lambda * sigma.
         steps = [self._filtered(step, pair_scores(step.image_keys, step.text_keys) >= threshold) for step in steps]
@@ -136,11 +136,8 @@ class COTSForPreTraining(PreTrainingModel):
 
     @torch.no_grad()
     def momentum_features(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """`image_keys` and `text_keys` k^I, k^T (n, D), zeros where neither contrast nor filter needs any; and
-        `image_features` and `text_features` (n, [`feature_size`]) of towers that are not trained.
-
-        A frozen tower is its own momentum encoder, and one pass through it serves keys and losses alike; or none, if
-        the batch brings its features.
+        """`image_keys` and `text_keys` k^I, k^T (n, D), zeros where neither contrast nor filter needs any; and the
+        `features` (n, [`feature_size`]) of frozen towers that the batch brings.
 
         Raises:
             ValueError: if pixels or texts are needed and not given.
@@ -149,10 +146,6 @@ class COTSForPreTraining(PreTrainingModel):
         for name, feature in (("pixel_values", "image_features"), ("input_ids", "text_features")):
             if batch.get(name) is None and (feature not in features or self.config.uses_masks):
                 raise ValueError(f"{type(self).__name__} needs {name}: {feature} serve where nothing is masked")
-        if "image_features" not in features and is_frozen(self.cots.vision_model):
-            features["image_features"] = self._image_features(self.cots, batch)
-        if "text_features" not in features and is_frozen(self.cots.text_model):
-            features["text_features"] = self._text_features(self.cots, batch)
         encoder = self.momentum_encoder
         if encoder is None:
             shape, full_precision = (batch_size(batch), self.config.projection_dim), self.full_precision
@@ -164,6 +157,16 @@ class COTSForPreTraining(PreTrainingModel):
             "image_keys": l2_normalize(encoder.visual_projection(image)),
             "text_keys": l2_normalize(encoder.text_projection(text)),
         }
+
+    def _with_frozen_features(self, batch: Batch) -> Batch:
+        """The batch with the features of towers that are not trained. Such a tower is its own momentum encoder, and one
+        pass through it serves keys and losses alike."""
+        features = {}
+        if batch.get("pixel_values") is not None and is_frozen(self.cots.vision_model):
+            features["image_features"] = self._image_features(self.cots, batch)
+        if batch.get("input_ids") is not None and is_frozen(self.cots.text_model):
+            features["text_features"] = self._text_features(self.cots, batch)
+        return batch | {"features": features | (batch.get("features") or {})}
 
     def filter_threshold(self) -> torch.Tensor:
         """The score below which the step about to begin drops a pair: `mu - lambda * sigma`, or minus infinity while

@@ -21,9 +21,9 @@ from .configuration_simla import SimlaConfig
 from .losses import l2_normalize
 from .modeling_dvae import COTSImageTokenizer
 from .modeling_simla import SimlaModel, SimlaPreTrainedModel
-from .pretraining import Batch, PreTrainingModel, warmup_fraction
+from .pretraining import PreTrainingModel, warmup_fraction
 from .queues import KeyQueue
-from .step import Step
+from .step import Batch, Step
 from .terms_simla import Side, SimlaHeads, itc_term, itm_term, mim_term, mlm_term, psl_term
 from .towers import at_least_one_row
 

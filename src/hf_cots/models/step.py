@@ -6,6 +6,10 @@ from typing import Any, NamedTuple
 import torch
 
 
+# What a forward of a model for pre-training takes beside the step, by name.
+Batch = dict[str, Any]
+
+
 class Keys(NamedTuple):
     """Momentum keys of N pairs, and what tells the pairs apart: a block of rows of [`KeyQueue`]."""
 
@@ -67,4 +71,4 @@ class Step:
         return Keys(self.image_keys, self.text_keys, self.image_ids, self.pair_index)  # type: ignore[arg-type]
 
 
-__all__ = ["CachedGradients", "Keys", "Step"]
+__all__ = ["Batch", "CachedGradients", "Keys", "Step"]

@@ -22,10 +22,7 @@ from .losses_simla import (
 )
 from .modeling_simla import CrossAttentionCache, SimlaModel, expand_attention_mask
 from .queues import KeyQueue
-from .step import Keys, Step
-
-
-Batch = dict[str, Any]
+from .step import Batch, Keys, Step
 
 
 class SimlaHeads(nn.Module):
