@@ -159,8 +159,8 @@ class COTSForPreTraining(PreTrainingModel):
         }
 
     def _with_frozen_features(self, batch: Batch) -> Batch:
-        """The batch with the features of towers that are not trained. Such a tower is its own momentum encoder, and one
-        pass through it serves keys and losses alike."""
+        """The batch with the features of towers that are not trained. Such a tower is its own momentum encoder, and
+        one pass through it serves keys and losses alike."""
         features = {}
         if batch.get("pixel_values") is not None and is_frozen(self.cots.vision_model):
             features["image_features"] = self._image_features(self.cots, batch)
