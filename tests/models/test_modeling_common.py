@@ -226,9 +226,9 @@ def test_pretraining_goes_on_after_resizing_the_words(size, tmp_path):
     assert torch.equal(model.mlm_bias[:kept], torch.arange(float(kept)) / 100)
     assert (model.mlm_bias[kept:] == 0).all()
     assert model.mlm_bias.shape == (size,)
-    twin = model.momentum_encoder.get_input_embeddings().weight
-    assert torch.equal(twin, model.get_input_embeddings().weight)
-    assert not twin.requires_grad
+    follower = model.momentum_encoder.get_input_embeddings().weight
+    assert torch.equal(follower, model.get_input_embeddings().weight)
+    assert not follower.requires_grad
     batch = tiny_batch()
     batch["input_ids"] = batch["input_ids"].clamp(max=size - 1)
     output = model(**batch)
@@ -292,10 +292,10 @@ def test_compiled_forward_equals_eager():
 @BOTH
 def test_deep_copy_is_equal_and_independent(cls):
     model = make(cls)
-    twin = copy.deepcopy(model)
+    clone = copy.deepcopy(model)
     with torch.no_grad():
-        assert_equal(twin(**tiny_batch()), model(**tiny_batch()))
-        name, parameter = next(iter(twin.named_parameters()))
+        assert_equal(clone(**tiny_batch()), model(**tiny_batch()))
+        name, parameter = next(iter(clone.named_parameters()))
         parameter.add_(1)
         assert not torch.equal(parameter, model.get_parameter(name))
 

@@ -56,7 +56,7 @@ def test_a_run_logs_every_term(finished):
     assert [line["queue_filled"] for line in lines] == pytest.approx([8 / 24, 16 / 24, 1, 1], abs=1e-3)
 
 
-def test_a_run_leaves_a_dual_encoder_with_a_judge(finished):
+def test_a_run_leaves_a_dual_encoder_with_a_reranker(finished):
     """Its figures are those of the folder, opened as any dual encoder is."""
     folder, results = finished
     encoder = load_encoder(str(folder / "model"), "cpu")

@@ -354,7 +354,7 @@ def test_a_picture_that_breaks_is_skipped_and_counted(world, tmp_path):
 
 def test_a_plain_trainer_trains_the_model(world, tmp_path):
     model = make_trainer(world, tmp_path, {"filter_lambda": None}).model
-    twin = model.momentum_encoder.visual_projection.weight.clone()
+    before = model.momentum_encoder.visual_projection.weight.clone()
     arguments = TrainingArguments(
         output_dir=str(tmp_path),
         max_steps=40,
@@ -377,7 +377,7 @@ def test_a_plain_trainer_trains_the_model(world, tmp_path):
     assert losses[-1] < 0.8 * losses[0]
     assert int(model.steps_seen) == 40
     assert int(model.pairs_seen) == 320
-    assert not torch.equal(model.momentum_encoder.visual_projection.weight, twin)
+    assert not torch.equal(model.momentum_encoder.visual_projection.weight, before)
 
 
 # ---------------------------------------------------------------------- learning
