@@ -91,5 +91,5 @@ def test_texts_longer_than_the_model_reads_are_cut(simla):
 
 def test_bytes_of_one_image(simla):
     model, _ = simla
-    memory = model.remember(torch.zeros(1, 3, 32, 32))
-    assert image_bytes(model) == sum(layer.nbytes for layer in (*memory.keys, *memory.values))
+    cache = model.cache_image(torch.zeros(1, 3, 32, 32))
+    assert image_bytes(model) == sum(layer.nbytes for layer in (*cache.keys, *cache.values))

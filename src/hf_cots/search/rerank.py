@@ -125,7 +125,7 @@ class Reranker:
         """(b,) logits of tokenized texts with cached images."""
         padded = self.processor.tokenizer.pad({"input_ids": input_ids}, return_tensors="pt").to(self.model.device)
         memory = self._cache.rows(self._on_device(slots))
-        return self.model.match(padded["input_ids"], padded["attention_mask"], memory=memory)[:, 1].float().cpu()
+        return self.model.match(padded["input_ids"], padded["attention_mask"], image_cache=memory)[:, 1].float().cpu()
 
     def _pixels(self, images: list[int]) -> torch.Tensor:
         inputs = self.processor(images=[self.read_image(image) for image in images], return_tensors="pt")
@@ -147,7 +147,7 @@ class Reranker:
                 self._slots.move_to_end(image)
         missing = [image for image in group if image not in self._slots]
         for part in batches(missing, self.image_batch):
-            computed = self.model.remember(self._pixels(part))
+            computed = self.model.cache_image(self._pixels(part))
             slots = [self._free_slot(image) for image in part]
             for cached, fresh in ((self._cache.keys, computed.keys), (self._cache.values, computed.values)):
                 for layer, rows in zip(cached, fresh):

@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from ...models import COTSForPreTraining, COTSProcessor
 from ...models.masking import PATCH_STREAM, block_mask, generator, mix
-from ...models.token_level import codebook_pixels
+from ...models.token_level import unnormalize_pixels
 from ...search.loading import load_for_pretraining
 from ..rendering.panels import draw_panels
 
@@ -138,7 +138,7 @@ def inspect_image(
             pixels=_decode(model, filled),
         )
     return COTSInspection(
-        image=codebook_pixels(pixels, config.image_mean, config.image_std, pixels.shape[-1])[0].cpu(),
+        image=unnormalize_pixels(pixels, config.image_mean, config.image_std)[0].cpu(),
         codes=codes.view(grid, grid).cpu(),
         reconstruction=_decode(model, codes),
         mask=mask.view(grid, grid).cpu(),

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ...models import COTSProcessor, SimlaModel
-from ...models.token_level import codebook_pixels
+from ...models.token_level import unnormalize_pixels
 from ..rendering.panels import draw_panels
 
 
@@ -75,7 +75,7 @@ def inspect_simla(
         shown = [index for index, token in enumerate(ids[0].tolist()) if token not in tokenizer.all_special_ids]
         tokens = tokenizer.convert_ids_to_tokens(ids[0, shown].tolist())
         attention = model.word_patch_attention(ids, mask, pixels)[0, shown].float().cpu()
-    image_pixels = codebook_pixels(pixels, config.image_mean, config.image_std, pixels.shape[-1])[0].cpu()
+    image_pixels = unnormalize_pixels(pixels, config.image_mean, config.image_std)[0].cpu()
     return SimlaInspection(image_pixels, keywords, tokens, attention, match)
 
 

@@ -46,8 +46,9 @@ def inspect_token_level(
         batch = {name: rows.to(model.device) for name, rows in collate([pairs[i] for i in indices]).items()}
         image = model.cots.encode_image(batch["pixel_values"]).pooler_output
         text = model.cots.encode_text(batch["input_ids"], batch["attention_mask"]).pooler_output
-        own = model(**batch, image_features=image, text_features=text)
-        shuffled = model(**batch, image_features=image.roll(1, dims=0), text_features=text.roll(1, dims=0))
+        features = {"image_features": image, "text_features": text}
+        own = model(**batch, features=features)
+        shuffled = model(**batch, features={name: rows.roll(1, dims=0) for name, rows in features.items()})
         for name in names:
             # The model divides by `masked_fraction`, as if only so many of the pairs were masked.
             both = [config.masked_fraction * float(output[f"loss_{name}"]) for output in (own, shuffled)]
