@@ -7,7 +7,7 @@ from hf_cots import CookieForPreTraining
 from hf_cots.data.collator import COTSCollator
 from hf_cots.train import build_trainer, main, train
 from hf_cots.training.arguments import parse_arguments
-from hf_cots.training.setup import check_features_suffice
+from hf_cots.training.build_data import check_features_suffice
 from tests.support.tiny_cookie import tiny_cookie_config
 from tests.support.worlds import checkpoint
 
@@ -57,7 +57,7 @@ def test_a_killed_run_resumes_exactly(world, tmp_path):
 def test_projections_of_standardised_features(world, tmp_path):
     """Against the formula, feature by feature: what a new projection would make of (x - mean) / deviation."""
     plain = trainer_of(world, tmp_path / "plain")
-    standard = trainer_of(world, tmp_path / "standard", standardize=True)
+    standard = trainer_of(world, tmp_path / "standard", standardize_features=True)
     every = standard.train_dataset.whole()
     for stream, projection in (("image", "visual_projection"), ("text", "text_projection")):
         features = every[f"{stream}_features"].double()
@@ -86,8 +86,8 @@ def test_a_feature_that_never_changes_is_not_divided_by_nothing(world, tmp_path)
         ({"lora_rank": 2}, "without LoRA"),
         ({"overrides": {"mlm_weight": 1}}, "nothing masked"),
         ({"streaming": True, "train_data": "tars", "image_column": "png", "caption_column": "txt"}, "counted"),
-        ({"feature_cache": None, "standardize": True}, "needs --feature_cache"),
-        ({"model": "model", "vision": None, "text": None, "standardize": True}, "new projections"),
+        ({"feature_cache": None, "standardize_features": True}, "needs --feature_cache"),
+        ({"model": "model", "vision": None, "text": None, "standardize_features": True}, "new projections"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )

@@ -9,7 +9,8 @@ from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer
 from hf_cots import COTSForPreTraining, COTSImageTokenizer
 from hf_cots.train import main
 from hf_cots.training.arguments import parse_arguments
-from hf_cots.training.setup import build_collator, build_data, build_model, build_processor, build_tokenizer
+from hf_cots.training.build_data import build_collator, build_data
+from hf_cots.training.build_model import build_model, build_processor, build_tokenizer
 from tests.support.tiny import tiny_batch, tiny_config
 from tests.support.worlds import SPECIAL, tiny_tokenizer
 

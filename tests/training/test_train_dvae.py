@@ -81,7 +81,7 @@ def test_the_schedules_are_dalle_s_scaled_to_the_steps(bare, tmp_path, monkeypat
 
     trainer, original = None, DVAETrainer.__init__
     monkeypatch.setattr(DVAETrainer, "__init__", keep)
-    settings = {"max_steps": 40, "learning_rate": None, "kl_share": 0.1, "per_device_train_batch_size": 2}
+    settings = {"max_steps": 40, "learning_rate": None, "kl_warmup_fraction": 0.1, "per_device_train_batch_size": 2}
     train(bare, tmp_path, {"hidden_size": 4, "image_size": 8}, **settings)
     temperatures, weights, rates = zip(*seen)
     assert temperatures[:3] == pytest.approx((1, (1 + 1 / 16) / 2, 1 / 16))
@@ -91,7 +91,7 @@ def test_the_schedules_are_dalle_s_scaled_to_the_steps(bare, tmp_path, monkeypat
     assert rates[20] == pytest.approx((1e-4 + 1.25e-6) / 2)
     assert rates[-1] == pytest.approx(1.25e-6, rel=0.2)
     defaults = hf_cots.train_dvae.DVAETrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    assert (defaults.temperature_share, defaults.kl_share) == (150e3 / 3e6, 5e3 / 3e6)
+    assert (defaults.temperature_anneal_fraction, defaults.kl_warmup_fraction) == (150e3 / 3e6, 5e3 / 3e6)
     assert defaults.lr_scheduler_kwargs["min_lr_rate"] * defaults.learning_rate == 1.25e-6
 
 
@@ -129,7 +129,13 @@ def test_a_run_leaves_model_card_log_and_pictures(bare, tmp_path, capsys, recons
 
 def test_an_interrupted_run_equals_the_whole_one(world, tmp_path):
     """Weights, optimizer, schedule and log; with annealed temperatures, whose noise differs at every step."""
-    settings = {"save_strategy": "steps", "save_steps": 3, "logging_steps": 2, "temperature_share": 1, "kl_share": 0.5}
+    settings = {
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "logging_steps": 2,
+        "temperature_anneal_fraction": 1,
+        "kl_warmup_fraction": 0.5,
+    }
     train(world.parquet, tmp_path / "whole", max_steps=6, **settings)
     parts = tmp_path / "parts"
 
@@ -187,7 +193,7 @@ def test_a_collapsed_codebook_is_said_and_no_other(bare, tmp_path, caplog, bias,
 
 
 def test_streams_and_broken_pictures(world, tmp_path):
-    settings = {"streaming": True, "shuffle_block": 16, "image_column": "png", "max_steps": 6}
+    settings = {"streaming": True, "shuffle_buffer_size": 16, "image_column": "png", "max_steps": 6}
     train(str(world.tars / "*.tar"), tmp_path / "stream", **settings)
     assert (tmp_path / "stream" / "model" / "model.safetensors").is_file()
     folder = tmp_path / "some"
