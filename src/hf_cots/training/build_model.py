@@ -184,6 +184,8 @@ def combine_towers(
 def load_tower(source: str) -> str | PreTrainedModel:
     """A tower with random weights if `source` is a config as JSON; else `source` itself, a Hub id or folder.
 
+    `"add_pooling_layer": false` leaves the pooler out. No model here uses it, but it takes random numbers.
+
     Raises:
         ValueError: if the JSON is invalid or has no `model_type`.
     """
@@ -192,7 +194,8 @@ def load_tower(source: str) -> str | PreTrainedModel:
     fields = json.loads(source)
     if "model_type" not in fields:
         raise ValueError(f"the config of a tower to train from random weights needs a model_type, got {source}")
-    return AutoModel.from_config(AutoConfig.for_model(**fields))
+    options = {name: fields.pop(name) for name in ("add_pooling_layer",) if name in fields}
+    return AutoModel.from_config(AutoConfig.for_model(**fields), **options)
 
 
 def read_normalization(source: str) -> dict[str, list[float]]:
