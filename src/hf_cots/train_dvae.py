@@ -18,8 +18,7 @@ from .training.arguments import (
     DVAETrainingArguments,
     ImageArguments,
     ImageTokenizerArguments,
-    parse_flags,
-    parse_mapping,
+    parse_image_tokenizer_arguments,
 )
 from .training.build_data import load_eval_data, load_train_data
 from .training.image_tokenizer import DVAETrainer
@@ -29,8 +28,7 @@ from .training.publish import push_folder, save_image_tokenizer
 
 def train(argv: list[str] | None = None) -> dict[str, float]:
     """Train with these flags; returns the final evaluation, or nothing without `--eval_data`."""
-    kinds = (ImageTokenizerArguments, ImageArguments, DVAETrainingArguments)
-    model_arguments, data_arguments, training = parse_flags(kinds, argv, "Train an image tokenizer on images.")
+    model_arguments, data_arguments, training = parse_image_tokenizer_arguments(argv)
     push = take_push_to_hub(training)
     trainer = build_trainer(model_arguments, data_arguments, training)
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
@@ -72,7 +70,7 @@ def build_image_tokenizer(arguments: ImageTokenizerArguments) -> COTSImageTokeni
         ValueError: if the flags name a field that the config does not have, both a model and a config, or a model
             without a decoder.
     """
-    fields = parse_mapping("config", arguments.config)
+    fields = dict(arguments.config or {})  # type: ignore[arg-type]  # JSON is parsed
     if arguments.model and fields:
         raise ValueError("--model has its own config: leave --config out")
     unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(COTSImageTokenizerConfig)})

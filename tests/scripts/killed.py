@@ -1,7 +1,7 @@
 """`hf_cots.train` that kills itself as planned: `killed.py '{"moment": count}' FLAGS...`.
 
-It sends itself SIGKILL when it reaches the moment for the count-th time; `{}` runs to the end, or until another process
-kills it. Its current moment and a hash of each step's batch are written to files beside the checkpoints.
+It sends itself SIGKILL when it reaches the moment for the count-th time; `{}` runs to the end, or until another
+process kills it. Its current moment and a hash of each step's batch are written to files beside the checkpoints.
 """
 
 import hashlib

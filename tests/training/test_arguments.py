@@ -7,20 +7,8 @@ import pytest
 import yaml
 
 from hf_cots import COTSImageTokenizerConfig
-from hf_cots.training.arguments import (
-    DVAETrainingArguments,
-    ImageArguments,
-    ImageTokenizerArguments,
-    parse_arguments,
-    parse_flags,
-    parse_mapping,
-    parse_recipe,
-    to_flags,
-)
+from hf_cots.training.arguments import parse_arguments, parse_image_tokenizer_arguments, parse_recipe, to_flags
 from tests.support.paths import ROOT
-
-
-IMAGE_TOKENIZER = (ImageTokenizerArguments, ImageArguments, DVAETrainingArguments)
 
 
 @pytest.fixture
@@ -127,8 +115,7 @@ def test_recipes_may_use_old_names(required, caplog):
 
 
 def test_old_names_of_an_image_tokenizer_s_recipe(write):
-    path = write(temperature_share=0.25, kl_share=0.125)
-    _, _, training = parse_flags(IMAGE_TOKENIZER, [path], "")
+    _, _, training = parse_image_tokenizer_arguments([write(temperature_share=0.25, kl_share=0.125)])
     assert (training.temperature_anneal_fraction, training.kl_warmup_fraction) == (0.25, 0.125)
 
 
@@ -185,8 +172,8 @@ CARDS = ROOT / "model_cards"
 
 @pytest.mark.parametrize("recipe", sorted(CARDS.glob("dvae-*/recipe.yaml")), ids=str)
 def test_every_recipe_of_an_image_tokenizer_parses(recipe):
-    model, images, training = parse_flags(IMAGE_TOKENIZER, [str(recipe)], "")
-    assert COTSImageTokenizerConfig(**parse_mapping("config", model.config)).codebook_size > 0
+    model, images, training = parse_image_tokenizer_arguments([str(recipe)])
+    assert COTSImageTokenizerConfig(**model.config).codebook_size > 0
     assert images.train_data
     assert training.max_steps > 0
 

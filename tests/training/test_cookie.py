@@ -145,7 +145,7 @@ def test_siblings_are_asked_of_the_pairs_only_where_they_are_contrasted(world):
         ({"queue_size": 8}, {}, "no field of CookieConfig: queue_size"),
         ({}, {"image_tokenizer": "org/dvae"}, "masks no patches"),
         ({}, {"lora_rank": 2}, "--lora_rank is for COTS"),
-        ({}, {"code_cache": "codes"}, "--code_cache is for masked image modelling"),
+        ({}, {"code_cache": "codes"}, "--code_cache is for masked image modeling"),
         ({"text_view": "sibling"}, {"streaming": True}, "leave out --streaming"),
     ],
 )

@@ -17,7 +17,7 @@ import hf_cots.train
 from tests.scripts.killed import WitnessTrainer
 from tests.support.paths import ROOT, SCRIPTS
 from tests.support.runs import assert_same_checkpoints
-from tests.support.worlds import World, all_pairs, log_history
+from tests.support.worlds import all_pairs, log_history
 
 
 TIMES = {"pairs_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
@@ -26,8 +26,7 @@ SINCE_THE_START = {"train_loss", "total_flos"}
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    world = World(tmp_path_factory.mktemp("world"))
+def world(world):
     rows = [f"{world.imagefolder.name}/{name},{caption}" for name, _, caption in all_pairs()[:38]]
     (world.root / "pairs.csv").write_text("\n".join(["image,caption", *rows]) + "\n")
     return world
@@ -78,8 +77,8 @@ def assert_equal_runs(folder, reference, steps):
 
 
 def test_a_run_killed_at_every_kind_of_moment_equals_the_uninterrupted_one(world, tmp_path):
-    """In a forward, with half of a file of a checkpoint written, before the checkpoint is marked as complete, before the
-    older one is deleted, and between two epochs of five steps."""
+    """In a forward, with half of a file of a checkpoint written, before the checkpoint is marked as complete, before
+    the older one is deleted, and between two epochs of five steps."""
     steps = 14
     uninterrupted(world, tmp_path / "uninterrupted", steps, 2)
     folder = tmp_path / "killed"

@@ -1,6 +1,7 @@
 """`python -m hf_cots.train_dvae`: schedules, what is logged and drawn, and exact resumption."""
 
 import logging
+import shutil
 
 import pytest
 import torch
@@ -10,26 +11,14 @@ from transformers import AutoModel, TrainerCallback
 
 import hf_cots.train_dvae
 from hf_cots import COTSImageTokenizer, COTSImageTokenizerConfig
-from hf_cots.training.arguments import (
-    DVAETrainingArguments,
-    ImageArguments,
-    ImageTokenizerArguments,
-    parse_flags,
-    to_flags,
-)
+from hf_cots.training.arguments import DVAETrainingArguments, parse_image_tokenizer_arguments, to_flags
 from hf_cots.training.image_tokenizer import cosine
 from tests.support.runs import assert_same_checkpoints, assert_same_weights
 from tests.support.worlds import all_pairs, log_history
 
 
-CONFIG = {
-    "image_size": 32,
-    "codebook_size": 64,
-    "hidden_size": 8,
-    "decoder_input_size": 8,
-    "blocks_per_group": 1,
-    "kl_weight": 0.001,
-}
+CONFIG = {"image_size": 32, "codebook_size": 64, "hidden_size": 8, "decoder_input_size": 8, "blocks_per_group": 1}
+CONFIG |= {"kl_weight": 0.001}
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +54,7 @@ def train(*args, **settings):
 
 
 def make_trainer(*args, **settings):
-    kinds = (ImageTokenizerArguments, ImageArguments, DVAETrainingArguments)
-    return hf_cots.train_dvae.build_trainer(*parse_flags(kinds, flags(*args, **settings), ""))
+    return hf_cots.train_dvae.build_trainer(*parse_image_tokenizer_arguments(flags(*args, **settings)))
 
 
 def test_the_cosine():
@@ -179,14 +167,11 @@ def test_a_collapsed_codebook_and_no_other_gives_a_warning(bare, tmp_path, caplo
         assert "1 of 64 codes are in use on 40 images" in warnings[1]
 
 
-def test_streams_and_broken_images(world, tmp_path):
+def test_streams_and_broken_images(bare, world, tmp_path):
     settings = {"streaming": True, "shuffle_buffer_size": 16, "image_column": "png", "max_steps": 6}
     train(str(world.tars / "*.tar"), tmp_path / "stream", **settings)
     assert (tmp_path / "stream" / "model" / "model.safetensors").is_file()
-    folder = tmp_path / "some"
-    folder.mkdir()
-    for name, image, _ in all_pairs():
-        image.save(folder / name)
+    folder = shutil.copytree(bare, tmp_path / "some")
     (folder / "p05.png").write_bytes(b"no image")
     train(folder, tmp_path / "broken", max_steps=5)
     assert "p05.png" in (tmp_path / "broken" / "broken_images.jsonl").read_text()

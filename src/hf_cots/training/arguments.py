@@ -5,12 +5,13 @@ import json
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import HfArg
 
 from ..models.renamed_fields import RENAMED, rename_fields
 
@@ -32,52 +33,31 @@ class ModelArguments:
 
     _argument_group_name = "Model"
 
-    model: str | None = field(
-        default=None, metadata={"help": "COTS, SIMLA or COOKIE checkpoint to start from: Hub id or folder."}
+    model: str | None = HfArg(default=None, help="COTS, SIMLA or COOKIE checkpoint to start from: Hub id or folder.")
+    vision: str | None = HfArg(default=None, help="Image tower: Hub id, folder, or a config as JSON (random weights).")
+    text: str | None = HfArg(default=None, help="Text tower: Hub id, folder, or a config as JSON (random weights).")
+    architecture: Literal["cots", "simla", "cookie"] = HfArg(
+        default="cots", help="Model built from --vision and --text; --model and --config already determine it."
     )
-    vision: str | None = field(
-        default=None,
-        metadata={"help": "Image tower: Hub id or folder, or its config as JSON to start from random weights."},
+    config: str | None = HfArg(
+        default=None, help="COTS, SIMLA or COOKIE config (Hub id, folder or file) to train from random weights."
     )
-    text: str | None = field(
-        default=None,
-        metadata={"help": "Text tower: Hub id or folder, or its config as JSON to start from random weights."},
+    config_overrides: dict | str | None = HfArg(
+        default=None, help='Config fields to replace, as JSON or as a YAML mapping: {"queue_size": 4096}.'
     )
-    architecture: Literal["cots", "simla", "cookie"] = field(
-        default="cots",
-        metadata={"help": "Model built from --vision and --text; --model and --config already determine it."},
+    image_tokenizer: str | None = HfArg(
+        default=None, help="Trained image tokenizer: Hub id or folder. Needed for mvm_weight (SIMLA: mim_weight) > 0."
     )
-    config: str | None = field(
-        default=None,
-        metadata={"help": "COTS, SIMLA or COOKIE config (Hub id, folder or file) to train from random weights."},
+    tokenizer: str | None = HfArg(
+        default=None, help="Text tokenizer: Hub id or folder. Defaults to that of --model, --text or --config."
     )
-    config_overrides: dict | str | None = field(
-        default=None,
-        metadata={"help": 'Config fields to replace, as JSON or as a YAML mapping: {"queue_size": 4096}.'},
-    )
-    image_tokenizer: str | None = field(
-        default=None,
-        metadata={"help": "Trained image tokenizer: Hub id or folder. Needed for mvm_weight (SIMLA: mim_weight) > 0."},
-    )
-    tokenizer: str | None = field(
-        default=None,
-        metadata={"help": "Text tokenizer: Hub id or folder. Defaults to that of --model, --text or --config."},
-    )
-    max_text_length: int = field(default=64, metadata={"help": "Maximum number of tokens of a text; the rest is cut."})
-    freeze: list[str] = field(
-        default_factory=list, metadata={"help": "Towers whose weights are not trained: vision, text, or both."}
-    )
-    standardize_features: bool = field(
+    max_text_length: int = HfArg(default=64, help="Maximum number of tokens of a text; the rest is cut.")
+    freeze: list[str] = HfArg(default_factory=list, help="Towers that are not trained: vision, text, or both.")
+    standardize_features: bool = HfArg(
         default=False,
-        metadata={
-            "help": "Initialize the new projections as if the towers' features had zero mean and unit variance "
-            "(needs --feature_cache)."
-        },
+        help="Initialize new projections as for features of zero mean and unit variance (needs --feature_cache).",
     )
-    lora_rank: int = field(
-        default=0,
-        metadata={"help": "Rank of LoRA adapters to train the towers with (needs peft); 0 for none."},
-    )
+    lora_rank: int = HfArg(default=0, help="Rank of LoRA adapters to train the towers with (needs peft); 0 for none.")
 
 
 @dataclass
@@ -86,12 +66,9 @@ class ImageTokenizerArguments:
 
     _argument_group_name = "Image tokenizer"
 
-    model: str | None = field(
-        default=None, metadata={"help": "Image tokenizer to continue training from: Hub id or folder."}
-    )
-    config: dict | str | None = field(
-        default=None,
-        metadata={"help": 'Fields of COTSImageTokenizerConfig, as JSON or as a YAML mapping: {"codebook_size": 512}.'},
+    model: str | None = HfArg(default=None, help="Image tokenizer to continue training from: Hub id or folder.")
+    config: dict | str | None = HfArg(
+        default=None, help='Fields of COTSImageTokenizerConfig, as JSON or as a YAML mapping: {"codebook_size": 512}.'
     )
 
 
@@ -101,26 +78,17 @@ class ImageArguments:
 
     _argument_group_name = "Data"
 
-    train_data: str = field(
-        metadata={"help": "Training data: Hub id, folder, Parquet, CSV, JSON lines, or tar files; globs work."}
+    train_data: str = HfArg(help="Training data: Hub id, folder, Parquet, CSV, JSON lines, or tar files; globs work.")
+    eval_data: str | None = HfArg(default=None, help="Evaluation data, in any of the forms of --train_data.")
+    train_split: str = HfArg(default="train", help="Split to train on, of a Hub data set.")
+    eval_split: str = HfArg(default="test", help="Split to evaluate on, of a Hub data set.")
+    image_column: str = HfArg(default="image", help="Column of images or of paths to them.")
+    streaming: bool = HfArg(
+        default=False, help="Read the training data sequentially, without a copy or an index (needs --max_steps)."
     )
-    eval_data: str | None = field(
-        default=None, metadata={"help": "Evaluation data, in any of the forms of --train_data."}
-    )
-    train_split: str = field(default="train", metadata={"help": "Split to train on, of a Hub data set."})
-    eval_split: str = field(default="test", metadata={"help": "Split to evaluate on, of a Hub data set."})
-    image_column: str = field(default="image", metadata={"help": "Column of images or of paths to them."})
-    streaming: bool = field(
-        default=False,
-        metadata={"help": "Read the training data sequentially, without a copy or an index (needs --max_steps)."},
-    )
-    shuffle_buffer_size: int = field(
-        default=1000, metadata={"help": "Number of consecutive pairs that are shuffled together, with --streaming."}
-    )
-    min_scale: float = field(
-        default=0.2, metadata={"help": "Smallest area of a random crop, as a fraction of the image's area."}
-    )
-    flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
+    shuffle_buffer_size: int = HfArg(default=1000, help="Pairs that are shuffled together, with --streaming.")
+    min_scale: float = HfArg(default=0.2, help="Smallest area of a random crop, as a fraction of the image's area.")
+    flip: float = HfArg(default=0.5, help="Probability of a horizontal flip.")
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -132,62 +100,42 @@ class ImageArguments:
 class DataArguments(ImageArguments):
     """The image-text pairs to train and evaluate on."""
 
-    caption_column: str = field(default="caption", metadata={"help": "Column of texts, or of lists of texts."})
-    image_id_column: str | None = field(
-        default=None,
-        metadata={"help": "Column whose equal values mean the same image; by default the image's path or row."},
+    caption_column: str = HfArg(default="caption", help="Column of texts, or of lists of texts.")
+    image_id_column: str | None = HfArg(
+        default=None, help="Column whose equal values mean the same image; by default the image's path or row."
     )
-    keep_mask: str | None = field(
-        default=None,
-        metadata={"help": "keep_mask.json of `hf-cots audit`, which says which training pairs to leave out."},
+    keep_mask: str | None = HfArg(
+        default=None, help="keep_mask.json of `hf-cots audit`, which says which training pairs to leave out."
     )
-    code_cache: str | None = field(
-        default=None,
-        metadata={"help": "Folder of `hf-cots tokenize` with precomputed image codes; missing codes are computed."},
+    code_cache: str | None = HfArg(
+        default=None, help="Folder of `hf-cots tokenize` with precomputed image codes; missing codes are computed."
     )
-    feature_cache: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder for the features of two frozen towers, each computed once and without augmentation."
-        },
+    feature_cache: str | None = HfArg(
+        default=None, help="Folder for the features of two frozen towers, each computed once and without augmentation."
     )
 
     @property
     def columns(self) -> dict[str, Any]:
         """The column arguments of [`load_pairs`] and [`load_stream`]."""
-        return {
-            "image_column": self.image_column,
-            "caption_column": self.caption_column,
-            "image_id_column": self.image_id_column,
-        }
+        return {name: getattr(self, name) for name in ("image_column", "caption_column", "image_id_column")}
 
 
 @dataclass
 class COTSTrainingArguments(TrainingArguments):
     """transformers' training arguments with the values that COTS needs."""
 
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must be off: items are pairs, not columns."})
-    ddp_broadcast_buffers: bool | None = field(
-        default=False, metadata={"help": "Must be off: all processes keep equal queues by themselves."}
+    remove_unused_columns: bool = HfArg(default=False, help="Must be off: items are pairs, not columns.")
+    ddp_broadcast_buffers: bool | None = HfArg(default=False, help="Must be off: queues are kept equal without it.")
+    label_names: list[str] | None = HfArg(
+        default_factory=lambda: ["image_ids"], help="Names of the inputs that are labels."
     )
-    label_names: list[str] | None = field(
-        default_factory=lambda: ["image_ids"], metadata={"help": "Names of the inputs that are labels."}
-    )
-    logging_steps: float = field(
-        default=10, metadata={"help": "Log every this many steps; below 1, a fraction of all steps."}
-    )
-    gradient_cache: bool = field(
+    logging_steps: float = HfArg(default=10, help="Log every this many steps; below 1, a fraction of all steps.")
+    gradient_cache: bool = HfArg(
         default=False,
-        metadata={
-            "help": "Contrast all pairs of an optimizer step in the memory of one micro-batch (in-batch contrasts)."
-        },
+        help="Contrast all pairs of an optimizer step in the memory of one micro-batch (in-batch contrasts).",
     )
-    text_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the text tower, if it differs from --learning_rate."}
-    )
-    vision_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the image tower, if it differs from --learning_rate."}
-    )
+    text_learning_rate: float | None = HfArg(default=None, help="Learning rate of the text tower, if it differs.")
+    vision_learning_rate: float | None = HfArg(default=None, help="Learning rate of the image tower, if it differs.")
 
 
 @dataclass
@@ -196,32 +144,21 @@ class DVAETrainingArguments(TrainingArguments):
     from 1e-4 to 1.25e-6, and two schedules. Theirs took 150,000 and 5,000 of 3 million updates; here they are
     fractions of all steps, and the learning rate falls until the last one."""
 
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must be off: items are images, not columns."}
+    remove_unused_columns: bool = HfArg(default=False, help="Must be off: items are images, not columns.")
+    learning_rate: float = HfArg(default=1e-4, help="Initial learning rate.")
+    lr_scheduler_type: str = HfArg(default="cosine_with_min_lr", help="Schedule of the learning rate.")
+    lr_scheduler_kwargs: dict | str | None = HfArg(
+        default_factory=lambda: {"min_lr_rate": 0.0125}, help="Arguments of the schedule, as JSON."
     )
-    learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate."})
-    lr_scheduler_type: str = field(
-        default="cosine_with_min_lr", metadata={"help": "Learning rate schedule, one of transformers' names."}
+    weight_decay: float = HfArg(default=1e-4, help="Weight decay of AdamW.")
+    dataloader_drop_last: bool = HfArg(default=True, help="Drop an incomplete last batch, which would weigh more.")
+    logging_steps: float = HfArg(default=10, help="Log every this many steps; below 1, a fraction of all steps.")
+    final_temperature: float = HfArg(
+        default=1 / 16, help="Final temperature of the Gumbel-softmax; it starts at the config's gumbel_temperature."
     )
-    lr_scheduler_kwargs: dict | str | None = field(
-        default_factory=lambda: {"min_lr_rate": 0.0125}, metadata={"help": "Arguments of the schedule, as JSON."}
-    )
-    weight_decay: float = field(default=1e-4, metadata={"help": "Weight decay of AdamW."})
-    dataloader_drop_last: bool = field(
-        default=True, metadata={"help": "Drop an incomplete last batch, so that each image has the same weight."}
-    )
-    logging_steps: float = field(
-        default=10, metadata={"help": "Log every this many steps; below 1, a fraction of all steps."}
-    )
-    final_temperature: float = field(
-        default=1 / 16,
-        metadata={"help": "Final temperature of the Gumbel-softmax; it starts at the config's gumbel_temperature."},
-    )
-    temperature_anneal_fraction: float = field(
-        default=0.05, metadata={"help": "Fraction of the steps over which the temperature is annealed."}
-    )
-    kl_warmup_fraction: float = field(
-        default=1 / 600, metadata={"help": "Fraction of the steps over which the KL weight rises to the config's."}
+    temperature_anneal_fraction: float = HfArg(default=0.05, help="Fraction of the steps that anneal the temperature.")
+    kl_warmup_fraction: float = HfArg(
+        default=1 / 600, help="Fraction of the steps that raise the KL weight to the config's."
     )
 
 
@@ -234,13 +171,8 @@ def to_flags(settings: Mapping[str, Any]) -> list[str]:
     for name, value in settings.items():
         if value is None or value == []:
             continue
-        flags.append(f"--{name}")
-        if isinstance(value, Mapping):
-            flags.append(json.dumps(value))
-        elif isinstance(value, list):
-            flags.extend(map(str, value))
-        else:
-            flags.append(str(value))
+        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        flags += [f"--{name}", *map(str, values)]
     return flags
 
 
@@ -255,8 +187,7 @@ def rename_keys(settings: Mapping[str, Any], new_names: Mapping[str, str], sourc
         if new_names[name] in settings:
             raise ValueError(f"{source} gives {new_names[name]} twice, once under its old name {name}")
     if old:
-        renamed = ", ".join(f"{name} is now {new_names[name]}" for name in old)
-        logger.warning("%s uses old names: %s", source, renamed)
+        logger.warning("%s uses old names: %s", source, ", ".join(f"{name} is now {new_names[name]}" for name in old))
     return {new_names.get(name, name): value for name, value in settings.items()}
 
 
@@ -338,6 +269,20 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     overrides = parse_mapping("config_overrides", model.config_overrides)
     model.config_overrides = rename_fields(rename_keys(overrides, RENAMED, "--config_overrides"))
     return model, data, training
+
+
+def parse_image_tokenizer_arguments(
+    argv: list[str] | None = None,
+) -> tuple[ImageTokenizerArguments, ImageArguments, DVAETrainingArguments]:
+    """The arguments of `hf_cots.train_dvae`, from flags, or from a recipe file with flags on top.
+
+    Raises:
+        As [`parse_arguments`].
+    """
+    kinds = (ImageTokenizerArguments, ImageArguments, DVAETrainingArguments)
+    model, images, training = parse_flags(kinds, argv, "Train an image tokenizer on images.")
+    model.config = parse_mapping("config", model.config)
+    return model, images, training
 
 
 def parse_recipe(

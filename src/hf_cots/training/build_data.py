@@ -121,7 +121,9 @@ def build_frozen_pairs(
         ValueError: if training needs more of the towers than their features, or the projections are not new.
     """
     if model_arguments.standardize_features and (arguments.feature_cache is None or model_arguments.model):
-        raise ValueError("--standardize_features is for new projections and needs the features of --feature_cache")
+        raise ValueError(
+            "--standardize_features needs --feature_cache, and new projections, which --model does not have"
+        )
     if arguments.feature_cache is None:
         return None
     check_features_suffice(model, model_arguments, pairs)
