@@ -16,7 +16,7 @@ from tests.support.worlds import all_pairs, break_pictures, draw, log_history
 
 def write_odd_images(folder: Path) -> dict[str, str]:
     """Two images that are not what they seem, but can be used."""
-    frames = [draw(colour, "square", "left") for colour in ("red", "green", "black")]
+    frames = [draw(color, "square", "left") for color in ("red", "green", "black")]
     frames[0].save(folder / "animated.gif", save_all=True, append_images=frames[1:])
     frames[0].save(folder / "photo.jpg", "PNG")
     return {"animated.gif": "animated: the first of 3 frames is used", "photo.jpg": "PNG under the name of .jpg"}
