@@ -11,36 +11,24 @@ from hf_cots.training.arguments import parse_arguments, parse_image_tokenizer_ar
 from tests.support.paths import ROOT
 
 
-@pytest.fixture
-def base(tmp_path):
-    return ["--vision", "v", "--text", "t", "--train_data", "d", "--output_dir", str(tmp_path), "--use_cpu", "True"]
+REQUIRED = {"train_data": "d", "output_dir": "out", "use_cpu": True}
+FLAGS = to_flags(REQUIRED)
 
 
-@pytest.fixture
-def required(tmp_path):
-    return {"train_data": "d", "output_dir": str(tmp_path / "out"), "use_cpu": True}
+def write_recipe(folder, kind="yaml", **settings):
+    """A file with these settings beside the required ones."""
+    path = folder / f"recipe.{kind}"
+    path.write_text(json.dumps(REQUIRED | settings) if kind == "json" else yaml.safe_dump(REQUIRED | settings))
+    return str(path)
 
 
-@pytest.fixture
-def write(tmp_path, required):
-    """Write a recipe with these settings beside the required ones."""
-
-    def write(kind="yaml", **settings):
-        path = tmp_path / f"recipe.{kind}"
-        path.write_text(json.dumps(required | settings) if kind == "json" else yaml.safe_dump(required | settings))
-        return str(path)
-
-    return write
-
-
-def test_flags_and_defaults(base, tmp_path):
-    model, data, training = parse_arguments(
-        [*base, "--freeze", "vision", "text", "--lora_rank", "4", "--min_scale", "0.5"]
-    )
-    assert (model.vision, model.text, model.model, model.config) == ("v", "t", None, None)
+def test_flags_and_defaults():
+    flags = ["--vision", "v", "--freeze", "vision", "text", "--lora_rank", "4", "--min_scale", "0.5"]
+    model, data, training = parse_arguments([*FLAGS, *flags])
+    assert (model.vision, model.text, model.model, model.config) == ("v", None, None, None)
     assert (model.freeze, model.lora_rank, model.config_overrides) == (["vision", "text"], 4, {})
     assert (data.train_data, data.eval_data, data.min_scale, data.flip) == ("d", None, 0.5, 0.5)
-    assert training.output_dir == str(tmp_path)
+    assert training.output_dir == "out"
     assert training.remove_unused_columns is training.ddp_broadcast_buffers is False
     assert training.label_names == ["image_ids"]
     assert training.text_learning_rate is training.vision_learning_rate is None
@@ -57,16 +45,17 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("kind", ["yaml", "yml", "json", "mapping"])
-def test_a_recipe(write, required, kind):
-    model, data, training = parse_recipe(required | SETTINGS if kind == "mapping" else write(kind, **SETTINGS))
+def test_a_recipe(tmp_path, kind):
+    recipe = REQUIRED | SETTINGS if kind == "mapping" else write_recipe(tmp_path, kind, **SETTINGS)
+    model, data, training = parse_recipe(recipe)
     assert (model.model, model.freeze) == ("m", ["text"])
     assert model.config_overrides == SETTINGS["config_overrides"]
     assert data.caption_column == "a name with spaces"
     assert (training.learning_rate, training.bf16) == (1e-4, False)
 
 
-def test_flags_and_changes_replace_those_of_a_recipe(write):
-    path = write(model="m", learning_rate=1e-4, freeze=["text"], max_steps=7)
+def test_flags_and_changes_replace_those_of_a_recipe(tmp_path):
+    path = write_recipe(tmp_path, model="m", learning_rate=1e-4, freeze=["text"], max_steps=7)
     by_flag = parse_arguments([path, "--learning_rate", "3e-4", "--freeze", "vision"])
     by_change = parse_recipe(path, learning_rate=3e-4, freeze=["vision"])
     for model, _, training in (by_flag, by_change):
@@ -75,37 +64,25 @@ def test_flags_and_changes_replace_those_of_a_recipe(write):
     assert parse_recipe(path, max_steps=None)[2].max_steps == -1
 
 
-def test_an_exponent_without_a_point_is_a_number(required):
+def test_an_exponent_without_a_point_is_a_number():
     """YAML reads 1e-4 as a text."""
-    assert parse_recipe(required | yaml.safe_load("learning_rate: 1e-4"))[2].learning_rate == 1e-4
-
-
-def test_empty_entries_of_a_recipe_leave_the_default(required):
-    model, data, _ = parse_recipe(required | {"model": "m", "eval_data": None, "freeze": [], "image_id_column": None})
-    assert data.eval_data is data.image_id_column is None
-    assert model.freeze == []
+    assert parse_recipe(REQUIRED | yaml.safe_load("learning_rate: 1e-4"))[2].learning_rate == 1e-4
 
 
 def test_a_mapping_as_flags():
-    settings = {"a": 1, "b": [1, "x"], "c": {"d": None}, "e": True}
+    """Entries without a value leave the default."""
+    settings = {"a": 1, "b": [1, "x"], "c": {"d": None}, "e": True, "f": None, "g": []}
     assert to_flags(settings) == ["--a", "1", "--b", "1", "x", "--c", '{"d": null}', "--e", "True"]
-
-
-def test_unknown_flags_are_errors(base, required):
-    with pytest.raises(ValueError, match="unknown flags: --quue_size 3"):
-        parse_arguments([*base, "--quue_size", "3"])
-    with pytest.raises(ValueError, match="unknown flags: --quue_size 3"):
-        parse_recipe(required | {"quue_size": 3})
 
 
 # ---------------------------------------------------------------------- old names
 
 
-def test_recipes_may_use_old_names(required, caplog):
+def test_recipes_may_use_old_names(caplog):
     overrides = {"masked_share": 0.5, "queue_size": 8}
     old = {"standardize": True, "shuffle_block": 3, "config_overrides": overrides}
     with caplog.at_level(logging.WARNING):
-        model, data, _ = parse_recipe(required | old)
+        model, data, _ = parse_recipe(REQUIRED | old)
     assert (model.standardize_features, data.shuffle_buffer_size) == (True, 3)
     assert model.config_overrides == {"masked_fraction": 0.5, "queue_size": 8}
     assert caplog.messages == [
@@ -114,26 +91,38 @@ def test_recipes_may_use_old_names(required, caplog):
     ]
 
 
-def test_old_names_of_an_image_tokenizer_s_recipe(write):
-    _, _, training = parse_image_tokenizer_arguments([write(temperature_share=0.25, kl_share=0.125)])
+def test_old_names_of_an_image_tokenizer_s_recipe(tmp_path):
+    path = write_recipe(tmp_path, temperature_share=0.25, kl_share=0.125)
+    _, _, training = parse_image_tokenizer_arguments([path])
     assert (training.temperature_anneal_fraction, training.kl_warmup_fraction) == (0.25, 0.125)
-
-
-def test_old_names_are_for_recipes_only_and_not_beside_the_new_ones(base, required):
-    with pytest.raises(ValueError, match="unknown flags: --shuffle_block 3"):
-        parse_arguments([*base, "--shuffle_block", "3"])
-    with pytest.raises(ValueError, match="shuffle_buffer_size twice, once under its old name shuffle_block"):
-        parse_recipe(required | {"shuffle_block": 3, "shuffle_buffer_size": 3})
 
 
 # ---------------------------------------------------------------------- errors and help
 
 
+@pytest.mark.parametrize("name", ["quue_size", "shuffle_block"])
+def test_unknown_flags_and_old_ones_outside_of_recipes_are_errors(name):
+    with pytest.raises(ValueError, match=f"unknown flags: --{name} 3"):
+        parse_arguments([*FLAGS, f"--{name}", "3"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"quue_size": 3}, "unknown flags: --quue_size 3"),
+        ({"shuffle_block": 3, "shuffle_buffer_size": 3}, "size twice, once under its old name shuffle_block"),
+    ],
+)
+def test_errors_in_recipes(settings, message):
+    with pytest.raises(ValueError, match=message):
+        parse_recipe(REQUIRED | settings)
+
+
 @pytest.mark.parametrize("text", ["{queue_size: 64}", "queue_size=64", '{"queue_size": 64', "[1]", "3", '"x"'])
-def test_overrides_that_are_no_mapping_in_json(base, text):
+def test_overrides_that_are_no_mapping_in_json(text):
     problem = "must be a mapping" if text in ("[1]", "3", '"x"') else "is not valid JSON"
     with pytest.raises(ValueError, match=f"--config_overrides {problem}"):
-        parse_arguments([*base, "--config_overrides", text])
+        parse_arguments([*FLAGS, "--config_overrides", text])
 
 
 def test_a_recipe_that_does_not_exist(tmp_path):
