@@ -79,15 +79,16 @@ def test_a_mapping_as_flags():
 
 
 def test_recipes_may_use_old_names(caplog):
-    overrides = {"masked_share": 0.5, "queue_size": 8}
+    overrides = {"masked_share": 0.5, "queue_size": 8, "text_view": "sibling"}
     old = {"standardize": True, "shuffle_block": 3, "config_overrides": overrides}
     with caplog.at_level(logging.WARNING):
         model, data, _ = parse_recipe(REQUIRED | old)
     assert (model.standardize_features, data.shuffle_buffer_size) == (True, 3)
-    assert model.config_overrides == {"masked_fraction": 0.5, "queue_size": 8}
+    assert model.config_overrides == {"masked_fraction": 0.5, "queue_size": 8, "text_view": "other_caption"}
     assert caplog.messages == [
         "the recipe uses old names: standardize is now standardize_features, shuffle_block is now shuffle_buffer_size",
         "--config_overrides uses old names: masked_share is now masked_fraction",
+        "--config_overrides uses an old value: text_view sibling is now other_caption",
     ]
 
 

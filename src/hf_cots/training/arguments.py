@@ -166,7 +166,7 @@ class DVAETrainingArguments(TrainingArguments):
 
 
 def to_flags(settings: Mapping[str, Any]) -> list[str]:
-    """A recipe's mapping as command-line flags; entries without a value keep the flag's default."""
+    """Turn a recipe's mapping into command-line flags; entries without a value keep the flag's default."""
     flags = []
     for name, value in settings.items():
         if value is None or value == []:
@@ -177,7 +177,7 @@ def to_flags(settings: Mapping[str, Any]) -> list[str]:
 
 
 def rename_keys(settings: Mapping[str, Any], new_names: Mapping[str, str], source: str) -> dict[str, Any]:
-    """`settings` under today's names, with a warning that lists the old names that were met.
+    """Rename the keys of `settings` that have an old name, with a warning that lists them.
 
     Raises:
         ValueError: if something is given under both its old and its new name.
@@ -192,7 +192,7 @@ def rename_keys(settings: Mapping[str, Any], new_names: Mapping[str, str], sourc
 
 
 def read_recipe(recipe: Mapping[str, Any] | Path | str) -> dict[str, Any]:
-    """The flags of a recipe: a mapping, or a YAML or JSON file that holds one.
+    """Read the flags of a recipe: a mapping, or a YAML or JSON file that holds one.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -207,7 +207,7 @@ def read_recipe(recipe: Mapping[str, Any] | Path | str) -> dict[str, Any]:
 
 
 def parse_mapping(flag: str, value: Mapping[str, Any] | str | None) -> dict[str, Any]:
-    """The mapping that a flag gives as JSON; an empty one if the flag is not set.
+    """Parse the mapping that a flag gives as JSON; an empty one if the flag is not set.
 
     Raises:
         ValueError: if it is not JSON, or not a mapping.
@@ -223,8 +223,8 @@ def parse_mapping(flag: str, value: Mapping[str, Any] | str | None) -> dict[str,
 
 
 def help_groups(kind: type) -> list[type]:
-    """The dataclasses that the parser reads in place of `kind`, one for each group of `--help`: training arguments are
-    split into our own and those of transformers."""
+    """List the dataclasses that the parser reads in place of `kind`, one for each group of `--help`: training arguments
+    are split into our own and those of transformers."""
     if not issubclass(kind, TrainingArguments):
         return [kind]
     inherited = {field.name for field in fields(TrainingArguments)}
@@ -241,7 +241,7 @@ def help_groups(kind: type) -> list[type]:
 
 
 def parse_flags(kinds: tuple[type, ...], argv: list[str] | None, description: str) -> tuple[Any, ...]:
-    """One object of each of the dataclasses `kinds`, from flags, or from a recipe file with flags on top.
+    """Make one object of each of the dataclasses `kinds`, from flags, or from a recipe file with flags on top.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -258,7 +258,8 @@ def parse_flags(kinds: tuple[type, ...], argv: list[str] | None, description: st
 
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, COTSTrainingArguments]:
-    """Flags, or one YAML or JSON file with flags on top: `recipe.yaml --learning_rate 1e-4`.
+    """Parse the arguments of `hf_cots.train`: flags, or a YAML or JSON file with flags on top, as in
+    `recipe.yaml --learning_rate 1e-4`.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -266,15 +267,18 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     """
     kinds = (ModelArguments, DataArguments, COTSTrainingArguments)
     model, data, training = parse_flags(kinds, argv, "Train COTS, SIMLA or COOKIE on image-text pairs.")
-    overrides = parse_mapping("config_overrides", model.config_overrides)
-    model.config_overrides = rename_fields(rename_keys(overrides, RENAMED, "--config_overrides"))
+    overrides = rename_keys(parse_mapping("config_overrides", model.config_overrides), RENAMED, "--config_overrides")
+    model.config_overrides = rename_fields(overrides)
+    for name, value in model.config_overrides.items():
+        if value != overrides[name]:
+            logger.warning("--config_overrides uses an old value: %s %s is now %s", name, overrides[name], value)
     return model, data, training
 
 
 def parse_image_tokenizer_arguments(
     argv: list[str] | None = None,
 ) -> tuple[ImageTokenizerArguments, ImageArguments, DVAETrainingArguments]:
-    """The arguments of `hf_cots.train_dvae`, from flags, or from a recipe file with flags on top.
+    """Parse the arguments of `hf_cots.train_dvae`: flags, or a recipe file with flags on top.
 
     Raises:
         As [`parse_arguments`].
@@ -288,7 +292,7 @@ def parse_image_tokenizer_arguments(
 def parse_recipe(
     recipe: Mapping[str, Any] | Path | str, **changes: Any
 ) -> tuple[ModelArguments, DataArguments, COTSTrainingArguments]:
-    """The arguments of a recipe, as `hf_cots.train.build_trainer` takes them.
+    """Parse a recipe into the arguments that `hf_cots.train.build_trainer` takes.
 
     Args:
         recipe: flags and their values: a mapping, or a YAML or JSON file that holds one.
