@@ -223,8 +223,8 @@ def parse_mapping(flag: str, value: Mapping[str, Any] | str | None) -> dict[str,
 
 
 def help_groups(kind: type) -> list[type]:
-    """List the dataclasses that the parser reads in place of `kind`, one for each group of `--help`: training arguments
-    are split into our own and those of transformers."""
+    """List the dataclasses that the parser reads in place of `kind`, one for each group of `--help`: training
+    arguments are split into our own and those of transformers."""
     if not issubclass(kind, TrainingArguments):
         return [kind]
     inherited = {field.name for field in fields(TrainingArguments)}
