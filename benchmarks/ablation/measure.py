@@ -22,7 +22,7 @@ from hf_cots.evaluation.retrieval.directions import rank_both
 from hf_cots.evaluation.retrieval.metrics import KS
 from hf_cots.search.encoders import DualEncoder, encode_pairs
 from hf_cots.train import build_trainer
-from hf_cots.training.arguments import flags_of, parse_arguments
+from hf_cots.training.arguments import parse_recipe
 from hf_cots.training.trainer import COTSTrainer
 
 from .frozen_encoder import FrozenEncoder
@@ -98,7 +98,7 @@ def trainer_of(recipes: Recipes, run: Run, data: AblationSet, output: Path, step
         "report_to": "none",
         "disable_tqdm": True,
     }
-    trainer = build_trainer(*parse_arguments(flags_of(flags)), WatchedTrainer)
+    trainer = build_trainer(*parse_recipe(flags), WatchedTrainer)
     assert isinstance(trainer, WatchedTrainer)
     trainer.features = features
     return trainer

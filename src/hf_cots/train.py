@@ -4,50 +4,30 @@
         --image_tokenizer org/dvae --train_data my_folder --output_dir runs/mine
     python -m hf_cots.train recipe.yaml --learning_rate 1e-4
 
-The deployable model is left in `output_dir/model`, checkpoints with all training state in `output_dir/checkpoint-*`.
+The model for inference is saved in `output_dir/model`, checkpoints with all training state in
+`output_dir/checkpoint-*`.
 """
-
-import logging
-import sys
 
 from transformers import set_seed
 
 from .evaluation.rendering.tables import markdown_table
 from .training.arguments import COTSTrainingArguments, DataArguments, ModelArguments, parse_arguments
-from .training.checkpoints import last_checkpoint
-from .training.publish import push_folder, save_deployable
-from .training.setup import (
-    build_code_cache,
-    build_collator,
-    build_data,
-    build_frozen_pairs,
-    build_model,
-    build_processor,
-    build_tokenizer,
-    build_views,
-)
+from .training.build_data import build_code_cache, build_collator, build_data, build_frozen_pairs, build_views
+from .training.build_model import build_model, build_processor, build_tokenizer
+from .training.program import run_program, take_push_to_hub
+from .training.publish import push_folder, save_for_inference
 from .training.trainer import COTSTrainer
 
 
-logger = logging.getLogger(__name__)
-
-
 def train(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
-    """Train as the flags say; returns both directions of the final evaluation, nothing without `--eval_data`."""
+    """Train with these flags; returns both directions of the final evaluation, or nothing without `--eval_data`."""
     model_arguments, data_arguments, training = parse_arguments(argv)
-    # What goes to the Hub is the deployable model; Trainer itself would push the checkpoints.
-    push, training.push_to_hub = training.push_to_hub, False
+    push = take_push_to_hub(training)
     trainer = build_trainer(model_arguments, data_arguments, training)
-    eval_pairs = trainer.eval_dataset
-    checkpoint = training.resume_from_checkpoint
-    if checkpoint in ("True", "true", "last"):
-        checkpoint = last_checkpoint(training.output_dir)  # the first start of a run has none
-    trainer.train(resume_from_checkpoint=checkpoint)
-
-    results = trainer.retrieval(eval_pairs) if eval_pairs is not None else {}
-    state = trainer.full_state_dict()
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    results = trainer.retrieval(trainer.eval_dataset) if trainer.eval_dataset is not None else {}
+    folder = save_for_inference(trainer, results, data_arguments.train_data, data_arguments.eval_data)
     if trainer.is_world_process_zero():
-        folder = save_deployable(trainer, data_arguments.train_data, data_arguments.eval_data, results, state)
         if results:
             print(markdown_table(results))
         if push:
@@ -61,7 +41,11 @@ def build_trainer(
     training: COTSTrainingArguments,
     trainer_class: type[COTSTrainer] | None = None,
 ) -> COTSTrainer:
-    """A trainer that is ready to start, with everything seeded; the errors are those of `training/setup.py`."""
+    """Build everything that the arguments name, seeded, into a trainer that is ready to start.
+
+    Raises:
+        OSError, ValueError: see `training/build_model.py` and `training/build_data.py`.
+    """
     set_seed(training.seed)
     tokenizer = build_tokenizer(model_arguments)
     train_pairs, eval_pairs = build_data(data_arguments, training)
@@ -82,12 +66,8 @@ def build_trainer(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point: errors that the user can mend are one line, not a traceback."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        train(argv)
-    except (OSError, ModuleNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    """Entry point of the command line."""
+    run_program(train, argv)
 
 
 if __name__ == "__main__":

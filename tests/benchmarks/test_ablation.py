@@ -86,7 +86,14 @@ def test_runs_come_once_with_the_main_question_first(recipes):
 def test_the_recipes_for_small_data_are_what_was_measured(recipes, card, init, row, steps):
     published = yaml.safe_load((ROOT / "model_cards" / card / "recipe.yaml").read_text())
     measured = recipes.flags(Run("emoji", init, row, 16, steps, "steps", 0, 0))
-    for name in ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "freeze", "standardize"):
+    for name in (
+        "learning_rate",
+        "lr_scheduler_type",
+        "warmup_steps",
+        "weight_decay",
+        "freeze",
+        "standardize_features",
+    ):
         assert published.get(name) == measured.get(name), name
     assert published["per_device_train_batch_size"] == 16
     if init == "frozen_text":

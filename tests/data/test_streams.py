@@ -165,5 +165,5 @@ def test_an_empty_source_is_an_error(tmp_path):
 
 
 def test_a_block_must_be_positive(world):
-    with pytest.raises(ValueError, match="--shuffle_block"):
+    with pytest.raises(ValueError, match="--shuffle_buffer_size"):
         load_stream(str(world.parquet), block=0)

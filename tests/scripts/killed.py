@@ -1,7 +1,7 @@
-"""`hf_cots.train` that can be told to die: `killed.py '{"moment": count}' FLAGS...`.
+"""`hf_cots.train` that kills itself as planned: `killed.py '{"moment": count}' FLAGS...`.
 
-It kills itself with SIGKILL at the count-th time that it reaches the moment; `{}` runs to the end, or until somebody
-else kills it. What it is doing at any time, and what each step saw, is left in files beside the checkpoints.
+It sends itself SIGKILL when it reaches the moment for the count-th time; `{}` runs to the end, or until another
+process kills it. Its current moment and a hash of each step's batch are written to files beside the checkpoints.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ MOMENTS = ("start", "forward", "half_a_file", "before_the_mark", "rotation", "be
 
 
 class Death:
-    """Counts how often each moment was reached, says so in a file, and kills at the planned one."""
+    """Counts how often each moment is reached, writes the last one to a file, and kills the process as planned."""
 
     def __init__(self, plan: dict[str, int], output_dir: str):
         self.plan, self.reached = dict(plan), dict.fromkeys(MOMENTS, 0)
@@ -32,7 +32,7 @@ class Death:
         self.now("start")
 
     def now(self, moment: str) -> bool:
-        """Whether to die here, if it is not done at once."""
+        """Record the moment; returns whether the process is to be killed here."""
         self.phase.write_text(moment)
         self.reached[moment] += 1
         return self.reached[moment] == self.plan.get(moment)
@@ -43,8 +43,8 @@ class Death:
 
 
 def install(death: Death) -> None:
-    """Put the moments into the code that reaches them."""
-    forward, save, complete = COTSForPreTraining.forward, torch.save, checkpoints.complete
+    """Patch the functions that reach the moments."""
+    forward, save, mark_complete = COTSForPreTraining.forward, torch.save, checkpoints.mark_complete
     epoch_begin, rotate = pair_trainer.ExactOrder.on_epoch_begin, pair_trainer.rotate_checkpoints
 
     def dying_forward(self, *args, **kwargs):
@@ -58,9 +58,9 @@ def install(death: Death) -> None:
             os.truncate(path, os.path.getsize(path) // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def dying_complete(folder):
+    def dying_mark(folder):
         death.here("before_the_mark")
-        complete(folder)
+        mark_complete(folder)
 
     def dying_rotation(*args, **kwargs):
         death.here("rotation")
@@ -70,13 +70,13 @@ def install(death: Death) -> None:
         death.here("between_epochs")
         epoch_begin(self, *args, **kwargs)
 
-    COTSForPreTraining.forward, torch.save, checkpoints.complete = dying_forward, dying_save, dying_complete
+    COTSForPreTraining.forward, torch.save, checkpoints.mark_complete = dying_forward, dying_save, dying_mark
     pair_trainer.rotate_checkpoints = dying_rotation
     pair_trainer.ExactOrder.on_epoch_begin = dying_epoch_begin
 
 
 class WitnessTrainer(COTSTrainer):
-    """Writes down a hash of every batch, by step: order, augmentation, words and masks."""
+    """Writes a hash of every batch, by step: order, augmentation, tokens and masks."""
 
     def get_batch_samples(self, *args, **kwargs):
         batches, count = super().get_batch_samples(*args, **kwargs)

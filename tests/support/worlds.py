@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, BertTokenizer, ViTConfig, ViTModel
 
 from hf_cots import COTSImageProcessor, COTSImageTokenizer, COTSImageTokenizerConfig, COTSModel, COTSProcessor
+from hf_cots.training.arguments import to_flags
 
 
 SIDE = 32
@@ -190,10 +191,7 @@ class World:
 
     def flags(self, output_dir: Path, overrides: dict | None = None, dropout: float = 0.0, **settings) -> list[str]:
         """The same as a command line; a setting of None leaves the flag out."""
-        words = []
-        for name, value in self.settings(output_dir, overrides, dropout, **settings).items():
-            words += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
-        return words
+        return to_flags(self.settings(output_dir, overrides, dropout, **settings))
 
 
 def tiny_image_tokenizer_config() -> COTSImageTokenizerConfig:

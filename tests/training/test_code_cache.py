@@ -4,7 +4,6 @@ import logging
 
 import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner
 
 import hf_cots.train
@@ -13,15 +12,15 @@ from hf_cots.cli import app
 from hf_cots.data.keep_mask import write_keep_mask
 from hf_cots.data.sources import load_pairs
 from tests.data.test_code_cache import lively_tokenizer
-from tests.support.worlds import World, checkpoint, log_history
+from tests.support.runs import assert_same_weights
+from tests.support.worlds import checkpoint, log_history
 
 
 TIMES = ("pairs_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second")
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    world = World(tmp_path_factory.mktemp("world"))
+def world(world):
     world.__dict__["image_tokenizer"] = world.root / "lively"
     lively_tokenizer().save_pretrained(world.image_tokenizer)
     return world
@@ -71,17 +70,17 @@ def test_losses_and_weights_are_bit_for_bit_those_of_online_codes(
     assert f"the codes of 80 crops are read from {cache}" in caplog.text
     assert logs == without[1]
     assert sum(line.get("loss_mvm", 0) > 0 for line in logs) == 7
-    assert all(torch.equal(weights[name], without[0][name]) for name in without[0])
+    assert_same_weights(weights, without[0])
 
 
 def test_a_stream_reads_it_too(world, cache, tmp_path, no_tokenizer):
-    """Its pairs have the same numbers, in another order."""
-    _weights, logs = train(world, tmp_path, code_cache=cache, streaming=True)
+    """Its pairs have the same ids, in another order."""
+    _, logs = train(world, tmp_path, code_cache=cache, streaming=True)
     assert sum(line.get("loss_mvm", 0) > 0 for line in logs) == 7
 
 
 def test_what_the_cache_lacks_is_computed(world, without, tmp_path, caplog, monkeypatch):
-    """Of an epoch that was not written: the same losses again, and it is said once."""
+    """An epoch that is not in the cache: the same losses again, and one warning."""
     assert tokenize(world, tmp_path / "cache", "--epochs", 1).exit_code == 0
     calls, encode = [], COTSImageTokenizer.get_codebook_indices
     monkeypatch.setattr(
@@ -91,7 +90,7 @@ def test_what_the_cache_lacks_is_computed(world, without, tmp_path, caplog, monk
     assert len(calls) == 2, "steps 6 and 7 belong to the second epoch"
     assert sum("lacks 8 of 8 crops" in message for message in caplog.messages) == 1
     assert logs == without[1]
-    assert all(torch.equal(weights[name], without[0][name]) for name in without[0])
+    assert_same_weights(weights, without[0])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from hf_cots.search.index import ImageIndex
 from hf_cots.search.loading import load_encoder
 from hf_cots.train import main, train
 from hf_cots.training.arguments import parse_arguments
-from hf_cots.training.setup import build_data, build_model, build_tokenizer, build_views
+from hf_cots.training.build_data import build_data, build_views
+from hf_cots.training.build_model import build_model, build_tokenizer
 from tests.support.worlds import World, all_pairs, checkpoint, log_history
 
 
@@ -144,7 +145,7 @@ def test_other_captions_are_asked_of_the_pairs_only_where_they_are_contrasted(wo
         ({"queue_size": 8}, {}, "no field of CookieConfig: queue_size"),
         ({}, {"image_tokenizer": "org/dvae"}, "masks no patches"),
         ({}, {"lora_rank": 2}, "--lora_rank is for COTS"),
-        ({}, {"code_cache": "codes"}, "--code_cache is for masked image modelling"),
+        ({}, {"code_cache": "codes"}, "--code_cache is for masked image modeling"),
         ({"text_view": "other_caption"}, {"streaming": True}, "leave out --streaming"),
     ],
 )

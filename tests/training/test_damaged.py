@@ -1,4 +1,4 @@
-"""A corpus with damaged pictures trains to the end, and its report names each of them once."""
+"""A corpus with damaged images trains to the end, and its report names each of them once."""
 
 import json
 import multiprocessing
@@ -11,12 +11,12 @@ from PIL import Image
 import hf_cots.train
 from hf_cots.data.sources import identity
 from hf_cots.training.trainer import COTSTrainer
-from tests.support.worlds import World, all_pairs, break_pictures, draw, log_history
+from tests.support.worlds import all_pairs, break_pictures, draw, log_history
 
 
-def odd_pictures(folder: Path) -> dict[str, str]:
-    """Two pictures that are not what they seem, but can be used."""
-    frames = [draw(colour, "square", "left") for colour in ("red", "green", "black")]
+def write_odd_images(folder: Path) -> dict[str, str]:
+    """Two images that are not what they seem, but can be used."""
+    frames = [draw(color, "square", "left") for color in ("red", "green", "black")]
     frames[0].save(folder / "animated.gif", save_all=True, append_images=frames[1:])
     frames[0].save(folder / "photo.jpg", "PNG")
     return {"animated.gif": "animated: the first of 3 frames is used", "photo.jpg": "PNG under the name of .jpg"}
@@ -24,20 +24,20 @@ def odd_pictures(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def unreadable(monkeypatch):
-    """Root may read everything: its open is made to mind the permissions."""
+    """For root, who may read everything: an `Image.open` that respects the permissions."""
     original = Image.open
 
-    def minding_open(source, *args, **kwargs):
+    def strict_open(source, *args, **kwargs):
         if isinstance(source, Path) and source.is_file() and not source.stat().st_mode & 0o444:
             raise PermissionError(13, "Permission denied", str(source))
         return original(source, *args, **kwargs)
 
     if os.geteuid() == 0:
-        monkeypatch.setattr(Image, "open", minding_open)
+        monkeypatch.setattr(Image, "open", strict_open)
 
 
 class Witness(COTSTrainer):
-    """Remembers which pictures it was shown."""
+    """Records the ids of the images that it trains on."""
 
     shown: set[int]
 
@@ -49,8 +49,8 @@ class Witness(COTSTrainer):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_corpus_with_ten_kinds_of_damage_trains_to_the_end(tmp_path, monkeypatch, unreadable, workers):
-    """500 pictures, of which 10 are damaged, each in its own way."""
+def test_a_corpus_with_ten_kinds_of_damage_trains_to_the_end(world, tmp_path, monkeypatch, unreadable, workers):
+    """500 images, of which 10 are damaged, each in its own way."""
     if workers and os.geteuid() == 0 and multiprocessing.get_start_method() != "fork":
         pytest.skip("root's workers would not inherit the permissions that the test sets")
     folder = tmp_path / "corpus"
@@ -60,16 +60,16 @@ def test_a_corpus_with_ten_kinds_of_damage_trains_to_the_end(tmp_path, monkeypat
     draw("red", "circle", "top").save(folder / "secret.png")
     (folder / "secret.png").chmod(0)
     damaged["secret.png"] = "Permission"
-    odd = odd_pictures(folder)
+    odd = write_odd_images(folder)
     assert len(damaged) + len(odd) == 10
     names = []
-    for number in range(490):
-        name, picture, _ = all_pairs()[number % 40]
-        names.append(f"{number}-{name}")
-        picture.save(folder / names[-1])
-    for place, name in enumerate([*damaged, *odd]):
-        names.insert(47 * place + 20, name)
-    lines = [f"{name},picture {number}" for number, name in enumerate(names)]
+    for i in range(490):
+        name, image, _ = all_pairs()[i % 40]
+        names.append(f"{i}-{name}")
+        image.save(folder / names[-1])
+    for i, name in enumerate([*damaged, *odd]):
+        names.insert(47 * i + 20, name)
+    lines = [f"{name},image {i}" for i, name in enumerate(names)]
     (folder / "pairs.csv").write_text("\n".join(["image,caption", *lines]) + "\n")
 
     monkeypatch.setattr(hf_cots.train, "COTSTrainer", Witness)
@@ -77,7 +77,7 @@ def test_a_corpus_with_ten_kinds_of_damage_trains_to_the_end(tmp_path, monkeypat
     out = tmp_path / "out"
     settings = {"train_data": folder / "pairs.csv", "num_train_epochs": 2, "max_steps": None, "logging_steps": 5}
     settings |= {"per_device_train_batch_size": 50, "dataloader_num_workers": workers, "save_strategy": "epoch"}
-    hf_cots.train.train(World(tmp_path).flags(out, **settings))
+    hf_cots.train.train(world.flags(out, **settings))
 
     report = [json.loads(line) for line in (out / "broken_images.jsonl").read_text().splitlines()]
     assert sorted(Path(line["image"]).name for line in report) == sorted([*damaged, *odd])

@@ -7,7 +7,8 @@ from hf_cots import CookieForPreTraining
 from hf_cots.data.collator import COTSCollator
 from hf_cots.train import build_trainer, main, train
 from hf_cots.training.arguments import parse_arguments
-from hf_cots.training.setup import check_features_suffice
+from hf_cots.training.build_data import check_features_suffice
+from tests.support.runs import assert_same_weights
 from tests.support.tiny_cookie import tiny_cookie_config
 from tests.support.worlds import checkpoint
 
@@ -17,21 +18,20 @@ NO_TOKENS = {"mvm_weight": 0, "mlm_weight": 0}
 
 def flags(world, folder, overrides=None, freeze=("vision", "text"), **settings):
     settings = {"image_tokenizer": None, "feature_cache": world.root / "features"} | settings
-    words = world.flags(folder, NO_TOKENS | (overrides or {}), **settings)
-    return [*words, "--freeze", *freeze] if freeze else words
+    return world.flags(folder, NO_TOKENS | (overrides or {}), freeze=list(freeze), **settings)
 
 
-def trainer_of(world, folder, overrides=None, **settings):
+def make_trainer(world, folder, overrides=None, **settings):
     return build_trainer(*parse_arguments(flags(world, folder, overrides, **settings)))
 
 
 @pytest.mark.parametrize("contrast", ["momentum", "in_batch", "sigmoid"])
-def test_it_equals_training_on_whole_pictures(world, tmp_path, contrast):
+def test_it_equals_training_on_images_without_augmentation(world, tmp_path, contrast):
     overrides = {"contrast": contrast, "image_pooling": "cls+mean"}
     settings = {"gradient_accumulation_steps": 2, "max_steps": 4, "per_device_train_batch_size": 6}
-    stored = trainer_of(world, tmp_path / "stored", overrides, **settings)
-    plain = trainer_of(world, tmp_path / "plain", overrides, feature_cache=None, **settings)
-    plain.data_collator = COTSCollator(plain.processing_class, plain.model.config)  # without augmentation
+    stored = make_trainer(world, tmp_path / "stored", overrides, **settings)
+    plain = make_trainer(world, tmp_path / "plain", overrides, feature_cache=None, **settings)
+    plain.data_collator = COTSCollator(plain.processing_class, plain.model.config)
     stored.train()
     plain.train()
     expected = plain.model.state_dict()
@@ -39,7 +39,7 @@ def test_it_equals_training_on_whole_pictures(world, tmp_path, contrast):
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5, msg=name)
     moved = (
         stored.model.cots.visual_projection.weight
-        - trainer_of(world, tmp_path / "new", overrides, **settings).model.cots.visual_projection.weight
+        - make_trainer(world, tmp_path / "new", overrides, **settings).model.cots.visual_projection.weight
     )
     assert moved.abs().max() > 1e-4, "it has learned"
 
@@ -47,30 +47,28 @@ def test_it_equals_training_on_whole_pictures(world, tmp_path, contrast):
 def test_a_killed_run_resumes_exactly(world, tmp_path):
     settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "eval_data": world.imagefolder}
     results = train(flags(world, tmp_path, **settings))
-    whole = checkpoint(tmp_path, 6)
+    uninterrupted = checkpoint(tmp_path, 6)
     train(flags(world, tmp_path, **settings, resume_from_checkpoint=tmp_path / "checkpoint-2"))
-    again = checkpoint(tmp_path, 6)
-    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+    assert_same_weights(checkpoint(tmp_path, 6), uninterrupted)
     assert set(results) == {"text_to_image", "image_to_text"}
 
 
-def test_projections_of_standardised_features(world, tmp_path):
-    """Against the formula, feature by feature: what a new projection would make of (x - mean) / deviation."""
-    plain = trainer_of(world, tmp_path / "plain")
-    standard = trainer_of(world, tmp_path / "standard", standardize=True)
+def test_projections_of_standardized_features(world, tmp_path):
+    """Against the formula: a new projection applied to (x - mean) / deviation, feature by feature."""
+    plain = make_trainer(world, tmp_path / "plain")
+    standard = make_trainer(world, tmp_path / "standard", standardize_features=True)
     every = standard.train_dataset.whole()
     for stream, projection in (("image", "visual_projection"), ("text", "text_projection")):
         features = every[f"{stream}_features"].double()
         z_scores = (features - features.mean(dim=0)) / features.std(dim=0)
         expected = z_scores @ getattr(plain.model.cots, projection).weight.double().T
-        ours = getattr(standard.model.cots, projection)(features.float()).double()
-        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
-        twin = getattr(standard.model.momentum_encoder, projection)
-        assert torch.equal(twin.weight, getattr(standard.model.cots, projection).weight)
+        initialized = getattr(standard.model.cots, projection)
+        torch.testing.assert_close(initialized(features.float()).double(), expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(getattr(standard.model.momentum_encoder, projection).weight, initialized.weight)
 
 
-def test_a_feature_that_never_changes_is_not_divided_by_nothing(world, tmp_path):
-    model = trainer_of(world, tmp_path).model.cots
+def test_a_constant_feature_is_not_divided_by_zero(world, tmp_path):
+    model = make_trainer(world, tmp_path).model.cots
     features = torch.randn(50, 32)
     features[:, 3] = 1.5
     before = model.visual_projection.weight[:, 3].clone()
@@ -84,10 +82,10 @@ def test_a_feature_that_never_changes_is_not_divided_by_nothing(world, tmp_path)
     [
         ({"freeze": ("vision",)}, "towers that are not trained"),
         ({"lora_rank": 2}, "without LoRA"),
-        ({"overrides": {"mlm_weight": 1}}, "nothing masked"),
-        ({"streaming": True, "train_data": "tars", "image_column": "png", "caption_column": "txt"}, "counted"),
-        ({"feature_cache": None, "standardize": True}, "needs --feature_cache"),
-        ({"model": "model", "vision": None, "text": None, "standardize": True}, "new projections"),
+        ({"overrides": {"mlm_weight": 1}}, "unmasked inputs"),
+        ({"streaming": True, "train_data": "tars", "image_column": "png", "caption_column": "txt"}, "known length"),
+        ({"feature_cache": None, "standardize_features": True}, "needs --feature_cache"),
+        ({"model": "model", "vision": None, "text": None, "standardize_features": True}, "new projections"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
@@ -104,7 +102,7 @@ def test_models_that_read_tokens_are_refused(world, tmp_path):
 
 
 def test_without_pixels_there_must_be_features(world, tmp_path):
-    model = trainer_of(world, tmp_path).model
+    model = make_trainer(world, tmp_path).model
     features = {"image_features": torch.randn(4, 32), "text_features": torch.randn(4, 32)}
     assert torch.isfinite(model.train()(features=features).loss)
     assert torch.isfinite(model.eval()(features=features).loss)

@@ -8,12 +8,13 @@ from hf_cots.data.augmentation import RandomCropFlip
 from hf_cots.data.collator import ImageCollator
 from hf_cots.data.sources import load_pairs
 from hf_cots.training.image_tokenizer import train_image_tokenizer
-from tests.support.worlds import World, tiny_image_tokenizer_config
+from tests.support.runs import assert_same_weights
+from tests.support.worlds import tiny_image_tokenizer_config
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    return load_pairs(str(World(tmp_path_factory.mktemp("world")).imagefolder))
+def pairs(world):
+    return load_pairs(str(world.imagefolder))
 
 
 def train(pairs, folder, steps=10, **settings):
@@ -27,11 +28,11 @@ def reconstruction_error(model, pairs):
 
 
 def test_training_saves_what_it_returns(pairs, tmp_path):
-    model = train(pairs, tmp_path / "one")
+    model = train(pairs, tmp_path)
     assert not model.training
-    loaded = AutoModel.from_pretrained(tmp_path / "one")
+    loaded = AutoModel.from_pretrained(tmp_path)
     assert type(loaded).__name__ == "COTSImageTokenizer"
-    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert_same_weights(loaded.state_dict(), model.state_dict())
 
 
 def test_the_seed_decides(pairs, tmp_path):
@@ -39,23 +40,23 @@ def test_the_seed_decides(pairs, tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         torch.manual_seed(len(weights) + 100)
         weights.append(train(pairs, tmp_path / name, steps=3, seed=seed).state_dict())
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert_same_weights(weights[0], weights[1])
     assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
 
 
-def test_pictures_are_pixels_from_0_to_1_and_follow_the_seed(pairs):
+def test_images_are_pixels_from_0_to_1_and_follow_the_seed(pairs):
     collate = ImageCollator(RandomCropFlip(32))
 
-    def pixels_of(*keys):
+    def read_pixels(*keys):
         return collate([key and pairs[key] for key in keys])["pixel_values"]
 
-    pixels = pixels_of((1, 3))
+    pixels = read_pixels((1, 3))
     assert (pixels.shape, pixels.dtype) == ((1, 3, 32, 32), torch.float32)
     assert pixels.min() >= 0
     assert pixels.max() == 1
-    assert torch.equal(pixels_of(None, (1, 3)), pixels)
-    assert not torch.equal(pixels_of((2, 3)), pixels)
-    assert pixels_of(None).shape == (1, 3, 32, 32)
+    assert torch.equal(read_pixels(None, (1, 3)), pixels)
+    assert not torch.equal(read_pixels((2, 3)), pixels)
+    assert read_pixels(None).shape == (1, 3, 32, 32)
 
 
 def test_longer_training_reconstructs_better(pairs, tmp_path):

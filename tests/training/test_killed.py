@@ -12,12 +12,12 @@ import sys
 import time
 
 import pytest
-import torch
 
 import hf_cots.train
 from tests.scripts.killed import WitnessTrainer
 from tests.support.paths import ROOT, SCRIPTS
-from tests.support.worlds import World, all_pairs, checkpoint, log_history
+from tests.support.runs import assert_same_checkpoints
+from tests.support.worlds import all_pairs, log_history
 
 
 TIMES = {"pairs_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
@@ -26,8 +26,7 @@ SINCE_THE_START = {"train_loss", "total_flos"}
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    world = World(tmp_path_factory.mktemp("world"))
+def world(world):
     rows = [f"{world.imagefolder.name}/{name},{caption}" for name, _, caption in all_pairs()[:38]]
     (world.root / "pairs.csv").write_text("\n".join(["image,caption", *rows]) + "\n")
     return world
@@ -64,46 +63,41 @@ def witnessed(folder):
     return seen
 
 
-def assert_equal_runs(folder, whole, steps):
+def assert_equal_runs(folder, reference, steps):
     """Weights, momentum weights, queues, optimizer, schedule, random state, data of every step, and log."""
-    one, other = checkpoint(folder, steps), checkpoint(whole, steps)
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in other)
-    for name in ("optimizer.pt", "scheduler.pt"):
-        states = [torch.load(f / f"checkpoint-{steps}" / name, weights_only=True) for f in (folder, whole)]
-        torch.testing.assert_close(*states, rtol=0, atol=0)
-    assert witnessed(folder) == witnessed(whole)
-    assert len(witnessed(whole)) == steps
+    assert_same_checkpoints(folder, reference, steps)
+    assert witnessed(folder) == witnessed(reference)
+    assert len(witnessed(reference)) == steps
     logs = [
         [{k: v for k, v in line.items() if k not in TIMES | SINCE_THE_START} for line in log_history(f, steps)]
-        for f in (folder, whole)
+        for f in (folder, reference)
     ]
     assert logs[0] == logs[1]
     assert sum("loss" in line for line in logs[1]) >= steps // 3
 
 
 def test_a_run_killed_at_every_kind_of_moment_equals_the_uninterrupted_one(world, tmp_path):
-    """In a forward, with half of a file of a checkpoint written, before the checkpoint is marked as whole, before the
-    older one is deleted, and between two epochs of five steps."""
+    """In a forward, with half of a file of a checkpoint written, before the checkpoint is marked as complete, before
+    the older one is deleted, and between two epochs of five steps."""
     steps = 14
-    uninterrupted(world, tmp_path / "whole", steps, 2)
+    uninterrupted(world, tmp_path / "uninterrupted", steps, 2)
     folder = tmp_path / "killed"
     deaths = [{"forward": 4}, {"half_a_file": 2}, {"before_the_mark": 2}, {"rotation": 2}, {"between_epochs": 2}]
     workers = ["0", "2", "0", "0", "1"]
-    last_whole = []
+    last_complete = []
     for death, count in zip(deaths, workers):
         process = start(death, *flags(world, folder, steps, 2, dataloader_num_workers=count))
         errors = process.communicate(timeout=120)[1]
         assert process.returncode == -signal.SIGKILL, errors[-3000:]
         assert (folder / "phase").read_text() == next(iter(death))
-        whole = [int(path.parent.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*/complete.json")]
-        last_whole.append(max(whole))
-    # Each start got further than the one before, and nothing half written was taken for whole.
-    assert last_whole == [2, 2, 4, 8, 10]
+        complete = [int(path.parent.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*/complete.json")]
+        last_complete.append(max(complete))
+    # Each start got further than the one before, and nothing half written was taken for complete.
+    assert last_complete == [2, 2, 4, 8, 10]
     process = start({}, *flags(world, folder, steps, 2))
     errors = process.communicate(timeout=120)[1]
     assert process.returncode == 0, errors[-3000:]
-    assert_equal_runs(folder, tmp_path / "whole", steps)
+    assert_equal_runs(folder, tmp_path / "uninterrupted", steps)
 
 
 @pytest.mark.soak
@@ -111,7 +105,7 @@ def test_a_run_killed_at_every_kind_of_moment_equals_the_uninterrupted_one(world
 def test_twenty_kills_at_random_moments(world, tmp_path):
     """Each start is killed at a random time after its first step, so that forwards, checkpoints and epochs are hit."""
     steps, kills, phases, chance = 400, 0, [], random.Random(0)
-    uninterrupted(world, tmp_path / "whole", steps, 3)
+    uninterrupted(world, tmp_path / "uninterrupted", steps, 3)
     folder = tmp_path / "killed"
     while True:
         before = (folder / "batches.jsonl").stat().st_size if (folder / "batches.jsonl").is_file() else 0
@@ -129,7 +123,7 @@ def test_twenty_kills_at_random_moments(world, tmp_path):
         assert process.returncode == -signal.SIGKILL, errors[-3000:]
         kills += 1
         phases.append((folder / "phase").read_text())
-        whole = [path.parent.name for path in folder.glob("checkpoint-*/complete.json")]
-        print(f"kill {kills} in {phases[-1]}, whole: {whole}", flush=True)
+        complete = [path.parent.name for path in folder.glob("checkpoint-*/complete.json")]
+        print(f"kill {kills} in {phases[-1]}, complete: {complete}", flush=True)
     assert kills == 20, f"the run ended after {kills} kills: give it more steps"
-    assert_equal_runs(folder, tmp_path / "whole", steps)
+    assert_equal_runs(folder, tmp_path / "uninterrupted", steps)

@@ -13,7 +13,7 @@ from hf_cots import SimlaForPreTraining, SimlaModel
 from hf_cots.search.loading import load_encoder
 from hf_cots.train import main, train
 from hf_cots.training.arguments import parse_arguments
-from hf_cots.training.setup import build_model, build_tokenizer
+from hf_cots.training.build_model import build_model, build_tokenizer
 from tests.support.worlds import World, all_pairs, checkpoint, log_history
 
 

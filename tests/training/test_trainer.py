@@ -11,8 +11,9 @@ from hf_cots.data.collator import COTSCollator
 from hf_cots.data.sources import PairDataset, load_pairs
 from hf_cots.train import train
 from hf_cots.training.arguments import parse_arguments
+from hf_cots.training.build_data import build_collator, build_data
+from hf_cots.training.build_model import build_model, build_processor, build_tokenizer
 from hf_cots.training.checkpoints import last_checkpoint
-from hf_cots.training.setup import build_collator, build_data, build_model, build_processor, build_tokenizer
 from hf_cots.training.trainer import COTSTrainer
 from tests.support.worlds import World, all_pairs, checkpoint, log_history, tiny_processor
 
@@ -199,7 +200,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path, 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_stream_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path, workers):
     """In mid-block, with accumulation, across the end of a pass (40 pairs, 16 to a step)."""
-    settings = {"max_steps": 6, "save_steps": 2, "dropout": 0.1, "streaming": True, "shuffle_block": 12}
+    settings = {"max_steps": 6, "save_steps": 2, "dropout": 0.1, "streaming": True, "shuffle_buffer_size": 12}
     settings |= {"train_data": world.parquet, "gradient_accumulation_steps": 2, "dataloader_num_workers": workers}
     whole, lines = run(world, tmp_path / "whole", **settings)
     for stop in (2, 4):

@@ -65,7 +65,9 @@ class PairStream(Dataset):
         block: int = 1000,
     ):
         if block < 1:
-            raise ValueError(f"a block of {block} pairs cannot be shuffled; name at least 1 with --shuffle_block")
+            raise ValueError(
+                f"a block of {block} pairs cannot be shuffled; name at least 1 with --shuffle_buffer_size"
+            )
         self.start = table.state_dict()
         columns = table.column_names or list(next(iter(table), {}))  # CSV and JSON tell their columns with the rows
         if not columns:

@@ -22,9 +22,9 @@ from ..evaluation.rendering.tables import terminal_table
 from ..evaluation.retrieval.directions import chance_level
 from ..models import COTSForPreTraining, COTSImageTokenizer, COTSImageTokenizerConfig
 from ..training.arguments import COTSTrainingArguments
+from ..training.build_model import build_processor, freeze_towers
 from ..training.image_tokenizer import train_image_tokenizer
-from ..training.publish import save_deployable
-from ..training.setup import build_processor, freeze_towers
+from ..training.publish import save_for_inference
 from ..training.trainer import COTSTrainer
 from .figures import draw_losses
 from .recipe import PLAIN, TEST_STYLE, DemoRecipe, text_tower_folder, vision_config
@@ -111,7 +111,7 @@ def run_demo(output: Path, compare: bool = False, smoke: bool = False, seed: int
         console.print(terminal_table(results | {"chance": chance}, "COTS, recall in percent"))
 
     with watch.step("save", "5/6  Saving the model folder"):
-        save_deployable(trainer, "the emoji set, training concepts", "unseen emoji concepts", results)
+        save_for_inference(trainer, results, "the emoji set, training concepts", "unseen emoji concepts")
         console.print(f"{output / 'model'}: AutoModel.from_pretrained loads it")
 
     with watch.step("search", "6/6  A fresh process loads the model and searches"):

@@ -1,204 +1,304 @@
-"""The flags of `python -m hf_cots.train`, in the manner of the transformers example scripts."""
+"""The flags of `python -m hf_cots.train` and `hf_cots.train_dvae`, and the recipes that hold them."""
 
+import copy
 import json
+import logging
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import HfArg
+
+from ..models.renamed_fields import RENAMED, rename_fields
+
+
+logger = logging.getLogger(__name__)
+
+# Flags that recipes may still write under an older name.
+RENAMED_FLAGS = {
+    "kl_share": "kl_warmup_fraction",
+    "shuffle_block": "shuffle_buffer_size",
+    "standardize": "standardize_features",
+    "temperature_share": "temperature_anneal_fraction",
+}
 
 
 @dataclass
 class ModelArguments:
     """Where the model comes from: a checkpoint, two pretrained towers, or a config. Exactly one of the three."""
 
-    model: str | None = field(default=None, metadata={"help": "COTS, SIMLA or COOKIE checkpoint: Hub id or folder."})
-    vision: str | None = field(
-        default=None, metadata={"help": "Image encoder: Hub id or folder, or a config as JSON to learn from scratch."}
+    _argument_group_name = "Model"
+
+    model: str | None = HfArg(default=None, help="COTS, SIMLA or COOKIE checkpoint to start from: Hub id or folder.")
+    vision: str | None = HfArg(default=None, help="Image tower: Hub id, folder, or a config as JSON (random weights).")
+    text: str | None = HfArg(default=None, help="Text tower: Hub id, folder, or a config as JSON (random weights).")
+    architecture: Literal["cots", "simla", "cookie"] = HfArg(
+        default="cots", help="Model built from --vision and --text; --model and --config already determine it."
     )
-    text: str | None = field(default=None, metadata={"help": "Text encoder: the same."})
-    architecture: Literal["cots", "simla", "cookie"] = field(
-        default="cots", metadata={"help": "What --vision and --text become; a checkpoint or config knows it itself."}
+    config: str | None = HfArg(
+        default=None, help="COTS, SIMLA or COOKIE config (Hub id, folder or file) to train from random weights."
     )
-    config: str | None = field(
-        default=None,
-        metadata={"help": "COTS, SIMLA or COOKIE config (Hub id, folder or file) to train from random weights."},
+    config_overrides: dict | str | None = HfArg(
+        default=None, help='Config fields to replace, as JSON or as a YAML mapping: {"queue_size": 4096}.'
     )
-    config_overrides: dict | str | None = field(
-        default=None,
-        metadata={"help": 'Fields of the config, as JSON or as a YAML mapping: {"queue_size": 4096}.'},
+    image_tokenizer: str | None = HfArg(
+        default=None, help="Trained image tokenizer: Hub id or folder. Needed for mvm_weight (SIMLA: mim_weight) > 0."
     )
-    image_tokenizer: str | None = field(
-        default=None,
-        metadata={"help": "Trained image tokenizer: Hub id or folder. Needed for mvm_weight (SIMLA: mim_weight) > 0."},
+    tokenizer: str | None = HfArg(
+        default=None, help="Text tokenizer: Hub id or folder. Defaults to that of --model, --text or --config."
     )
-    tokenizer: str | None = field(
-        default=None, metadata={"help": "Text tokenizer: Hub id or folder. Defaults to the model's or text tower's."}
-    )
-    max_text_length: int = field(default=64, metadata={"help": "Longer texts are cut at this many tokens."})
-    freeze: list[str] = field(
-        default_factory=list, metadata={"help": "Towers that are not trained: vision, text, or both."}
-    )
-    standardize: bool = field(
+    max_text_length: int = HfArg(default=64, help="Maximum number of tokens of a text; the rest is cut.")
+    freeze: list[str] = HfArg(default_factory=list, help="Towers that are not trained: vision, text, or both.")
+    standardize_features: bool = HfArg(
         default=False,
-        metadata={"help": "New projections begin as those of standardised features (needs --feature_cache)."},
+        help="Initialize new projections as for features of zero mean and unit variance (needs --feature_cache).",
     )
-    lora_rank: int = field(default=0, metadata={"help": "Train the towers through LoRA of this rank (needs peft)."})
+    lora_rank: int = HfArg(default=0, help="Rank of LoRA adapters to train the towers with (needs peft); 0 for none.")
 
 
 @dataclass
 class ImageTokenizerArguments:
-    """Which image tokenizer is trained."""
+    """The image tokenizer that is trained: a new one, or one to continue from."""
 
-    model: str | None = field(default=None, metadata={"help": "Image tokenizer to go on from: Hub id or folder."})
-    config: dict | str | None = field(
-        default=None,
-        metadata={"help": 'Fields of COTSImageTokenizerConfig, as JSON or as a YAML mapping: {"codebook_size": 512}.'},
+    _argument_group_name = "Image tokenizer"
+
+    model: str | None = HfArg(default=None, help="Image tokenizer to continue training from: Hub id or folder.")
+    config: dict | str | None = HfArg(
+        default=None, help='Fields of COTSImageTokenizerConfig, as JSON or as a YAML mapping: {"codebook_size": 512}.'
     )
 
 
 @dataclass
 class ImageArguments:
-    """Which pictures are trained and evaluated on."""
+    """The images to train and evaluate on."""
 
-    train_data: str = field(metadata={"help": "Hub id, folder, parquet, CSV, JSON lines, or tars; globs work."})
-    eval_data: str | None = field(default=None, metadata={"help": "The same for evaluation."})
-    train_split: str = field(default="train", metadata={"help": "Split of a Hub data set."})
-    eval_split: str = field(default="test", metadata={"help": "Split of a Hub data set."})
-    image_column: str = field(default="image", metadata={"help": "Column of pictures or paths."})
-    streaming: bool = field(
-        default=False, metadata={"help": "Read the training data as needed, without a copy or an index (--max_steps)."}
+    _argument_group_name = "Data"
+
+    train_data: str = HfArg(help="Training data: Hub id, folder, Parquet, CSV, JSON lines, or tar files; globs work.")
+    eval_data: str | None = HfArg(default=None, help="Evaluation data, in any of the forms of --train_data.")
+    train_split: str = HfArg(default="train", help="Split to train on, of a Hub data set.")
+    eval_split: str = HfArg(default="test", help="Split to evaluate on, of a Hub data set.")
+    image_column: str = HfArg(default="image", help="Column of images or of paths to them.")
+    streaming: bool = HfArg(
+        default=False, help="Read the training data sequentially, without a copy or an index (needs --max_steps)."
     )
-    shuffle_block: int = field(default=1000, metadata={"help": "Pairs of a stream that are shuffled together."})
-    min_scale: float = field(default=0.2, metadata={"help": "Smallest random crop, as a share of the picture's area."})
-    flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
+    shuffle_buffer_size: int = HfArg(default=1000, help="Pairs that are shuffled together, with --streaming.")
+    min_scale: float = HfArg(default=0.2, help="Smallest area of a random crop, as a fraction of the image's area.")
+    flip: float = HfArg(default=0.5, help="Probability of a horizontal flip.")
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The column arguments of [`load_pairs`] and [`load_stream`]; captions are not read."""
+        return {"image_column": self.image_column, "caption_column": None, "image_id_column": None}
 
 
 @dataclass
 class DataArguments(ImageArguments):
-    """Which pairs are trained and evaluated on."""
+    """The image-text pairs to train and evaluate on."""
 
-    caption_column: str = field(default="caption", metadata={"help": "Column of texts, or of lists of texts."})
-    image_id_column: str | None = field(
-        default=None, metadata={"help": "Column whose equal cells mean the same picture; by default path or row."}
+    caption_column: str = HfArg(default="caption", help="Column of texts, or of lists of texts.")
+    image_id_column: str | None = HfArg(
+        default=None, help="Column whose equal values mean the same image; by default the image's path or row."
     )
-    keep_mask: str | None = field(
-        default=None, metadata={"help": "keep_mask.json of `hf-cots audit`: pairs of the training data to leave out."}
+    keep_mask: str | None = HfArg(
+        default=None, help="keep_mask.json of `hf-cots audit`, which says which training pairs to leave out."
     )
-    code_cache: str | None = field(
-        default=None, metadata={"help": "Folder of `hf-cots tokenize`: codes are read from it where it has them."}
+    code_cache: str | None = HfArg(
+        default=None, help="Folder of `hf-cots tokenize` with precomputed image codes; missing codes are computed."
     )
-    feature_cache: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder for the features of two frozen towers: each is computed once, without augmentation."
-        },
+    feature_cache: str | None = HfArg(
+        default=None, help="Folder for the features of two frozen towers, each computed once and without augmentation."
     )
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The column arguments of [`load_pairs`] and [`load_stream`]."""
+        return {name: getattr(self, name) for name in ("image_column", "caption_column", "image_id_column")}
 
 
 @dataclass
 class COTSTrainingArguments(TrainingArguments):
     """transformers' training arguments with the values that COTS needs."""
 
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Items are pairs, not columns."})
-    ddp_broadcast_buffers: bool | None = field(
-        default=False, metadata={"help": "Ranks keep equal queues by themselves."}
+    remove_unused_columns: bool = HfArg(default=False, help="Must be off: items are pairs, not columns.")
+    ddp_broadcast_buffers: bool | None = HfArg(default=False, help="Must be off: queues are kept equal without it.")
+    label_names: list[str] | None = HfArg(
+        default_factory=lambda: ["image_ids"], help="Names of the inputs that are labels."
     )
-    label_names: list[str] | None = field(default_factory=lambda: ["image_ids"])
-    logging_steps: float = field(default=10)
-    gradient_cache: bool = field(
+    logging_steps: float = HfArg(default=10, help="Log every this many steps; below 1, a fraction of all steps.")
+    gradient_cache: bool = HfArg(
         default=False,
-        metadata={"help": "Contrast all pairs of a step, in the memory of one micro-batch (contrasts in the batch)."},
+        help="Contrast all pairs of an optimizer step in the memory of one micro-batch (in-batch contrasts).",
     )
-    text_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the text tower, if it differs."}
-    )
-    vision_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the image tower, if it differs."}
-    )
+    text_learning_rate: float | None = HfArg(default=None, help="Learning rate of the text tower, if it differs.")
+    vision_learning_rate: float | None = HfArg(default=None, help="Learning rate of the image tower, if it differs.")
 
 
 @dataclass
 class DVAETrainingArguments(TrainingArguments):
     """transformers' training arguments with DALL-E's values (Ramesh et al. 2021, appendix A.2): AdamW with a cosine
-    from 1e-4 to 1.25e-6, and two schedules. Theirs ran 150,000 and 5,000 of 3 million updates; here they are shares
-    of all steps, and the learning rate falls until the last one."""
+    from 1e-4 to 1.25e-6, and two schedules. Theirs took 150,000 and 5,000 of 3 million updates; here they are
+    fractions of all steps, and the learning rate falls until the last one."""
 
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Items are pairs, not columns."})
-    learning_rate: float = field(default=1e-4)
-    lr_scheduler_type: str = field(default="cosine_with_min_lr")
-    lr_scheduler_kwargs: dict | str | None = field(default_factory=lambda: {"min_lr_rate": 0.0125})
-    weight_decay: float = field(default=1e-4)
-    dataloader_drop_last: bool = field(default=True, metadata={"help": "So that each picture weighs the same."})
-    logging_steps: float = field(default=10)
-    final_temperature: float = field(
-        default=1 / 16, metadata={"help": "Of the Gumbel-softmax, which begins at the config's gumbel_temperature."}
+    remove_unused_columns: bool = HfArg(default=False, help="Must be off: items are images, not columns.")
+    learning_rate: float = HfArg(default=1e-4, help="Initial learning rate.")
+    lr_scheduler_type: str = HfArg(default="cosine_with_min_lr", help="Schedule of the learning rate.")
+    lr_scheduler_kwargs: dict | str | None = HfArg(
+        default_factory=lambda: {"min_lr_rate": 0.0125}, help="Arguments of the schedule, as JSON."
     )
-    temperature_share: float = field(default=0.05, metadata={"help": "Share of the steps in which it gets there."})
-    kl_share: float = field(
-        default=1 / 600, metadata={"help": "Share of the steps in which the KL weight rises to the config's."}
+    weight_decay: float = HfArg(default=1e-4, help="Weight decay of AdamW.")
+    dataloader_drop_last: bool = HfArg(default=True, help="Drop an incomplete last batch, which would weigh more.")
+    logging_steps: float = HfArg(default=10, help="Log every this many steps; below 1, a fraction of all steps.")
+    final_temperature: float = HfArg(
+        default=1 / 16, help="Final temperature of the Gumbel-softmax; it starts at the config's gumbel_temperature."
+    )
+    temperature_anneal_fraction: float = HfArg(default=0.05, help="Fraction of the steps that anneal the temperature.")
+    kl_warmup_fraction: float = HfArg(
+        default=1 / 600, help="Fraction of the steps that raise the KL weight to the config's."
     )
 
 
-def flags_of(settings: dict) -> list[str]:
-    """A recipe's mapping as command-line flags; entries without a value keep the flag's default."""
+# ---------------------------------------------------------------------- recipes
+
+
+def to_flags(settings: Mapping[str, Any]) -> list[str]:
+    """Turn a recipe's mapping into command-line flags; entries without a value keep the flag's default."""
     flags = []
     for name, value in settings.items():
         if value is None or value == []:
             continue
-        flags.append(f"--{name}")
-        if isinstance(value, dict):
-            flags.append(json.dumps(value))
-        elif isinstance(value, list):
-            flags.extend(map(str, value))
-        else:
-            flags.append(str(value))
+        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        flags += [f"--{name}", *map(str, values)]
     return flags
 
 
-def parse_flags(kinds: tuple[type, ...], argv: list[str] | None, description: str) -> tuple[Any, ...]:
-    """One object of each of the dataclasses `kinds`, from flags, or from one YAML or JSON file with flags on top.
+def rename_keys(settings: Mapping[str, Any], new_names: Mapping[str, str], source: str) -> dict[str, Any]:
+    """Rename the keys of `settings` that have an old name, with a warning that lists them.
+
+    Raises:
+        ValueError: if something is given under both its old and its new name.
+    """
+    old = [name for name in settings if name in new_names]
+    for name in old:
+        if new_names[name] in settings:
+            raise ValueError(f"{source} gives {new_names[name]} twice, once under its old name {name}")
+    if old:
+        logger.warning("%s uses old names: %s", source, ", ".join(f"{name} is now {new_names[name]}" for name in old))
+    return {new_names.get(name, name): value for name, value in settings.items()}
+
+
+def read_recipe(recipe: Mapping[str, Any] | Path | str) -> dict[str, Any]:
+    """Read the flags of a recipe: a mapping, or a YAML or JSON file that holds one.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if it holds no mapping.
+        ValueError: if it holds no mapping, or a flag under both its old and its new name.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
-        recipe = Path(argv[0])
-        settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))  # JSON is YAML too
-        if not isinstance(settings, dict):
-            raise ValueError(f"{recipe} must hold a mapping of flags to values, got {type(settings).__name__}")
-        argv = flags_of(settings) + argv[1:]
-    return HfArgumentParser(kinds, description=description).parse_args_into_dataclasses(args=argv)
+    if isinstance(recipe, Mapping):
+        return rename_keys(recipe, RENAMED_FLAGS, "the recipe")
+    settings = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))  # JSON is YAML too
+    if not isinstance(settings, dict):
+        raise ValueError(f"{recipe} must hold a mapping of flags to values, got {type(settings).__name__}")
+    return rename_keys(settings, RENAMED_FLAGS, str(recipe))
 
 
-def fields_of(flag: str, value: dict | str | None) -> dict | None:
-    """The mapping of fields to values that a flag gives as JSON.
+def parse_mapping(flag: str, value: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    """Parse the mapping that a flag gives as JSON; an empty one if the flag is not set.
 
     Raises:
-        ValueError: if it is no JSON or no mapping.
+        ValueError: if it is not JSON, or not a mapping.
     """
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise ValueError(f"--{flag} is no JSON: {error}") from None
-    if not isinstance(value, dict | None):
+            raise ValueError(f"--{flag} is not valid JSON: {error}") from None
+    if not isinstance(value, Mapping | None):
         raise ValueError(f"--{flag} must be a mapping of fields to values, got {value!r}")
-    return value
+    return dict(value or {})
 
 
-def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, COTSTrainingArguments]:
-    """Flags, or one YAML or JSON file with flags on top: `recipe.yaml --learning_rate 1e-4`.
+def help_groups(kind: type) -> list[type]:
+    """List the dataclasses that the parser reads in place of `kind`, one for each group of `--help`: training
+    arguments are split into our own and those of transformers."""
+    if not issubclass(kind, TrainingArguments):
+        return [kind]
+    inherited = {field.name for field in fields(TrainingArguments)}
+    own = [field for field in fields(kind) if field.name not in inherited]
+    groups = {"Training": own, "Training (transformers.TrainingArguments)": [f for f in fields(kind) if f not in own]}
+    return [
+        make_dataclass(
+            kind.__name__,
+            [(field.name, field.type, copy.copy(field)) for field in group],
+            namespace={"_argument_group_name": title},
+        )
+        for title, group in groups.items()
+    ]
+
+
+def parse_flags(kinds: tuple[type, ...], argv: list[str] | None, description: str) -> tuple[Any, ...]:
+    """Make one object of each of the dataclasses `kinds`, from flags, or from a recipe file with flags on top.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if it holds no mapping, or the overrides are no JSON or no mapping.
+        ValueError: if it holds no mapping, or a flag is unknown.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+        argv = to_flags(read_recipe(argv[0])) + argv[1:]
+    parser = HfArgumentParser([group for kind in kinds for group in help_groups(kind)], description=description)
+    values, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise ValueError(f"unknown flags: {' '.join(unknown)}")
+    return tuple(kind(**{f.name: getattr(values, f.name) for f in fields(kind) if f.init}) for kind in kinds)
+
+
+def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, COTSTrainingArguments]:
+    """Parse the arguments of `hf_cots.train`: flags, or a YAML or JSON file with flags on top, as in
+    `recipe.yaml --learning_rate 1e-4`.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it holds no mapping, a flag is unknown, or the overrides are not a mapping in JSON.
     """
     kinds = (ModelArguments, DataArguments, COTSTrainingArguments)
-    model, data, training = parse_flags(kinds, argv, "Train COTS on image-text pairs.")
-    model.config_overrides = fields_of("config_overrides", model.config_overrides)
+    model, data, training = parse_flags(kinds, argv, "Train COTS, SIMLA or COOKIE on image-text pairs.")
+    overrides = rename_keys(parse_mapping("config_overrides", model.config_overrides), RENAMED, "--config_overrides")
+    model.config_overrides = rename_fields(overrides)
+    for name, value in model.config_overrides.items():
+        if value != overrides[name]:
+            logger.warning("--config_overrides uses an old value: %s %s is now %s", name, overrides[name], value)
     return model, data, training
+
+
+def parse_image_tokenizer_arguments(
+    argv: list[str] | None = None,
+) -> tuple[ImageTokenizerArguments, ImageArguments, DVAETrainingArguments]:
+    """Parse the arguments of `hf_cots.train_dvae`: flags, or a recipe file with flags on top.
+
+    Raises:
+        As [`parse_arguments`].
+    """
+    kinds = (ImageTokenizerArguments, ImageArguments, DVAETrainingArguments)
+    model, images, training = parse_flags(kinds, argv, "Train an image tokenizer on images.")
+    model.config = parse_mapping("config", model.config)
+    return model, images, training
+
+
+def parse_recipe(
+    recipe: Mapping[str, Any] | Path | str, **changes: Any
+) -> tuple[ModelArguments, DataArguments, COTSTrainingArguments]:
+    """Parse a recipe into the arguments that `hf_cots.train.build_trainer` takes.
+
+    Args:
+        recipe: flags and their values: a mapping, or a YAML or JSON file that holds one.
+        changes: flags to add or replace; None restores a flag's default.
+
+    Raises:
+        As [`parse_arguments`].
+    """
+    return parse_arguments(to_flags(read_recipe(recipe) | changes))

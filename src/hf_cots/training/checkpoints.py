@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: a kill in the middle of a write leaves nothing that looks like one."""
+"""Checkpoints that are complete or not used: one whose writing was interrupted has no valid `complete.json`."""
 
 import json
 import os
@@ -9,13 +9,13 @@ from pathlib import Path
 COMPLETE = "complete.json"
 
 
-def begin(folder: Path) -> None:
-    """Called before anything is written to a checkpoint's folder: an older mark would vouch for new files."""
+def invalidate(folder: Path) -> None:
+    """Remove the mark of a checkpoint before anything in its folder is overwritten."""
     (folder / COMPLETE).unlink(missing_ok=True)
 
 
-def complete(folder: Path) -> None:
-    """Called when all is written: lists every file with its size in bytes, in one atomic step."""
+def mark_complete(folder: Path) -> None:
+    """Mark a checkpoint whose files are all written: list each with its size in bytes, in one atomic step."""
     sizes = {
         str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
     }
@@ -25,19 +25,19 @@ def complete(folder: Path) -> None:
 
 
 def find_problem(folder: Path) -> str | None:
-    """Why a checkpoint must not be used, or None if it is whole: marked, and every file there with its full size."""
+    """Why a checkpoint must not be used; None if it is marked as complete and every file has its recorded size."""
     mark = folder / COMPLETE
     if not mark.is_file():
-        return f"{folder} has no {COMPLETE}: its writing was cut off, or another trainer wrote it"
+        return f"{folder} has no {COMPLETE}: its writing was interrupted, or another trainer wrote it"
     for name, size in json.loads(mark.read_text()).items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
-            return f"{path} is missing or not {size} bytes long as when the checkpoint was written"
+            return f"{path} is missing or does not have the {size} bytes that were written"
     return None
 
 
 def last_checkpoint(output_dir: Path | str) -> Path | None:
-    """The whole checkpoint with the most steps, or None."""
+    """The complete checkpoint with the most steps, or None."""
     steps = {}
     for folder in Path(output_dir).glob("checkpoint-*"):
         match = re.fullmatch(r"checkpoint-(\d+)", folder.name)

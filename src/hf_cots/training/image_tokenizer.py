@@ -1,4 +1,4 @@
-"""Training the image tokenizer: DALL-E's schedules, and what shows a codebook collapsing."""
+"""Train the image tokenizer with DALL-E's schedules, and watch its codebook for collapse."""
 
 import logging
 import math
@@ -24,42 +24,42 @@ def cosine(start: float, end: float, progress: float) -> float:
 
 
 class DVAETrainer(PairTrainer):
-    """Trains [`COTSImageTokenizer`] on the pictures of a [`PairDataset`] or [`PairStream`].
+    """Trains [`COTSImageTokenizer`] on the images of a [`PairDataset`] or [`PairStream`].
 
-    Temperature and KL weight follow DALL-E's schedules (Ramesh et al. 2021, appendix A.2), as pure functions of the
-    step, so that a resumed run goes on exactly. The log has each term of the loss, and how many codes were used since
-    the last one. `evaluate` reports the error of reconstructions on `eval_dataset` and leaves them as a picture in
-    `output_dir`. A codebook of which less than a tenth is used is told in a warning.
+    Temperature and KL weight follow DALL-E's schedules (Ramesh et al. 2021, appendix A.2). They are pure functions of
+    the step, so that a resumed run continues exactly. Each term of the loss is logged, and the number of codes used
+    since the last log. `evaluate` reports the reconstruction error on `eval_dataset` and saves an image of
+    reconstructions in `output_dir`. A warning is logged if less than a tenth of the codebook is used.
 
     Args:
         args ([`DVAETrainingArguments`]): the schedules.
-        Everything else is as for `transformers.Trainer`; `data_collator` is a [`ImageCollator`].
+        Everything else is as for `transformers.Trainer`; `data_collator` is an [`ImageCollator`].
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._clear()
+        self._reset_statistics()
         self._warned = False
 
-    def _clear(self) -> None:
-        """Forget what was counted since the last log."""
+    def _reset_statistics(self) -> None:
+        """Start new means and code counts for the next log."""
         self._terms = torch.zeros(2, device=self.args.device)
         self._batches = 0
         self._usage = CodeUsage(self.model.config.codebook_size)
 
-    def _passed(self, share: float) -> float:
-        """How far the first `share` of all steps is behind us, from 0 to 1."""
-        done = self.state.global_step
-        return 1.0 if share * self.state.max_steps <= done else done / (share * self.state.max_steps)
+    def _progress(self, fraction: float) -> float:
+        """Progress through the first `fraction` of all steps, from 0 to 1."""
+        step = self.state.global_step
+        return 1.0 if fraction * self.state.max_steps <= step else step / (fraction * self.state.max_steps)
 
     def temperature(self) -> float:
-        """Of the Gumbel-softmax, at this step."""
+        """The temperature of the Gumbel-softmax at the current step."""
         start = self.model.config.gumbel_temperature
-        return cosine(start, self.args.final_temperature, self._passed(self.args.temperature_share))
+        return cosine(start, self.args.final_temperature, self._progress(self.args.temperature_anneal_fraction))
 
     def kl_weight(self) -> float:
-        """Of the KL term, at this step."""
-        return cosine(0.0, self.model.config.kl_weight, self._passed(self.args.kl_share))
+        """The weight of the KL term at the current step."""
+        return cosine(0.0, self.model.config.kl_weight, self._progress(self.args.kl_warmup_fraction))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs, temperature=self.temperature(), kl_weight=self.kl_weight())
@@ -70,7 +70,7 @@ class DVAETrainer(PairTrainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's log with the means and code usage since the last one, over all ranks."""
+        """Log as Trainer does, with means and code usage since the last log, over all processes."""
         if "loss" in logs and self._batches:
             terms = self.accelerator.reduce(self._terms / self._batches, "mean").tolist()
             usage = CodeUsage(0, self.accelerator.reduce(self._usage.counts.to(self.args.device)))
@@ -80,11 +80,12 @@ class DVAETrainer(PairTrainer):
             if usage.collapsed and not self._warned:
                 logger.warning("the codebook has collapsed at step %d: %s", self.state.global_step, usage)
             self._warned = usage.collapsed
-            self._clear()
+            self._reset_statistics()
         super().log(logs, start_time)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """[`evaluate_image_tokenizer`] on a [`PairDataset`]; `eval_mse` and so on, and `reconstructions-STEP.png`."""
+        """Metrics of [`evaluate_image_tokenizer`] on a [`PairDataset`] (`eval_mse`, ...), and an image of
+        reconstructions in `output_dir/reconstructions-STEP.png`."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         was_training = self.model.training
         self.model.eval()
@@ -94,7 +95,7 @@ class DVAETrainer(PairTrainer):
             sheet.save(Path(self.args.output_dir) / f"reconstructions-{self.state.global_step:06d}.png")
         if found["collapsed"]:
             logger.warning(
-                "the codebook has collapsed: %d of %d codes are in use on %d pictures of %s",
+                "the codebook has collapsed: %d of %d codes are in use on %d images of %s",
                 *(found["used_codes"], self.model.config.codebook_size, len(dataset), dataset.name),
             )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
@@ -114,13 +115,18 @@ def train_image_tokenizer(
     flip: float = 0.5,
     seed: int = 0,
 ) -> COTSImageTokenizer:
-    """The short way, for small models and some hundred steps: constant temperature and KL weight, and a learning rate
-    that rises for a twentieth of the steps. Saves the model in `output_dir`.
+    """Train a small image tokenizer in a few hundred steps: constant temperature and KL weight, and a learning rate
+    with a warm-up of a twentieth of the steps and a cosine decay. Saves the model in `output_dir`.
 
     Args:
-        config: its sizes; `image_size` is the size of the crops.
-        pairs: the pictures; captions are not used.
-        steps, batch_size, learning_rate, min_scale, flip, seed: of the training.
+        config: config of the model; `image_size` is the size of the crops.
+        pairs: the images; captions are not used.
+        output_dir: folder of the saved model.
+        steps: number of optimizer steps.
+        batch_size: images per step.
+        learning_rate: highest learning rate.
+        min_scale, flip: augmentation, see [`RandomCropFlip`].
+        seed: seed of weights, data order, augmentation and noise.
 
     Returns:
         The trained model in evaluation mode.
@@ -137,7 +143,7 @@ def train_image_tokenizer(
         warmup_steps=0.05,
         weight_decay=0.0,
         final_temperature=config.gumbel_temperature,
-        kl_share=0.0,
+        kl_warmup_fraction=0.0,
         dataloader_drop_last=False,
         logging_steps=max(1, steps // 10),
         save_strategy="no",

@@ -1,4 +1,4 @@
-"""A Trainer whose data are a pure function of the seed, and whose checkpoints are whole.
+"""A Trainer whose data order depends on the seed alone, and whose checkpoints are complete or not used.
 
 Both serve one promise: a run that is killed at any moment and resumed equals the uninterrupted run.
 """
@@ -20,7 +20,7 @@ STREAM_POSITION = "stream_position.json"
 
 
 class ExactOrder(TrainerCallback):
-    """Tells the batches which epoch begins, and logs before each save, so that no half-collected mean is lost."""
+    """Sets the epoch of the batches, and logs before each save, so that no mean is cut in two by a restart."""
 
     def __init__(self, trainer: "PairTrainer"):
         self.trainer = trainer
@@ -38,13 +38,13 @@ class ExactOrder(TrainerCallback):
 class PairTrainer(Trainer):
     """transformers' Trainer with [`PairBatches`] or [`StreamBatches`] for the training data.
 
-    - The batches are cut into the ranks' shares here, not by accelerate, which would fill a ragged last batch with
-      pairs of the epoch's beginning.
+    - Each process takes its slice of a batch here; accelerate would fill an incomplete last batch with pairs of the
+      epoch's beginning.
     - A checkpoint counts only when all of it was written (`complete.json`); older ones are deleted after that.
-    - `resume_from_checkpoint=True` takes the newest whole checkpoint; one that is cut off is refused by name.
+    - `resume_from_checkpoint` may be "last"; an incomplete checkpoint is refused by name.
 
     Args:
-        As for `transformers.Trainer`. A `train_dataset` that has a length is asked for `(epoch, index)`.
+        As for `transformers.Trainer`. A `train_dataset` that has a length is indexed by `(epoch, index)`.
     """
 
     def __init__(self, *args, **kwargs):
@@ -54,35 +54,44 @@ class PairTrainer(Trainer):
         self.add_callback(ExactOrder(self))
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any):
-        """As in transformers.
+        """Train as in transformers.
+
+        Args:
+            resume_from_checkpoint: a folder; True for the last complete checkpoint in `output_dir`; "last" (or "true",
+                as on the command line) for the same, or for a new run if there is none.
 
         Raises:
-            ValueError: if the checkpoint to resume from is not whole, or none is found.
+            ValueError: if the checkpoint to resume from is incomplete, or none is found.
         """
-        self._resumed_from = None
-        if resume_from_checkpoint is True:
-            self._resumed_from = checkpoints.last_checkpoint(self.args.output_dir)
-            if self._resumed_from is None:
-                raise ValueError(f"no whole checkpoint in {self.args.output_dir}")
-        elif resume_from_checkpoint:
-            self._resumed_from = Path(resume_from_checkpoint)
-            missing = checkpoints.find_problem(self._resumed_from)
-            if missing:
-                raise ValueError(f"cannot resume: {missing}")
-        return super().train(resume_from_checkpoint=str(self._resumed_from or "") or None, **kwargs)
+        self._resumed_from = self._find_checkpoint(resume_from_checkpoint)
+        checkpoint = str(self._resumed_from) if self._resumed_from else None
+        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    def _find_checkpoint(self, name: str | Path | bool | None) -> Path | None:
+        if not name:
+            return None
+        if name is True or name in ("last", "true", "True"):
+            checkpoint = checkpoints.last_checkpoint(self.args.output_dir)
+            if checkpoint is None and name is True:
+                raise ValueError(f"no complete checkpoint in {self.args.output_dir}")
+            return checkpoint
+        problem = checkpoints.find_problem(Path(name))
+        if problem:
+            raise ValueError(f"cannot resume: {problem}")
+        return Path(name)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches in an order that the seed alone decides; this rank's share of each."""
+        """The dataloader of this process; the order of the pairs depends on the seed alone."""
         dataset, args = self.train_dataset, self.args
-        share = {"rank": args.process_index, "world_size": args.world_size}
+        process = {"rank": args.process_index, "world_size": args.world_size}
         if isinstance(dataset, PairStream):
-            self.batches = StreamBatches(dataset, self._train_batch_size, **share)
+            self.batches = StreamBatches(dataset, self._train_batch_size, **process)
             if self._resumed_from is not None:
                 self.batches.load_state_dict(json.loads((self._resumed_from / STREAM_POSITION).read_text()))
         else:
             seed = args.seed if args.data_seed is None else args.data_seed
             self.batches = PairBatches(
-                len(dataset), self._train_batch_size, seed, drop_last=args.dataloader_drop_last, **share
+                len(dataset), self._train_batch_size, seed, drop_last=args.dataloader_drop_last, **process
             )
         return DataLoader(
             dataset,
@@ -97,8 +106,8 @@ class PairTrainer(Trainer):
     def _save_checkpoint(self, model, trial) -> None:
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            checkpoints.begin(folder)
-        # transformers deletes older checkpoints before this one can be called whole.
+            checkpoints.invalidate(folder)
+        # transformers would delete older checkpoints before this one is complete.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
@@ -109,5 +118,5 @@ class PairTrainer(Trainer):
             if isinstance(self.batches, StreamBatches):
                 taken = self.state.global_step * self.args.gradient_accumulation_steps
                 (folder / STREAM_POSITION).write_text(json.dumps(self.batches.state_dict(taken)) + "\n")
-            checkpoints.complete(folder)
+            checkpoints.mark_complete(folder)
             rotate_checkpoints(self._get_output_dir(trial), limit, self.state.best_model_checkpoint, use_mtime=True)

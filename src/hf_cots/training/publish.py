@@ -1,58 +1,90 @@
-"""The deployable model: saved with its processor and card, and uploaded."""
+"""The folder that users load and share: model, processor and card, and its upload to the Hub."""
 
 import logging
+import shutil
 from pathlib import Path
 
-import torch
-import transformers
 from huggingface_hub import create_repo, upload_folder
+from transformers import PreTrainedModel, TrainingArguments
 
-from .arguments import COTSTrainingArguments
-from .model_card import write_model_card
+from .image_tokenizer import DVAETrainer
+from .model_card import write_image_tokenizer_card, write_model_card
+from .pair_trainer import PairTrainer
 from .trainer import COTSTrainer
 
 
 logger = logging.getLogger(__name__)
 
 
-def save_deployable(
-    trainer: COTSTrainer,
-    train_data: str,
-    eval_data: str | None,
-    results: dict[str, dict[str, float]],
-    state: dict[str, torch.Tensor] | None = None,
+def save_for_inference(
+    trainer: COTSTrainer, results: dict[str, dict[str, float]], train_data: str, eval_data: str | None = None
 ) -> Path:
-    """Write the deployable part, the processor and a model card to `output_dir/model`, and return that folder.
+    """Write the encoder, its processor and a model card to `output_dir/model`, and return that folder. Every process
+    must call it; the main one writes.
 
     Args:
-        trainer: after training.
-        train_data, eval_data, results: what the card says.
-        state: of [`COTSTrainer.full_state_dict`], where parameters are sharded.
+        trainer: a trainer that has finished.
+        results: retrieval metrics for the card, empty if the model was not evaluated.
+        train_data, eval_data: names of the data for the card.
     """
-    model, args = trainer.accelerator.unwrap_model(trainer.model), trainer.args
+    folder = Path(trainer.args.output_dir) / "model"
+    state = trainer.full_state_dict()  # gathered from all processes
+    if not trainer.is_world_process_zero():
+        return folder
+    model = trainer.accelerator.unwrap_model(trainer.model)
     # LoRA's adapters become part of the weights.
-    encoder = (model if isinstance(model, transformers.PreTrainedModel) else model.merge_and_unload()).encoder
-    folder = Path(args.output_dir) / "model"
+    encoder = (model if isinstance(model, PreTrainedModel) else model.merge_and_unload()).encoder
     if state is not None:
         prefix = f"{encoder.base_model_prefix}."
         state = {name.removeprefix(prefix): rows for name, rows in state.items() if name.startswith(prefix)}
     encoder.save_pretrained(folder, state_dict=state)
     trainer.processing_class.save_pretrained(folder)
+    training = describe_training(trainer, train_data, "pairs")
     write_model_card(
-        folder,
-        encoder.config,
-        f"Trained on `{train_data}` for {trainer.state.global_step} steps of "
-        f"{args.train_batch_size * args.gradient_accumulation_steps * args.world_size} pairs.",
-        results,
-        data_name=eval_data or "held-out pairs",
-        model_name=args.hub_model_id or Path(args.output_dir).resolve().name,
+        folder, encoder.config, training, results, eval_data or "held-out pairs", model_name(trainer.args)
     )
-    logger.info("saved the deployable model in %s", folder)
+    logger.info("saved the model in %s", folder)
     return folder
 
 
-def push_folder(folder: Path, args: COTSTrainingArguments) -> None:
-    """Upload the deployable model to `--hub_model_id`, or to a repository named like `output_dir`."""
-    name = args.hub_model_id or Path(args.output_dir).resolve().name
-    repo = create_repo(name, private=args.hub_private_repo, token=args.hub_token, exist_ok=True)
+def save_image_tokenizer(
+    trainer: DVAETrainer, results: dict[str, float], train_data: str, eval_data: str | None = None
+) -> Path:
+    """Write the image tokenizer and its card to `output_dir/model`, and return that folder. The main process writes.
+
+    Args:
+        trainer: a trainer that has finished.
+        results: metrics of [`evaluate_image_tokenizer`] for the card, empty if it was not evaluated.
+        train_data, eval_data: names of the data for the card.
+    """
+    output_dir = Path(trainer.args.output_dir)
+    folder = output_dir / "model"
+    if not trainer.is_world_process_zero():
+        return folder
+    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    model.save_pretrained(folder)
+    if results:
+        reconstructions = output_dir / f"reconstructions-{trainer.state.global_step:06d}.png"
+        shutil.copy(reconstructions, folder / "reconstructions.png")
+    training = describe_training(trainer, train_data, "images")
+    write_image_tokenizer_card(folder, model.config, training, results, eval_data, model_name(trainer.args))
+    logger.info("saved the image tokenizer in %s", folder)
+    return folder
+
+
+def describe_training(trainer: PairTrainer, train_data: str, unit: str) -> str:
+    """The card's sentence on data and length of the training."""
+    args = trainer.args
+    batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return f"Trained on `{train_data}` for {trainer.state.global_step} steps of {batch_size} {unit}."
+
+
+def model_name(args: TrainingArguments) -> str:
+    """`--hub_model_id`, or the name of `output_dir`."""
+    return args.hub_model_id or Path(args.output_dir).resolve().name
+
+
+def push_folder(folder: Path, args: TrainingArguments) -> None:
+    """Upload a saved model to `--hub_model_id`, or to a repository with the name of `output_dir`."""
+    repo = create_repo(model_name(args), private=args.hub_private_repo, token=args.hub_token, exist_ok=True)
     upload_folder(repo_id=repo.repo_id, folder_path=folder, token=args.hub_token, commit_message="Add model")

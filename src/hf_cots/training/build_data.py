@@ -1,0 +1,190 @@
+"""Build data sets, caches and the collator from the flags; contradictions are errors before training starts."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from ..data.augmentation import RandomCropFlip
+from ..data.code_cache import CodeCache, CodeSettings
+from ..data.collator import COTSCollator
+from ..data.frozen_features import FrozenPairs, frozen_pairs
+from ..data.keep_mask import apply_keep_mask
+from ..data.sources import PairDataset, load_pairs
+from ..data.streams import PairStream, load_stream
+from ..data.views import SecondViews
+from ..models import CookieConfig, COTSForPreTraining, COTSProcessor
+from ..models.pretraining import PreTrainingModel
+from .arguments import COTSTrainingArguments, DataArguments, ImageArguments, ModelArguments
+from .build_model import TOWERS, Config
+
+
+logger = logging.getLogger(__name__)
+
+Pairs = PairDataset | PairStream
+
+
+def load_train_data(arguments: ImageArguments, training: TrainingArguments) -> Pairs:
+    """Load or open the training data; unreadable images are reported in `output_dir/broken_images.jsonl`.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file, column or row that is wrong, or if incomplete batches are
+            dropped and there is no complete one.
+    """
+    source: dict[str, Any] = {
+        "split": arguments.train_split,
+        "seed": training.seed,
+        "report": Path(training.output_dir) / "broken_images.jsonl",
+    }
+    if arguments.streaming:
+        return load_stream(arguments.train_data, **arguments.columns, **source, block=arguments.shuffle_buffer_size)
+    pairs = load_pairs(arguments.train_data, **arguments.columns, **source)
+    batch_size = training.train_batch_size * training.world_size
+    if training.dataloader_drop_last and len(pairs) < batch_size:
+        raise ValueError(
+            f"{arguments.train_data} has only {len(pairs)} images, fewer than a batch of {batch_size}: lower "
+            "--per_device_train_batch_size"
+        )
+    return pairs
+
+
+def load_eval_data(arguments: ImageArguments) -> PairDataset | None:
+    """Load the evaluation data, if any are named.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file, column or row that is wrong.
+    """
+    if arguments.eval_data is None:
+        return None
+    return load_pairs(arguments.eval_data, **arguments.columns, split=arguments.eval_split)
+
+
+def build_data(arguments: DataArguments, training: COTSTrainingArguments) -> tuple[Pairs, PairDataset | None]:
+    """Training pairs without those of `--keep_mask`, and evaluation pairs.
+
+    Raises:
+        FileNotFoundError, ValueError: as [`load_train_data`], or if a stream is to be masked.
+    """
+    if arguments.streaming and arguments.keep_mask:
+        raise ValueError("--keep_mask needs a data set with a known length: leave out --streaming")
+    train_pairs = load_train_data(arguments, training)
+    if arguments.keep_mask:
+        apply_keep_mask(train_pairs, arguments.keep_mask)
+    return train_pairs, load_eval_data(arguments)
+
+
+def build_augmentation(config: Config, arguments: DataArguments) -> RandomCropFlip:
+    """Random crops and flips as the flags ask."""
+    return RandomCropFlip(config.vision_config.image_size, arguments.min_scale, arguments.flip)
+
+
+def build_code_cache(model: PreTrainingModel, arguments: DataArguments, seed: int) -> CodeCache | None:
+    """Open the image codes of `--code_cache`, if it is set.
+
+    Raises:
+        FileNotFoundError, ValueError: if the folder does not exist, was made with another tokenizer, crop, size or
+            seed, or masked image modeling, which needs codes, is off.
+    """
+    if arguments.code_cache is None:
+        return None
+    config = model.config
+    if config.tokenizer_loss is None:
+        raise ValueError("--code_cache is for masked image modeling, which COOKIE does not have")
+    if getattr(config, config.tokenizer_loss) == 0:
+        raise ValueError(f"--code_cache is for masked image modeling, but {config.tokenizer_loss} is 0")
+    settings = CodeSettings.of(
+        model.image_tokenizer,
+        config.image_tokenizer_config.image_size,
+        build_augmentation(config, arguments),
+        config.image_mean,
+        config.image_std,
+        seed,
+    )
+    cache = CodeCache(arguments.code_cache, settings)
+    logger.info("the codes of %d crops are read from %s, others are computed", len(cache), arguments.code_cache)
+    return cache
+
+
+def build_frozen_pairs(
+    model: PreTrainingModel,
+    processor: COTSProcessor,
+    pairs: Pairs,
+    model_arguments: ModelArguments,
+    arguments: DataArguments,
+    training: COTSTrainingArguments,
+) -> FrozenPairs | None:
+    """Compute or read the features of `--feature_cache`, if it is set; `--standardize_features` initializes the
+    projections with them.
+
+    Raises:
+        ValueError: if training needs more of the towers than their features, or the projections are not new.
+    """
+    if model_arguments.standardize_features and (arguments.feature_cache is None or model_arguments.model):
+        raise ValueError(
+            "--standardize_features needs --feature_cache, and new projections, which --model does not have"
+        )
+    if arguments.feature_cache is None:
+        return None
+    check_features_suffice(model, model_arguments, pairs)
+    model.to(training.device)  # Trainer would only do so later
+    with training.main_process_first(desc="features of frozen towers"):
+        frozen = frozen_pairs(
+            model.encoder,
+            processor,
+            pairs,  # type: ignore[arg-type]  # checked
+            arguments.feature_cache,
+            workers=training.dataloader_num_workers,
+            progress=training.should_log and not training.disable_tqdm,
+        )
+    if model_arguments.standardize_features:
+        features = frozen.whole()
+        model.encoder.standardize_projections(features["image_features"], features["text_features"])
+        model.reset_momentum()
+    return frozen
+
+
+def check_features_suffice(model: PreTrainingModel, arguments: ModelArguments, pairs: Pairs) -> None:
+    """Check that training needs nothing of the towers but one global feature per image and text.
+
+    Raises:
+        ValueError: naming the flag or field that needs more.
+    """
+    if set(arguments.freeze) != set(TOWERS) or arguments.lora_rank:
+        raise ValueError("--feature_cache needs towers that are not trained: --freeze vision text, without LoRA")
+    if not isinstance(model, COTSForPreTraining):
+        raise ValueError("--feature_cache is for COTS: SIMLA and COOKIE read their towers' tokens")
+    if model.config.uses_masks:
+        raise ValueError(
+            "--feature_cache stores features of unmasked inputs: turn the token level off with --config_overrides "
+            '\'{"mvm_weight": 0, "mlm_weight": 0}\''
+        )
+    if not isinstance(pairs, PairDataset):
+        raise ValueError("--feature_cache needs a data set with a known length: leave out --streaming")
+
+
+def build_views(config: Config, arguments: DataArguments, pairs: Pairs) -> SecondViews | None:
+    """The second views of COOKIE's contrasts within a modality, None for other models; `pairs` are told if a second
+    caption of the same image serves as one.
+
+    Raises:
+        ValueError: if other captions are asked of a stream.
+    """
+    if not isinstance(config, CookieConfig):
+        return None
+    if config.textual_weight > 0 and config.text_view == "other_caption":
+        if not isinstance(pairs, PairDataset):
+            raise ValueError('text_view="other_caption" needs a data set with a known length: leave out --streaming')
+        pairs.other_captions = True
+    return SecondViews.of(config, build_augmentation(config, arguments))
+
+
+def build_collator(
+    processor: COTSProcessor,
+    config: Config,
+    arguments: DataArguments,
+    code_cache: CodeCache | None = None,
+    views: SecondViews | None = None,
+) -> COTSCollator:
+    """The collator with the flags' augmentation, stored codes and second views."""
+    return COTSCollator(processor, config, build_augmentation(config, arguments), code_cache, views)
