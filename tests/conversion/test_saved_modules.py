@@ -10,7 +10,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from hf_cots.conversion.saved_modules import Inert, read_saved_module
+from hf_cots.conversion.saved_modules import StandIn, read_saved_module
 
 
 CLASSES = ("torch.nn.modules.linear.Linear", "torch.nn.modules.container.Sequential")
@@ -32,7 +32,7 @@ def test_a_module_becomes_stand_ins_with_its_tensors(tmp_path, form):
     module = nested()
     torch.save(module, tmp_path / "module.pkl", **form)
     read = read_saved_module(tmp_path / "module.pkl", CLASSES)
-    assert isinstance(read, Inert)
+    assert isinstance(read, StandIn)
     assert (type(read).__name__, callable(read)) == ("Sequential", False)
     first, second = vars(read)["_modules"].values()
     (third,) = vars(second)["_modules"].values()

@@ -14,7 +14,7 @@ from hf_cots import SimlaForPreTraining, SimlaModel
 from hf_cots.conversion.simla import (
     convert_simla,
     read_simla,
-    resized_positions,
+    resize_positions,
     save_converted,
     simla_tokenizer,
     to_simla,
@@ -158,10 +158,10 @@ def test_positions_are_resized_by_cubic_convolution():
             weights[new, min(3, max(0, old))] += kernel(centre - old)
     positions = torch.randn(1, 17, 3)
     expected = torch.einsum("ri,cj,ijd->rcd", weights, weights, positions[0, 1:].view(4, 4, 3))
-    resized = resized_positions(positions, 6)
+    resized = resize_positions(positions, 6)
     assert torch.equal(resized[:, 0], positions[:, 0])
     torch.testing.assert_close(resized[0, 1:].view(6, 6, 3), expected, rtol=0, atol=1e-5)
-    assert resized_positions(positions, 4) is positions
+    assert resize_positions(positions, 4) is positions
 
 
 def test_queues_arrive_slot_by_slot(tiny):

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from hf_cots import COTSForPreTraining, COTSImageTokenizer
-from hf_cots.data.augmentation import RandomCropFlip, cropped
+from hf_cots.data.augmentation import RandomCropFlip, crop_image
 from hf_cots.data.code_cache import CodeCache, CodeSettings, write_codes
 from hf_cots.data.collator import COTSCollator
 from hf_cots.data.sources import load_pairs
@@ -52,7 +52,7 @@ def folder(pairs, tokenizer, tmp_path_factory):
 
 def settings(model, **changes):
     parts = {"tokenizer": model, "tokenizer_size": 32, "augmentation": CROP, "seed": 7}
-    return CodeSettings.of(**(parts | dict(zip(("image_mean", "image_std"), HALF)) | changes))
+    return CodeSettings.from_tokenizer(**(parts | dict(zip(("image_mean", "image_std"), HALF)) | changes))
 
 
 def test_it_holds_the_codes_that_the_model_computes_in_training(pairs, tokenizer, folder):
@@ -68,7 +68,7 @@ def test_it_holds_the_codes_that_the_model_computes_in_training(pairs, tokenizer
         for index in range(40):
             item = pairs[(epoch, index)]
             wanted = model.image_codes(collator([item])["pixel_values"])[0]
-            found = cache.find(item["seed"], cropped(item, CROP))
+            found = cache.find(item["seed"], crop_image(item, CROP))
             assert (found.dtype, found.tolist()) == (np.uint16, wanted.tolist())
             seen |= set(wanted.tolist())
     assert len(seen) > 10
@@ -92,13 +92,13 @@ def test_shards_are_what_the_docstring_says(folder):
 def test_a_batch_has_codes_only_if_all_are_held(pairs, tokenizer, folder, caplog):
     cache = CodeCache(folder, settings(tokenizer))
     items = [pairs[(1, index)] for index in (3, 1, 3)]
-    crops = [cropped(item, CROP) for item in items]
+    crops = [crop_image(item, CROP) for item in items]
     codes = cache.codes([item["seed"] for item in items], crops)
     assert (codes.shape, codes.dtype) == ((3, 16), np.int64)
     assert codes[0].tolist() == codes[2].tolist()
     assert not caplog.messages
     later = pairs[(2, 0)]
-    seeds, crops = [items[0]["seed"], later["seed"]], [crops[0], cropped(later, CROP)]
+    seeds, crops = [items[0]["seed"], later["seed"]], [crops[0], crop_image(later, CROP)]
     assert cache.codes(seeds, crops) is None
     assert cache.codes(seeds, crops) is None
     assert len(caplog.messages) == 1, "said once"
@@ -107,15 +107,15 @@ def test_a_batch_has_codes_only_if_all_are_held(pairs, tokenizer, folder, caplog
 
 def test_another_picture_under_the_same_number_is_not_found(pairs, tokenizer, folder):
     cache, item = CodeCache(folder, settings(tokenizer)), pairs[(0, 0)]
-    assert cache.find(item["seed"], cropped(item, CROP)) is not None
-    assert cache.find(item["seed"], cropped(item | {"image": Image.new("RGB", (32, 32))}, CROP)) is None
+    assert cache.find(item["seed"], crop_image(item, CROP)) is not None
+    assert cache.find(item["seed"], crop_image(item | {"image": Image.new("RGB", (32, 32))}, CROP)) is None
 
 
 def test_worker_processes_can_take_it_along(pairs, tokenizer, folder):
     cache, item = CodeCache(folder, settings(tokenizer)), pairs[(0, 9)]
-    found = cache.find(item["seed"], cropped(item, CROP))
+    found = cache.find(item["seed"], crop_image(item, CROP))
     copy = pickle.loads(pickle.dumps(cache))
-    assert copy.find(item["seed"], cropped(item, CROP)).tolist() == found.tolist()
+    assert copy.find(item["seed"], crop_image(item, CROP)).tolist() == found.tolist()
 
 
 @pytest.mark.parametrize(
@@ -254,5 +254,5 @@ def test_broken_pictures_do_not_stop_it(tokenizer, tmp_path):
     pairs = load_pairs(str(folder), caption_column=None, seed=7)
     assert write_codes(pairs, tokenizer, tmp_path / "cache", CROP, workers=2) == 9
     cache, item = CodeCache(tmp_path / "cache", settings(tokenizer)), pairs[(0, 3)]
-    assert cache.find(item["seed"], cropped(item, CROP)) is not None
+    assert cache.find(item["seed"], crop_image(item, CROP)) is not None
     assert json.loads((tmp_path / "cache" / "cache.json").read_text())["pairs"] == 9

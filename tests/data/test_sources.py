@@ -156,9 +156,9 @@ def test_an_unknown_kind_of_file_is_refused(tmp_path):
 def test_unreadable_first_pictures_stop_the_run_before_it_starts(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps({"image": f"gone/{i}.png", "caption": "x"}) + "\n" for i in range(20)))
-    with pytest.raises(ValueError, match=r"none of the first 8 pictures in column 'image'.*gone/0\.png: no such file"):
+    with pytest.raises(ValueError, match=r"none of the first 8 images in column 'image'.*gone/0\.png: no such file"):
         load_pairs(str(path))
-    with pytest.raises(ValueError, match="holds int, not a picture"):
+    with pytest.raises(ValueError, match="holds int, not an image"):
         PairDataset(in_memory(["a", "b"], [1, 2]))
 
 
@@ -251,7 +251,7 @@ def test_data_that_breaks_altogether_is_an_error(tmp_path):
     (tmp_path / "pairs.csv").write_text("image,caption\na.png,x\n")
     pairs = load_pairs(str(tmp_path / "pairs.csv"))
     (tmp_path / "a.png").unlink()
-    with pytest.raises(ValueError, match="no picture can be read"):
+    with pytest.raises(ValueError, match="no image can be read"):
         pairs[0]
 
 
@@ -283,6 +283,6 @@ def test_rows_of_one_imagefolder_file_are_one_picture(tmp_path):
     lines = [json.dumps({"file_name": name, "caption": caption}) for name, caption in rows]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     pairs = load_pairs(str(tmp_path))
-    ids = {pairs.caption(i): int(pairs.image_ids[pairs.row_of_pair[i]]) for i in range(3)}
+    ids = {pairs.caption(i): int(pairs.image_ids[pairs.pair_rows[i]]) for i in range(3)}
     assert ids["red"] == ids["a red square"] != ids["blue"]
     assert len(set(pairs.first_rows().tolist())) == 2

@@ -51,13 +51,13 @@ def captions_of(drawn):
 def test_each_source_streams_the_same_pairs(world, source):
     data = world.paths_in(source) if source.startswith(".") else getattr(world, source)
     columns = ("png", "txt") if source == "tars" else ("image", "caption")
-    drawn, _ = draw_batches(load_stream(str(data), *columns, block=40), 1, size=40)
+    drawn, _ = draw_batches(load_stream(str(data), *columns, shuffle_block=40), 1, size=40)
     wanted = {caption: picture.tobytes() for _, picture, caption in all_pairs()}
     assert {caption: pixels for caption, _, pixels in drawn[0]} == wanted
 
 
 def test_every_pass_gives_each_pair_once_in_an_order_of_its_own(shards):
-    drawn, _ = draw_batches(load_stream(str(shards), block=12, seed=3), 20, size=4)
+    drawn, _ = draw_batches(load_stream(str(shards), shuffle_block=12, seed=3), 20, size=4)
     captions = captions_of(drawn)
     passes = captions[:40], captions[40:]
     in_order = [caption for _, _, caption in all_pairs()]
@@ -68,12 +68,12 @@ def test_every_pass_gives_each_pair_once_in_an_order_of_its_own(shards):
     assert set(passes[0][:12]) == set(in_order[:12])
     seeds = [seed for batch in drawn for _, seed, _ in batch]
     assert len(set(seeds)) == 80
-    assert draw_batches(load_stream(str(shards), block=12, seed=3), 20, size=4)[0] == drawn
-    assert draw_batches(load_stream(str(shards), block=12, seed=4), 20, size=4)[0] != drawn
+    assert draw_batches(load_stream(str(shards), shuffle_block=12, seed=3), 20, size=4)[0] == drawn
+    assert draw_batches(load_stream(str(shards), shuffle_block=12, seed=4), 20, size=4)[0] != drawn
 
 
 def test_a_block_of_one_keeps_the_order(shards):
-    drawn, _ = draw_batches(load_stream(str(shards), block=1), 10, size=4)
+    drawn, _ = draw_batches(load_stream(str(shards), shuffle_block=1), 10, size=4)
     assert captions_of(drawn) == [caption for _, _, caption in all_pairs()]
 
 
@@ -81,24 +81,24 @@ def test_a_block_of_one_keeps_the_order(shards):
 @pytest.mark.parametrize("block", [1, 7, 12, 100])
 def test_a_resumed_stream_goes_on_where_it_stopped(shards, stop, block):
     """At any batch: within a block, at its end, at the end of a pass, in the second pass."""
-    whole, batches = draw_batches(load_stream(str(shards), block=block), 15, size=8)
+    whole, batches = draw_batches(load_stream(str(shards), shuffle_block=block), 15, size=8)
     state = batches.state_dict(stop)
-    again, resumed = draw_batches(load_stream(str(shards), block=block), 15, size=8, start=state)
+    again, resumed = draw_batches(load_stream(str(shards), shuffle_block=block), 15, size=8, start=state)
     assert again[:stop] == [[]] * stop  # places of batches that Trainer passes over, without reading them
     assert again[stop:] == whole[stop:]
     # A position that a resumed run writes is as good.
-    last, _ = draw_batches(load_stream(str(shards), block=block), 15, size=8, start=resumed.state_dict(14))
+    last, _ = draw_batches(load_stream(str(shards), shuffle_block=block), 15, size=8, start=resumed.state_dict(14))
     assert last[14:] == whole[14:]
 
 
 def test_a_resumed_stream_does_not_read_what_lies_before(shards, monkeypatch):
-    _, batches = draw_batches(load_stream(str(shards), block=10), 6, size=5)
+    _, batches = draw_batches(load_stream(str(shards), shuffle_block=10), 6, size=5)
     state = batches.state_dict(6)  # 30 pairs: six shards
-    stream = load_stream(str(shards), block=10)
+    stream = load_stream(str(shards), shuffle_block=10)
     read = []
-    original = PairStream.pairs_of
+    original = PairStream.split_row
     monkeypatch.setattr(
-        PairStream, "pairs_of", lambda self, row, *rest: read.append(row["caption"]) or original(self, row, *rest)
+        PairStream, "split_row", lambda self, row, *rest: read.append(row["caption"]) or original(self, row, *rest)
     )
     draw_batches(stream, 8, size=5, start=state)
     in_order = [caption for _, _, caption in all_pairs()]
@@ -107,17 +107,17 @@ def test_a_resumed_stream_does_not_read_what_lies_before(shards, monkeypatch):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_number_of_workers_changes_nothing(shards, workers):
-    alone, batches = draw_batches(load_stream(str(shards), block=12), 9)
-    parallel, ahead = draw_batches(load_stream(str(shards), block=12), 9, workers=workers)
+    alone, batches = draw_batches(load_stream(str(shards), shuffle_block=12), 9)
+    parallel, ahead = draw_batches(load_stream(str(shards), shuffle_block=12), 9, workers=workers)
     assert parallel == alone
     assert ahead.state_dict(9) == batches.state_dict(9)  # though the workers have asked for later ones
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_the_shares_of_all_ranks_are_the_batch_of_one_process(shards, ranks):
-    whole, _ = draw_batches(load_stream(str(shards), block=12), 9, size=8)
+    whole, _ = draw_batches(load_stream(str(shards), shuffle_block=12), 9, size=8)
     shares = [
-        draw_batches(load_stream(str(shards), block=12), 9, size=8 // ranks, rank=rank, world_size=ranks)[0]
+        draw_batches(load_stream(str(shards), shuffle_block=12), 9, size=8 // ranks, rank=rank, world_size=ranks)[0]
         for rank in range(ranks)
     ]
     assert [[pair for part in parts for pair in part] for parts in zip(*shares)] == whole
@@ -166,4 +166,4 @@ def test_an_empty_source_is_an_error(tmp_path):
 
 def test_a_block_must_be_positive(world):
     with pytest.raises(ValueError, match="--shuffle_block"):
-        load_stream(str(world.parquet), block=0)
+        load_stream(str(world.parquet), shuffle_block=0)

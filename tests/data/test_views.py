@@ -10,14 +10,14 @@ from PIL import Image
 from hf_cots.data.augmentation import RandomCropFlip
 from hf_cots.data.collator import COTSCollator
 from hf_cots.data.sources import load_pairs
-from hf_cots.data.views import SecondViews, StrongView, WordDropping
+from hf_cots.data.views import SecondViews, StrongView, TokenDropping
 from hf_cots.models.masking import generator
 from tests.support.tiny_cookie import tiny_cookie_config
 from tests.support.worlds import World, all_pairs, encoded, tiny_processor
 
 
 PLAIN = RandomCropFlip(16, min_scale=1, min_aspect=1, flip=0)
-WORDS = WordDropping(0.2, 0.5, 0.1, mask_token_id=4, special_token_ids=(0, 1, 2, 3, 4), vocab_size=50)
+WORDS = TokenDropping(0.2, 0.5, 0.1, mask_token_id=4, special_token_ids=(0, 1, 2, 3, 4), vocab_size=50)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_dropping_depends_on_the_generator_alone():
 
 
 def test_a_text_is_never_emptied():
-    delete = WordDropping(0.999, 0, 0, mask_token_id=4, special_token_ids=(2, 3), vocab_size=50)
+    delete = TokenDropping(0.999, 0, 0, mask_token_id=4, special_token_ids=(2, 3), vocab_size=50)
     for seed in range(50):
         assert len(delete(np.array([2, 20, 21, 3]), generator(seed, 6))) >= 3
     assert np.array_equal(delete(np.array([2, 3]), generator(0, 6)), [2, 3])
@@ -123,7 +123,7 @@ def test_a_text_is_never_emptied():
 def collator(**fields):
     config = tiny_cookie_config(special_token_ids=[0, 1, 2, 3, 4], mask_token_id=4, **fields)
     crop = RandomCropFlip(32)
-    return COTSCollator(tiny_processor(), config, crop, views=SecondViews.of(config, crop))
+    return COTSCollator(tiny_processor(), config, crop, views=SecondViews.from_config(config, crop))
 
 
 def test_names_and_shapes(pairs):

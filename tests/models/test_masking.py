@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_cots.models.masking import PATCH_STREAM, block_mask, draw_masks, generator, mix, word_mask
+from hf_cots.models.masking import RandomStream, block_mask, draw_masks, generator, mix, token_mask
 
 
 SPECIAL = (0, 100, 101, 102, 103)
@@ -33,9 +33,9 @@ def test_block_mask_has_the_exact_count(grid, ratio):
 
 
 def test_more_masked_patches_than_there_are_is_an_error_and_no_endless_search():
-    assert block_mask(generator(0, PATCH_STREAM), 4, 16).all()
+    assert block_mask(generator(0, RandomStream.PATCH_MASK), 4, 16).all()
     with pytest.raises(ValueError, match="17 of 4 x 4 patches cannot be masked"):
-        block_mask(generator(0, PATCH_STREAM), 4, 17)
+        block_mask(generator(0, RandomStream.PATCH_MASK), 4, 17)
 
 
 def test_block_mask_is_blockwise_and_reaches_every_patch():
@@ -106,7 +106,7 @@ def test_draw_masks_leaves_its_input_alone_and_has_the_right_shapes():
 
 
 def masked_words(ids, seed, ratio=0.15, vocab=1000):
-    return word_mask(np.random.default_rng(seed), ids, np.asarray(SPECIAL), ratio, 103, vocab)
+    return token_mask(np.random.default_rng(seed), ids, np.asarray(SPECIAL), ratio, 103, vocab)
 
 
 def test_special_tokens_and_padding_are_never_masked():

@@ -58,7 +58,7 @@ def test_projections_of_standardised_features(world, tmp_path):
     """Against the formula, feature by feature: what a new projection would make of (x - mean) / deviation."""
     plain = trainer_of(world, tmp_path / "plain")
     standard = trainer_of(world, tmp_path / "standard", standardize=True)
-    every = standard.train_dataset.whole()
+    every = standard.train_dataset.all_features()
     for stream, projection in (("image", "visual_projection"), ("text", "text_projection")):
         features = every[f"{stream}_features"].double()
         z_scores = (features - features.mean(dim=0)) / features.std(dim=0)

@@ -257,12 +257,12 @@ def encode_pairs(encoder: Encoder, pairs: PairDataset, batch_size: int = 64, pro
     distinct = np.unique(first_rows).tolist()
     image_embeds, rows, broken = encode_rows(encoder, pairs, distinct, batch_size, progress)
     present = set(rows)
-    captions = [i for i, row in enumerate(first_rows[pairs.row_of_pair].tolist()) if row in present]
+    captions = [i for i, row in enumerate(first_rows[pairs.pair_rows].tolist()) if row in present]
     return EncodedPairs(
         image_embeds=image_embeds,
         text_embeds=encoder.encode_texts([pairs.caption(index) for index in captions]),
         image_ids=torch.from_numpy(pairs.image_ids[rows]),
-        text_ids=torch.from_numpy(pairs.image_ids[pairs.row_of_pair[captions]]),
+        text_ids=torch.from_numpy(pairs.image_ids[pairs.pair_rows[captions]]),
         rows=rows,
         captions=captions,
         broken=broken,

@@ -80,7 +80,10 @@ class ImageArguments:
 class DataArguments(ImageArguments):
     """Which pairs are trained and evaluated on."""
 
-    caption_column: str = field(default="caption", metadata={"help": "Column of texts, or of lists of texts."})
+    caption_column: str = field(
+        default="auto",
+        metadata={"help": "Column of texts, or of lists of texts; by default the one called caption, text or txt."},
+    )
     image_id_column: str | None = field(
         default=None, metadata={"help": "Column whose equal cells mean the same picture; by default path or row."}
     )

@@ -18,7 +18,7 @@ from ..conversion.simla import simla_tokenizer
 from ..data.augmentation import RandomCropFlip
 from ..data.code_cache import CodeCache, CodeSettings
 from ..data.collator import COTSCollator
-from ..data.frozen_features import FrozenPairs, frozen_pairs
+from ..data.frozen_features import StoredFeaturePairs, store_features
 from ..data.keep_mask import apply_keep_mask
 from ..data.sources import PairDataset, load_pairs
 from ..data.streams import PairStream, load_stream
@@ -285,7 +285,7 @@ def build_code_cache(model: PreTrainingModel, arguments: DataArguments, seed: in
         raise ValueError("--code_cache is for masked image modelling, which COOKIE has not")
     if getattr(config, config.tokenizer_loss) == 0:
         raise ValueError(f"--code_cache is for masked image modelling, but {config.tokenizer_loss} is 0")
-    settings = CodeSettings.of(
+    settings = CodeSettings.from_tokenizer(
         model.image_tokenizer,
         config.image_tokenizer_config.image_size,
         build_augmentation(config, arguments),
@@ -305,7 +305,7 @@ def build_frozen_pairs(
     model_arguments: ModelArguments,
     arguments: DataArguments,
     training: COTSTrainingArguments,
-) -> FrozenPairs | None:
+) -> StoredFeaturePairs | None:
     """The features that `--feature_cache` asks for, if it does; with `--standardize`, new projections begin as those
     of standardised features.
 
@@ -319,7 +319,7 @@ def build_frozen_pairs(
     check_features_suffice(model, model_arguments, pairs)
     model.to(training.device)  # Trainer would only later
     with training.main_process_first(desc="features of frozen towers"):
-        frozen = frozen_pairs(
+        frozen = store_features(
             model.encoder,
             processor,
             pairs,  # type: ignore[arg-type]  # checked
@@ -328,7 +328,7 @@ def build_frozen_pairs(
             progress=training.should_log and not training.disable_tqdm,
         )
     if model_arguments.standardize:
-        every = frozen.whole()
+        every = frozen.all_features()
         model.encoder.standardize_projections(every["image_features"], every["text_features"])
         model.reset_momentum()
     return frozen
@@ -367,7 +367,7 @@ def build_views(config: Config, arguments: DataArguments, pairs: PairDataset | P
         if not isinstance(pairs, PairDataset):
             raise ValueError('text_view="sibling" needs pairs that can be counted: leave out --streaming')
         pairs.siblings = True
-    return SecondViews.of(config, build_augmentation(config, arguments))
+    return SecondViews.from_config(config, build_augmentation(config, arguments))
 
 
 def build_collator(

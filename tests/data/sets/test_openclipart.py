@@ -14,10 +14,10 @@ from hf_cots.data.hashes import hamming_distances, perceptual_hash
 from hf_cots.data.sets import openclipart
 from hf_cots.data.sets.openclipart import (
     clean_title,
-    clusters,
+    find_clusters,
+    find_series,
     largest_similarity,
-    series_of,
-    title_of,
+    read_title,
     write_openclipart_set,
 )
 from hf_cots.data.sources import load_pairs
@@ -82,7 +82,7 @@ NAMES = [f"{a}{b}" for a in ("cat", "dog", "owl", "bee", "elk") for b in ("fish"
 @pytest.fixture(scope="module")
 def written(drawings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("set") / "openclipart"
-    counts = write_openclipart_set(folder, drawings, size=32, test_share=0.4)
+    counts = write_openclipart_set(folder, drawings, size=32, test_fraction=0.4)
     rows = {
         side: [json.loads(line) for line in (folder / side / "metadata.jsonl").read_text().splitlines()]
         for side in ("train", "test")
@@ -109,9 +109,9 @@ def test_titles_say_what_is_shown_or_nothing(title, clean):
 
 
 def test_the_title_is_the_works_own_not_its_publishers(drawings):
-    assert title_of(drawings / "plants/rose_01.svg") == "a rose"
-    assert title_of(drawings / "food/nameless.svg") is None
-    assert title_of(drawings / "food/torn.svg") is None
+    assert read_title(drawings / "plants/rose_01.svg") == "a rose"
+    assert read_title(drawings / "food/nameless.svg") is None
+    assert read_title(drawings / "food/torn.svg") is None
 
 
 def test_what_shows_or_says_nothing_is_left_out(written):
@@ -159,8 +159,8 @@ def test_a_complete_set_is_kept_and_other_settings_make_it_anew(written, drawing
     folder, counts, _ = written
     with monkeypatch.context() as patch:
         patch.setattr(openclipart, "_render", lambda *_: pytest.fail("it was made again"))
-        assert write_openclipart_set(folder, drawings, size=32, test_share=0.4) == counts
-    other = write_openclipart_set(folder.parent / "other", drawings, size=32, test_share=0.4, seed=3)
+        assert write_openclipart_set(folder, drawings, size=32, test_fraction=0.4) == counts
+    other = write_openclipart_set(folder.parent / "other", drawings, size=32, test_fraction=0.4, seed=3)
     assert sum(other.values()) == sum(counts.values())
     assert {p.name for p in (folder.parent / "other" / "test").iterdir()} != {
         p.name for p in (folder / "test").iterdir()
@@ -175,8 +175,8 @@ def test_near_duplicates_are_joined_by_chains():
     changed.putpixel((0, 0), (0, 0, 0))
     all_of_them = [*pictures, changed, brighter]
     names = [str(i) for i in range(6)]
-    assert clusters(all_of_them, names, names) == [0, 1, 2, 3, 0, 0]
-    assert clusters(pictures, ["a", "b", "B", "c"], ["s", "t", "u", "s"]) == [0, 1, 1, 0]
+    assert find_clusters(all_of_them, names, names) == [0, 1, 2, 3, 0, 0]
+    assert find_clusters(pictures, ["a", "b", "B", "c"], ["s", "t", "u", "s"]) == [0, 1, 1, 0]
     found = largest_similarity(pictures[:2], [changed])
     assert found["cosine"] > 0.99
     assert found["hash_distance"] <= 2
@@ -202,8 +202,8 @@ def test_hashes_and_distances_equal_slow_ones():
 
 
 def test_series_ignore_numbers(tmp_path):
-    assert series_of(tmp_path / "a" / "baloon1_04.svg") == series_of(tmp_path / "a" / "Baloon2_01.svg")
-    assert series_of(tmp_path / "a" / "x_1.svg") != series_of(tmp_path / "b" / "x_1.svg")
+    assert find_series(tmp_path / "a" / "baloon1_04.svg") == find_series(tmp_path / "a" / "Baloon2_01.svg")
+    assert find_series(tmp_path / "a" / "x_1.svg") != find_series(tmp_path / "b" / "x_1.svg")
 
 
 def packaged(folder, drawings, name="openclipart-svg_1_all.deb"):
