@@ -15,6 +15,7 @@ from tests.support.worlds import World, all_pairs, tiny_processor
 
 @pytest.fixture
 def world(tmp_path):
+    """Tests here change the images and captions."""
     return World(tmp_path)
 
 
@@ -30,13 +31,13 @@ def features_of(world, model, pairs=None):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """How many pictures and texts went through the towers."""
+    """How many images and texts went through the towers."""
     count = {"image": 0, "text": 0}
-    for stream, name in (("image", "encode_image"), ("text", "encode_text")):
+    for modality, name in (("image", "encode_image"), ("text", "encode_text")):
         plain = getattr(COTSModel, name)
 
-        def counted(self, inputs, *args, plain=plain, stream=stream, **kwargs):
-            count[stream] += len(inputs)
+        def counted(self, inputs, *args, plain=plain, modality=modality, **kwargs):
+            count[modality] += len(inputs)
             return plain(self, inputs, *args, **kwargs)
 
         monkeypatch.setattr(COTSModel, name, counted)
@@ -76,7 +77,7 @@ def test_a_second_call_runs_no_tower_and_gives_the_same_bits(world, passes):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_captions_of_one_picture_share_its_feature(world, passes):
+def test_captions_of_one_image_share_its_feature(world, passes):
     names = [name for name, _, _ in all_pairs()]
     rows = [{"file_name": name, "caption": [f"red {i}", "the left", f"a {i}"]} for i, name in enumerate(names)]
     World.write_metadata(world.imagefolder, rows)
@@ -148,8 +149,8 @@ def test_a_damaged_file_is_named(world):
     assert len(features_of(world, tower_model(world))) == 40
 
 
-def test_a_broken_picture_is_replaced_as_in_training(world):
-    (world.imagefolder / "p07.png").write_bytes(b"no picture")
+def test_a_broken_image_is_replaced_as_in_training(world):
+    (world.imagefolder / "p07.png").write_bytes(b"no image")
     frozen = features_of(world, tower_model(world))
     assert torch.equal(frozen[7]["image_features"], frozen[8]["image_features"])
     assert torch.equal(frozen[7]["text_features"], frozen[8]["text_features"])
@@ -159,15 +160,15 @@ def test_a_broken_picture_is_replaced_as_in_training(world):
 def test_processes_may_share_a_folder(world, passes):
     """Two have computed the same; what a third reads, and adds, is right whichever it takes."""
     model, pairs = tower_model(world), load_pairs(str(world.imagefolder))
-    pictures = [pairs[index]["image"] for index in range(8)]
+    images = [pairs[index]["image"] for index in range(8)]
     one, other = (TowerFeatures(model, tiny_processor(), world.root / "features") for _ in range(2))
-    one.get_image_rows(pictures[:4])
-    other.get_image_rows(pictures[2:6])
+    one.get_image_rows(images[:4])
+    other.get_image_rows(images[2:6])
     one.images.features(), other.images.features()
     third = TowerFeatures(model, tiny_processor(), world.root / "features")
     assert len(third.images.features()) == 8
     alone = TowerFeatures(model, tiny_processor(), world.root / "alone")
-    rows, expected = third.get_image_rows(pictures), alone.get_image_rows(pictures)
+    rows, expected = third.get_image_rows(images), alone.get_image_rows(images)
     torch.testing.assert_close(third.images.features()[rows], alone.images.features()[expected], rtol=1e-5, atol=1e-5)
     assert passes["image"] == 4 + 4 + 2 + 8
 

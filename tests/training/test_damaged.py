@@ -11,7 +11,7 @@ from PIL import Image
 import hf_cots.train
 from hf_cots.data.hashes import stable_id
 from hf_cots.training.trainer import COTSTrainer
-from tests.support.worlds import World, all_pairs, break_pictures, draw, log_history
+from tests.support.worlds import World, all_pairs, write_broken_images, draw, log_history
 
 
 def odd_pictures(folder: Path) -> dict[str, str]:
@@ -55,7 +55,7 @@ def test_a_corpus_with_ten_kinds_of_damage_trains_to_the_end(tmp_path, monkeypat
         pytest.skip("root's workers would not inherit the permissions that the test sets")
     folder = tmp_path / "corpus"
     folder.mkdir()
-    damaged = break_pictures(folder)
+    damaged = write_broken_images(folder)
     del damaged["folder.png"]
     draw("red", "circle", "top").save(folder / "secret.png")
     (folder / "secret.png").chmod(0)

@@ -92,18 +92,17 @@ class CodeSettings:
         Raises:
             ValueError: naming the first one that differs.
         """
+        wanted = self.manifest()["settings"]
         try:
             written = json.loads((folder / MANIFEST).read_text())["settings"]
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder} is no code cache: {MANIFEST} cannot be read ({error})") from None
-        if not isinstance(written, dict):
-            raise ValueError(f"{folder} is no code cache: {MANIFEST} holds no settings")
-        for name, wanted in self.manifest()["settings"].items():
-            if written.get(name) != wanted:
-                raise ValueError(
-                    f"the code cache {folder} was made with {name} {written.get(name)}, not {wanted}: make another "
-                    "with `hf-cots tokenize`"
-                )
+            name = next((name for name, value in wanted.items() if written.get(name) != value), None)
+        except (AttributeError, OSError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{folder} is no code cache: {MANIFEST} cannot be read ({error!r})") from None
+        if name is not None:
+            raise ValueError(
+                f"the code cache {folder} was made with {name} {written.get(name)}, not {wanted[name]}: make another with "
+                "`hf-cots tokenize`"
+            )
 
     def manifest(self) -> dict[str, Any]:
         """What [`MANIFEST`] holds."""

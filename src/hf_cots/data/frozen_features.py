@@ -11,6 +11,7 @@ is exchanged, its features are computed again.
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tqdm.auto import tqdm
 
 from ..models import COTSModel, COTSProcessor
 from .hashes import hash_image, hex_digest, stable_id, weights_fingerprint
+from .images import BrokenImageReport
 from .shards import open_shard, replace_file
 from .sources import PairDataset
 
@@ -109,20 +111,11 @@ class TowerFeatures:
     def __init__(self, model: COTSModel, processor: COTSProcessor, folder: Path | str):
         self.model, self.processor = model, processor
         config, tokenizer = model.config, processor.tokenizer
-        image_settings = {
-            "tower": weights_fingerprint(model.vision_model),
-            "pooling": config.image_pooling,
-            "processor": processor.image_processor.to_dict(),
-        }
-        text_settings = {
-            "tower": weights_fingerprint(model.text_model),
-            "pooling": config.text_pooling,
-            "max_length": tokenizer.model_max_length,
-            "special_tokens": tokenizer.all_special_tokens,
-            "vocabulary": len(tokenizer),
-        }
-        self.images = FeatureStore(folder, "image", image_settings)
-        self.texts = FeatureStore(folder, "text", text_settings)
+        image = {"pooling": config.image_pooling, "processor": processor.image_processor.to_dict()}
+        text = {"pooling": config.text_pooling, "max_length": tokenizer.model_max_length}
+        text |= {"special_tokens": tokenizer.all_special_tokens, "vocabulary": len(tokenizer)}
+        self.images = FeatureStore(folder, "image", image | {"tower": weights_fingerprint(model.vision_model)})
+        self.texts = FeatureStore(folder, "text", text | {"tower": weights_fingerprint(model.text_model)})
 
     def get_image_rows(self, images: list[Image.Image]) -> list[int]:
         """Each image's row in `images.features()`."""
@@ -143,6 +136,7 @@ class TowerFeatures:
         return self.model.encode_text(inputs["input_ids"], inputs["attention_mask"]).pooler_output
 
 
+@dataclass(frozen=True, eq=False)
 class StoredFeaturePairs(Dataset):
     """The stored features of the pairs of a [`PairDataset`].
 
@@ -155,18 +149,16 @@ class StoredFeaturePairs(Dataset):
         image_ids: (len(pairs),) int64, as in [`PairDataset`].
     """
 
-    def __init__(
-        self,
-        pairs: PairDataset,
-        image_features: torch.Tensor,
-        text_features: torch.Tensor,
-        image_rows: torch.Tensor,
-        text_rows: torch.Tensor,
-        image_ids: torch.Tensor,
-    ):
-        self.pairs, self.report = pairs, pairs.report
-        self.image_features, self.text_features = image_features, text_features
-        self.image_rows, self.text_rows, self.image_ids = image_rows, text_rows, image_ids
+    pairs: PairDataset
+    image_features: torch.Tensor
+    text_features: torch.Tensor
+    image_rows: torch.Tensor
+    text_rows: torch.Tensor
+    image_ids: torch.Tensor
+
+    @property
+    def report(self) -> BrokenImageReport | None:
+        return self.pairs.report
 
     def all_features(self) -> dict[str, torch.Tensor]:
         """All pairs in their order, as one batch."""

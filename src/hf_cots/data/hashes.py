@@ -43,9 +43,9 @@ def hash_image(image: Image.Image) -> int:
     return hash_bytes(repr(image.size).encode() + image.tobytes())
 
 
-def is_in_fraction(text: str, fraction: float) -> bool:
-    """Assign a text to a random subset that holds this fraction of all texts: a pure function of the text."""
-    digest = hashlib.sha256(text.encode()).digest()
+def is_in_fraction(text: str, fraction: float, seed: int) -> bool:
+    """Tell whether a text is in a random subset with this fraction of all texts: a pure function of text and seed."""
+    digest = hashlib.sha256(f"{seed}:{text}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 

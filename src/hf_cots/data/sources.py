@@ -377,9 +377,12 @@ class PairDataset(PairSource):
         pure function of (seed, epoch, index).
 
         Raises:
+            IndexError: if there is no such pair.
             ValueError: if no image of the data can be read.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} pairs, not one at {index}")
         for candidate in range(index, index + len(self)):
             pair = candidate % len(self)
             row = int(self.pair_rows[pair])

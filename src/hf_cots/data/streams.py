@@ -144,8 +144,8 @@ class StreamBatches(Sampler[list[StreamedPair]]):
         # Of the batches that were handed out but perhaps not yet trained on: workers ask ahead.
         self._ends: deque[StreamPosition] = deque(maxlen=10_000)
 
-    def position(self, batches: int) -> StreamPosition:
-        """The position after the first `batches` batches of the run; earlier ones are forgotten by this call.
+    def state_dict(self, batches: int) -> dict[str, Any]:
+        """The position after the first `batches` batches of the run, as plain JSON types; earlier ones are forgotten.
 
         Raises:
             ValueError: if so many were not handed out.
@@ -154,11 +154,7 @@ class StreamBatches(Sampler[list[StreamedPair]]):
             self._ends.popleft()
         if not self._ends or self._ends[0].batches != batches:
             raise ValueError(f"{batches} batches were not drawn from the stream")
-        return self._ends[0]
-
-    def state_dict(self, batches: int) -> dict[str, Any]:
-        """[`position`] as plain JSON types."""
-        return asdict(self.position(batches))
+        return asdict(self._ends[0])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on behind the position of another run's checkpoint."""

@@ -108,14 +108,9 @@ class SecondViews:
         if config.visual_weight > 0:
             image = StrongView(crop, config.color_jitter, config.grayscale, config.blur)
         if config.textual_weight > 0:
-            text = TokenDropping(
-                config.word_drop_ratio,
-                config.word_drop_masked,
-                config.word_drop_replaced,
-                config.mask_token_id,
-                tuple(config.special_token_ids),
-                config.text_config.vocab_size,
-            )
+            probabilities = (config.word_drop_ratio, config.word_drop_masked, config.word_drop_replaced)
+            vocabulary = (config.mask_token_id, tuple(config.special_token_ids), config.text_config.vocab_size)
+            text = TokenDropping(*probabilities, *vocabulary)
         return cls(image, text)
 
     def make(self, items: list[dict[str, Any]], processor: COTSProcessor) -> dict[str, torch.Tensor]:

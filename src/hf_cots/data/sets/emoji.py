@@ -15,7 +15,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from .folders import is_in_test, rasterize, read_counts, write_image_folder
+from ..hashes import is_in_fraction
+from .folders import rasterize, read_counts, write_image_folder
 
 
 SKIN_TONES = set(range(0x1F3FB, 0x1F400))
@@ -171,7 +172,7 @@ def write_emoji_set(folder: Path, size: int = 72, test_fraction: float = 0.16, s
     pairs = drop_identical_images([(pair, rasterize(path, size)) for pair, path in list_emoji_pairs()])
     sides: dict[str, list[tuple[EmojiPair, Image.Image]]] = {"train": [], "test": []}
     for pair, image in pairs:
-        sides["test" if is_in_test(pair.concept, test_fraction, seed) else "train"].append((pair, image))
+        sides["test" if is_in_fraction(pair.concept, test_fraction, seed) else "train"].append((pair, image))
     held_out = {pair.text.lower() for pair, _ in sides["test"]}  # a held-out name must never be read in training
     sides["train"] = [(pair, image) for pair, image in sides["train"] if pair.text.lower() not in held_out]
     counts = {side: write_image_folder(folder / side, chosen) for side, chosen in sides.items()}

@@ -1,4 +1,4 @@
-"""What the data sets share: images from PNG and SVG files, the split, and folders in the format of `imagefolder`."""
+"""What the data sets share: images from PNG and SVG files, and folders in the format of `imagefolder`."""
 
 import io
 import json
@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-
-from ..hashes import is_in_fraction
 
 
 def rasterize(path: Path, size: int) -> Image.Image:
@@ -24,11 +22,6 @@ def rasterize(path: Path, size: int) -> Image.Image:
         image = opened.convert("RGBA").resize((size, size), Image.Resampling.LANCZOS)
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image).convert("RGB")
-
-
-def is_in_test(group: str, test_fraction: float, seed: int) -> bool:
-    """Choose the side of a group of pairs that belong together: a pure function of its name and the seed."""
-    return is_in_fraction(f"{seed}:{group}", test_fraction)
 
 
 def read_counts(report: Path, settings: dict[str, Any]) -> dict[str, int] | None:

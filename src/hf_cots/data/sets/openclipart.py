@@ -22,8 +22,8 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from ..hashes import hamming_distances, perceptual_hash
-from .folders import is_in_test, rasterize, read_counts, write_image_folder
+from ..hashes import hamming_distances, is_in_fraction, perceptual_hash
+from .folders import rasterize, read_counts, write_image_folder
 
 
 PACKAGE = "openclipart-svg"
@@ -218,9 +218,10 @@ def write_openclipart_set(
         work = Path(temporary)
         root = source if source and source.is_dir() else unpack(source or fetch_package(work), work)
         pairs, broken = _render(root, size)
-    train, test = (
-        [pair for pair in pairs if is_in_test(pair[0].cluster, test_fraction, seed) == side] for side in (False, True)
-    )
+    train: list[tuple[Drawing, Image.Image]] = []
+    test: list[tuple[Drawing, Image.Image]] = []
+    for pair in pairs:
+        (test if is_in_fraction(pair[0].cluster, test_fraction, seed) else train).append(pair)
     if not train or not test:
         raise ValueError(f"{len(train)} training and {len(test)} test pairs: take another test_fraction or seed")
     shutil.rmtree(folder, ignore_errors=True)
