@@ -100,8 +100,8 @@ class CodeSettings:
             raise ValueError(f"{folder} is no code cache: {MANIFEST} cannot be read ({error!r})") from None
         if name is not None:
             raise ValueError(
-                f"the code cache {folder} was made with {name} {written.get(name)}, not {wanted[name]}: make another with "
-                "`hf-cots tokenize`"
+                f"the code cache {folder} was made with {name} {written.get(name)}, not {wanted[name]}: make another "
+                f"with {WRITER}"
             )
 
     def manifest(self) -> dict[str, Any]:

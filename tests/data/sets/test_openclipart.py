@@ -10,7 +10,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hf_cots.cli import app
-from hf_cots.data.hashes import hamming_distances, perceptual_hash
 from hf_cots.data.sets import openclipart
 from hf_cots.data.sets.openclipart import (
     clean_title,
@@ -176,18 +175,6 @@ def test_near_duplicates_are_joined_by_chains():
     found = largest_similarity(images[:2], [changed])
     assert found["cosine"] > 0.99
     assert found["hash_distance"] <= 2
-
-
-def test_hashes_and_distances_equal_slow_ones():
-    hashes = np.random.default_rng(1).integers(0, 2**63, 20, dtype=np.uint64)
-    slow = [bin(int(hashes[3]) ^ int(h)).count("1") for h in hashes]
-    assert hamming_distances(hashes[3], hashes).tolist() == slow
-    image = noise(40, 40, 2)
-    gray = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float64)
-    cosines = [[np.cos(np.pi * u * (2 * x + 1) / 64) for x in range(32)] for u in range(8)]
-    low = [np.sum(gray * np.outer(cosines[u], cosines[v])) for u in range(8) for v in range(8)]
-    bits = "".join("1" if value > np.median(low) else "0" for value in low)
-    assert perceptual_hash(image) == int(bits, 2)
 
 
 def test_series_ignore_numbers(tmp_path):
