@@ -69,9 +69,7 @@ def test_the_column_of_captions_is_found_by_its_name(tmp_path, caplog, load):
     ):
         load(path)
     write("title")
-    with pytest.raises(
-        ValueError, match=r"no column 'caption' nor .*; it has image, title\. Name one with --caption-c"
-    ):
+    with pytest.raises(ValueError, match=r"no column 'caption', .*; it has image, title\. Name one with --caption-c"):
         load(path)
 
 

@@ -142,15 +142,11 @@ def find_caption_column(name: str, present: list[str]) -> str:
         ValueError: if there is none, or several.
     """
     found = [column for column in CAPTION_COLUMNS if column in present]
-    if len(found) != 1:
-        problem = (
-            f"several columns of captions: {', '.join(found)}"
-            if found
-            else (
-                f"no column '{CAPTION_COLUMNS[0]}' nor {', '.join(CAPTION_COLUMNS[1:])}; it has {', '.join(present)}"
-            )
-        )
-        raise ValueError(f"{name} has {problem}. Name one with --caption-column")
+    if not found:
+        others, columns = ", ".join(CAPTION_COLUMNS[1:]), ", ".join(present)
+        raise ValueError(f"{name} has no column 'caption', {others}; it has {columns}. Name one with --caption-column")
+    if len(found) > 1:
+        raise ValueError(f"{name} has several columns of captions: {', '.join(found)}. Name one with --caption-column")
     logger.info("%s: captions are read from column '%s'", name, found[0])
     return found[0]
 
