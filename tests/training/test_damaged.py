@@ -11,7 +11,7 @@ from PIL import Image
 import hf_cots.train
 from hf_cots.data.hashes import stable_id
 from hf_cots.training.trainer import COTSTrainer
-from tests.support.worlds import World, all_pairs, write_broken_images, draw, log_history
+from tests.support.worlds import World, all_pairs, draw, log_history, write_broken_images
 
 
 def odd_pictures(folder: Path) -> dict[str, str]:

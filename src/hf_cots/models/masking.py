@@ -141,8 +141,8 @@ def draw_masks(
 
     Example:
         >>> ids = np.array([[101, 7, 8, 9, 102], [101, 7, 102, 0, 0]])
-        >>> tokens = {"special_token_ids": (101, 102), "mask_token_id": 103, "vocab_size": 99}
-        >>> masks = draw_masks([5, 6], ids, (ids > 0).astype(int), 4, 6, word_mask_ratio=0.3, masked_fraction=1, **tokens)
+        >>> tokens = {"special_token_ids": (0, 101, 102), "mask_token_id": 103, "vocab_size": 99}
+        >>> masks = draw_masks([5, 6], ids, None, 4, 6, word_mask_ratio=0.3, masked_fraction=1.0, **tokens)
         >>> masks["bool_masked_pos"].sum(axis=1).tolist(), masks["bool_masked_words"].sum(axis=1).tolist()
         ([6, 6], [1, 1])
     """

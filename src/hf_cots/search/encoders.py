@@ -5,7 +5,6 @@ sentence-transformers model and plain text models are search's and evaluation's 
 [`hf_cots.search.loading.load_encoder`].
 """
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,13 +19,11 @@ from transformers import BlipForImageTextRetrieval, PreTrainedTokenizerBase, Pro
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..data.hashes import weights_fingerprint
-from ..data.images import BrokenImage
+from ..data.images import BrokenImage, skip_image
 from ..data.sources import PairDataset
 from ..models.losses import l2_normalize
 from .encoding import batches, encode_images, encode_texts, text_options
 
-
-logger = logging.getLogger(__name__)
 
 DIRECTIONS = ("text_to_image", "image_to_text")
 
@@ -232,7 +229,7 @@ def encode_rows(
             try:
                 image = pairs.read_row(row)
             except BrokenImage as broken:
-                logger.warning("skipping unreadable image %s", broken)
+                skip_image(broken)
                 unreadable.append(broken)
                 continue
             read.append(row)
