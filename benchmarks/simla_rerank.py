@@ -32,7 +32,8 @@ import torch
 from transformers import AutoModel, AutoProcessor, ViTModel
 
 from hf_cots import train
-from hf_cots.data.sets.emoji import is_test_concept, write_emoji_set
+from hf_cots.data.hashes import is_in_fraction
+from hf_cots.data.sets.emoji import write_emoji_set
 from hf_cots.data.sets.openclipart import write_openclipart_set
 from hf_cots.data.sources import load_pairs
 from hf_cots.demo.recipe import TEST_STYLE, text_tower_folder
@@ -82,7 +83,7 @@ def prepare(work: Path, deb: Path | None) -> None:
         for folder in ("train", "test"):
             for line in (work / name / folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines():
                 row = json.loads(line)
-                held_out = is_test_concept(row.get("concept") or row["cluster"], 0.12, 1)
+                held_out = is_in_fraction(row.get("concept") or row["cluster"], 0.12, 1)
                 side = "test" if folder == "test" else "validation" if held_out else "fit"
                 if side == "fit" or row.get("style", TEST_STYLE) == TEST_STYLE:
                     pair = {"image": f"{name}/{folder}/{row['file_name']}", "caption": row["text"]}

@@ -27,13 +27,13 @@ class FrozenEncoder(DualEncoder):
         self, images: Iterable[Image.Image], batch_size: int = 64, total: int | None = None
     ) -> torch.Tensor:
         assert self.features is not None
-        rows = [row for batch in batches(images, batch_size) for row in self.features.picture_rows(batch)]
+        rows = [row for batch in batches(images, batch_size) for row in self.features.get_image_rows(batch)]
         return l2_normalize(self.model.visual_projection(self.features.images.features()[rows]))
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
         assert self.features is not None
-        rows = [row for batch in batches(texts, batch_size) for row in self.features.text_rows(batch)]
+        rows = [row for batch in batches(texts, batch_size) for row in self.features.get_text_rows(batch)]
         return l2_normalize(self.model.text_projection(self.features.texts.features()[rows]))
 
 

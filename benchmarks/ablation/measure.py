@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.machine import machine
 from hf_cots.data.batches import PairBatches
-from hf_cots.data.frozen_features import FrozenPairs, TowerFeatures
+from hf_cots.data.frozen_features import StoredFeaturePairs, TowerFeatures
 from hf_cots.data.sources import PairDataset
 from hf_cots.demo.recipe import text_tower_folder
 from hf_cots.evaluation.diagnostics.audit import audit_pairs
@@ -55,7 +55,7 @@ class WatchedTrainer(COTSTrainer):
     @property
     def pairs(self) -> PairDataset:
         """The training data, whether pictures or their features are trained on."""
-        return self.train_dataset.pairs if isinstance(self.train_dataset, FrozenPairs) else self.train_dataset
+        return self.train_dataset.pairs if isinstance(self.train_dataset, StoredFeaturePairs) else self.train_dataset
 
     @cached_property
     def encoder(self) -> DualEncoder:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_cots.data.sets.emoji import english_name
+from hf_cots.data.sets.emoji import make_caption
 from hf_cots.evaluation.tasks.image_retrieval import (
     ImageRetrievalResult,
     LabelledEmbeddings,
@@ -94,7 +94,7 @@ def other_wordings(codepoints: str, name: str) -> list[str]:
     import emoji
 
     entry = emoji.EMOJI_DATA["".join(chr(int(point, 16)) for point in codepoints.split("-"))]
-    wordings = [english_name({"en": alias}, "picture") for alias in entry.get("alias", ())]
+    wordings = [make_caption({"en": alias}, "picture") for alias in entry.get("alias", ())]
     return [wording for wording in wordings if letters(wording) != letters(name)]
 
 

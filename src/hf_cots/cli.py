@@ -94,7 +94,7 @@ def evaluate(
         str, typer.Argument(help="Hub id, folder, parquet, CSV, JSON lines or tars; or a protocol's JSON.")
     ],
     image_column: Annotated[str, typer.Option(help="Column of pictures or paths.")] = "image",
-    caption_column: Annotated[str, typer.Option(help="Column of texts or of lists of texts.")] = "caption",
+    caption_column: Annotated[str, typer.Option(help="Column of texts or lists; found by itself.")] = "auto",
     image_id_column: Annotated[str | None, typer.Option(help="Equal cells mean the same picture.")] = None,
     split: Annotated[str, typer.Option(help="Split of a Hub data set or of karpathy's file.")] = "test",
     protocol: Annotated[str | None, typer.Option(help="coco-5k, coco-1k, flickr30k or karpathy.")] = None,
@@ -262,7 +262,7 @@ def audit(
     model: Annotated[str, typer.Argument(help="Hub id or folder of any dual encoder.")],
     data: Annotated[str, typer.Argument(help="Hub id, folder, parquet, CSV, JSON lines or tars.")],
     image_column: Annotated[str, typer.Option(help="Column of pictures or paths.")] = "image",
-    caption_column: Annotated[str, typer.Option(help="Column of texts or of lists of texts.")] = "caption",
+    caption_column: Annotated[str, typer.Option(help="Column of texts or lists; found by itself.")] = "auto",
     split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
     filter_lambda: Annotated[float, typer.Option(help="Suspect: so many deviations below the mean score.")] = 2.0,
     shown: Annotated[int, typer.Option(min=1, help="Pictures on the page.")] = 100,
@@ -288,7 +288,7 @@ def token_gain(
     checkpoint: Annotated[str, typer.Argument(help="A training checkpoint, with its token heads.")],
     data: Annotated[str, typer.Argument(help="Hub id, folder, parquet, CSV, JSON lines or tars.")],
     image_column: Annotated[str, typer.Option(help="Column of pictures or paths.")] = "image",
-    caption_column: Annotated[str, typer.Option(help="Column of texts or of lists of texts.")] = "caption",
+    caption_column: Annotated[str, typer.Option(help="Column of texts or lists; found by itself.")] = "auto",
     split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "test",
 ) -> None:
     """Is the token level alive? By how much its losses rise when the other stream's feature is a stranger's."""
@@ -328,7 +328,7 @@ def tokenize(
     image_mean: Annotated[str, typer.Option(help="The model's, three numbers with commas.")] = "0.5,0.5,0.5",
     image_std: Annotated[str, typer.Option(help="The same.")] = "0.5,0.5,0.5",
     image_column: Annotated[str, typer.Option(help="Column of pictures or paths.")] = "image",
-    caption_column: Annotated[str, typer.Option(help="Column of texts or of lists of texts.")] = "caption",
+    caption_column: Annotated[str, typer.Option(help="Column of texts or lists; found by itself.")] = "auto",
     split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
     keep_mask: Annotated[Path | None, typer.Option(help="The training run's --keep_mask.")] = None,
     batch_size: Annotated[int, typer.Option(help="Crops in a forward pass.")] = 32,

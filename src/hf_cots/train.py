@@ -12,7 +12,7 @@ from transformers import set_seed
 
 from .evaluation.rendering.tables import markdown_table
 from .training.arguments import COTSTrainingArguments, DataArguments, ModelArguments, parse_arguments
-from .training.build_data import build_code_cache, build_collator, build_data, build_frozen_pairs, build_views
+from .training.build_data import build_code_cache, build_collator, build_data, build_stored_features, build_views
 from .training.build_model import build_model, build_processor, build_tokenizer
 from .training.program import run_program, take_push_to_hub
 from .training.publish import push_folder, save_for_inference
@@ -53,7 +53,7 @@ def build_trainer(
     processor = build_processor(model.config, tokenizer)
     code_cache = build_code_cache(model, data_arguments, training.seed)
     views = build_views(model.config, data_arguments, train_pairs)
-    frozen = build_frozen_pairs(model, processor, train_pairs, model_arguments, data_arguments, training)
+    frozen = build_stored_features(model, processor, train_pairs, model_arguments, data_arguments, training)
     collator = build_collator(processor, model.config, data_arguments, code_cache, views)
     return (trainer_class or COTSTrainer)(
         model=model,

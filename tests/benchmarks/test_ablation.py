@@ -286,9 +286,9 @@ def test_a_torn_line_is_left_out_and_does_not_spoil_the_next(tmp_path):
 def work(tmp_path_factory):
     """Every twentieth emoji, prepared as the harness would."""
     folder = tmp_path_factory.mktemp("work")
-    few = emoji_set.emoji_pairs()[::20]
+    few = emoji_set.list_emoji_pairs()[::20]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(emoji_set, "emoji_pairs", lambda: few)
+        patch.setattr(emoji_set, "list_emoji_pairs", lambda: few)
         data = AblationSet.prepared("emoji", folder)
     data.image_tokenizer(smoke=True)
     return folder

@@ -171,9 +171,9 @@ def test_the_interval_of_a_rank_correlation():
 
 def test_a_smoke_from_one_command(tmp_path):
     """A twentieth of the emoji in both styles; two rows train, and the summary has their figures."""
-    few = [pair for i, pair in enumerate(emoji_set.emoji_pairs()) if i % 40 < 2]
+    few = [pair for i, pair in enumerate(emoji_set.list_emoji_pairs()) if i % 40 < 2]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(emoji_set, "emoji_pairs", lambda: few)
+        patch.setattr(emoji_set, "list_emoji_pairs", lambda: few)
         AblationSet.prepared("emoji", tmp_path / "work")
     results, report = tmp_path / "results.jsonl", tmp_path / "report.md"
     book = ["--recipes", str(BOOK), "--results", str(results)]

@@ -30,7 +30,7 @@ def publish(folder, seed=0, **sizes):
 
 
 def patchwork(side):
-    """Two pictures of plain patches: noise alone would give all places the same few codes."""
+    """Two images of plain patches: noise alone would give all positions the same few codes."""
     return torch.rand(2, 3, side // 4, side // 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
 
 
@@ -55,8 +55,7 @@ def test_what_dalle_s_sizes_become(tmp_path):
     publish(tmp_path, n_blk_per_group=1)
     config = convert_dalle(tmp_path / "encoder.pkl", tmp_path / "decoder.pkl").config
     sizes = (config.hidden_size, config.codebook_size, config.decoder_input_size, config.blocks_per_group)
-    assert sizes == (64, 512, 16, 1)
-    assert (config.image_size, config.num_groups, config.num_channels) == (192, 4, 3)
+    assert (*sizes, config.image_size, config.num_groups, config.num_channels) == (64, 512, 16, 1, 192, 4, 3)
     assert config.reconstruction == "logit_laplace"
 
 
@@ -67,31 +66,27 @@ def test_an_encoder_alone_tokenizes_and_says_that_it_cannot_decode(tmp_path):
     loaded = COTSImageTokenizer.from_pretrained(tmp_path / "ours")
     codes = loaded.get_codebook_indices(torch.rand(1, 3, 32, 32))
     assert not any(name.startswith("decoder") for name in loaded.state_dict())
-    with pytest.raises(ValueError, match="no decoder"):
-        loaded.decode(codes)
-    with pytest.raises(ValueError, match="no decoder"):
-        loaded(torch.rand(1, 3, 32, 32))
+    for use in (lambda: loaded.decode(codes), lambda: loaded(torch.rand(1, 3, 32, 32))):
+        with pytest.raises(ValueError, match="no decoder"):
+            use()
 
 
 def test_the_format_before_torch_1_6_is_read_too(tmp_path):
     encoder, _ = publish(tmp_path)
-    new = read_dalle(tmp_path / "encoder.pkl", "Encoder")
     torch.save(encoder, tmp_path / "old.pkl", _use_new_zipfile_serialization=False)
     assert not zipfile.is_zipfile(tmp_path / "old.pkl")
-    old = read_dalle(tmp_path / "old.pkl", "Encoder")
-    assert old.keys() == new.keys()
-    assert all(torch.equal(old[name], tensor) for name, tensor in new.items())
+    old, new = (read_dalle(tmp_path / name, "Encoder") for name in ("old.pkl", "encoder.pkl"))
+    torch.testing.assert_close(old, new, rtol=0, atol=0)
 
 
 def test_other_files_are_refused_with_the_reason(tmp_path):
     encoder, _ = publish(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"nothing\.pkl"):
         convert_dalle(tmp_path / "nothing.pkl")
-    with pytest.raises(ValueError, match="must hold DALL-E's Encoder, but holds Decoder"):
-        convert_dalle(tmp_path / "decoder.pkl", tmp_path / "encoder.pkl")
     torch.save({"weights": torch.zeros(2)}, tmp_path / "state.pkl")
-    with pytest.raises(ValueError, match="must hold DALL-E's Encoder, but holds dict"):
-        convert_dalle(tmp_path / "state.pkl")
+    for name, held in (("decoder.pkl", "Decoder"), ("state.pkl", "dict")):
+        with pytest.raises(ValueError, match=f"must hold DALL-E's Encoder, but holds {held}"):
+            convert_dalle(tmp_path / name, tmp_path / "encoder.pkl")
     torch.save(encoder, tmp_path / "old.pkl", _use_new_zipfile_serialization=False)
     for name in ("encoder.pkl", "old.pkl"):
         whole = (tmp_path / name).read_bytes()
@@ -144,8 +139,7 @@ def test_flava_and_back_is_bit_for_bit(tmp_path):
     theirs = flava()
     again = to_flava(convert_flava(theirs))
     assert again.config.vocab_size == 96
-    assert theirs.state_dict().keys() == again.state_dict().keys()
-    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in theirs.state_dict().items())
+    torch.testing.assert_close(again.state_dict(), theirs.state_dict(), rtol=0, atol=0)
 
 
 def test_our_own_tokenizer_becomes_flava_s(tmp_path):

@@ -10,7 +10,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from hf_cots.conversion.saved_modules import Inert, read_saved_module
+from hf_cots.conversion.saved_modules import StandIn, read_saved_module
 
 
 CLASSES = ("torch.nn.modules.linear.Linear", "torch.nn.modules.container.Sequential")
@@ -32,7 +32,7 @@ def test_a_module_becomes_stand_ins_with_its_tensors(tmp_path, form):
     module = nested()
     torch.save(module, tmp_path / "module.pkl", **form)
     read = read_saved_module(tmp_path / "module.pkl", CLASSES)
-    assert isinstance(read, Inert)
+    assert isinstance(read, StandIn)
     assert (type(read).__name__, callable(read)) == ("Sequential", False)
     first, second = vars(read)["_modules"].values()
     (third,) = vars(second)["_modules"].values()
@@ -109,8 +109,6 @@ def test_an_attack_in_the_depth_is_refused_by_name_and_nothing_runs(tmp_path, at
 
 def test_harmless_classes_that_were_not_named_are_refused_too(tmp_path):
     for found, name in ((torch.nn.ReLU(), "torch.nn.modules.activation.ReLU"), (Fraction(1, 3), "fractions.Fraction")):
-        torch.save(torch.nn.Sequential(torch.nn.Linear(2, 2)), tmp_path / "fine.pkl")
-        read_saved_module(tmp_path / "fine.pkl", CLASSES)
         torch.save({"found": found}, tmp_path / "other.pkl")
         with pytest.raises(ValueError, match=f"asks for '{name}', which is refused"):
             read_saved_module(tmp_path / "other.pkl", CLASSES)
@@ -197,12 +195,13 @@ def test_files_of_others(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_saved_module(tmp_path / "none.pkl", CLASSES)
     (tmp_path / "bare.pkl").write_bytes(pickle.dumps({"weight": 1}))
-    with pytest.raises(ValueError, match=r"bare\.pkl is not read: it is damaged, or no file of torch\.save"):
-        read_saved_module(tmp_path / "bare.pkl", CLASSES)
     (tmp_path / "five.pkl").write_bytes(5 * pickle.dumps([1]))
-    with pytest.raises(ValueError, match=r"five\.pkl is not read: it was not written by torch\.save"):
-        read_saved_module(tmp_path / "five.pkl", CLASSES)
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("notes.txt", "none")
-    with pytest.raises(ValueError, match=r"it is an archive, but not of torch\.save"):
-        read_saved_module(tmp_path / "other.zip", CLASSES)
+    for name, reason in (
+        ("bare.pkl", "it is damaged, or no file of torch.save"),
+        ("five.pkl", "it was not written by torch.save"),
+        ("other.zip", "it is an archive, but not of torch.save"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"{name} is not read: {reason}")):
+            read_saved_module(tmp_path / name, CLASSES)

@@ -1,6 +1,5 @@
 """The converter on files with the authors' keys: against the slow reference, to and fro, without running pickles."""
 
-import io
 import os
 import runpy
 from pathlib import Path
@@ -14,7 +13,7 @@ from hf_cots import SimlaForPreTraining, SimlaModel
 from hf_cots.conversion.simla import (
     convert_simla,
     read_simla,
-    resized_positions,
+    resize_positions,
     save_converted,
     simla_tokenizer,
     to_simla,
@@ -50,7 +49,7 @@ def tiny(request, tmp_path_factory):
 
 
 def pair(sizes: Sizes, length: int = 7):
-    """One picture, one padded text, and a mask of patches."""
+    """One image, one padded text, and a mask of patches."""
     source = torch.Generator().manual_seed(1)
     side = sizes.grid * sizes.patch
     ids = torch.randint(104, sizes.words, (1, length), generator=source)
@@ -97,8 +96,8 @@ def test_a_small_file(tiny):
 
 
 def test_the_authors_sizes(tmp_path):
-    """The whole model from a file with exactly their keys. The larger tensors of the twin are the trained model's, so
-    that 1 GB is written and not 2; that the ema_pairs are told apart is shown on the small file."""
+    """The full model from a file with exactly their keys. The larger tensors of the momentum encoder are the trained
+    model's, so that 1 GB is written and not 2; the small file shows that the two are told apart."""
     state = authors_state(Sizes(), shared_above=1_000_000)
     model = convert_simla(write(tmp_path / "pretrain.pth", state), image_tokenizer_config=SMALL)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 238_264_183  # 238.26M
@@ -121,10 +120,7 @@ def test_the_authors_retrieval_file(tmp_path):
 
 def test_to_and_fro(tiny):
     state, path = tiny
-    back = to_simla(convert_simla(path, **FIELDS))["model"]
-    assert back.keys() == state.keys()
-    for name, tensor in state.items():
-        assert torch.equal(back[name], tensor), name
+    torch.testing.assert_close(to_simla(convert_simla(path, **FIELDS))["model"], state, rtol=0, atol=0)
 
 
 def test_another_resolution(tiny):
@@ -158,10 +154,10 @@ def test_positions_are_resized_by_cubic_convolution():
             weights[new, min(3, max(0, old))] += kernel(centre - old)
     positions = torch.randn(1, 17, 3)
     expected = torch.einsum("ri,cj,ijd->rcd", weights, weights, positions[0, 1:].view(4, 4, 3))
-    resized = resized_positions(positions, 6)
+    resized = resize_positions(positions, 6)
     assert torch.equal(resized[:, 0], positions[:, 0])
     torch.testing.assert_close(resized[0, 1:].view(6, 6, 3), expected, rtol=0, atol=1e-5)
-    assert resized_positions(positions, 4) is positions
+    assert resize_positions(positions, 4) is positions
 
 
 def test_queues_arrive_slot_by_slot(tiny):
@@ -209,14 +205,10 @@ def test_nothing_that_a_file_names_is_run(tmp_path):
     assert not marker.exists()
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_simla(tmp_path / "none.pth")
-    (tmp_path / "text.pth").write_text("not a checkpoint")
-    with pytest.raises(ValueError, match=r"is no checkpoint that torch\.save wrote"):
-        read_simla(tmp_path / "text.pth")
-    buffer = io.BytesIO()
-    torch.save({"model": authors_state(TINY)}, buffer)
-    (tmp_path / "cut.pth").write_bytes(buffer.getvalue()[:5000])
-    with pytest.raises(ValueError, match=r"is no checkpoint that torch\.save wrote"):
-        read_simla(tmp_path / "cut.pth")
+    for damaged in (b"not a checkpoint", path.read_bytes()[:5000]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"is no checkpoint that torch\.save wrote"):
+            read_simla(path)
 
 
 def test_the_script_there_and_back(tmp_path):
@@ -233,9 +225,7 @@ def test_the_script_there_and_back(tmp_path):
     assert processor.tokenizer.convert_ids_to_tokens(words) == ["[CLS]", "red", "square"]
     assert processor.image_processor.size == {"height": 32, "width": 32}
     script([str(tmp_path / "ours"), "--output", str(tmp_path / "again.pth"), "--to_simla"])
-    again = read_simla(tmp_path / "again.pth")
-    assert again.keys() == state.keys()
-    assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
+    torch.testing.assert_close(read_simla(tmp_path / "again.pth"), state, rtol=0, atol=0)
     with pytest.raises(SystemExit, match=r"error: no such file: .*none\.pth"):
         script([str(tmp_path / "none.pth"), "--output", str(tmp_path / "x")])
 

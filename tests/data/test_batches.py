@@ -1,4 +1,4 @@
-"""The order of the pairs: a permutation per epoch, cut into shares that give the whole when put together."""
+"""The order of the pairs: a permutation per epoch, cut into shards that make up the global batch."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import pytest
 from hf_cots.data.batches import PairBatches
 
 
-def epoch_of(seed, epoch, length=50, size=8, **share):
-    batches = PairBatches(length, size, seed, **share)
+def epoch_of(seed, epoch, length=50, size=8, **shard):
+    batches = PairBatches(length, size, seed, **shard)
     batches.set_epoch(epoch)
     return list(batches)
 
@@ -29,19 +29,19 @@ def test_the_order_is_a_pure_function_of_seed_and_epoch():
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 8, 9, 24, 25, 27, 31, 50])
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
-def test_the_shares_of_all_ranks_are_the_batch_of_one_process(length, ranks):
+def test_the_shards_of_all_ranks_are_the_batch_of_one_process(length, ranks):
     """Also of the last batch, which may hold fewer pairs than there are ranks."""
     whole = epoch_of(1, 2, length, 8)
-    shares = [epoch_of(1, 2, length, 8 // ranks, rank=rank, world_size=ranks) for rank in range(ranks)]
-    assert all(len(share) == len(whole) for share in shares)
-    for batch, *parts in zip(whole, *shares):
+    shards = [epoch_of(1, 2, length, 8 // ranks, rank=rank, world_size=ranks) for rank in range(ranks)]
+    assert all(len(shard) == len(whole) for shard in shards)
+    for batch, *parts in zip(whole, *shards):
         assert flat(parts) == batch
         sizes = [len(part) for part in parts]
         assert max(sizes) - min(sizes) <= 1
 
 
 @pytest.mark.parametrize(("length", "full", "all_of_it"), [(50, 6, 7), (48, 6, 6), (7, 0, 1)])
-def test_lengths_and_the_ragged_batch_left_out(length, full, all_of_it):
+def test_lengths_with_and_without_the_ragged_batch(length, full, all_of_it):
     assert len(PairBatches(length, 8)) == all_of_it == len(epoch_of(0, 0, length))
     assert len(PairBatches(length, 8, drop_last=True)) == full == len(epoch_of(0, 0, length, drop_last=True))
     assert epoch_of(0, 0, length)[:full] == epoch_of(0, 0, length, drop_last=True)

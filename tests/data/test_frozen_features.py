@@ -8,13 +8,14 @@ from PIL import Image, ImageOps
 
 from hf_cots import COTSModel
 from hf_cots.data import frozen_features
-from hf_cots.data.frozen_features import TowerFeatures, frozen_pairs
+from hf_cots.data.frozen_features import TowerFeatures, store_features
 from hf_cots.data.sources import load_pairs
 from tests.support.worlds import World, all_pairs, tiny_processor
 
 
 @pytest.fixture
 def world(tmp_path):
+    """Tests here change the images and captions."""
     return World(tmp_path)
 
 
@@ -25,18 +26,18 @@ def tower_model(world, **fields):
 
 def features_of(world, model, pairs=None):
     pairs = load_pairs(str(world.imagefolder)) if pairs is None else pairs
-    return frozen_pairs(model, tiny_processor(), pairs, world.root / "features", batch_size=16)
+    return store_features(model, tiny_processor(), pairs, world.root / "features", batch_size=16)
 
 
 @pytest.fixture
 def passes(monkeypatch):
-    """How many pictures and texts went through the towers."""
+    """How many images and texts went through the towers."""
     count = {"image": 0, "text": 0}
-    for stream, name in (("image", "encode_image"), ("text", "encode_text")):
+    for modality, name in (("image", "encode_image"), ("text", "encode_text")):
         plain = getattr(COTSModel, name)
 
-        def counted(self, inputs, *args, plain=plain, stream=stream, **kwargs):
-            count[stream] += len(inputs)
+        def counted(self, inputs, *args, plain=plain, modality=modality, **kwargs):
+            count[modality] += len(inputs)
             return plain(self, inputs, *args, **kwargs)
 
         monkeypatch.setattr(COTSModel, name, counted)
@@ -64,19 +65,19 @@ def test_batches_are_looked_up_by_epoch_and_index_and_may_be_empty(world):
     batch, none = frozen.__getitems__([(0, 5), (3, 39), (1, 5)]), frozen.__getitems__([])
     for name, rows in batch.items():
         assert torch.equal(rows, torch.stack([frozen[i][name] for i in (5, 39, 5)])), name
-        assert torch.equal(frozen.whole()[name][5], rows[0])
+        assert torch.equal(frozen.all_features()[name][5], rows[0])
         assert none[name].shape == (0, *rows.shape[1:])
 
 
 def test_a_second_call_runs_no_tower_and_gives_the_same_bits(world, passes):
-    first = features_of(world, tower_model(world)).whole()
+    first = features_of(world, tower_model(world)).all_features()
     assert passes == {"image": 40, "text": 40}
-    second = features_of(world, tower_model(world)).whole()
+    second = features_of(world, tower_model(world)).all_features()
     assert passes == {"image": 40, "text": 40}
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_captions_of_one_picture_share_its_feature(world, passes):
+def test_captions_of_one_image_share_its_feature(world, passes):
     names = [name for name, _, _ in all_pairs()]
     rows = [{"file_name": name, "caption": [f"red {i}", "the left", f"a {i}"]} for i, name in enumerate(names)]
     World.write_metadata(world.imagefolder, rows)
@@ -97,9 +98,9 @@ def test_what_is_exchanged_is_computed_again(world, passes):
     (world.imagefolder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     frozen = features_of(world, tower_model(world))
     assert passes == {"image": 41, "text": 41}
-    fresh = frozen_pairs(tower_model(world), tiny_processor(), frozen.pairs, world.root / "fresh")
-    for name, rows in fresh.whole().items():
-        torch.testing.assert_close(frozen.whole()[name], rows, rtol=1e-5, atol=1e-5)
+    fresh = store_features(tower_model(world), tiny_processor(), frozen.pairs, world.root / "fresh")
+    for name, rows in fresh.all_features().items():
+        torch.testing.assert_close(frozen.all_features()[name], rows, rtol=1e-5, atol=1e-5)
 
 
 def test_another_tower_or_pooling_has_features_of_its_own(world, passes):
@@ -107,11 +108,11 @@ def test_another_tower_or_pooling_has_features_of_its_own(world, passes):
     other = tower_model(world)
     with torch.no_grad():
         other.vision_model.layernorm.bias.add_(1)
-    changed = features_of(world, other).whole()
+    changed = features_of(world, other).all_features()
     assert passes == {"image": 80, "text": 40}, "the text tower is the same"
     features_of(world, tower_model(world, text_pooling="mean"))
     assert passes == {"image": 80, "text": 80}
-    again = features_of(world, other).whole()
+    again = features_of(world, other).all_features()
     assert torch.equal(again["image_features"], changed["image_features"])
 
 
@@ -129,12 +130,12 @@ def test_a_killed_call_loses_no_more_than_a_shard(world, passes, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             features_of(world, tower_model(world))
     assert passes["image"] == 32
-    resumed = features_of(world, tower_model(world)).whole()
+    resumed = features_of(world, tower_model(world)).all_features()
     assert passes["image"] == 40
-    fresh = frozen_pairs(
+    fresh = store_features(
         tower_model(world), tiny_processor(), load_pairs(str(world.imagefolder)), world.root / "fresh"
     )
-    for name, rows in fresh.whole().items():
+    for name, rows in fresh.all_features().items():
         torch.testing.assert_close(resumed[name], rows, rtol=1e-5, atol=1e-5)
 
 
@@ -148,8 +149,8 @@ def test_a_damaged_file_is_named(world):
     assert len(features_of(world, tower_model(world))) == 40
 
 
-def test_a_broken_picture_is_replaced_as_in_training(world):
-    (world.imagefolder / "p07.png").write_bytes(b"no picture")
+def test_a_broken_image_is_replaced_as_in_training(world):
+    (world.imagefolder / "p07.png").write_bytes(b"no image")
     frozen = features_of(world, tower_model(world))
     assert torch.equal(frozen[7]["image_features"], frozen[8]["image_features"])
     assert torch.equal(frozen[7]["text_features"], frozen[8]["text_features"])
@@ -159,15 +160,15 @@ def test_a_broken_picture_is_replaced_as_in_training(world):
 def test_processes_may_share_a_folder(world, passes):
     """Two have computed the same; what a third reads, and adds, is right whichever it takes."""
     model, pairs = tower_model(world), load_pairs(str(world.imagefolder))
-    pictures = [pairs[index]["image"] for index in range(8)]
+    images = [pairs[index]["image"] for index in range(8)]
     one, other = (TowerFeatures(model, tiny_processor(), world.root / "features") for _ in range(2))
-    one.picture_rows(pictures[:4])
-    other.picture_rows(pictures[2:6])
+    one.get_image_rows(images[:4])
+    other.get_image_rows(images[2:6])
     one.images.features(), other.images.features()
     third = TowerFeatures(model, tiny_processor(), world.root / "features")
     assert len(third.images.features()) == 8
     alone = TowerFeatures(model, tiny_processor(), world.root / "alone")
-    rows, expected = third.picture_rows(pictures), alone.picture_rows(pictures)
+    rows, expected = third.get_image_rows(images), alone.get_image_rows(images)
     torch.testing.assert_close(third.images.features()[rows], alone.images.features()[expected], rtol=1e-5, atol=1e-5)
     assert passes["image"] == 4 + 4 + 2 + 8
 

@@ -8,34 +8,27 @@ from torch.utils.data import DataLoader
 
 from hf_cots.data.images import BrokenImageReport
 from hf_cots.data.streams import PairStream, StreamBatches, load_stream
-from tests.support.worlds import all_pairs, draw, encoded
+from tests.support.worlds import all_pairs, draw, encoded, write_parquet
+
+
+IN_ORDER = [caption for _, _, caption in all_pairs()]
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     """Eight parquet files of five pairs."""
     folder = tmp_path_factory.mktemp("shards")
-    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
     for shard in range(8):
-        pairs = all_pairs()[5 * shard : 5 * shard + 5]
-        rows = {
-            "image": [{"bytes": encoded(picture), "path": name} for name, picture, _ in pairs],
-            "caption": [caption for _, _, caption in pairs],
-        }
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"shard-{shard}.parquet")
+        write_parquet(folder / f"shard-{shard}.parquet", all_pairs()[5 * shard : 5 * shard + 5])
     return folder
 
 
-def keep_items(items):
-    return items
-
-
-def draw_batches(stream, count, size=6, start=None, workers=0, **share):
+def draw_batches(stream, count, size=6, start=None, workers=0, **shard):
     """The captions and seeds of `count` batches, and the sampler."""
-    batches = StreamBatches(stream, size, **share)
+    batches = StreamBatches(stream, size, **shard)
     if start is not None:
         batches.load_state_dict(json.loads(json.dumps(start)))
-    loader = DataLoader(stream, batch_sampler=batches, num_workers=workers, collate_fn=keep_items)
+    loader = DataLoader(stream, batch_sampler=batches, num_workers=workers, collate_fn=list)
     drawn = []
     for items in loader:
         drawn.append([(item["caption"], item["seed"], item["image"].tobytes()) for item in items])
@@ -50,80 +43,80 @@ def captions_of(drawn):
 @pytest.mark.parametrize("source", ["imagefolder", "parquet", "tars", ".csv", ".jsonl"])
 def test_each_source_streams_the_same_pairs(world, source):
     data = world.paths_in(source) if source.startswith(".") else getattr(world, source)
-    columns = ("png", "txt") if source == "tars" else ("image", "caption")
-    drawn, _ = draw_batches(load_stream(str(data), *columns, block=40), 1, size=40)
-    wanted = {caption: picture.tobytes() for _, picture, caption in all_pairs()}
-    assert {caption: pixels for caption, _, pixels in drawn[0]} == wanted
+    image_column = "png" if source == "tars" else "image"
+    drawn, _ = draw_batches(load_stream(str(data), image_column, shuffle_buffer_size=40), 1, size=40)
+    assert {caption: pixels for caption, _, pixels in drawn[0]} == {c: image.tobytes() for _, image, c in all_pairs()}
 
 
 def test_every_pass_gives_each_pair_once_in_an_order_of_its_own(shards):
-    drawn, _ = draw_batches(load_stream(str(shards), block=12, seed=3), 20, size=4)
+    drawn, _ = draw_batches(load_stream(str(shards), shuffle_buffer_size=12, seed=3), 20, size=4)
     captions = captions_of(drawn)
-    passes = captions[:40], captions[40:]
-    in_order = [caption for _, _, caption in all_pairs()]
-    assert sorted(passes[0]) == sorted(passes[1]) == sorted(in_order)
-    assert passes[0] != passes[1]
-    assert passes[0] != in_order
+    first, second = captions[:40], captions[40:]
+    assert sorted(first) == sorted(second) == sorted(IN_ORDER)
+    assert first not in (second, IN_ORDER)
     # Shuffled within blocks (which end with the row that fills them), not beyond.
-    assert set(passes[0][:12]) == set(in_order[:12])
+    assert set(first[:12]) == set(IN_ORDER[:12])
     seeds = [seed for batch in drawn for _, seed, _ in batch]
     assert len(set(seeds)) == 80
-    assert draw_batches(load_stream(str(shards), block=12, seed=3), 20, size=4)[0] == drawn
-    assert draw_batches(load_stream(str(shards), block=12, seed=4), 20, size=4)[0] != drawn
+    assert draw_batches(load_stream(str(shards), shuffle_buffer_size=12, seed=3), 20, size=4)[0] == drawn
+    assert draw_batches(load_stream(str(shards), shuffle_buffer_size=12, seed=4), 20, size=4)[0] != drawn
 
 
 def test_a_block_of_one_keeps_the_order(shards):
-    drawn, _ = draw_batches(load_stream(str(shards), block=1), 10, size=4)
-    assert captions_of(drawn) == [caption for _, _, caption in all_pairs()]
+    drawn, _ = draw_batches(load_stream(str(shards), shuffle_buffer_size=1), 10, size=4)
+    assert captions_of(drawn) == IN_ORDER
 
 
 @pytest.mark.parametrize("stop", range(1, 14))
 @pytest.mark.parametrize("block", [1, 7, 12, 100])
 def test_a_resumed_stream_goes_on_where_it_stopped(shards, stop, block):
     """At any batch: within a block, at its end, at the end of a pass, in the second pass."""
-    whole, batches = draw_batches(load_stream(str(shards), block=block), 15, size=8)
+    whole, batches = draw_batches(load_stream(str(shards), shuffle_buffer_size=block), 15, size=8)
     state = batches.state_dict(stop)
-    again, resumed = draw_batches(load_stream(str(shards), block=block), 15, size=8, start=state)
-    assert again[:stop] == [[]] * stop  # places of batches that Trainer passes over, without reading them
+    again, resumed = draw_batches(load_stream(str(shards), shuffle_buffer_size=block), 15, size=8, start=state)
+    assert again[:stop] == [[]] * stop  # batches that Trainer passes over, without reading them
     assert again[stop:] == whole[stop:]
     # A position that a resumed run writes is as good.
-    last, _ = draw_batches(load_stream(str(shards), block=block), 15, size=8, start=resumed.state_dict(14))
+    last, _ = draw_batches(
+        load_stream(str(shards), shuffle_buffer_size=block), 15, size=8, start=resumed.state_dict(14)
+    )
     assert last[14:] == whole[14:]
 
 
 def test_a_resumed_stream_does_not_read_what_lies_before(shards, monkeypatch):
-    _, batches = draw_batches(load_stream(str(shards), block=10), 6, size=5)
+    _, batches = draw_batches(load_stream(str(shards), shuffle_buffer_size=10), 6, size=5)
     state = batches.state_dict(6)  # 30 pairs: six shards
-    stream = load_stream(str(shards), block=10)
+    stream = load_stream(str(shards), shuffle_buffer_size=10)
     read = []
-    original = PairStream.pairs_of
+    original = PairStream.split_row
     monkeypatch.setattr(
-        PairStream, "pairs_of", lambda self, row, *rest: read.append(row["caption"]) or original(self, row, *rest)
+        PairStream, "split_row", lambda self, row, *rest: read.append(row["caption"]) or original(self, row, *rest)
     )
     draw_batches(stream, 8, size=5, start=state)
-    in_order = [caption for _, _, caption in all_pairs()]
-    assert read == in_order[20:]  # the block under way and the last one, not the twenty pairs before
+    assert read == IN_ORDER[20:]  # the block under way and the last one, not the twenty pairs before
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_number_of_workers_changes_nothing(shards, workers):
-    alone, batches = draw_batches(load_stream(str(shards), block=12), 9)
-    parallel, ahead = draw_batches(load_stream(str(shards), block=12), 9, workers=workers)
+    alone, batches = draw_batches(load_stream(str(shards), shuffle_buffer_size=12), 9)
+    parallel, ahead = draw_batches(load_stream(str(shards), shuffle_buffer_size=12), 9, workers=workers)
     assert parallel == alone
     assert ahead.state_dict(9) == batches.state_dict(9)  # though the workers have asked for later ones
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_the_shares_of_all_ranks_are_the_batch_of_one_process(shards, ranks):
-    whole, _ = draw_batches(load_stream(str(shards), block=12), 9, size=8)
-    shares = [
-        draw_batches(load_stream(str(shards), block=12), 9, size=8 // ranks, rank=rank, world_size=ranks)[0]
+def test_the_shards_of_all_ranks_are_the_batch_of_one_process(shards, ranks):
+    whole, _ = draw_batches(load_stream(str(shards), shuffle_buffer_size=12), 9, size=8)
+    parts = [
+        draw_batches(
+            load_stream(str(shards), shuffle_buffer_size=12), 9, size=8 // ranks, rank=rank, world_size=ranks
+        )[0]
         for rank in range(ranks)
     ]
-    assert [[pair for part in parts for pair in part] for parts in zip(*shares)] == whole
+    assert [[pair for shard in batch for pair in shard] for batch in zip(*parts)] == whole
 
 
-def test_captions_of_a_row_share_its_picture(tmp_path):
+def test_captions_of_a_row_share_its_image(tmp_path):
     rows = [
         {"image": encoded(draw("red", "circle", place)), "caption": [place, f"at {place}"]}
         for place in ("left", "top")
@@ -135,11 +128,9 @@ def test_captions_of_a_row_share_its_picture(tmp_path):
     assert ids["left"] == ids["at left"] != ids["top"] == ids["at top"]
 
 
-def test_what_cannot_be_used_is_reported_and_left_out(tmp_path):
+def test_what_cannot_be_used_is_reported_and_dropped(tmp_path):
     good = encoded(draw("red", "circle", "left"))
-    rows = [
-        {"image": image, "caption": c} for image, c in [(good, "a"), (b"no picture", "b"), (good, " "), (good, "d")]
-    ]
+    rows = [{"image": image, "caption": c} for image, c in [(good, "a"), (b"no image", "b"), (good, " "), (good, "d")]]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "pairs.parquet")
     stream = load_stream(str(tmp_path / "pairs.parquet"), report=tmp_path / "report.jsonl")
     items = [stream[pair] for pair in next(iter(StreamBatches(stream, 4)))]
@@ -166,4 +157,4 @@ def test_an_empty_source_is_an_error(tmp_path):
 
 def test_a_block_must_be_positive(world):
     with pytest.raises(ValueError, match="--shuffle_buffer_size"):
-        load_stream(str(world.parquet), block=0)
+        load_stream(str(world.parquet), shuffle_buffer_size=0)

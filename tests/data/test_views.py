@@ -10,14 +10,14 @@ from PIL import Image
 from hf_cots.data.augmentation import RandomCropFlip
 from hf_cots.data.collator import COTSCollator
 from hf_cots.data.sources import load_pairs
-from hf_cots.data.views import SecondViews, StrongView, WordDropping
-from hf_cots.models.masking import generator
+from hf_cots.data.views import SecondViews, StrongView, TokenDropping
+from hf_cots.models.masking import RandomStream, generator
 from tests.support.tiny_cookie import tiny_cookie_config
-from tests.support.worlds import World, all_pairs, encoded, tiny_processor
+from tests.support.worlds import World, all_pairs, encoded, noise, tiny_processor
 
 
 PLAIN = RandomCropFlip(16, min_scale=1, min_aspect=1, flip=0)
-WORDS = WordDropping(0.2, 0.5, 0.1, mask_token_id=4, special_token_ids=(0, 1, 2, 3, 4), vocab_size=50)
+TOKENS = TokenDropping(0.2, 0.5, 0.1, mask_token_id=4, special_token_ids=(0, 1, 2, 3, 4), vocab_size=50)
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +25,15 @@ def pairs(world):
     return load_pairs(str(world.imagefolder), seed=3)
 
 
-def noise(side=16, seed=0):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
+def view(image, seed=0, **settings):
+    return np.asarray(StrongView(PLAIN, **settings)(image, generator(seed, RandomStream.IMAGE_VIEW)))
 
 
-def view(picture, seed=0, **settings):
-    return np.asarray(StrongView(PLAIN, **settings)(picture, generator(seed, 5)))
+def drop(tokens, ids, seed):
+    return tokens(np.asarray(ids), generator(seed, RandomStream.TEXT_VIEW))
 
 
-# ---------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------- images
 
 
 def test_a_view_depends_on_the_seed_alone():
@@ -57,27 +57,25 @@ def test_gray_views_have_equal_channels_as_often_as_asked():
 
 
 def test_blur_smooths_as_often_as_asked():
-    def roughness(picture):
-        return np.abs(np.diff(picture.astype(float), axis=0)).mean()
-
     big = RandomCropFlip(224, min_scale=1, min_aspect=1, flip=0)
-    picture = noise(224)
 
-    def rough(seed, blur):
+    def roughness(seed, blur):
         strong = StrongView(big, color_jitter=0, grayscale=0, blur=blur)
-        return roughness(np.asarray(strong(picture, generator(seed, 5))))
+        pixels = np.asarray(strong(noise(224, 224), generator(seed, RandomStream.IMAGE_VIEW)), dtype=float)
+        return np.abs(np.diff(pixels, axis=0)).mean()
 
-    assert all(rough(seed, 1.0) < rough(seed, 0.0) + 1e-6 for seed in range(6))
-    assert min(rough(seed, 1.0) for seed in range(6)) < 0.3 * rough(0, 0.0)
+    blurred = [roughness(seed, 1.0) for seed in range(6)]
+    assert all(rough < roughness(seed, 0.0) + 1e-6 for seed, rough in enumerate(blurred))
+    assert min(blurred) < 0.3 * roughness(0, 0.0)
 
 
 def test_jitter_keeps_within_its_strength():
-    """Of one plain colour: brightness by at most 40%, the hue by a tenth of the circle; and it is used."""
-    colour = Image.new("RGB", (16, 16), (150, 90, 60))
+    """Of one plain color: brightness by at most 40%, the hue by a tenth of the circle; and it is used."""
+    color = Image.new("RGB", (16, 16), (150, 90, 60))
     hue = colorsys.rgb_to_hsv(150 / 255, 90 / 255, 60 / 255)[0]
     shifts, lights = [], []
     for seed in range(60):
-        pixel = view(colour, seed, grayscale=0, blur=0)[8, 8] / 255
+        pixel = view(color, seed, grayscale=0, blur=0)[8, 8] / 255
         shifts.append((colorsys.rgb_to_hsv(*pixel)[0] - hue + 0.5) % 1 - 0.5)
         lights.append(pixel.max() / (150 / 255))
     assert 0.05 < max(np.abs(shifts)) < 0.12
@@ -85,36 +83,35 @@ def test_jitter_keeps_within_its_strength():
     assert max(lights) > 1.2
 
 
-# ---------------------------------------------------------------------- words
+# ---------------------------------------------------------------------- tokens
 
 
-def test_words_fare_as_asked():
-    """Of 20,000 words a fifth is dropped: half masked, a tenth replaced, the rest deleted. Special tokens stay."""
+def test_tokens_are_dropped_as_asked():
+    """Of 20,000 tokens a fifth is dropped: half masked, a tenth replaced, the rest deleted. Special tokens stay."""
     ids = np.concatenate([[2], np.full(10, 20), [3]])
     kept = masked = total = length = 0
     for seed in range(2000):
-        result = WORDS(ids, generator(seed, 6))
-        assert result[0] == 2
-        assert result[-1] == 3
+        result = drop(TOKENS, ids, seed)
+        assert result[[0, -1]].tolist() == [2, 3]
         kept, masked = kept + (result == 20).sum(), masked + (result == 4).sum()
         total, length = total + 10, length + len(result) - 2
     assert kept / total == pytest.approx(0.8 + 0.2 * 0.1 / 50, abs=0.01)
     assert (total - length) / total == pytest.approx(0.2 * 0.4, abs=0.006)
-    # A random word is the mask once in fifty times.
+    # A random token is the mask once in fifty times.
     assert masked / total == pytest.approx(0.2 * (0.5 + 0.1 / 50), abs=0.006)
 
 
 def test_dropping_depends_on_the_generator_alone():
     ids = np.arange(5, 25)
-    assert np.array_equal(WORDS(ids, generator(1, 6)), WORDS(ids, generator(1, 6)))
-    assert len({tuple(WORDS(ids, generator(seed, 6))) for seed in range(5)}) == 5
+    assert np.array_equal(drop(TOKENS, ids, 1), drop(TOKENS, ids, 1))
+    assert len({tuple(drop(TOKENS, ids, seed)) for seed in range(5)}) == 5
 
 
 def test_a_text_is_never_emptied():
-    delete = WordDropping(0.999, 0, 0, mask_token_id=4, special_token_ids=(2, 3), vocab_size=50)
+    delete = TokenDropping(0.999, 0, 0, mask_token_id=4, special_token_ids=(2, 3), vocab_size=50)
     for seed in range(50):
-        assert len(delete(np.array([2, 20, 21, 3]), generator(seed, 6))) >= 3
-    assert np.array_equal(delete(np.array([2, 3]), generator(0, 6)), [2, 3])
+        assert len(drop(delete, [2, 20, 21, 3], seed)) >= 3
+    assert np.array_equal(drop(delete, [2, 3], 0), [2, 3])
 
 
 # ---------------------------------------------------------------------- batches
@@ -123,21 +120,17 @@ def test_a_text_is_never_emptied():
 def collator(**fields):
     config = tiny_cookie_config(special_token_ids=[0, 1, 2, 3, 4], mask_token_id=4, **fields)
     crop = RandomCropFlip(32)
-    return COTSCollator(tiny_processor(), config, crop, views=SecondViews.of(config, crop))
+    return COTSCollator(tiny_processor(), config, crop, views=SecondViews.from_config(config, crop))
 
 
 def test_names_and_shapes(pairs):
     batch = collator()([pairs[i] for i in (0, 17, 5)])
-    assert {name for name in batch if name.startswith("view")} == {
-        "view_pixel_values",
-        "view_input_ids",
-        "view_attention_mask",
-    }
+    views = {"view_pixel_values", "view_input_ids", "view_attention_mask"}
+    assert set(batch) == views | {"pixel_values", "input_ids", "attention_mask", "image_ids"}
     assert batch["view_pixel_values"].shape == batch["pixel_values"].shape
     assert not torch.equal(batch["view_pixel_values"], batch["pixel_values"])
     assert batch["view_input_ids"].shape == batch["view_attention_mask"].shape
     assert torch.equal(batch["view_attention_mask"], (batch["view_input_ids"] != 0).long())
-    assert "bool_masked_pos" not in batch
 
 
 @pytest.mark.parametrize("term", ["visual", "textual"])
@@ -147,7 +140,7 @@ def test_views_come_only_where_they_are_contrasted(pairs, term):
     assert ("view_input_ids" in batch) == (term != "textual")
 
 
-def test_views_do_not_depend_on_their_company(pairs):
+def test_views_do_not_depend_on_the_other_items(pairs):
     collate = collator()
     alone, crowd = collate([pairs[(1, 4)]]), collate([pairs[(1, i)] for i in (16, 4, 9)])
     assert torch.equal(crowd["view_pixel_values"][1], alone["view_pixel_values"][0])
@@ -176,13 +169,13 @@ def test_a_batch_of_no_pairs_has_every_column(pairs):
 
 @pytest.fixture(scope="module")
 def families(world):
-    """Two rows of one picture with two captions and one, a picture with three, one with a single caption."""
+    """Two rows of one image with two captions and one, an image with three, one with a single caption."""
     folder = world.root / "families"
     folder.mkdir()
     captions = [["red", "blue"], ["green"], ["a", "b", "c"], ["alone"]]
     rows = []
-    for i, ((name, picture, _), texts) in enumerate(zip(all_pairs(), captions)):
-        (folder / name).write_bytes(encoded(picture))
+    for i, ((name, image, _), texts) in enumerate(zip(all_pairs(), captions)):
+        (folder / name).write_bytes(encoded(image))
         rows.append({"file_name": name, "caption": texts, "concept": str(max(i, 1))})
     World.write_metadata(folder, rows)
     return load_pairs(str(folder), image_id_column="concept")

@@ -26,7 +26,7 @@ def plain(processor, image):
     return ((pixels[0] * 0.5 + 0.5) * 255).movedim(0, -1)
 
 
-def assert_colour(processor, image, color, tolerance=1.0):
+def assert_color(processor, image, color, tolerance=1.0):
     pixels = plain(processor, image)
     expected = torch.tensor(color, dtype=torch.float32).expand(32, 32, 3)
     torch.testing.assert_close(pixels, expected, rtol=0, atol=tolerance)
@@ -45,7 +45,7 @@ def test_rgb_is_resized_rescaled_and_normalized(processor):
     np.testing.assert_allclose(pixels, ((expected - 0.5) / 0.5).transpose(2, 0, 1), atol=1e-5)
 
 
-def test_the_whole_picture_is_seen(processor):
+def test_the_full_image_is_seen(processor):
     """A wide image is squeezed, not cropped: both ends are there."""
     image = Image.new("RGB", (320, 32))
     image.paste((255, 0, 0), (0, 0, 40, 32))
@@ -55,45 +55,43 @@ def test_the_whole_picture_is_seen(processor):
     assert pixels[16, 31].tolist() == pytest.approx([0, 0, 255], abs=2)
 
 
-def test_grayscale(processor, tmp_path):
-    assert_colour(processor, reread(Image.new("L", (20, 20), 90), tmp_path / "l.png"), (90, 90, 90))
-    assert_colour(processor, reread(Image.new("1", (20, 20), 1), tmp_path / "1.png"), (255, 255, 255))
-
-
-def test_transparency_is_white(processor, tmp_path):
-    clear = reread(Image.new("RGBA", (20, 20), (200, 0, 0, 0)), tmp_path / "clear.png")
-    assert_colour(processor, clear, (255, 255, 255))
-    half = reread(Image.new("RGBA", (20, 20), (200, 0, 0, 128)), tmp_path / "half.png")
-    assert_colour(processor, half, (227, 127, 127), 1.5)
-    opaque = reread(Image.new("RGBA", (20, 20), (200, 10, 20, 255)), tmp_path / "opaque.png")
-    assert_colour(processor, opaque, (200, 10, 20))
-
-
-def test_gray_with_alpha(processor, tmp_path):
-    assert_colour(processor, reread(Image.new("LA", (20, 20), (40, 255)), tmp_path / "a.png"), (40, 40, 40))
-    assert_colour(processor, reread(Image.new("LA", (20, 20), (40, 0)), tmp_path / "b.png"), (255, 255, 255))
+@pytest.mark.parametrize(
+    ("mode", "stored", "expected"),
+    [
+        ("L", 90, (90, 90, 90)),
+        ("1", 1, (255, 255, 255)),
+        ("LA", (40, 255), (40, 40, 40)),
+        ("LA", (40, 0), (255, 255, 255)),
+        ("RGBA", (200, 0, 0, 0), (255, 255, 255)),  # transparency is white
+        ("RGBA", (200, 0, 0, 128), (227, 127, 127)),
+        ("RGBA", (200, 10, 20, 255), (200, 10, 20)),
+    ],
+)
+def test_gray_and_transparent_files(processor, tmp_path, mode, stored, expected):
+    image = reread(Image.new(mode, (20, 20), stored), tmp_path / "x.png")
+    assert_color(processor, image, expected, 1.5 if stored == (200, 0, 0, 128) else 1.0)
 
 
 def test_palette(processor, tmp_path):
     image = Image.new("P", (20, 20), 1)
     image.putpalette([0, 0, 0, 10, 200, 30])
-    assert_colour(processor, reread(image, tmp_path / "p.png"), (10, 200, 30))
+    assert_color(processor, reread(image, tmp_path / "p.png"), (10, 200, 30))
     transparent = reread(image, tmp_path / "t.png", transparency=1)
     assert transparent.mode == "P"
-    assert_colour(processor, transparent, (255, 255, 255))
+    assert_color(processor, transparent, (255, 255, 255))
 
 
-def test_rgb_with_a_transparent_colour(processor, tmp_path):
+def test_rgb_with_a_transparent_color(processor, tmp_path):
     image = reread(Image.new("RGB", (20, 20), (10, 20, 30)), tmp_path / "t.png", transparency=(10, 20, 30))
     assert image.mode == "RGB"
-    assert_colour(processor, image, (255, 255, 255))
+    assert_color(processor, image, (255, 255, 255))
 
 
 @pytest.mark.parametrize(("value", "expected"), [(0x8080, 128), (0xFFFF, 255), (0x2020, 32), (0x0080, 0), (0, 0)])
 def test_sixteen_bit_png(processor, tmp_path, value, expected):
     image = reread(Image.fromarray(np.full((20, 20), value, dtype=np.uint16)), tmp_path / "16.png")
     assert image.mode.startswith("I")
-    assert_colour(processor, image, (expected,) * 3)
+    assert_color(processor, image, (expected,) * 3)
 
 
 def test_sixteen_bit_gradient_keeps_its_steps(tmp_path):
@@ -123,13 +121,13 @@ def test_exif_rotation_is_applied(processor, tmp_path):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (3000, 2), (31, 33)])
 def test_odd_sizes(processor, size):
-    assert_colour(processor, Image.new("RGB", size, (7, 80, 150)), (7, 80, 150))
+    assert_color(processor, Image.new("RGB", size, (7, 80, 150)), (7, 80, 150))
 
 
 def test_an_animation_gives_its_first_frame(processor, tmp_path):
     frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert_colour(processor, Image.open(tmp_path / "a.gif"), (255, 0, 0), 3)
+    assert_color(processor, Image.open(tmp_path / "a.gif"), (255, 0, 0), 3)
 
 
 def test_to_rgb_returns_upright_8_bit_rgb_and_leaves_the_original():
@@ -139,7 +137,7 @@ def test_to_rgb_returns_upright_8_bit_rgb_and_leaves_the_original():
     assert image.mode == "RGBA"
 
 
-def test_arrays_and_tensors_equal_the_picture(processor):
+def test_arrays_and_tensors_equal_the_image(processor):
     array = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     expected = processor(Image.fromarray(array), return_tensors="pt").pixel_values
     channels_first = np.ascontiguousarray(array.transpose(2, 0, 1))
@@ -175,6 +173,6 @@ def test_save_and_load(tmp_path, cls):
     assert torch.equal(a, b)
 
 
-def test_what_is_no_picture_is_refused(processor):
+def test_what_is_no_image_is_refused(processor):
     with pytest.raises((ValueError, TypeError)):
         processor("no/such/image.png", return_tensors="pt")

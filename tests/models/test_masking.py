@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_cots.models.masking import PATCH_STREAM, block_mask, draw_masks, generator, mix, word_mask
+from hf_cots.models.masking import RandomStream, block_mask, draw_masks, generator, mix, token_mask
 
 
 SPECIAL = (0, 100, 101, 102, 103)
@@ -17,8 +17,8 @@ def text(words, length, seed=0):
     return ids
 
 
-def masks(seeds, input_ids, share=1.0, grid=6, count=14):
-    return draw_masks(seeds, input_ids, None, grid, count, 0.3, share, SPECIAL, 103, 1000)
+def masks(seeds, input_ids, fraction=1.0, grid=6, count=14):
+    return draw_masks(seeds, input_ids, None, grid, count, 0.3, fraction, SPECIAL, 103, 1000)
 
 
 @pytest.mark.parametrize("grid", [1, 2, 3, 4, 7, 14, 24, 32])
@@ -33,9 +33,9 @@ def test_block_mask_has_the_exact_count(grid, ratio):
 
 
 def test_more_masked_patches_than_there_are_is_an_error_and_no_endless_search():
-    assert block_mask(generator(0, PATCH_STREAM), 4, 16).all()
+    assert block_mask(generator(0, RandomStream.PATCH_MASK), 4, 16).all()
     with pytest.raises(ValueError, match="17 of 4 x 4 patches cannot be masked"):
-        block_mask(generator(0, PATCH_STREAM), 4, 17)
+        block_mask(generator(0, RandomStream.PATCH_MASK), 4, 17)
 
 
 def test_block_mask_is_blockwise_and_reaches_every_patch():
@@ -58,9 +58,14 @@ def test_mix_is_deterministic_fits_int64_and_depends_on_order_and_every_part():
     assert len({mix(0, i) for i in range(10_000)}) == 10_000
 
 
-def test_streams_of_one_seed_are_independent():
-    draws = np.array([[generator(mix(s), stream).random() for stream in (1, 2, 3)] for s in range(300)])
-    assert np.abs(np.corrcoef(draws.T) - np.eye(3)).max() < 0.2
+def test_streams_of_one_seed_are_independent_and_keep_their_numbers():
+    """Another number would change what every seed means, and so every run that is resumed."""
+    names = "PATCH_MASK TOKEN_MASK MASKED_FRACTION AUGMENTATION IMAGE_VIEW TEXT_VIEW OTHER_CAPTION"
+    assert {name: int(stream) for name, stream in RandomStream.__members__.items()} == {
+        name: number for number, name in enumerate(names.split(), start=1)
+    }
+    draws = np.array([[generator(mix(s), stream).random() for stream in RandomStream] for s in range(300)])
+    assert np.abs(np.corrcoef(draws.T) - np.eye(7)).max() < 0.2
 
 
 def test_same_seed_same_masks_and_another_seed_others():
@@ -72,19 +77,19 @@ def test_same_seed_same_masks_and_another_seed_others():
 
 
 def test_rows_do_not_depend_on_the_batch():
-    """Order, company and the other rows' share leave a row's masks alone."""
+    """Order, the other rows and their number leave a row's masks alone."""
     ids = np.stack([text(5 + r, 30, seed=r) for r in range(8)])
     seeds = [mix(7, r) for r in range(8)]
-    whole = masks(seeds, ids, share=0.7)
+    whole = masks(seeds, ids, fraction=0.7)
     order = [5, 2, 7]
-    part = masks([seeds[r] for r in order], ids[order], share=0.7)
+    part = masks([seeds[r] for r in order], ids[order], fraction=0.7)
     for name, rows in part.items():
         assert np.array_equal(rows, whole[name][order])
-    for name, row in masks([seeds[3]], ids[3:4], share=0.7).items():
+    for name, row in masks([seeds[3]], ids[3:4], fraction=0.7).items():
         assert np.array_equal(row[0], whole[name][3])
 
 
-def test_padding_does_not_move_the_words_masks():
+def test_padding_does_not_move_the_masks_of_tokens():
     """The same text padded to another length is masked at the same words with the same ids."""
     short, long = text(9, 11, seed=1), text(9, 40, seed=1)
     a, b = (masks([mix(4)], ids[None]) for ids in (short, long))
@@ -105,8 +110,8 @@ def test_draw_masks_leaves_its_input_alone_and_has_the_right_shapes():
     assert np.array_equal(drawn["masked_input_ids"][unmasked], ids[unmasked])
 
 
-def masked_words(ids, seed, ratio=0.15, vocab=1000):
-    return word_mask(np.random.default_rng(seed), ids, np.asarray(SPECIAL), ratio, 103, vocab)
+def mask_text(ids, seed, ratio=0.15, vocab=1000):
+    return token_mask(np.random.default_rng(seed), ids, np.asarray(SPECIAL), ratio, 103, vocab)
 
 
 def test_special_tokens_and_padding_are_never_masked():
@@ -115,30 +120,27 @@ def test_special_tokens_and_padding_are_never_masked():
     special = np.isin(ids, SPECIAL)
     reached = np.zeros(40, dtype=bool)
     for seed in range(200):
-        changed, masked = masked_words(ids, seed, ratio=0.5)
+        changed, masked = mask_text(ids, seed, ratio=0.5)
         assert not masked[special].any()
         assert np.array_equal(changed[special], ids[special])
         reached |= masked
     assert reached[~special].all()
 
 
-@pytest.mark.parametrize(("words", "ratio", "expected"), [(1, 0.15, 1), (3, 0.15, 1), (20, 0.15, 3), (7, 1.0, 7)])
-def test_number_of_masked_words(words, ratio, expected):
-    _, masked = masked_words(text(words, 30), 0, ratio)
+@pytest.mark.parametrize(
+    ("words", "ratio", "expected"), [(0, 0.15, 0), (1, 0.15, 1), (3, 0.15, 1), (20, 0.15, 3), (7, 1.0, 7)]
+)
+def test_number_of_masked_tokens(words, ratio, expected):
+    ids = text(words, 30)
+    changed, masked = mask_text(ids, 0, ratio)
     assert masked.sum() == expected
-
-
-def test_empty_text_has_nothing_masked():
-    ids = text(0, 6)
-    changed, masked = masked_words(ids, 0)
-    assert not masked.any()
-    assert np.array_equal(changed, ids)
+    assert np.array_equal(changed[~masked], ids[~masked])
 
 
 def test_eighty_ten_ten():
-    """Of many masked words 80% are [MASK], 10% random, 10% themselves (a random word of 100,000 is never itself)."""
+    """Of many masked tokens 80% are [MASK], 10% random, 10% themselves (a random one of 100,000 is never itself)."""
     ids = text(20_000, 20_002)
-    changed, masked = masked_words(ids, 0, ratio=0.5, vocab=100_000)
+    changed, masked = mask_text(ids, 0, ratio=0.5, vocab=100_000)
     assert masked.sum() == 10_000
     new, old = changed[masked], ids[masked]
     assert (new == 103).mean() == pytest.approx(0.8, abs=0.015)
@@ -149,16 +151,16 @@ def test_eighty_ten_ten():
     assert random.max() < 100_000
 
 
-def test_masked_share_is_the_share_of_rows_with_masks():
+def test_masked_fraction_is_the_fraction_of_rows_with_masks():
     ids = np.tile(text(8, 12), (1000, 1))
-    drawn = masks([mix(0, r) for r in range(1000)], ids, share=0.3)
+    drawn = masks([mix(0, r) for r in range(1000)], ids, fraction=0.3)
     patches, words = drawn["bool_masked_pos"].any(axis=1), drawn["bool_masked_words"].any(axis=1)
     assert np.array_equal(patches, words), "a pair takes both masked passes or none"
     assert patches.mean() == pytest.approx(0.3, abs=0.05)
     assert np.array_equal(drawn["masked_input_ids"][~words], ids[~words])
-    everything = masks([mix(0, r) for r in range(1000)], ids, share=1.0)
+    everything = masks([mix(0, r) for r in range(1000)], ids, fraction=1.0)
     assert everything["bool_masked_pos"].any(axis=1).all()
-    # A smaller share is a subset with unchanged masks.
+    # A smaller fraction is a subset with unchanged masks.
     assert np.array_equal(everything["bool_masked_pos"][patches], drawn["bool_masked_pos"][patches])
 
 

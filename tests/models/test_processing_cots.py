@@ -15,12 +15,13 @@ def processor():
     return tiny_processor()
 
 
-def image(color="red"):
-    return Image.new("RGB", (40, 30), color)
+RED = Image.new("RGB", (40, 30), "red")
 
 
-def test_pictures_and_texts_together(processor):
-    inputs = processor(images=[image(), image("blue")], text=["a red dog", "sky"], return_tensors="pt")
+def test_images_and_texts_together(processor):
+    inputs = processor(
+        images=[RED, Image.new("RGB", (40, 30), "blue")], text=["a red dog", "sky"], return_tensors="pt"
+    )
     assert set(inputs) == {"pixel_values", "input_ids", "attention_mask"}
     assert inputs["pixel_values"].shape == (2, 3, 32, 32)
     assert inputs["input_ids"].shape == (2, 5)
@@ -33,7 +34,7 @@ def test_pictures_and_texts_together(processor):
 
 def test_either_alone(processor):
     assert set(processor(text="a dog", return_tensors="pt")) == {"input_ids", "attention_mask"}
-    assert set(processor(images=image(), return_tensors="pt")) == {"pixel_values"}
+    assert set(processor(images=RED, return_tensors="pt")) == {"pixel_values"}
 
 
 def test_neither_is_refused(processor):
@@ -42,8 +43,8 @@ def test_neither_is_refused(processor):
 
 
 def test_single_equals_list(processor):
-    single = processor(images=image(), text="a dog", return_tensors="pt")
-    many = processor(images=[image()], text=["a dog"], return_tensors="pt")
+    single = processor(images=RED, text="a dog", return_tensors="pt")
+    many = processor(images=[RED], text=["a dog"], return_tensors="pt")
     for name in many:
         assert torch.equal(single[name], many[name]), name
 
@@ -94,7 +95,7 @@ def test_save_and_load(tmp_path, processor, cls):
     assert type(loaded) is COTSProcessor
     assert loaded.tokenizer.model_max_length == 32
     texts = ["a red dog runs", "", "sky " * 100]
-    a, b = (p(images=[image()] * 3, text=texts, return_tensors="pt") for p in (processor, loaded))
+    a, b = (p(images=[RED] * 3, text=texts, return_tensors="pt") for p in (processor, loaded))
     assert set(a) == set(b)
     for name in a:
         assert torch.equal(a[name], b[name]), name

@@ -1,4 +1,4 @@
-"""A tiny world of coloured shapes with captions, in every form that data comes in, and tiny towers that learn it."""
+"""A tiny data set of colored shapes with captions in every format, and tiny towers that learn it."""
 
 import io
 import json
@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
@@ -18,7 +19,7 @@ from hf_cots.training.arguments import to_flags
 
 
 SIDE = 32
-COLOURS = {
+COLORS = {
     "red": (220, 30, 30),
     "green": (20, 160, 40),
     "light blue": (120, 180, 255),  # two words: texts differ in length, so that batches are padded
@@ -26,29 +27,34 @@ COLOURS = {
     "black": (10, 10, 10),
 }
 SHAPES = ("square", "circle")
-PLACES = {"left": (2, 9), "right": (18, 9), "top": (9, 2), "bottom": (9, 18)}
+POSITIONS = {"left": (2, 9), "right": (18, 9), "top": (9, 2), "bottom": (9, 18)}
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4: not BERT's own
 
 
-def draw(colour: str, shape: str, place: str) -> Image.Image:
+def draw(color: str, shape: str, position: str) -> Image.Image:
     """One shape of 12 pixels on white."""
-    picture = Image.new("RGB", (SIDE, SIDE), "white")
-    pen, (left, top) = ImageDraw.Draw(picture), PLACES[place]
+    image = Image.new("RGB", (SIDE, SIDE), "white")
+    pen, (left, top) = ImageDraw.Draw(image), POSITIONS[position]
     paint = pen.rectangle if shape == "square" else pen.ellipse
-    paint((left, top, left + 11, top + 11), fill=COLOURS[colour])
-    return picture
+    paint((left, top, left + 11, top + 11), fill=COLORS[color])
+    return image
 
 
-def encoded(picture: Image.Image, kind: str = "PNG") -> bytes:
-    """The bytes of a picture file."""
+def noise(width: int = 16, height: int = 16, seed: int = 0) -> Image.Image:
+    """An image of random pixels."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    """The bytes of an image file."""
     buffer = io.BytesIO()
-    picture.save(buffer, kind)
+    image.save(buffer, kind)
     return buffer.getvalue()
 
 
 def all_pairs() -> list[tuple[str, Image.Image, str]]:
-    """40 pictures: file name, picture, caption. No two captions are equal."""
-    kinds = [(colour, shape, place) for colour in COLOURS for shape in SHAPES for place in PLACES]
+    """40 pairs: file name, image, caption. No two captions are equal."""
+    kinds = [(color, shape, position) for color in COLORS for shape in SHAPES for position in POSITIONS]
     return [(f"p{i:02d}.png", draw(*kind), " ".join(kind)) for i, kind in enumerate(kinds)]
 
 
@@ -68,46 +74,58 @@ def tiny_processor() -> COTSProcessor:
     return COTSProcessor(image_processor, tiny_tokenizer())
 
 
+def write_images(folder: Path, count: int = 40) -> Path:
+    """A new folder of the first images."""
+    folder.mkdir()
+    for name, image, _ in all_pairs()[:count]:
+        image.save(folder / name)
+    return folder
+
+
+def write_json_lines(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_parquet(path: Path, pairs: list[tuple[str, Image.Image, str]]) -> Path:
+    """A file with images in it."""
+    rows = {
+        "image": [{"bytes": encoded(image), "path": name} for name, image, _ in pairs],
+        "caption": [caption for _, _, caption in pairs],
+    }
+    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+    return path
+
+
 @dataclass(frozen=True)
 class World:
-    """Folders and files of the world below `root`; each is written when it is first asked for."""
+    """Folders and files of the data set below `root`; each is written when it is first asked for."""
 
     root: Path
 
     @cached_property
     def imagefolder(self) -> Path:
-        folder = self.root / "pictures"
-        folder.mkdir()
-        for name, picture, _ in all_pairs():
-            picture.save(folder / name)
+        folder = write_images(self.root / "images")
         self.write_metadata(folder, [{"file_name": name, "caption": caption} for name, _, caption in all_pairs()])
         return folder
 
     @staticmethod
     def write_metadata(folder: Path, rows: list[dict]) -> None:
-        (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_json_lines(folder / "metadata.jsonl", rows)
 
     @cached_property
     def parquet(self) -> Path:
-        path = self.root / "pairs.parquet"
-        rows = {
-            "image": [{"bytes": encoded(picture), "path": name} for name, picture, _ in all_pairs()],
-            "caption": [caption for _, _, caption in all_pairs()],
-        }
-        features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
-        return path
+        return write_parquet(self.root / "pairs.parquet", all_pairs())
 
     def paths_in(self, suffix: str) -> Path:
-        """A CSV, TSV or JSON-lines file beside the picture folder, with relative paths."""
+        """A CSV, TSV or JSON-lines file beside the image folder, with relative paths."""
         path = self.root / f"pairs{suffix}"
         rows = [(f"{self.imagefolder.name}/{name}", caption) for name, _, caption in all_pairs()]
         if suffix == ".jsonl":
-            lines = [json.dumps({"image": image, "caption": caption}) for image, caption in rows]
-        else:
-            sign = {".csv": ",", ".tsv": "\t"}[suffix]
-            lines = [sign.join(row) for row in [("image", "caption"), *rows]]
-        path.write_text("\n".join(lines) + "\n")
+            return write_json_lines(path, [{"image": image, "caption": caption} for image, caption in rows])
+        separator = {".csv": ",", ".tsv": "\t"}[suffix]
+        path.write_text("".join(separator.join(row) + "\n" for row in [("image", "caption"), *rows]))
         return path
 
     @cached_property
@@ -117,8 +135,8 @@ class World:
         folder.mkdir()
         for shard in range(2):
             with tarfile.open(folder / f"shard-{shard}.tar", "w") as tar:
-                for name, picture, caption in all_pairs()[20 * shard : 20 * (shard + 1)]:
-                    for suffix, data in (("png", encoded(picture)), ("txt", caption.encode())):
+                for name, image, caption in all_pairs()[20 * shard : 20 * (shard + 1)]:
+                    for suffix, data in (("png", encoded(image)), ("txt", caption.encode())):
                         entry = tarfile.TarInfo(f"{Path(name).stem}.{suffix}")
                         entry.size = len(data)
                         tar.addfile(entry, io.BytesIO(data))
@@ -186,8 +204,7 @@ class World:
             "flip": 0,
             "seed": 7,
         }
-        merged = defaults | settings
-        return {name: value for name, value in merged.items() if value is not None}
+        return {name: value for name, value in (defaults | settings).items() if value is not None}
 
     def flags(self, output_dir: Path, overrides: dict | None = None, dropout: float = 0.0, **settings) -> list[str]:
         """The same as a command line; a setting of None leaves the flag out."""
@@ -212,8 +229,8 @@ def log_history(output_dir: Path, step: int) -> list[dict]:
     return state["log_history"]
 
 
-def break_pictures(folder: Path) -> dict[str, str]:
-    """Broken files in a folder, and one that is not there, by name, with what is wrong with each."""
+def write_broken_images(folder: Path) -> dict[str, str]:
+    """Write broken files; returns their names and that of one that is not there, with what is wrong with each."""
     whole = encoded(draw("red", "circle", "left").resize((200, 200)))
     (folder / "truncated.png").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.png").write_bytes(b"")

@@ -11,7 +11,7 @@ from hf_cots import COTSImageTokenizer
 from hf_cots.cli import app
 from hf_cots.data.keep_mask import write_keep_mask
 from hf_cots.data.sources import load_pairs
-from tests.data.test_code_cache import lively_tokenizer
+from tests.data.test_code_cache import varied_tokenizer
 from tests.support.runs import assert_same_weights
 from tests.support.worlds import checkpoint, log_history
 
@@ -22,7 +22,7 @@ TIMES = ("pairs_per_second", "train_runtime", "train_samples_per_second", "train
 @pytest.fixture(scope="module")
 def world(world):
     world.__dict__["image_tokenizer"] = world.root / "lively"
-    lively_tokenizer().save_pretrained(world.image_tokenizer)
+    varied_tokenizer().save_pretrained(world.image_tokenizer)
     return world
 
 

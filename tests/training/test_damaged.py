@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 import hf_cots.train
-from hf_cots.data.sources import identity
+from hf_cots.data.hashes import stable_id
 from hf_cots.training.trainer import COTSTrainer
-from tests.support.worlds import all_pairs, break_pictures, draw, log_history
+from tests.support.worlds import all_pairs, draw, log_history, write_broken_images
 
 
 def write_odd_images(folder: Path) -> dict[str, str]:
@@ -55,7 +55,7 @@ def test_a_corpus_with_ten_kinds_of_damage_trains_to_the_end(world, tmp_path, mo
         pytest.skip("root's workers would not inherit the permissions that the test sets")
     folder = tmp_path / "corpus"
     folder.mkdir()
-    damaged = break_pictures(folder)
+    damaged = write_broken_images(folder)
     del damaged["folder.png"]
     draw("red", "circle", "top").save(folder / "secret.png")
     (folder / "secret.png").chmod(0)
@@ -85,6 +85,6 @@ def test_a_corpus_with_ten_kinds_of_damage_trains_to_the_end(world, tmp_path, mo
         name = Path(line["image"]).name
         assert line["used"] == (name in odd)
         assert (damaged | odd)[name] in line["reason"]
-    assert Witness.shown == {identity(name) for name in names if name not in damaged}
+    assert Witness.shown == {stable_id(name) for name in names if name not in damaged}
     assert log_history(out, 20)[-1]["epoch"] == 2
     assert [line["broken_images"] for line in log_history(out, 20) if "loss" in line][-1] == len(damaged)

@@ -57,7 +57,7 @@ def test_projections_of_standardized_features(world, tmp_path):
     """Against the formula: a new projection applied to (x - mean) / deviation, feature by feature."""
     plain = make_trainer(world, tmp_path / "plain")
     standard = make_trainer(world, tmp_path / "standard", standardize_features=True)
-    every = standard.train_dataset.whole()
+    every = standard.train_dataset.all_features()
     for stream, projection in (("image", "visual_projection"), ("text", "text_projection")):
         features = every[f"{stream}_features"].double()
         z_scores = (features - features.mean(dim=0)) / features.std(dim=0)

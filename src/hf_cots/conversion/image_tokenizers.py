@@ -1,6 +1,6 @@
 """DALL-E's discrete VAE and FLAVA's image codebook as [`COTSImageTokenizer`], and FLAVA's back again.
 
-OpenAI published two pickles of whole modules, which would run what they name when they are loaded: see
+OpenAI published two pickles of modules, which would run what they name when they are loaded: see
 [`saved_modules`] for how they are read without that.
 """
 
@@ -12,7 +12,7 @@ import torch
 from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
 from ..models import COTSImageTokenizer, COTSImageTokenizerConfig
-from .saved_modules import Inert, read_saved_module
+from .saved_modules import StandIn, read_saved_module
 
 
 NUM_GROUPS = 4  # both public implementations have no other number
@@ -35,8 +35,8 @@ BLOCK = re.compile(r"blocks\.group_(\d+)\.(?:group\.)?block_(\d+)\.(?:id_path|re
 KINDS = {"w": "weight", "b": "bias", "weight": "weight", "bias": "bias"}
 
 
-def our_name(name: str) -> str:
-    """The name in our encoder or decoder of a parameter of DALL-E's or FLAVA's.
+def rename_parameter(name: str) -> str:
+    """Translate the name of a parameter of DALL-E's or FLAVA's to the one in our encoder or decoder.
 
     Raises:
         ValueError: if it is none of theirs.
@@ -47,12 +47,12 @@ def our_name(name: str) -> str:
         raise ValueError(f"'{name}' is no parameter of DALL-E's discrete VAE")
     if block is None:
         return f"{OUTER[module]}.{KINDS[kind]}"
-    group, number, conv = block.groups()
+    group, index, conv = block.groups()
     part = "shortcut" if conv is None else f"convs.{int(conv) - 1}"
-    return f"groups.{int(group) - 1}.{int(number) - 1}.{part}.{KINDS[kind]}"
+    return f"groups.{int(group) - 1}.{int(index) - 1}.{part}.{KINDS[kind]}"
 
 
-def _parameters(module: Inert, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+def _parameters(module: StandIn, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """All parameters below a stand-in, by their dotted names."""
     content = vars(module)
     for name, parameter in content["_parameters"].items():
@@ -63,7 +63,7 @@ def _parameters(module: Inert, prefix: str = "") -> Iterator[tuple[str, torch.Te
 
 
 def read_dalle(path: Path | str, kind: str) -> dict[str, torch.Tensor]:
-    """Read one of OpenAI's pickles without running anything of it.
+    """Read one of OpenAI's pickles without running any of it.
 
     Args:
         path: `encoder.pkl` or `decoder.pkl`.
@@ -79,18 +79,18 @@ def read_dalle(path: Path | str, kind: str) -> dict[str, torch.Tensor]:
     """
     module = read_saved_module(path, MODULES)
     held = type(module).__name__
-    if not isinstance(module, Inert) or held != kind:
+    if not isinstance(module, StandIn) or held != kind:
         raise ValueError(f"{path} must hold DALL-E's {kind}, but holds {held}")
     try:
-        return {our_name(name): tensor.float() for name, tensor in _parameters(module)}
+        return {rename_parameter(name): tensor.float() for name, tensor in _parameters(module)}
     except (AttributeError, KeyError, RecursionError, TypeError) as error:
-        raise ValueError(f"{path} holds no whole {kind}: {type(error).__name__} {error}") from None
+        raise ValueError(f"{path} holds no complete {kind}: {type(error).__name__} {error}") from None
 
 
 def _assemble(
     encoder: dict[str, torch.Tensor], decoder: dict[str, torch.Tensor] | None, image_size: int, source: str
 ) -> COTSImageTokenizer:
-    """A model whose sizes are read off the weights."""
+    """Build a model whose sizes are read off the weights."""
     try:
         stem, head = encoder["stem.weight"], encoder["head.weight"]
         config = COTSImageTokenizerConfig(
@@ -126,11 +126,11 @@ def _assemble(
 
 
 def convert_dalle(encoder: Path | str, decoder: Path | str | None = None, image_size: int = 192) -> COTSImageTokenizer:
-    """OpenAI's `encoder.pkl` and `decoder.pkl` as one model, in evaluation mode.
+    """Convert OpenAI's `encoder.pkl` and `decoder.pkl` to one model, in evaluation mode.
 
     Args:
         encoder, decoder: the files; without a decoder the model can only tokenize.
-        image_size: side in pixels of the pictures that it will be used on, a multiple of 8.
+        image_size: side in pixels of the images that it will be used on, a multiple of 8.
 
     Raises:
         FileNotFoundError, ValueError: as [`read_dalle`] says, or if the two files do not belong together.
@@ -142,7 +142,7 @@ def convert_dalle(encoder: Path | str, decoder: Path | str | None = None, image_
 def convert_flava(
     codebook: FlavaImageCodebook, decoder: Path | str | None = None, image_size: int = 192
 ) -> COTSImageTokenizer:
-    """FLAVA's image codebook, which is DALL-E's encoder, as our model in evaluation mode.
+    """Convert FLAVA's image codebook, which is DALL-E's encoder, to our model in evaluation mode.
 
     Args:
         codebook: of `FlavaImageCodebook.from_pretrained("facebook/flava-image-codebook")`.
@@ -152,13 +152,13 @@ def convert_flava(
     Raises:
         FileNotFoundError, ValueError: as for [`convert_dalle`].
     """
-    encoder = {our_name(name): tensor.float() for name, tensor in codebook.state_dict().items()}
+    encoder = {rename_parameter(name): tensor.float() for name, tensor in codebook.state_dict().items()}
     parts = encoder, None if decoder is None else read_dalle(decoder, "Decoder")
     return _assemble(*parts, image_size, "FLAVA's codebook" + (f" and {decoder}" if decoder else ""))
 
 
 def to_flava(tokenizer: COTSImageTokenizer) -> FlavaImageCodebook:
-    """Our encoder under FLAVA's names: what FLAVA's pre-training and other users of its codebook can load.
+    """Convert our encoder to FLAVA's: what FLAVA's pre-training and other users of its codebook can load.
 
     Theirs takes pixels mapped by [`map_pixels`], as its own image processor gives them.
 
@@ -178,5 +178,5 @@ def to_flava(tokenizer: COTSImageTokenizer) -> FlavaImageCodebook:
         )
     )
     ours = tokenizer.encoder.state_dict()
-    theirs.load_state_dict({name: ours[our_name(name)] for name in theirs.state_dict()})
+    theirs.load_state_dict({name: ours[rename_parameter(name)] for name in theirs.state_dict()})
     return theirs.eval()

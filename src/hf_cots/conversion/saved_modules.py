@@ -1,7 +1,7 @@
-"""Whole modules out of files of torch.save, of which nothing runs: tensors, plain containers, stand-ins for classes.
+"""Reading modules from files of torch.save without running them: tensors, plain containers, stand-ins for classes.
 
 A pickle runs what it names. This reader knows the names of tensors' rebuilders, of a few containers, and of the
-classes that the caller expects, in whose place it puts empty ones. Any other name is refused, and said.
+classes that the caller expects, which it replaces by empty ones. Any other name is refused with an error.
 """
 
 import io
@@ -33,11 +33,16 @@ PLAIN = {
 
 
 class Refused(pickle.UnpicklingError):
-    """What a file asks for, and does not get."""
+    """Says what a file asks for and does not get."""
 
 
-class Inert:
-    """Stands in for a module's class: it takes the attributes of the pickled instance, and has no behaviour."""
+class StandIn:
+    """Replaces a module's class: it takes the attributes of the pickled instance, and has no behavior."""
+
+
+def make_stand_ins(names: Iterable[str], base: type = StandIn) -> dict[str, type]:
+    """Make a new sub-class of `base` for each full name of a class; what a pickle does to them goes with it."""
+    return {name: type(name.rpartition(".")[2], (base,), {}) for name in names}
 
 
 def _tensor(storage: torch.Tensor, offset: int, size: tuple, stride: tuple, *_gradient_and_hooks) -> torch.Tensor:
@@ -49,16 +54,14 @@ def _parameter(data: torch.Tensor, *_gradient_and_hooks) -> torch.Tensor:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Args: the pickle; names of classes that are stood in for; a function from a storage's key, dtype and number of
-    elements to a flat tensor."""
+    """Args: the pickle; names of classes to replace; a function from a storage's key, dtype and number of elements to
+    a flat tensor."""
 
     def __init__(self, file: IO[bytes], classes: Iterable[str], storage: Callable[[str, torch.dtype, int], Any]):
         super().__init__(file)
         self._storage = storage
         rebuilders = {"torch._utils._rebuild_tensor_v2": _tensor, "torch._utils._rebuild_parameter": _parameter}
-        # New classes for each file: what a pickle does to them goes with it.
-        stand_ins = {name: type(name.rpartition(".")[2], (Inert,), {}) for name in classes}
-        self._admitted: dict[str, Any] = PLAIN | STORAGES | rebuilders | stand_ins
+        self._admitted: dict[str, Any] = PLAIN | STORAGES | rebuilders | make_stand_ins(classes)
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
@@ -118,12 +121,12 @@ def read_saved_module(path: Path | str, classes: Iterable[str]) -> Any:
 
     Args:
         path: the file.
-        classes: full names of the modules' classes; their instances become ones of [`Inert`], whose `vars` are the
+        classes: full names of the modules' classes; their instances become ones of [`StandIn`], whose `vars` are the
             attributes of the modules. Parameters become tensors without gradients.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it asks for anything else, which the message names, or is no whole file of torch.save.
+        ValueError: if it asks for anything else, which the message names, or is no complete file of torch.save.
     """
     path = Path(path)
     if not path.is_file():

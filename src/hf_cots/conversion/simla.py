@@ -2,7 +2,7 @@
 
 Both of their kinds are known: pre-training (256 pixels, all heads) and retrieval (384 pixels, no masked modelling, no
 keywords, the ids of the queued images). Beside the weights such a file pickles an optimizer and the run's
-configuration object; torch's restricted unpickler reads it, with stand-ins that can do nothing in the place of the
+configuration object; torch's restricted unpickler reads it, with stand-ins that can do nothing in place of the
 configuration's classes.
 """
 
@@ -17,18 +17,21 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from transformers import BertConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast, ViTConfig
 
 from ..models import SimlaConfig, SimlaForPreTraining
+from .saved_modules import StandIn, make_stand_ins
 
 
 HEAD_SIZE = 64  # of BERT-base and ViT-B/16
 # The word classifier's weight is the word embeddings'; positions are counted, not learned.
 TIED = ("embeddings.position_ids", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
 # What an omegaconf configuration is pickled with.
-STOOD_IN_FOR = re.compile(r"(omegaconf|typing)\..*|builtins\.(bool|dict|float|int|list|str)|collections\.defaultdict")
+REPLACED_CLASSES = re.compile(
+    r"(omegaconf|typing)\..*|builtins\.(bool|dict|float|int|list|str)|collections\.defaultdict"
+)
 QUEUES = {"image_queue": "key_queue.image_keys", "text_queue": "key_queue.text_keys"}
 
 
-class Inert:
-    """Stands in for a pickled configuration's class: it takes the attributes, and has no behaviour."""
+class ConfigurationStandIn(StandIn):
+    """Replaces a class of a pickled configuration: it takes any arguments and attributes, and drops them."""
 
     def __init__(self, *arguments):
         pass
@@ -38,7 +41,7 @@ class Inert:
 
 
 def read_simla(path: Path | str) -> dict[str, torch.Tensor]:
-    """The tensors under `model` in a checkpoint of the authors', without running anything that it names.
+    """Read the tensors under `model` in a checkpoint of the authors', without running anything that it names.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -51,10 +54,10 @@ def read_simla(path: Path | str) -> dict[str, torch.Tensor]:
         asked = get_unsafe_globals_in_checkpoint(path)
     except Exception as error:
         raise ValueError(f"{path} is no checkpoint that torch.save wrote: {error}") from None
-    refused = [name for name in asked if not STOOD_IN_FOR.fullmatch(name)]
+    refused = [name for name in asked if not REPLACED_CLASSES.fullmatch(name)]
     if refused:
         raise ValueError(f"{path} asks for code that is not run here: {', '.join(sorted(refused))}")
-    stand_ins = [(type(name.rpartition(".")[2], (Inert,), {}), name) for name in asked]
+    stand_ins = [(cls, name) for name, cls in make_stand_ins(asked, ConfigurationStandIn).items()]
     try:
         with safe_globals(stand_ins):  # type: ignore[arg-type]
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -67,11 +70,11 @@ def read_simla(path: Path | str) -> dict[str, torch.Tensor]:
 
 
 def tower_names(config: SimlaConfig, suffix: str) -> Iterator[tuple[str, list[str]]]:
-    """Their name of each weight, with ours: several where they keep query, key and value in one.
+    """List their name of each weight with ours: several where they keep query, key and value in one.
 
     Args:
         config: says which parts exist.
-        suffix: "" for the trained model, "_m" for the momentum twin.
+        suffix: "" for the trained model, "_m" for the momentum encoder.
     """
     ours, heads = ("momentum_encoder", "momentum_heads") if suffix else ("simla", "heads")
     vision, embeddings = f"visual_encoder{suffix}", f"{ours}.vision_model.embeddings"
@@ -85,8 +88,8 @@ def tower_names(config: SimlaConfig, suffix: str) -> Iterator[tuple[str, list[st
     for kind in ("weight", "bias"):
         yield f"{vision}.patch_embed.proj.{kind}", [f"{embeddings}.patch_embeddings.projection.{kind}"]
         yield f"{vision}.norm.{kind}", [f"{ours}.vision_model.layernorm.{kind}"]
-        for number in range(config.vision_config.num_hidden_layers):
-            theirs, block = f"{vision}.blocks.{number}", f"{ours}.vision_model.layers.{number}"
+        for layer in range(config.vision_config.num_hidden_layers):
+            theirs, block = f"{vision}.blocks.{layer}", f"{ours}.vision_model.layers.{layer}"
             yield f"{theirs}.norm1.{kind}", [f"{block}.layernorm_before.{kind}"]
             yield f"{theirs}.norm2.{kind}", [f"{block}.layernorm_after.{kind}"]
             yield f"{theirs}.attn.qkv.{kind}", [f"{block}.attention.{part}_proj.{kind}" for part in "qkv"]
@@ -94,16 +97,16 @@ def tower_names(config: SimlaConfig, suffix: str) -> Iterator[tuple[str, list[st
             yield f"{theirs}.mlp.fc1.{kind}", [f"{block}.mlp.fc1.{kind}"]
             yield f"{theirs}.mlp.fc2.{kind}", [f"{block}.mlp.fc2.{kind}"]
         yield f"{text}.embeddings.LayerNorm.{kind}", [f"{stack}.layer_norm.{kind}"]
-        for number in range(config.text_config.num_hidden_layers):
-            theirs, layer = f"{text}.encoder.layer.{number}", f"{stack}.layers.{number}"
+        for layer in range(config.text_config.num_hidden_layers):
+            theirs, block = f"{text}.encoder.layer.{layer}", f"{stack}.layers.{layer}"
             for attention in ("attention", "crossattention"):
                 for part in ("query", "key", "value"):
-                    yield f"{theirs}.{attention}.self.{part}.{kind}", [f"{layer}.{attention}.{part}.{kind}"]
+                    yield f"{theirs}.{attention}.self.{part}.{kind}", [f"{block}.{attention}.{part}.{kind}"]
                 for part in ("dense", "LayerNorm"):
                     name = f"{attention}.output.{part}.{kind}"
-                    yield f"{theirs}.{name}", [f"{layer}.{name}"]
+                    yield f"{theirs}.{name}", [f"{block}.{name}"]
             for part in ("intermediate.dense", "output.dense", "output.LayerNorm"):
-                yield f"{theirs}.{part}.{kind}", [f"{layer}.{part}.{kind}"]
+                yield f"{theirs}.{part}.{kind}", [f"{block}.{part}.{kind}"]
         yield f"vision_proj{suffix}.{kind}", [f"{ours}.visual_projection.{kind}"]
         yield f"text_proj{suffix}.{kind}", [f"{ours}.text_projection.{kind}"]
         if not suffix:
@@ -123,13 +126,13 @@ def tower_names(config: SimlaConfig, suffix: str) -> Iterator[tuple[str, list[st
 
 
 def all_names(config: SimlaConfig) -> Iterator[tuple[str, list[str]]]:
-    """[`tower_names`] of the trained model and of its twin."""
+    """[`tower_names`] of the trained model and of the momentum encoder."""
     yield from tower_names(config, "")
     yield from tower_names(config, "_m")
 
 
-def config_of(state: dict[str, torch.Tensor], image_size: int | None = None, **fields) -> SimlaConfig:
-    """The config that belongs to weights of the authors'; sizes are read off them.
+def read_config(state: dict[str, torch.Tensor], image_size: int | None = None, **fields) -> SimlaConfig:
+    """Read a config off the shapes of the authors' weights.
 
     Args:
         state: of [`read_simla`].
@@ -155,7 +158,7 @@ def config_of(state: dict[str, torch.Tensor], image_size: int | None = None, **f
             image_size=image_size or side * patch_size,
             patch_size=patch_size,
             hidden_size=width,
-            num_hidden_layers=_count(state, "visual_encoder.blocks."),
+            num_hidden_layers=_count_layers(state, "visual_encoder.blocks."),
             num_attention_heads=heads,
             intermediate_size=len(state["visual_encoder.blocks.0.mlp.fc1.bias"]),
             layer_norm_eps=1e-6,
@@ -163,7 +166,7 @@ def config_of(state: dict[str, torch.Tensor], image_size: int | None = None, **f
         text_config=BertConfig(
             vocab_size=vocab_size,
             hidden_size=width,
-            num_hidden_layers=_count(state, f"{text}.encoder.layer."),
+            num_hidden_layers=_count_layers(state, f"{text}.encoder.layer."),
             num_attention_heads=heads,
             intermediate_size=len(state[f"{text}.encoder.layer.0.intermediate.dense.bias"]),
             max_position_embeddings=positions,
@@ -175,13 +178,13 @@ def config_of(state: dict[str, torch.Tensor], image_size: int | None = None, **f
     )
 
 
-def _count(state: dict[str, torch.Tensor], prefix: str) -> int:
-    """Layers that weights of these names belong to."""
+def _count_layers(state: dict[str, torch.Tensor], prefix: str) -> int:
+    """Count the layers that weights of these names belong to."""
     return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
 
 
-def resized_positions(positions: torch.Tensor, grid: int) -> torch.Tensor:
-    """Position embeddings (1, 1 + n, hidden) for a grid of another side: bicubic, the first token's as it is."""
+def resize_positions(positions: torch.Tensor, grid: int) -> torch.Tensor:
+    """Resize position embeddings (1, 1 + n, hidden) to a grid of another side: bicubic, the first token's stays."""
     side = round((positions.shape[1] - 1) ** 0.5)
     if side == grid:
         return positions
@@ -191,9 +194,9 @@ def resized_positions(positions: torch.Tensor, grid: int) -> torch.Tensor:
 
 
 def convert_simla(path: Path | str, image_size: int | None = None, **fields) -> SimlaForPreTraining:
-    """A checkpoint of the authors' as a model, in evaluation mode.
+    """Convert a checkpoint of the authors' to a model, in evaluation mode.
 
-    The image tokenizer is none of their file's; its weights are random, as [`save_converted`] knows.
+    The image tokenizer is not in their file; its weights are random, and [`save_converted`] leaves them out.
 
     Args:
         path: their file.
@@ -206,7 +209,7 @@ def convert_simla(path: Path | str, image_size: int | None = None, **fields) -> 
     """
     state = read_simla(path)
     try:
-        config = config_of(state, image_size, **fields)
+        config = read_config(state, image_size, **fields)
     except KeyError as error:
         raise ValueError(f"{path} is no checkpoint of SIMLA: missing {error}") from None
     if config.mlm_weight == 0:  # a pre-training file read for retrieval
@@ -218,36 +221,40 @@ def convert_simla(path: Path | str, image_size: int | None = None, **fields) -> 
     for theirs, names in all_names(config):
         tensor = state[theirs]
         if theirs.endswith(".pos_embed"):
-            tensor = resized_positions(tensor, config.patch_grid)
+            tensor = resize_positions(tensor, config.patch_grid)
         for name, part in zip(names, tensor.chunk(len(names))):
             if expected[name].shape != part.shape:
                 raise ValueError(f"{path}: {theirs} has the shape {tuple(tensor.shape)}, which does not fit the rest")
             ours[name] = part
     temperature = state["temp"].view(1).float()
     ours |= {"simla.temperature": temperature, "momentum_encoder.temperature": temperature}
-    for kind in ("weight", "bias"):  # of which they keep no twin
+    for kind in ("weight", "bias"):  # their momentum encoder has none
         ours[f"momentum_encoder.itm_head.{kind}"] = ours[f"simla.itm_head.{kind}"]
-    ours |= queue_of(state, config.queue_size)
+    ours |= convert_queue(state, config.queue_size)
     return SimlaForPreTraining.from_pretrained(None, config=config, state_dict=ours)
 
 
 def check_names(path: Path | str, state: dict[str, torch.Tensor], config: SimlaConfig) -> None:
-    """Raises ValueError if weights are missing, or there are some that belong to no SIMLA."""
+    """Check that all weights are there, and none that belongs to no SIMLA.
+
+    Raises:
+        ValueError: naming those that are missing or unknown.
+    """
     names = {theirs for theirs, _ in all_names(config)} | {"temp", *QUEUES, "queue_ptr"}
     missing = sorted(names - set(state))
-    left_out = ("text_encoder.cls.", "text_encoder_m.cls.", "mim_head", "concept_head")
+    dropped = ("text_encoder.cls.", "text_encoder_m.cls.", "mim_head", "concept_head")
     unknown = sorted(
         name
         for name in set(state) - names - {"idx_queue"}
-        if not name.endswith((*TIED, "mask_token")) and not name.startswith(left_out)
+        if not name.endswith((*TIED, "mask_token")) and not name.startswith(dropped)
     )
     if missing or unknown:
         raise ValueError(f"{path} is no checkpoint of SIMLA: missing {missing[:5]}, unknown {unknown[:5]}")
 
 
-def queue_of(state: dict[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:
-    """Our queue's buffers. Where the file does not say which images are queued, each slot gets an id of its own that
-    no picture has."""
+def convert_queue(state: dict[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:
+    """Convert the queue's buffers. Where the file does not say which images are queued, each slot gets an id of its
+    own that no image has."""
     unnamed = torch.iinfo(torch.long).min + torch.arange(size)
     return {
         **{name: state[theirs].t().contiguous() for theirs, name in QUEUES.items()},
@@ -264,7 +271,7 @@ def save_converted(model: SimlaForPreTraining, folder: Path | str) -> None:
 
 
 def to_simla(model: SimlaForPreTraining) -> dict[str, dict[str, torch.Tensor]]:
-    """The way back: `{"model": ...}` under the authors' names, for `torch.save`."""
+    """Convert a model to the authors' names: `{"model": ...}`, for `torch.save`."""
     own, config = model.state_dict(), model.config
     state = {theirs: torch.cat([own[name] for name in ours]) for theirs, ours in all_names(config)}
     for suffix in ("", "_m"):
@@ -285,7 +292,7 @@ def to_simla(model: SimlaForPreTraining) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def simla_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int = 25) -> PreTrainedTokenizerFast:
-    """A BERT tokenizer that reads as the authors' code does: punctuation removed, dashes and slashes to spaces,
+    """Make a BERT tokenizer read as the authors' code does: punctuation removed, dashes and slashes to spaces,
     `[CLS]` in front and no `[SEP]` behind.
 
     Args:

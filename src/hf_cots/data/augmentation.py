@@ -1,4 +1,4 @@
-"""Augmentation of training pictures: a pure function of the picture and a random generator."""
+"""Augmentation of training images: a pure function of the image and a random generator."""
 
 import math
 from dataclasses import dataclass
@@ -7,22 +7,24 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..models.masking import generator
-
-
-AUGMENTATION_STREAM = 4
+from ..models.masking import RandomStream, generator
 
 
 @dataclass(frozen=True)
 class RandomCropFlip:
-    """A random crop, resized to a square, and a horizontal flip (RandomResizedCrop of Szegedy et al. 2015).
+    """Crop a random rectangle, resize it to a square, flip it at random (RandomResizedCrop of Szegedy et al. 2015).
 
     Args:
         size: side of the result in pixels.
-        min_scale: smallest area of the crop as a share of the picture; 0.2 in COTS's recipe, ours for what the paper
-            does not say. 1, with a `min_aspect` of 1, keeps the whole of a square picture.
-        flip: probability of the flip. Captions that name left and right, or letters, want 0.
+        min_scale: smallest area of the crop as a fraction of the image; 0.2 in COTS's recipe, ours for what the paper
+            does not say. 1, with a `min_aspect` of 1, keeps all of a square image.
+        flip: probability of the horizontal flip. Captions that name left and right, or letters, want 0.
         min_aspect: narrowest crop, width over height; the widest is its inverse.
+
+    Example:
+        >>> crop = RandomCropFlip(size=224, min_scale=0.5)
+        >>> crop(Image.new("RGB", (640, 480)), np.random.default_rng(0)).size
+        (224, 224)
     """
 
     size: int
@@ -31,7 +33,7 @@ class RandomCropFlip:
     min_aspect: float = 3 / 4
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """An RGB picture of `size` x `size` pixels."""
+        """An RGB image of `size` x `size` pixels."""
         width, height = image.size
         area = rng.uniform(self.min_scale, 1) * width * height
         limit = abs(math.log(self.min_aspect))
@@ -45,6 +47,6 @@ class RandomCropFlip:
         return ImageOps.mirror(crop) if rng.random() < self.flip else crop
 
 
-def cropped(item: dict[str, Any], augmentation: RandomCropFlip) -> Image.Image:
-    """The crop of an item's picture that its own seed decides."""
-    return augmentation(item["image"], generator(item["seed"], AUGMENTATION_STREAM))
+def crop_image(item: dict[str, Any], augmentation: RandomCropFlip) -> Image.Image:
+    """Crop an item's image as the item's own seed decides."""
+    return augmentation(item["image"], generator(item["seed"], RandomStream.AUGMENTATION))

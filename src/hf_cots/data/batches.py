@@ -1,4 +1,4 @@
-"""Which pairs make a batch: a pure function of (seed, epoch), cut into equal shares for the ranks."""
+"""Which pairs make a batch: a pure function of (seed, epoch), cut into equal shards for the ranks."""
 
 from collections.abc import Iterator
 
@@ -6,8 +6,8 @@ import numpy as np
 from torch.utils.data import Sampler
 
 
-def share_of(pairs, rank: int, world_size: int):
-    """A rank's part of a global batch (a list or an array): consecutive pairs, as even in number as can be.
+def take_shard(pairs, rank: int, world_size: int):
+    """Take a rank's part of a global batch (a list or an array): consecutive pairs, in numbers as even as can be.
 
     Of a ragged last batch with fewer pairs than ranks, some ranks get none.
     """
@@ -18,17 +18,17 @@ def share_of(pairs, rank: int, world_size: int):
 class PairBatches(Sampler[list[tuple[int, int]]]):
     """Batches of `(epoch, index)`: each epoch is a new permutation of all pairs, a pure function of (seed, epoch).
 
-    A global batch is `batch_size * world_size` consecutive pairs of the permutation, cut into one share per rank. The
-    last batch of an epoch holds what is left, cut as evenly as can be: no pair is seen twice or left out, and one
-    process with the whole batch sees what many ranks see together. (accelerate would fill the last batch up with
+    A global batch is `batch_size * world_size` consecutive pairs of the permutation, cut into one shard per rank. The
+    last batch of an epoch holds what remains, cut as evenly as can be: no pair is seen twice or dropped, and one
+    process with the global batch sees what many ranks see together. (accelerate would fill the last batch up with
     pairs of the epoch's beginning.)
 
     Args:
         length: number of pairs.
         batch_size: pairs of a full batch on one rank.
         seed: of the order.
-        rank, world_size: which share is wanted, of how many.
-        drop_last: leave out the ragged last batch.
+        rank, world_size: which shard to give, of how many.
+        drop_last: drop the ragged last batch.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class PairBatches(Sampler[list[tuple[int, int]]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        full, left = divmod(self.length, self.global_size)
-        return full if self.drop_last or left == 0 else full + 1
+        full, rest = divmod(self.length, self.global_size)
+        return full if self.drop_last or rest == 0 else full + 1
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch])).permutation(self.length)
         for start in range(0, len(self) * self.global_size, self.global_size):
-            share = share_of(order[start : start + self.global_size], self.rank, self.world_size)
-            yield [(self.epoch, int(index)) for index in share]
+            shard = take_shard(order[start : start + self.global_size], self.rank, self.world_size)
+            yield [(self.epoch, int(index)) for index in shard]

@@ -9,7 +9,7 @@ from PIL import Image
 from ..models import CookieConfig, COTSConfig, COTSProcessor, SimlaConfig
 from ..models.masking import draw_masks
 from ..models.token_level import mask_settings
-from .augmentation import RandomCropFlip, cropped
+from .augmentation import RandomCropFlip, crop_image
 from .code_cache import CodeCache
 from .views import SecondViews
 
@@ -19,7 +19,7 @@ NO_PAIR: dict[str, Any] = {"image": Image.new("RGB", (1, 1)), "caption": "", "im
 
 
 class ImageCollator:
-    """Items of [`PairDataset`] to the input of [`COTSImageTokenizer`], cropped as in training COTS itself.
+    """Collates items of [`PairDataset`] to the input of [`COTSImageTokenizer`], cropped as in training COTS itself.
 
     Args:
         augmentation: gives the size.
@@ -29,15 +29,15 @@ class ImageCollator:
         self.augmentation = augmentation
 
     def __call__(self, items: list[dict[str, Any] | None]) -> dict[str, torch.Tensor]:
-        """`pixel_values` (n, 3, size, size) in [0, 1], float32. Items that are None are left out; a batch of nothing
-        else is one black picture."""
+        """`pixel_values` (n, 3, size, size) in [0, 1], float32. Items that are None are dropped; a batch of nothing
+        else is one black image."""
         usable = [item for item in items if item is not None] or [NO_PAIR]
-        pictures = [np.asarray(cropped(item, self.augmentation), dtype=np.float32) / 255 for item in usable]
-        return {"pixel_values": torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()}
+        crops = [np.asarray(crop_image(item, self.augmentation), dtype=np.float32) / 255 for item in usable]
+        return {"pixel_values": torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()}
 
 
 class COTSCollator:
-    """Items of [`PairDataset`] to the inputs of [`COTSForPreTraining`], [`SimlaForPreTraining`] or
+    """Collates items of [`PairDataset`] to the inputs of [`COTSForPreTraining`], [`SimlaForPreTraining`] or
     [`CookieForPreTraining`].
 
     Randomness comes from each item's own seed: a batch's other items, the number of workers and a restart change
@@ -46,9 +46,19 @@ class COTSCollator:
     Args:
         processor: makes pixels and tokens.
         config: the model's; says which masks are needed.
-        augmentation: for training; without it the processor resizes the whole picture.
+        augmentation: for training; without it the processor resizes the full image.
         code_cache: holds codes of crops; those of a batch become its `codebook_indices` if all of them are there.
-        views: makes second views of pictures and captions.
+        views: makes second views of images and captions.
+
+    Example:
+        >>> from transformers import BertTokenizer
+        >>> from hf_cots import COTSImageProcessor
+        >>> words = BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "red": 5})
+        >>> processor = COTSProcessor(COTSImageProcessor(size={"height": 32, "width": 32}), words)
+        >>> collate = COTSCollator(processor, COTSConfig(mvm_weight=0, mlm_weight=0), RandomCropFlip(32))
+        >>> batch = collate([{"image": Image.new("RGB", (40, 30)), "caption": "red", "image_id": 7, "seed": 1}])
+        >>> {name: tuple(rows.shape) for name, rows in sorted(batch.items())}
+        {'attention_mask': (1, 3), 'image_ids': (1,), 'input_ids': (1, 3), 'pixel_values': (1, 3, 32, 32)}
     """
 
     def __init__(
@@ -67,34 +77,35 @@ class COTSCollator:
         """`pixel_values`, `input_ids`, `attention_mask`, `image_ids`, the masks if a token level is on, and the second
         views (`view_pixel_values`, `view_input_ids`, `view_attention_mask`) that are wanted.
 
-        Items that are None are left out. What remains may be a batch of no rows: a rank's share of a ragged batch.
+        Items that are None are dropped. What remains may be a batch of no rows: a rank's shard of a ragged batch.
         """
         usable = [item for item in items if item is not None]
         batch = self._collate(usable or [NO_PAIR])
         return batch if usable else {name: rows[:0] for name, rows in batch.items()}
 
     def _collate(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        images = [item["image"] for item in items]
-        if self.augmentation is not None:
-            images = [cropped(item, self.augmentation) for item in items]
-        encoded = self.processor(
-            images=images,
-            text=[item["caption"] for item in items],
-            return_tensors="pt",
-            images_kwargs={"do_resize": self.augmentation is None},
+        seeds = [item["seed"] for item in items]
+        if self.augmentation is None:
+            images = [item["image"] for item in items]
+        else:
+            images = [crop_image(item, self.augmentation) for item in items]
+        batch = dict(
+            self.processor(
+                images=images,
+                text=[item["caption"] for item in items],
+                return_tensors="pt",
+                images_kwargs={"do_resize": self.augmentation is None},
+            )
         )
-        batch = dict(encoded)
         if self.code_cache is not None and items[0] is not NO_PAIR:
-            codes = self.code_cache.codes([item["seed"] for item in items], images)
+            codes = self.code_cache.codes(seeds, images)
             if codes is not None:
                 batch["codebook_indices"] = torch.from_numpy(codes)
         batch["image_ids"] = torch.tensor([item["image_id"] for item in items])
         if self.views is not None:
-            batch |= self.views.of_items(items, self.processor)
+            batch |= self.views.make(items, self.processor)
         if self.config.uses_masks:
-            seeds = [item["seed"] for item in items]
-            masks = draw_masks(
-                seeds, batch["input_ids"].numpy(), batch["attention_mask"].numpy(), **self.mask_settings
-            )
+            tokens, attention_mask = batch["input_ids"].numpy(), batch["attention_mask"].numpy()
+            masks = draw_masks(seeds, tokens, attention_mask, **self.mask_settings)
             batch |= {name: torch.from_numpy(np.ascontiguousarray(mask)) for name, mask in masks.items()}
         return batch

@@ -1,4 +1,4 @@
-"""Which pairs of a data set training should leave out: a small JSON file that knows what data it was made for."""
+"""Which pairs of a data set training should skip: a small JSON file that names the data that it was made for."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ def write_keep_mask(path: Path, pairs: PairDataset, kept: np.ndarray) -> None:
 
     Args:
         path: the file.
-        pairs: the data, whole.
+        pairs: the data, before any pairs are dropped.
         kept: (len(pairs),) bool.
     """
     mask = {"pairs": len(pairs), "fingerprint": pairs.fingerprint(), "left_out": np.flatnonzero(~kept).tolist()}
@@ -23,7 +23,7 @@ def write_keep_mask(path: Path, pairs: PairDataset, kept: np.ndarray) -> None:
 
 
 def apply_keep_mask(pairs: PairDataset, path: Path | str) -> None:
-    """Leave out of `pairs` what a mask names.
+    """Drop the pairs that a mask names.
 
     Raises:
         FileNotFoundError: if there is no such file.

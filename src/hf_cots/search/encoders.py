@@ -5,7 +5,6 @@ sentence-transformers model and plain text models are search's and evaluation's 
 [`hf_cots.search.loading.load_encoder`].
 """
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,13 +19,11 @@ from transformers import BlipForImageTextRetrieval, PreTrainedTokenizerBase, Pro
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..data.hashes import weights_fingerprint
-from ..data.images import BrokenImage
+from ..data.images import BrokenImage, skip_image
 from ..data.sources import PairDataset
 from ..models.losses import l2_normalize
 from .encoding import batches, encode_images, encode_texts, text_options
 
-
-logger = logging.getLogger(__name__)
 
 DIRECTIONS = ("text_to_image", "image_to_text")
 
@@ -232,7 +229,7 @@ def encode_rows(
             try:
                 image = pairs.read_row(row)
             except BrokenImage as broken:
-                logger.warning("skipping unreadable image %s", broken)
+                skip_image(broken)
                 unreadable.append(broken)
                 continue
             read.append(row)
@@ -257,12 +254,12 @@ def encode_pairs(encoder: Encoder, pairs: PairDataset, batch_size: int = 64, pro
     distinct = np.unique(first_rows).tolist()
     image_embeds, rows, broken = encode_rows(encoder, pairs, distinct, batch_size, progress)
     present = set(rows)
-    captions = [i for i, row in enumerate(first_rows[pairs.row_of_pair].tolist()) if row in present]
+    captions = [i for i, row in enumerate(first_rows[pairs.pair_rows].tolist()) if row in present]
     return EncodedPairs(
         image_embeds=image_embeds,
         text_embeds=encoder.encode_texts([pairs.caption(index) for index in captions]),
         image_ids=torch.from_numpy(pairs.image_ids[rows]),
-        text_ids=torch.from_numpy(pairs.image_ids[pairs.row_of_pair[captions]]),
+        text_ids=torch.from_numpy(pairs.image_ids[pairs.pair_rows[captions]]),
         rows=rows,
         captions=captions,
         broken=broken,

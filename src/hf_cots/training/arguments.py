@@ -100,7 +100,10 @@ class ImageArguments:
 class DataArguments(ImageArguments):
     """The image-text pairs to train and evaluate on."""
 
-    caption_column: str = HfArg(default="caption", help="Column of texts, or of lists of texts.")
+    caption_column: str = HfArg(
+        default="auto",
+        help="Column of texts, or of lists of texts; by default the one called caption, captions, text or txt.",
+    )
     image_id_column: str | None = HfArg(
         default=None, help="Column whose equal values mean the same image; by default the image's path or row."
     )

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from ..data.augmentation import RandomCropFlip
 from ..data.code_cache import CodeCache, CodeSettings
 from ..data.collator import COTSCollator
-from ..data.frozen_features import FrozenPairs, frozen_pairs
+from ..data.frozen_features import StoredFeaturePairs, store_features
 from ..data.keep_mask import apply_keep_mask
 from ..data.sources import PairDataset, load_pairs
 from ..data.streams import PairStream, load_stream
@@ -38,7 +38,9 @@ def load_train_data(arguments: ImageArguments, training: TrainingArguments) -> P
         "report": Path(training.output_dir) / "broken_images.jsonl",
     }
     if arguments.streaming:
-        return load_stream(arguments.train_data, **arguments.columns, **source, block=arguments.shuffle_buffer_size)
+        return load_stream(
+            arguments.train_data, **arguments.columns, **source, shuffle_buffer_size=arguments.shuffle_buffer_size
+        )
     pairs = load_pairs(arguments.train_data, **arguments.columns, **source)
     batch_size = training.train_batch_size * training.world_size
     if training.dataloader_drop_last and len(pairs) < batch_size:
@@ -93,7 +95,7 @@ def build_code_cache(model: PreTrainingModel, arguments: DataArguments, seed: in
         raise ValueError("--code_cache is for masked image modeling, which COOKIE does not have")
     if getattr(config, config.tokenizer_loss) == 0:
         raise ValueError(f"--code_cache is for masked image modeling, but {config.tokenizer_loss} is 0")
-    settings = CodeSettings.of(
+    settings = CodeSettings.from_tokenizer(
         model.image_tokenizer,
         config.image_tokenizer_config.image_size,
         build_augmentation(config, arguments),
@@ -106,14 +108,14 @@ def build_code_cache(model: PreTrainingModel, arguments: DataArguments, seed: in
     return cache
 
 
-def build_frozen_pairs(
+def build_stored_features(
     model: PreTrainingModel,
     processor: COTSProcessor,
     pairs: Pairs,
     model_arguments: ModelArguments,
     arguments: DataArguments,
     training: COTSTrainingArguments,
-) -> FrozenPairs | None:
+) -> StoredFeaturePairs | None:
     """Compute or read the features of `--feature_cache`, if it is set; `--standardize_features` initializes the
     projections with them.
 
@@ -129,7 +131,7 @@ def build_frozen_pairs(
     check_features_suffice(model, model_arguments, pairs)
     model.to(training.device)  # Trainer would only do so later
     with training.main_process_first(desc="features of frozen towers"):
-        frozen = frozen_pairs(
+        frozen = store_features(
             model.encoder,
             processor,
             pairs,  # type: ignore[arg-type]  # checked
@@ -138,7 +140,7 @@ def build_frozen_pairs(
             progress=training.should_log and not training.disable_tqdm,
         )
     if model_arguments.standardize_features:
-        features = frozen.whole()
+        features = frozen.all_features()
         model.encoder.standardize_projections(features["image_features"], features["text_features"])
         model.reset_momentum()
     return frozen
@@ -176,7 +178,7 @@ def build_views(config: Config, arguments: DataArguments, pairs: Pairs) -> Secon
         if not isinstance(pairs, PairDataset):
             raise ValueError('text_view="other_caption" needs a data set with a known length: leave out --streaming')
         pairs.other_captions = True
-    return SecondViews.of(config, build_augmentation(config, arguments))
+    return SecondViews.from_config(config, build_augmentation(config, arguments))
 
 
 def build_collator(

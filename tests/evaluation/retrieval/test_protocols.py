@@ -177,7 +177,7 @@ def test_other_errors_are_one_line(tmp_path):
         load_protocol("karpathy", path, tmp_path / "nothing")
     with pytest.raises(ValueError, match="no split 'dev'; there are restval, test, train, val"):
         load_protocol("karpathy", path, tmp_path, "dev")
-    with pytest.raises(ValueError, match="none of the first 8 pictures in column 'image' can be read"):
+    with pytest.raises(ValueError, match="none of the first 8 images in column 'image' can be read"):
         load_protocol("karpathy", path, tmp_path)
 
 

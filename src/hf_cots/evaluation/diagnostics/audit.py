@@ -76,7 +76,7 @@ def audit_pairs(
         raise ValueError(f"{pairs.name}: no image can be read")
     images, texts, captions = encoded.image_embeds, encoded.text_embeds, np.array(encoded.captions)
     index = {row: i for i, row in enumerate(encoded.rows)}
-    own = torch.tensor([index[row] for row in pairs.first_rows()[pairs.row_of_pair[captions]].tolist()])  # (texts,)
+    own = torch.tensor([index[row] for row in pairs.first_rows()[pairs.pair_rows[captions]].tolist()])  # (texts,)
     nearest = torch.cat([(block @ texts.t()).argmax(dim=1) for block in images.split(BLOCK)])  # (images,) text
     scores, closest = np.full(len(pairs), np.nan, dtype=np.float32), np.full(len(pairs), -1)
     scores[captions] = (images[own] * texts).sum(dim=1).numpy()
@@ -113,7 +113,7 @@ def suspects(audit: Audit, pairs: PairDataset) -> list[dict]:
         {
             "rank": rank,
             "pair": pair,
-            "row": int(pairs.row_of_pair[pair]),
+            "row": int(pairs.pair_rows[pair]),
             "score": round(float(audit.scores[pair]), 5),
             "deviations": round(float(deviations[pair]), 3),
             "kept": bool(kept[pair]),

@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import AutoConfig
 
 from ...models import COTSForPreTraining, COTSProcessor
-from ...models.masking import PATCH_STREAM, block_mask, generator, mix
+from ...models.masking import RandomStream, block_mask, generator, mix
 from ...models.token_level import unnormalize_pixels
 from ...search.loading import load_for_pretraining
 from ..rendering.panels import draw_panels
@@ -122,7 +122,7 @@ def inspect_image(
     config, grid = model.config, model.config.patch_grid
     pixels = processor(images=[image], return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
     codes = model.image_codes(pixels)  # (1, patches)
-    drawn = block_mask(generator(mix(seed), PATCH_STREAM), grid, config.num_masked_patches)
+    drawn = block_mask(generator(mix(seed), RandomStream.PATCH_MASK), grid, config.num_masked_patches)
     mask = torch.from_numpy(drawn).to(model.device)[None]  # (1, patches)
     hidden = model.cots.encode_image(pixels, bool_masked_pos=mask).last_hidden_state
     predictions = {}

@@ -3,8 +3,6 @@
 Metrics on images that the model has seen say little, and web-scale training sets do hold the usual test sets.
 """
 
-import hashlib
-import logging
 import unicodedata
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,12 +11,10 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ...data.hashes import hamming_distances, perceptual_hash
-from ...data.images import BrokenImage
-from ...data.sources import PairDataset, image_name
+from ...data.hashes import hamming_distances, hash_image, perceptual_hash
+from ...data.images import BrokenImage, skip_image
+from ...data.sources import PairDataset
 
-
-logger = logging.getLogger(__name__)
 
 GRID, COLOR_RANGE = 4, 48
 
@@ -125,7 +121,7 @@ def check_overlap(test: PairDataset, train: PairDataset, distance: int = 4, prog
         identical = pixels in first_with
         other = first_with[pixels] if identical else int(nearest[i])
         if other >= 0:
-            names = image_name(test, row), image_name(train, trains.rows[other])
+            names = test.image_name(row), train.image_name(trains.rows[other])
             pictures.append(ImageMatch(*names, 0 if identical else int(distances[i]), identical))
     train_captions = {normalize_caption(text): text for text in _captions(train)}
     matches = [(text, train_captions.get(normalize_caption(text))) for text in _captions(test)]
@@ -147,13 +143,13 @@ class Fingerprints:
 
     Attributes:
         rows: (n) rows of the images that could be read.
-        pixels: (n) digests of size and pixels.
+        pixels: (n) hashes of size and pixels.
         hashes: (n,) uint64, from [`perceptual_hash`].
         colors: (n, 48) int16, from [`color_grid`].
     """
 
     rows: list[int]
-    pixels: list[bytes]
+    pixels: list[int]
     hashes: np.ndarray
     colors: np.ndarray
 
@@ -165,12 +161,11 @@ class Fingerprints:
             try:
                 image = pairs.read_row(row)
             except BrokenImage as error:
-                logger.warning("skipping unreadable image %s", error)
+                skip_image(error)
                 broken.append(str(error))
                 continue
             rows.append(row)
-            digest = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16)
-            pixels.append(digest.digest())
+            pixels.append(hash_image(image))
             hashes.append(perceptual_hash(image))
             colors.append(color_grid(image))
         grids = np.stack(colors) if colors else np.empty((0, 3 * GRID**2), dtype=np.int16)

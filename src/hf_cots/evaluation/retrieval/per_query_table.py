@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...data.sources import PairDataset, image_name
+from ...data.sources import PairDataset
 from ...search.encoders import DIRECTIONS, EncodedPairs
 from .directions import DirectionResult
 from .metrics import MEANS
@@ -44,7 +44,7 @@ def write_query_table(
         about: `model`, `fingerprint` and `data_fingerprint`, kept in the file.
     """
     texts = [pairs.caption(index) for part in parts for index in part.captions]
-    images = [image_name(pairs, row) for part in parts for row in part.rows]
+    images = [pairs.image_name(row) for part in parts for row in part.rows]
     tables = []
     for name, queries in zip(DIRECTIONS, (texts, images)):
         direction = directions[name]

@@ -1,16 +1,16 @@
 """The report of an evaluation: metrics with intervals, comparison, and all that is needed to reproduce it."""
 
-import hashlib
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ...data.hashes import hex_digest
 from ...data.images import BrokenImage
 from ...data.sources import PairDataset
 from ...search.encoders import DIRECTIONS, EncodedPairs, Encoder, encode_pairs
@@ -171,14 +171,14 @@ def data_fingerprint(pairs: PairDataset) -> str:
 
     Equal for equal data under any file name or data format, if the ids are equal, too.
     """
-    digest = hashlib.blake2b(digest_size=16)
-    captions = pairs.table[pairs.caption_column]
-    for row in range(len(pairs.table)):
-        texts = captions[row] if isinstance(captions[row], (list, tuple)) else [captions[row]]
-        digest.update(f"{pairs.image_ids[row]}\0".encode())
-        digest.update("".join(f"{text}\0" for text in texts).encode())
-        digest.update(hashlib.blake2b(_encoded_image(pairs, row)).digest())
-    return digest.hexdigest()
+
+    def chunks() -> Iterator[bytes]:
+        for row, cell in enumerate(pairs.table[pairs.caption_column]):
+            yield f"{pairs.image_ids[row]}\0".encode()
+            yield "".join(f"{text}\0" for text in (cell if isinstance(cell, (list, tuple)) else [cell])).encode()
+            yield bytes.fromhex(hex_digest([_encoded_image(pairs, row)], digest_size=64))
+
+    return hex_digest(chunks())
 
 
 def _encoded_image(pairs: PairDataset, row: int) -> bytes:

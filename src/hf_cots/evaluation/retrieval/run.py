@@ -59,7 +59,7 @@ class EvaluationRun:
     model: str
     data: str
     image_column: str = "image"
-    caption_column: str = "caption"
+    caption_column: str = "auto"
     image_id_column: str | None = None
     split: str = "test"
     protocol: str | None = None

@@ -5,7 +5,6 @@ cosines; Reimers et al. (2016) give the reasons to prefer it to Pearson's, which
 """
 
 import csv
-import hashlib
 import json
 import math
 import warnings
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from ...data.hashes import hex_digest
 from ...data.sources import check_columns, load_table
 from ...search.encoders import Encoder
 from .bootstrap import task_metrics
@@ -38,10 +38,8 @@ class TextPairs:
 
     def fingerprint(self) -> str:
         """32 hexadecimal digits: blake2b over texts and scores, in their order."""
-        digest = hashlib.blake2b(digest_size=16)
-        for row in zip(self.first, self.second, self.scores.tolist()):
-            digest.update(json.dumps(row).encode())
-        return digest.hexdigest()
+        rows = zip(self.first, self.second, self.scores.tolist())
+        return hex_digest(json.dumps(row).encode() for row in rows)
 
     def describe(self) -> dict[str, Any]:
         """Name, fingerprint and size, for a report."""
