@@ -13,7 +13,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make soak    kill a training run twenty times and compare it with an uninterrupted one"
 	@echo "make ablation  train all recipes and compare them; MINUTES=60 for the most informative ones only"
-	@echo "make cookie-ablation  the same for COOKIE's shared weights and contrasts within a modality"
+	@echo "make cookie-ablation  train and compare COOKIE's shared weights and contrasts within a modality"
 	@echo "make check   lint and type-check"
 
 # torch first and by version: alone it comes as a CPU build where the machine provides one. DALL-E, which the tests

@@ -10,37 +10,28 @@ import json
 import statistics
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from machine import machine
-from transformers import AutoTokenizer
 
-from hf_cots import COTSImageTokenizerConfig
 from hf_cots.data.sets.emoji import write_emoji_set
-from hf_cots.data.sources import PairDataset, load_pairs, load_table
-from hf_cots.demo.recipe import TEST_STYLE, DemoRecipe, text_tower_folder
-from hf_cots.demo.run import pretrain
-from hf_cots.training.image_tokenizer import train_image_tokenizer
+from hf_cots.demo.recipe import load_gallery
+from hf_cots.demo.training import build_cots_trainer, train_image_tokenizer
 
 
 LAST = 60  # steps at the end, over which the losses are averaged
 
 
-def measure(recipe: DemoRecipe, data: Path, image_tokenizer, output: Path, seed: int) -> dict[str, float]:
+def measure(folder: Path, seed: int, steps: int, bf16: bool) -> dict[str, float]:
     """Final losses and recall on unseen concepts of one run."""
-    pairs = load_pairs(str(data / "train"), "image", "text", "text", seed=seed)
-    own_style = load_table(str(data / "test")).filter(lambda row: row["style"] == TEST_STYLE)
-    gallery = PairDataset(own_style, "image", "text", "text")
-    tokenizer = AutoTokenizer.from_pretrained(text_tower_folder())
-    tokenizer.model_max_length = 32
+    trainer = build_cots_trainer(folder, seed=seed, max_steps=steps, bf16=bf16)
     start = time.perf_counter()
-    trainer = pretrain(recipe, pairs, tokenizer, image_tokenizer, output, seed)
+    trainer.train()
     seconds = time.perf_counter() - start
-    lines = [line for line in trainer.state.log_history if "loss" in line and line["step"] > recipe.steps - LAST]
+    lines = [line for line in trainer.state.log_history if "loss" in line and line["step"] > steps - LAST]
     names = [name for name in lines[0] if name.startswith("loss")]
     result = {name: statistics.mean(line[name] for line in lines) for name in names}
-    for direction, values in trainer.retrieval(gallery).items():
+    for direction, values in trainer.retrieval(load_gallery(folder)).items():
         result |= {f"{direction}_R@{k}": values[f"R@{k}"] for k in (1, 5, 10)}
     return result | {"seconds": seconds}
 
@@ -51,29 +42,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "precision.json")
     arguments = parser.parse_args()
-    recipe = replace(DemoRecipe(), steps=arguments.steps)
 
-    report = {"what": f"the demo's model, {recipe.steps} steps of {recipe.batch_size}", "runs": {}}
+    report = {"what": f"the demo's model, {arguments.steps} steps of 64", "runs": {}}
     if arguments.output.is_file():
         report["runs"] = json.loads(arguments.output.read_text())["runs"]
     report["machine"] = machine()
-    with tempfile.TemporaryDirectory() as folder:
-        data, output = Path(folder) / "data", Path(folder) / "run"
-        write_emoji_set(data, seed=0)
-        image_tokenizer = train_image_tokenizer(
-            COTSImageTokenizerConfig(**recipe.tokenizer_config),
-            load_pairs(str(data / "train"), "image", "text", "text"),
-            Path(folder) / "image_tokenizer",
-            recipe.tokenizer_steps,
-            recipe.tokenizer_batch,
-            learning_rate=5e-3,
-        )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_emoji_set(folder / "data", seed=0)
+        train_image_tokenizer(folder)
         for seed in range(arguments.seeds):
             for precision in ("float32", "bf16"):
                 if f"{precision}-{seed}" in report["runs"]:
                     continue
-                own = replace(recipe, bf16=precision == "bf16")
-                result = measure(own, data, image_tokenizer, output, seed)
+                result = measure(folder, seed, arguments.steps, precision == "bf16")
                 report["runs"][f"{precision}-{seed}"] = result
                 arguments.output.parent.mkdir(parents=True, exist_ok=True)
                 arguments.output.write_text(json.dumps(report, indent=2) + "\n")

@@ -1,17 +1,17 @@
 """The data sets as the ablation uses them: training captions, shuffled or not, and galleries of unseen concepts."""
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from hf_cots import COTSImageTokenizerConfig
 from hf_cots.data.sets.emoji import write_emoji_set
 from hf_cots.data.sets.openclipart import write_openclipart_set
-from hf_cots.data.sources import PairDataset, load_pairs, load_table
-from hf_cots.demo.recipe import TEST_STYLE, DemoRecipe
-from hf_cots.training.image_tokenizer import train_image_tokenizer
+from hf_cots.data.sources import PairDataset, load_table
+from hf_cots.demo.recipe import SMOKE_TOKENIZER, TEST_STYLE
+from hf_cots.demo.training import train_image_tokenizer
 
 
 def shuffled(texts: list[str], share: float, seed: int) -> list[str]:
@@ -100,12 +100,8 @@ class AblationSet:
         """The folder of an image tokenizer trained on the training pictures, the same one for every row."""
         folder, draft = self.folder / "image_tokenizer", self.folder / "image_tokenizer.draft"
         if not folder.is_dir():
-            recipe = DemoRecipe.smoke() if smoke else DemoRecipe()
             everything = replace(self, train_pairs=None).train_file(0, 0)
-            pairs = load_pairs(str(everything), "image", "text", "name")
-            config = COTSImageTokenizerConfig(**recipe.tokenizer_config)
-            train_image_tokenizer(
-                config, pairs, draft, recipe.tokenizer_steps, recipe.tokenizer_batch, learning_rate=5e-3
-            )
-            draft.rename(folder)
+            changes = {"train_data": str(everything), "output_dir": str(draft)} | (SMOKE_TOKENIZER if smoke else {})
+            train_image_tokenizer(self.folder, **changes).rename(folder)
+            shutil.rmtree(draft)
         return folder

@@ -3,4 +3,5 @@
 from .cli import app
 
 
-app()
+if __name__ == "__main__":
+    app(prog_name="hf-cots")

@@ -9,12 +9,12 @@ from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
 from hf_cots import COTSImageTokenizer
 from hf_cots.conversion.image_tokenizers import convert_dalle, convert_flava, read_dalle, to_flava
+from tests.support.cli import call, error_of
 from tests.support.paths import ROOT
 
 
 dall_e = pytest.importorskip("dall_e", reason="`make test` installs DALL-E's package")
 
-SCRIPTS = ROOT / "conversion"
 SIZES = {"n_hid": 64, "vocab_size": 512, "n_blk_per_group": 2}  # the smallest that their code takes
 
 
@@ -160,18 +160,26 @@ def test_flava_takes_dalle_s_decoder_if_it_fits(tmp_path):
         convert_flava(flava(hidden_size=64, vocab_size=256), tmp_path / "decoder.pkl")
 
 
-def script(name, *arguments):
-    runpy.run_path(str(SCRIPTS / f"{name}.py"))["main"]([str(argument) for argument in arguments])
-
-
-def test_the_scripts(tmp_path):
+def test_the_command(tmp_path):
     publish(tmp_path)
-    script("convert_dalle_dvae", tmp_path / "encoder.pkl", tmp_path / "decoder.pkl", "--output", tmp_path / "dalle")
+    first = call(
+        "convert", "dalle", tmp_path / "encoder.pkl", tmp_path / "decoder.pkl", "--output", tmp_path / "dalle"
+    )
+    assert first.exit_code == 0, first.output
     ours = COTSImageTokenizer.from_pretrained(tmp_path / "dalle")
     assert not any(zipfile.is_zipfile(path) for path in (tmp_path / "dalle").iterdir()), "safetensors only"
-    script("convert_flava_codebook", tmp_path / "dalle", "--output", tmp_path / "flava", "--to_flava")
-    script("convert_flava_codebook", tmp_path / "flava", "--output", tmp_path / "again", "--image_size", 32)
+    assert call("convert", "flava", tmp_path / "dalle", "--output", tmp_path / "flava", "--to-flava").exit_code == 0
+    back = call("convert", "flava", tmp_path / "flava", "--output", tmp_path / "again", "--image-size", 32)
+    assert back.exit_code == 0, back.output
     again, pixels = COTSImageTokenizer.from_pretrained(tmp_path / "again"), torch.rand(1, 3, 32, 32)
     assert torch.equal(again.get_logits(pixels), ours.get_logits(pixels))
-    with pytest.raises(SystemExit, match="error: no such file"):
-        script("convert_dalle_dvae", tmp_path / "none.pkl", "--output", tmp_path / "x")
+    missing = call("convert", "dalle", tmp_path / "none.pkl", "--output", tmp_path / "x")
+    assert "error: no such file:" in error_of(missing)
+
+
+@pytest.mark.parametrize("name", ["convert_dalle_dvae", "convert_flava_codebook", "convert_simla"])
+def test_the_scripts_are_the_command(name, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [name, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(ROOT / "conversion" / f"{name}.py"), run_name="__main__")
+    assert "--output" in capsys.readouterr().out

@@ -1,7 +1,6 @@
 """The converter on files with the authors' keys: against the slow reference, to and fro, without running pickles."""
 
 import os
-import runpy
 from pathlib import Path
 
 import pytest
@@ -21,11 +20,10 @@ from hf_cots.conversion.simla import (
 from hf_cots.models.terms_simla import Side, code_logits, keywords
 from tests.support import reference_simla as slow
 from tests.support.authors_simla import TINY, Sizes, authors_state
-from tests.support.paths import ROOT
+from tests.support.cli import call, error_of
 from tests.support.worlds import tiny_tokenizer
 
 
-SCRIPT = ROOT / "conversion" / "convert_simla.py"
 # A small image tokenizer, and masks for its small grid: what the file does not say.
 SMALL = {"hidden_size": 8, "decoder_input_size": 8, "blocks_per_group": 1}
 FIELDS = {"image_tokenizer_config": SMALL, "num_masked_patches": 5, "min_block_patches": 2}
@@ -211,23 +209,25 @@ def test_nothing_that_a_file_names_is_run(tmp_path):
             read_simla(path)
 
 
-def test_the_script_there_and_back(tmp_path):
+def test_the_command_there_and_back(tmp_path):
     """A folder for the Auto classes, and the file again."""
-    script = runpy.run_path(str(SCRIPT))["main"]
     state = authors_state(TINY, retrieval=True)
     path = write(tmp_path / "checkpoint.pth", state)
     tiny_tokenizer().save_pretrained(tmp_path / "words")
-    script([str(path), "--output", str(tmp_path / "ours"), "--tokenizer", str(tmp_path / "words")])
-    model, processor = (auto.from_pretrained(tmp_path / "ours") for auto in (AutoModel, AutoProcessor))
+    ours, again = tmp_path / "ours", tmp_path / "again.pth"
+    assert call("convert", "simla", path, "--output", ours, "--tokenizer", tmp_path / "words").exit_code == 0
+    model, processor = (auto.from_pretrained(ours) for auto in (AutoModel, AutoProcessor))
     assert type(model) is SimlaModel
     assert torch.equal(model.itm_head.weight, state["itm_head.weight"])
     words = processor(text=["red square"])["input_ids"][0]
     assert processor.tokenizer.convert_ids_to_tokens(words) == ["[CLS]", "red", "square"]
     assert processor.image_processor.size == {"height": 32, "width": 32}
-    script([str(tmp_path / "ours"), "--output", str(tmp_path / "again.pth"), "--to_simla"])
-    torch.testing.assert_close(read_simla(tmp_path / "again.pth"), state, rtol=0, atol=0)
-    with pytest.raises(SystemExit, match=r"error: no such file: .*none\.pth"):
-        script([str(tmp_path / "none.pth"), "--output", str(tmp_path / "x")])
+    assert call("convert", "simla", ours, "--output", again, "--to-simla").exit_code == 0
+    again = read_simla(again)
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
+    missing = call("convert", "simla", tmp_path / "none.pth", "--output", tmp_path / "x")
+    assert f"error: no such file: {tmp_path / 'none.pth'}" in error_of(missing)
 
 
 def test_converted_weights_have_no_random_image_tokenizer(tiny, tmp_path):

@@ -1,17 +1,17 @@
 """Training through `hf_cots.train` with the codes of `hf-cots tokenize`: the same run, without the image tokenizer."""
 
+import json
 import logging
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import hf_cots.train
 from hf_cots import COTSImageTokenizer
-from hf_cots.cli import app
 from hf_cots.data.keep_mask import write_keep_mask
 from hf_cots.data.sources import load_pairs
 from tests.data.test_code_cache import varied_tokenizer
+from tests.support.cli import call, error_of
 from tests.support.runs import assert_same_weights
 from tests.support.worlds import checkpoint, log_history
 
@@ -26,10 +26,12 @@ def world(world):
     return world
 
 
-def tokenize(world, output, *options):
-    words = ["tokenize", world.imagefolder, "--tokenizer", world.image_tokenizer, "--output", output]
-    words += ["--image-size", 32, "--min-scale", 0.3, "--flip", 0.5, "--seed", 7, *options]
-    return CliRunner().invoke(app, [str(word) for word in words])
+def tokenize(world, output, *options, **settings):
+    """`hf-cots tokenize` with the recipe of [`train`]."""
+    recipe = world.root / "recipe.json"
+    written = world.settings(world.root / "run", dropout=0.1, **({"min_scale": 0.3, "flip": 0.5} | settings))
+    recipe.write_text(json.dumps(written, default=str))
+    return call("tokenize", recipe, "--output", output, *options)
 
 
 @pytest.fixture(scope="module")
@@ -111,16 +113,18 @@ def test_a_cache_that_does_not_fit_is_refused_before_training(world, cache, tmp_
 def test_pairs_that_training_leaves_out_are_left_out(world, tmp_path):
     pairs = load_pairs(str(world.imagefolder))
     write_keep_mask(tmp_path / "mask.json", pairs, np.arange(40) >= 3)
-    result = tokenize(world, tmp_path / "cache", "--keep-mask", tmp_path / "mask.json")
+    result = tokenize(world, tmp_path / "cache", keep_mask=tmp_path / "mask.json")
     assert "37 crops tokenized" in result.output
 
 
 def test_the_command_resumes_and_tells_errors_in_one_line(world, cache, tmp_path):
     assert "0 crops tokenized, 80 were there" in tokenize(world, cache, "--epochs", 2).output
-    refused = tokenize(world, cache, "--epochs", 2, "--image-mean", "0.4,0.5,0.5")
-    assert refused.exit_code == 2
-    assert "was made with image_mean" in " ".join(refused.stderr.split())
-    assert "Traceback" not in refused.output
-    mistyped = tokenize(world, tmp_path / "new", "--image-mean", "half")
-    assert (mistyped.exit_code, (tmp_path / "new").exists()) == (2, False)
-    assert "'half' is no list of numbers" in mistyped.stderr
+    flags = ("--config_overrides", json.dumps({"image_mean": [0.4, 0.5, 0.5]}))  # of training, on top of the recipe
+    assert "was made with image_mean" in error_of(tokenize(world, cache, "--epochs", 2, *flags))
+    for settings, message in (
+        ({"streaming": True}, "leave out --streaming"),
+        ({"image_tokenizer": None}, "needs a trained image tokenizer"),
+        ({"image_tokenizer": None, "overrides": {"mvm_weight": 0}}, "has no image tokenizer"),
+    ):
+        assert message in error_of(tokenize(world, tmp_path / "new", **settings))
+    assert not (tmp_path / "new").exists()

@@ -1,6 +1,1 @@
-"""`hf-cots demo`: the whole way from pictures to a searchable model, on a CPU, in minutes."""
-
-from .run import run_demo
-
-
-__all__ = ["run_demo"]
+"""`hf-cots demo`: everything from images to a searchable model, on a CPU, in minutes."""

@@ -84,9 +84,9 @@ def test_only_levels_that_are_on_are_measured(pairs, trained):
 
 
 def test_the_command(world, trained):
-    result = CliRunner().invoke(app, ["token-gain", str(trained), str(world.imagefolder), "--split", "train"])
+    result = CliRunner().invoke(app, ["inspect-token-level", str(trained), str(world.imagefolder), "--split", "train"])
     assert result.exit_code == 0, result.output
     assert "mlm:" in result.stdout
     assert "%" in result.stdout
-    result = CliRunner().invoke(app, ["token-gain", str(world.root / "nothing"), str(world.imagefolder)])
+    result = CliRunner().invoke(app, ["inspect-token-level", str(world.root / "nothing"), str(world.imagefolder)])
     assert result.exit_code == 2

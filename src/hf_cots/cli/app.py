@@ -1,0 +1,41 @@
+"""The application: how it reports errors and prints notes. The verbs are in the files beside it, one a help panel."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from .._errors import one_line_errors, print_note
+
+
+class OneLineErrors(TyperGroup):
+    """Runs every verb within [`one_line_errors`]."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with one_line_errors():
+            return super().invoke(ctx)
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Image-text retrieval models: training, evaluation and search.",
+)
+console = Console()
+
+
+def note_skipped(images: Iterable[Any]) -> None:
+    """Say on stderr which images could not be read, and why."""
+    for image in images:
+        print_note(f"skipping unreadable image {image}", "yellow")
+
+
+def write_json(report: dict[str, Any], output: Path) -> None:
+    """Write a report as readable JSON."""
+    output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

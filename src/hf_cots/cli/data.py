@@ -1,0 +1,53 @@
+"""The panel "Data": data sets, and a look at one's own."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .app import app
+from .options import CaptionColumn, Encoder, ImageColumn, Pairs, Split
+
+
+PANEL = "Data"
+
+
+@app.command(rich_help_panel=PANEL)
+def openclipart(
+    output: Annotated[Path, typer.Argument(help="Folder for train/, test/ and openclipart.json.")],
+    deb: Annotated[
+        Path | None, typer.Option(help="The Debian package's file, or its folder of SVGs; by default apt gets it.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=16, help="Side of the images in pixels.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of the clusters that are held out.")] = 0,
+) -> None:
+    """Make the openclipart set, 3,300 drawings with titles, from the Debian package openclipart-svg."""
+    from ..data.sets.openclipart import write_openclipart_set
+
+    counts = write_openclipart_set(output, deb, size=size, seed=seed)
+    typer.echo(f"{counts['train']} training pairs and {counts['test']} test pairs in {output}")
+
+
+@app.command(rich_help_panel=PANEL)
+def audit(
+    model: Encoder,
+    data: Pairs,
+    image_column: ImageColumn = "image",
+    caption_column: CaptionColumn = "caption",
+    split: Split = "train",
+    filter_lambda: Annotated[
+        float, typer.Option(help="Standard deviations below the mean score from which a pair is suspect.")
+    ] = 2.0,
+    shown: Annotated[int, typer.Option(min=1, help="Images on the page.")] = 100,
+    output: Annotated[Path, typer.Option(help="Folder for the table, the keep-mask and the page.")] = Path("audit"),
+) -> None:
+    """Rank the pairs whose image and caption match least: a table, a keep-mask for training, a page of images."""
+    from ..data.sources import load_pairs
+    from ..evaluation.diagnostics.audit import audit_pairs, write_audit
+    from ..search.loading import load_encoder
+
+    pairs = load_pairs(data, image_column, caption_column, split=split)
+    result = audit_pairs(load_encoder(model), pairs, filter_lambda, progress=True)
+    files = write_audit(result, pairs, output, shown)
+    typer.echo(f"{len(pairs)} pairs, {int((~result.kept).sum())} suspect; see {files['suspects.html']}")
+    typer.echo(f"to train without them: --keep_mask {files['keep_mask.json']}")

@@ -1,0 +1,256 @@
+"""The panel "Evaluate": retrieval, the other tasks, and a look into a model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..evaluation.tasks.prompts import DEFAULT_TEMPLATE
+from .app import app, console, note_skipped, write_json
+from .options import (
+    BatchSize,
+    CaptionColumn,
+    Encoder,
+    ImageColumn,
+    LabelColumn,
+    LabeledImages,
+    Pairs,
+    ResultsFile,
+    Split,
+)
+
+
+PANEL = "Evaluate"
+
+
+@app.command(rich_help_panel=PANEL)
+def evaluate(
+    model: Encoder,
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="Image-text pairs as a Hub id, folder, parquet, CSV, JSON lines or tars; or the JSON "
+            "file of --protocol."
+        ),
+    ],
+    image_column: ImageColumn = "image",
+    caption_column: CaptionColumn = "caption",
+    image_id_column: Annotated[str | None, typer.Option(help="Column whose equal cells mean the same image.")] = None,
+    split: Annotated[str, typer.Option(help="Split of a Hub data set or of Karpathy's file.")] = "test",
+    protocol: Annotated[str | None, typer.Option(help="Protocol: coco-5k, coco-1k, flickr30k or karpathy.")] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Folder of the protocol's images.")] = None,
+    id_checksum: Annotated[str | None, typer.Option(help="Checksum that the protocol's ids must have.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="JSON file for the results; the per-query table and the page lie beside it.")
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option(help="Model to compare with, or results.json of an earlier run.")
+    ] = None,
+    dual_softmax: Annotated[bool, typer.Option("--dual-softmax", help="Also report dual softmax.")] = False,
+    querybank: Annotated[str | None, typer.Option(help="Training pairs for QB-Norm, which is then reported.")] = None,
+    beta: Annotated[float, typer.Option(help="Inverse temperature of dual softmax and QB-Norm.")] = 20.0,
+    check_overlap: Annotated[
+        str | None, typer.Option(help="Training pairs to check for copies of the test data.")
+    ] = None,
+    rerank: Annotated[str | None, typer.Option(help="SIMLA model that re-ranks the top k.")] = None,
+    k: Annotated[int, typer.Option("-k", "--k", help="Candidates per query that are re-ranked.")] = 64,
+    validation: Annotated[
+        str | None, typer.Option(help="Pairs on which the weights of first-stage and re-ranker score are fitted.")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Re-ranked pairs per query on average; k then varies by query.")
+    ] = None,
+    latency: Annotated[float | None, typer.Option(help="Milliseconds of re-ranking per query at most.")] = None,
+    failures: Annotated[int, typer.Option(min=0, help="Worst queries to show on the page.")] = 20,
+    batch_size: BatchSize = 64,
+    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples of each confidence interval.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap and the randomization test.")] = 0,
+) -> None:
+    """Evaluate retrieval in both directions on image-text pairs, with intervals and a page of failures.
+
+    `torchrun --nproc-per-node N -m hf_cots evaluate ...` divides the queries among N processes.
+    """
+    from ..data.sources import load_pairs
+    from ..evaluation.rendering.tables import report_tables
+    from ..evaluation.retrieval.recall_cost import RerankEvaluation
+    from ..evaluation.retrieval.run import EvaluationRun
+
+    def show(report: dict) -> None:
+        for table in report_tables(report):
+            console.print(table)
+        note_skipped(report["data"]["left_out"])
+        if "overlap" in report:
+            console.print(report["overlap"]["summary"], highlight=False, markup=False)
+
+    reranking = None
+    if rerank is not None:
+        columns = (image_column, caption_column, image_id_column)
+        fitted_on = None if validation is None else load_pairs(validation, *columns, "validation")
+        reranking = RerankEvaluation(rerank, k, fitted_on, budget, latency, batch_size, resamples, seed)
+    EvaluationRun(
+        model=model,
+        data=data,
+        image_column=image_column,
+        caption_column=caption_column,
+        image_id_column=image_id_column,
+        split=split,
+        protocol=protocol,
+        image_root=image_root,
+        id_checksum=id_checksum,
+        compare=compare,
+        dual_softmax=dual_softmax,
+        querybank=querybank,
+        beta=beta,
+        check_overlap=check_overlap,
+        output=output,
+        failures=failures,
+        batch_size=batch_size,
+        resamples=resamples,
+        seed=seed,
+        rerank=reranking,
+    ).run(show)
+
+
+def _run_task(run: Callable[[], dict[str, Any]], task: str, output: Path | None, digits: int = 1) -> None:
+    """Run a task of `evaluation.tasks`, write its report, print its table."""
+    from ..evaluation.rendering.tables import task_table
+
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)  # an error here comes before the work, not after
+    report = run()
+    if output is not None:
+        write_json(report, output)
+    console.print(task_table(report, task, digits))
+    for data in (report["data"], report.get("gallery", {})):
+        note_skipped(data.get("left_out", ()))
+
+
+@app.command(rich_help_panel=PANEL)
+def classify(
+    model: Encoder,
+    data: LabeledImages,
+    template: Annotated[
+        list[str], typer.Option(help="Text with {} for the class name, or file of such lines; can be repeated.")
+    ] = [DEFAULT_TEMPLATE],  # noqa: B006 (typer copies it)
+    classes: Annotated[
+        Path | None, typer.Option(help="File of classes, one a line: label, or label, tab, name.")
+    ] = None,
+    image_column: ImageColumn = "image",
+    label_column: LabelColumn = "label",
+    split: Split = "test",
+    batch_size: BatchSize = 64,
+    output: ResultsFile = None,
+) -> None:
+    """Evaluate zero-shot classification: top-1 and top-5 accuracy beside chance."""
+    from ..evaluation.tasks.run import run_classification
+
+    _run_task(
+        lambda: run_classification(model, data, template, classes, image_column, label_column, split, batch_size),
+        "zero_shot",
+        output,
+    )
+
+
+@app.command(rich_help_panel=PANEL)
+def text_matching(
+    model: Annotated[str, typer.Argument(help="Anything that encodes texts: Hub id or folder.")],
+    data: Annotated[str, typer.Argument(help="Pairs of texts with a score: Hub id, parquet, CSV or JSON lines.")],
+    text_a: Annotated[str, typer.Option(help="Column of the first text.")] = "sentence1",
+    text_b: Annotated[str, typer.Option(help="Column of the second text.")] = "sentence2",
+    score_column: Annotated[str, typer.Option(help="Column of the score; higher is more similar.")] = "score",
+    split: Split = "test",
+    sts_benchmark: Annotated[
+        bool, typer.Option("--sts-benchmark", help="The data is a file of STS-Benchmark as its authors publish it.")
+    ] = False,
+    output: ResultsFile = None,
+) -> None:
+    """Evaluate text similarity: rank correlation with human scores."""
+    from ..evaluation.tasks.run import run_text_matching
+
+    _run_task(
+        lambda: run_text_matching(model, data, (text_a, text_b), score_column, split, sts_benchmark),
+        "text_matching",
+        output,
+        digits=3,
+    )
+
+
+@app.command(rich_help_panel=PANEL)
+def image_retrieval(
+    model: Encoder,
+    data: LabeledImages,
+    gallery: Annotated[str | None, typer.Option(help="Data to search; by default the queries' own.")] = None,
+    across: Annotated[
+        str | None, typer.Option(help="Column in which matches must differ from the query, such as a style.")
+    ] = None,
+    image_column: ImageColumn = "image",
+    label_column: Annotated[
+        str, typer.Option(help="Column of labels: images of equal labels are relevant to each other.")
+    ] = "label",
+    split: Split = "test",
+    batch_size: BatchSize = 64,
+    output: ResultsFile = None,
+) -> None:
+    """Evaluate image-to-image retrieval by label: mean average precision, each query left out of its own gallery."""
+    from ..evaluation.tasks.run import run_image_retrieval
+
+    _run_task(
+        lambda: run_image_retrieval(model, data, gallery, across, image_column, label_column, split, batch_size),
+        "image_to_image",
+        output,
+    )
+
+
+@app.command(rich_help_panel=PANEL)
+def inspect_token_level(
+    checkpoint: Annotated[str, typer.Argument(help="COTS checkpoint of pre-training, with its token heads.")],
+    data: Pairs,
+    image_column: ImageColumn = "image",
+    caption_column: CaptionColumn = "caption",
+    split: Split = "test",
+) -> None:
+    """Check that the token level uses the other modality: how its losses rise with a shuffled cross-modal feature."""
+    from ..data.sources import load_pairs
+    from ..evaluation.diagnostics.inspect_token_level import inspect_token_level as measure
+    from ..search.loading import load_for_pretraining
+
+    pairs = load_pairs(data, image_column, caption_column, split=split)
+    for name, found in measure(*load_for_pretraining(checkpoint), pairs).items():
+        percent = 100 * found["rise"] / found["loss"]
+        typer.echo(f"{name}: {found['loss']:.4f}, with a shuffled feature {found['shuffled']:.4f} ({percent:+.2f}%)")
+
+
+@app.command(rich_help_panel=PANEL)
+def inspect(
+    model: Annotated[str, typer.Argument(help="Checkpoint of pre-training: Hub id or folder.")],
+    image: Annotated[Path, typer.Argument(help="Image file.")],
+    caption: Annotated[
+        str | None, typer.Option(help="What the image shows; masked patches are predicted with and without it.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Image file to write.")] = Path("inspection.png"),
+    seed: Annotated[int, typer.Option(help="Seed of the mask.")] = 0,
+) -> None:
+    """Draw an image, its codes and their reconstruction, a mask, and what the model predicts for masked patches.
+
+    For a SIMLA: the keywords that it predicts, and where each word of the caption attends.
+    """
+    from transformers import AutoConfig
+
+    from ..data.images import BrokenImage, read_image
+    from ..evaluation.diagnostics.inspect_cots import inspect_model
+    from ..evaluation.diagnostics.inspect_simla import inspect_simla_model
+    from ..search.loading import load_reranker
+
+    try:
+        opened = read_image(image)
+    except BrokenImage as error:
+        raise ValueError(str(error)) from None
+    if AutoConfig.from_pretrained(model).model_type == "simla":
+        sheet, lines = inspect_simla_model(*load_reranker(model), opened, caption)
+    else:
+        sheet, lines = inspect_model(model, opened, caption, seed)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(output)
+    for line in (*lines, output):
+        typer.echo(str(line))

@@ -1,0 +1,17 @@
+"""`hf-cots`, as a user types it."""
+
+from typer.testing import CliRunner
+
+from hf_cots.cli import app
+
+
+def call(*arguments):
+    """The result of `hf-cots ARGUMENTS`: exit code, output, stdout, stderr."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def error_of(result) -> str:
+    """The one line on stderr of a call that failed as it should."""
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+    return " ".join(result.stderr.split())
