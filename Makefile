@@ -46,9 +46,10 @@ cookie-ablation: $(BIN)/.installed
 	$(BIN)/python -m benchmarks.ablation run $(COOKIE) $(if $(MINUTES),--minutes $(MINUTES))
 	$(BIN)/python -m benchmarks.ablation summary $(COOKIE) --output model_cards/cookie-emoji/ablation.md
 
+CHECKED := src tests benchmarks conversion metrics $(wildcard examples)
 check: $(BIN)/.installed
-	$(BIN)/ruff format --check src tests benchmarks conversion metrics
-	$(BIN)/ruff check src tests benchmarks conversion metrics
+	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/mypy
 
 clean:

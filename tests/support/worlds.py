@@ -19,6 +19,13 @@ from hf_cots.training.arguments import to_flags
 
 
 SIDE = 32
+TINY_IMAGE_TOKENIZER = {
+    "image_size": SIDE,
+    "codebook_size": 64,
+    "hidden_size": 8,
+    "decoder_input_size": 8,
+    "blocks_per_group": 1,
+}
 COLORS = {
     "red": (220, 30, 30),
     "green": (20, 160, 40),
@@ -213,9 +220,7 @@ class World:
 
 def tiny_image_tokenizer_config() -> COTSImageTokenizerConfig:
     """One code per 8 x 8 pixels, as the towers' patches."""
-    return COTSImageTokenizerConfig(
-        image_size=SIDE, codebook_size=64, hidden_size=8, decoder_input_size=8, blocks_per_group=1
-    )
+    return COTSImageTokenizerConfig(**TINY_IMAGE_TOKENIZER)
 
 
 def checkpoint(output_dir: Path, step: int) -> dict[str, torch.Tensor]:

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from transformers import AutoModel
 
+from hf_cots import COTSImageTokenizer
 from hf_cots.data.augmentation import RandomCropFlip
 from hf_cots.data.collator import ImageCollator
 from hf_cots.data.sources import load_pairs
-from hf_cots.training.image_tokenizer import train_image_tokenizer
+from hf_cots.demo.training import train_image_tokenizer
 from tests.support.runs import assert_same_weights
-from tests.support.worlds import tiny_image_tokenizer_config
+from tests.support.worlds import TINY_IMAGE_TOKENIZER
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +17,10 @@ def pairs(world):
     return load_pairs(str(world.imagefolder))
 
 
-def train(pairs, folder, steps=10, **settings):
-    return train_image_tokenizer(tiny_image_tokenizer_config(), pairs, folder, steps, batch_size=8, **settings)
+def train(world, folder, steps, **changes):
+    sizes = {"config": TINY_IMAGE_TOKENIZER, "max_steps": steps, "per_device_train_batch_size": 8}
+    names = {"train_data": str(world.imagefolder), "output_dir": str(folder), "learning_rate": 2e-3}
+    return COTSImageTokenizer.from_pretrained(train_image_tokenizer(folder, **(sizes | names | changes)))
 
 
 def reconstruction_error(model, pairs):
@@ -27,19 +29,11 @@ def reconstruction_error(model, pairs):
         return (model.decode(model.get_codebook_indices(pixels)) - pixels).abs().mean().item()
 
 
-def test_training_saves_what_it_returns(pairs, tmp_path):
-    model = train(pairs, tmp_path)
-    assert not model.training
-    loaded = AutoModel.from_pretrained(tmp_path)
-    assert type(loaded).__name__ == "COTSImageTokenizer"
-    assert_same_weights(loaded.state_dict(), model.state_dict())
-
-
-def test_the_seed_decides(pairs, tmp_path):
+def test_the_seed_decides(world, tmp_path):
     weights = []
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         torch.manual_seed(len(weights) + 100)
-        weights.append(train(pairs, tmp_path / name, steps=3, seed=seed).state_dict())
+        weights.append(train(world, tmp_path / name, steps=3, seed=seed).state_dict())
     assert_same_weights(weights[0], weights[1])
     assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
 
@@ -59,6 +53,6 @@ def test_images_are_pixels_from_0_to_1_and_follow_the_seed(pairs):
     assert read_pixels(None).shape == (1, 3, 32, 32)
 
 
-def test_longer_training_reconstructs_better(pairs, tmp_path):
-    short, long = (train(pairs, tmp_path / str(n), steps=n, min_scale=0.9, flip=0) for n in (2, 120))
+def test_longer_training_reconstructs_better(world, pairs, tmp_path):
+    short, long = (train(world, tmp_path / str(n), steps=n, min_scale=0.9, flip=0) for n in (2, 120))
     assert reconstruction_error(long, pairs) < 0.7 * reconstruction_error(short, pairs)

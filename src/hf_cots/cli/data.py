@@ -33,7 +33,7 @@ def audit(
     model: Encoder,
     data: Pairs,
     image_column: ImageColumn = "image",
-    caption_column: CaptionColumn = "caption",
+    caption_column: CaptionColumn = "auto",
     split: Split = "train",
     filter_lambda: Annotated[
         float, typer.Option(help="Standard deviations below the mean score from which a pair is suspect.")

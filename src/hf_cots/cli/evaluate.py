@@ -35,7 +35,7 @@ def evaluate(
         ),
     ],
     image_column: ImageColumn = "image",
-    caption_column: CaptionColumn = "caption",
+    caption_column: CaptionColumn = "auto",
     image_id_column: Annotated[str | None, typer.Option(help="Column whose equal cells mean the same image.")] = None,
     split: Annotated[str, typer.Option(help="Split of a Hub data set or of Karpathy's file.")] = "test",
     protocol: Annotated[str | None, typer.Option(help="Protocol: coco-5k, coco-1k, flickr30k or karpathy.")] = None,
@@ -207,7 +207,7 @@ def inspect_token_level(
     checkpoint: Annotated[str, typer.Argument(help="COTS checkpoint of pre-training, with its token heads.")],
     data: Pairs,
     image_column: ImageColumn = "image",
-    caption_column: CaptionColumn = "caption",
+    caption_column: CaptionColumn = "auto",
     split: Split = "test",
 ) -> None:
     """Check that the token level uses the other modality: how its losses rise with a shuffled cross-modal feature."""

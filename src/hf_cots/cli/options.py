@@ -11,7 +11,9 @@ Pairs = Annotated[str, typer.Argument(help="Image-text pairs: Hub id, folder, pa
 LabeledImages = Annotated[str, typer.Argument(help="Folder of class folders, or any data with a label column.")]
 
 ImageColumn = Annotated[str, typer.Option(help="Column of images or of paths to them.")]
-CaptionColumn = Annotated[str, typer.Option(help="Column of texts or of lists of texts.")]
+CaptionColumn = Annotated[
+    str, typer.Option(help="Column of texts or of lists of texts; by default the one named caption, captions, text or txt.")
+]
 LabelColumn = Annotated[str, typer.Option(help="Column of labels.")]
 Split = Annotated[str, typer.Option(help="Split of a Hub data set.")]
 

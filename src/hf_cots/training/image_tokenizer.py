@@ -6,12 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..data.augmentation import RandomCropFlip
-from ..data.collator import ImageCollator
-from ..data.sources import PairDataset
 from ..evaluation.diagnostics.image_tokenizer import CodeUsage, evaluate_image_tokenizer
-from ..models import COTSImageTokenizer, COTSImageTokenizerConfig
-from .arguments import DVAETrainingArguments
 from .pair_trainer import PairTrainer
 
 
@@ -102,55 +97,3 @@ class DVAETrainer(PairTrainer):
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-def train_image_tokenizer(
-    config: COTSImageTokenizerConfig,
-    pairs: PairDataset,
-    output_dir: Path | str,
-    steps: int,
-    batch_size: int = 32,
-    learning_rate: float = 2e-3,
-    min_scale: float = 0.5,
-    flip: float = 0.5,
-    seed: int = 0,
-) -> COTSImageTokenizer:
-    """Train a small image tokenizer in a few hundred steps: constant temperature and KL weight, and a learning rate
-    with a warm-up of a twentieth of the steps and a cosine decay. Saves the model in `output_dir`.
-
-    Args:
-        config: config of the model; `image_size` is the size of the crops.
-        pairs: the images; captions are not used.
-        output_dir: folder of the saved model.
-        steps: number of optimizer steps.
-        batch_size: images per step.
-        learning_rate: highest learning rate.
-        min_scale, flip: augmentation, see [`RandomCropFlip`].
-        seed: seed of weights, data order, augmentation and noise.
-
-    Returns:
-        The trained model in evaluation mode.
-    """
-    torch.manual_seed(seed)
-    model = COTSImageTokenizer(config)
-    arguments = DVAETrainingArguments(
-        output_dir=str(output_dir),
-        max_steps=steps,
-        per_device_train_batch_size=batch_size,
-        learning_rate=learning_rate,
-        lr_scheduler_type="cosine",
-        lr_scheduler_kwargs=None,
-        warmup_steps=0.05,
-        weight_decay=0.0,
-        final_temperature=config.gumbel_temperature,
-        kl_warmup_fraction=0.0,
-        dataloader_drop_last=False,
-        logging_steps=max(1, steps // 10),
-        save_strategy="no",
-        report_to="none",
-        seed=seed,
-    )
-    collator = ImageCollator(RandomCropFlip(config.image_size, min_scale, flip))
-    DVAETrainer(model=model, args=arguments, train_dataset=pairs, data_collator=collator).train()
-    model.eval().save_pretrained(output_dir)
-    return model

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import hf_cots.train
 from hf_cots.cli import app
-from hf_cots.data.sources import load_pairs
+from hf_cots.demo.training import train_image_tokenizer
 from hf_cots.evaluation.diagnostics.inspect_cots import (
     COTSInspection,
     Prediction,
@@ -18,18 +18,15 @@ from hf_cots.evaluation.diagnostics.inspect_cots import (
     load_with_token_heads,
 )
 from hf_cots.evaluation.rendering.panels import draw_panels
-from hf_cots.training.image_tokenizer import train_image_tokenizer
-from tests.support.worlds import draw, encoded, tiny_image_tokenizer_config
+from tests.support.worlds import TINY_IMAGE_TOKENIZER, draw, encoded
 
 
 @pytest.fixture(scope="module")
 def trained(world):
     """A run that overfits the world's forty images: a trained image tokenizer, then the token level."""
-    pairs = load_pairs(str(world.imagefolder))
-    tokenizer = world.root / "tokenizer"
-    config = tiny_image_tokenizer_config()
-    config.kl_weight = 0.0005
-    train_image_tokenizer(config, pairs, tokenizer, 150, batch_size=8, learning_rate=5e-3, min_scale=0.9, flip=0)
+    sizes = {"config": TINY_IMAGE_TOKENIZER | {"kl_weight": 0.0005}, "max_steps": 150, "min_scale": 0.9, "flip": 0}
+    sizes |= {"train_data": str(world.imagefolder), "per_device_train_batch_size": 8}
+    tokenizer = train_image_tokenizer(world.root, **sizes)
     settings = {"image_tokenizer": tokenizer, "max_steps": 250, "learning_rate": 3e-3, "min_scale": 1.0}
     settings |= {"save_strategy": "steps", "save_steps": 250, "lr_scheduler_type": "constant_with_warmup"}
     folder = world.root / "trained"
