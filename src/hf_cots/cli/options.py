@@ -12,7 +12,10 @@ LabeledImages = Annotated[str, typer.Argument(help="Folder of class folders, or 
 
 ImageColumn = Annotated[str, typer.Option(help="Column of images or of paths to them.")]
 CaptionColumn = Annotated[
-    str, typer.Option(help="Column of texts or of lists of texts; by default the one named caption, captions, text or txt.")
+    str,
+    typer.Option(
+        help="Column of texts or of lists of texts; by default the one named caption, captions, text or txt."
+    ),
 ]
 LabelColumn = Annotated[str, typer.Option(help="Column of labels.")]
 Split = Annotated[str, typer.Option(help="Split of a Hub data set.")]
