@@ -1,8 +1,8 @@
-"""Does bf16 end where float32 ends? The demo's model, 300 steps, several seeds in each precision.
+"""Compares training in bf16 and float32: the demo's model, 300 steps, several seeds in each precision.
 
-    python benchmarks/precision.py --output benchmarks/results/precision.json
+    python -m benchmarks.precision --output benchmarks/results/precision.json
 
-Needs the extra `demo`. A run's result is written as soon as it is there; a run that the file holds is not repeated.
+Needs the extra `demo`. Each run's result is written when it ends; a run recorded in the file is not repeated.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from machine import machine
 from transformers import AutoTokenizer
 
 from hf_cots import COTSImageTokenizerConfig
@@ -23,12 +22,14 @@ from hf_cots.demo.recipe import TEST_STYLE, DemoRecipe, text_tower_folder
 from hf_cots.demo.run import pretrain
 from hf_cots.training.image_tokenizer import train_image_tokenizer
 
+from .machine import machine
 
-LAST = 60  # steps at the end, over which the losses are averaged
+
+LAST = 60  # final steps over which losses are averaged
 
 
 def measure(recipe: DemoRecipe, data: Path, image_tokenizer, output: Path, seed: int) -> dict[str, float]:
-    """Final losses and recall on unseen concepts of one run."""
+    """Train one run; returns final losses and recall on unseen concepts."""
     pairs = load_pairs(str(data / "train"), "image", "text", "text", seed=seed)
     own_style = load_table(str(data / "test")).filter(lambda row: row["style"] == TEST_STYLE)
     gallery = PairDataset(own_style, "image", "text", "text")
