@@ -77,70 +77,51 @@ def test_links_lead_somewhere(page):
 # ---------------------------------------------------------------------- verbs and flags
 
 
-@cache
-def program_flags(program):
-    kinds = {
-        "hf_cots.train": (arguments.ModelArguments, arguments.DataArguments, arguments.COTSTrainingArguments),
-        "hf_cots.train_dvae": (
-            arguments.ImageTokenizerArguments,
-            arguments.ImageArguments,
-            arguments.DVAETrainingArguments,
-        ),
-    }[program]
-    return set(HfArgumentParser(kinds)._option_string_actions)
+TRAIN = (arguments.ModelArguments, arguments.DataArguments, arguments.COTSTrainingArguments)
+TRAIN_DVAE = (arguments.ImageTokenizerArguments, arguments.ImageArguments, arguments.DVAETrainingArguments)
+COMMAND = re.compile(r"(hf-cots|(?:python|torchrun\b.*?) -m hf_cots(?:\.\w+)?)\b((?: [^`#\n]*)?)")
 
 
 @cache
-def verbs():
-    """The flags of each verb, `convert dalle` and its like included."""
-    found = {}
-    for name, command in get_command(app).commands.items():
-        for path, one in {
-            name: command,
-            **{f"{name} {sub}": c for sub, c in getattr(command, "commands", {}).items()},
-        }.items():
-            found[path] = {flag for parameter in one.params for flag in parameter.opts} | {"--help"}
-    found["train"], found["train-tokenizer"] = program_flags("hf_cots.train"), program_flags("hf_cots.train_dvae")
-    found["tokenize"] |= program_flags("hf_cots.train")  # it takes a training recipe and flags after it
-    return found
+def known_flags():
+    """The flags of every command of ours, by the words that call it."""
+    flags = {}
+
+    def add(name, command):
+        flags[name] = {"--help"} | {flag for parameter in command.params for flag in parameter.opts}
+        for verb, below in getattr(command, "commands", {}).items():
+            add(f"{name} {verb}", below)
+
+    add("hf-cots", get_command(app))
+    train_flags, dvae_flags = (set(HfArgumentParser(kinds)._option_string_actions) for kinds in (TRAIN, TRAIN_DVAE))
+    flags |= {"hf-cots train": train_flags, "hf_cots.train": train_flags}
+    flags |= {"hf-cots train-tokenizer": dvae_flags, "hf_cots.train_dvae": dvae_flags}
+    flags["hf-cots tokenize"] |= train_flags  # after a training recipe
+    return flags
 
 
 def named_commands(path):
-    """Every command of ours in a text: in blocks, in backticks, and in the comments at the head of a recipe."""
+    """Every command of ours in a text, or in the comments of a recipe: its name, and the words after it."""
     text = path.read_text()
     if path.suffix == ".yaml":
         text = "\n".join(line[1:] for line in text.splitlines() if line.startswith("#"))
-        pieces = [text]
-    else:
-        pieces = [code for _, _, code in BLOCK.findall(text)]
-        pieces += re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
-        pieces += re.findall(r"^    (\S.*)$", text, re.MULTILINE)
-    for piece in pieces:
-        for line in piece.replace("\\\n", " ").splitlines():
-            found = re.search(r"(?:hf-cots|(?:python|torchrun\b.*) -m (hf_cots\.\w+|hf_cots))\b(.*)", line)
-            if found:
-                yield (found[1] or "hf_cots"), found[2].partition("   #")[0]
+    for program, rest in COMMAND.findall(text.replace("\\\n", " ")):
+        name, words = program.split(" -m ")[-1].replace("hf_cots", "hf-cots", "." not in program), rest.split()
+        while words and f"{name} {words[0]}" in known_flags():
+            name += f" {words.pop(0)}"
+        yield name, words
 
 
 @pytest.mark.parametrize("path", [*TEXTS, *RECIPES], ids=page_name)
 def test_every_verb_and_flag_exists(path):
-    for program, rest in named_commands(path):
-        if program == "hf_cots":
-            words = rest.split()
-            verb = next((v for v in (" ".join(words[:2]), *words[:1]) if v in verbs()), None)
-            assert verb is not None or not words or words[0].startswith(("-", "VERB")), f"no verb: hf-cots{rest}"
-            known = verbs()[verb] if verb else {"--help"}
-        else:
-            known = program_flags(program)
-        unknown = set(FLAG.findall(rest)) - known
-        assert not unknown, f"{program}{rest}"
+    for name, words in named_commands(path):
+        assert set(FLAG.findall(" ".join(words))) <= known_flags()[name], f"{name} {words}"
+        if name == "hf-cots" and words:
+            raise AssertionError(f"no such verb: {name} {words}")
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=page_name)
 def test_every_flag_in_running_text_exists(page):
-    known = set.union(*verbs().values(), program_flags("hf_cots.train"), program_flags("hf_cots.train_dvae"), NOT_OURS)
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
-    pieces = [
-        piece for piece in re.findall(r"`([^`\n]+)`", text) if not piece.startswith(("python -m benchmarks", "make"))
-    ]
-    assert {flag for piece in pieces for flag in FLAG.findall(piece)} - known == set()
+    pieces = [piece for piece in re.findall(r"`([^`\n]+)`", text) if "benchmarks" not in piece]
+    assert set(FLAG.findall(" ".join(pieces))) <= set.union(NOT_OURS, *known_flags().values())
