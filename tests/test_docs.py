@@ -74,6 +74,15 @@ def test_links_lead_somewhere(page):
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
+def test_contributing_names_files_that_exist():
+    """`data/sources.py` below the package or the repository; a bare `losses.py` anywhere in the package."""
+    package = ROOT / "src" / "hf_cots"
+    names = set(re.findall(r"`([\w/]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text()))
+    missing = {name for name in names if not (package / name).is_file() and not (ROOT / name).is_file()}
+    assert {name for name in missing if "/" in name or not list(package.rglob(name))} == set()
+    assert len(names) > 20
+
+
 # ---------------------------------------------------------------------- verbs and flags
 
 
