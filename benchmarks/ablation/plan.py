@@ -10,11 +10,12 @@ from typing import Any
 import yaml
 
 
-# Names that fields had when the first runs were recorded, by today's names: a run's key hashes the former.
+# Names that fields and flags had when the first runs were recorded, by today's names: a run's key hashes the former.
 RECORDED_NAMES = {
     "enqueue_before_loss": "fresh_negatives",
     "masked_fraction": "masked_share",
     "match_original_code": "reference_quirks",
+    "standardize_features": "standardize",
 }
 SETS = ("emoji", "openclipart", "emoji_1000", "openclipart_1000")
 RECIPES = Path(__file__).with_name("recipes.yaml")
