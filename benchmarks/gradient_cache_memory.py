@@ -1,11 +1,10 @@
-"""What a step of 1,024 pairs takes: at once, and with cached gradients in micro-batches of 64.
+"""Memory and time of a step of 1,024 pairs: in one batch, and with cached gradients in micro-batches of 64.
 
-    python benchmarks/gradient_cache_memory.py
+    python -m benchmarks.gradient_cache_memory
 
-The towers of model_cards/cookie-emoji, random weights and data, float32, dropout off, so that the gradients can
-be compared. Each way runs in a process of its own: its peak resident memory above what model, data and gradients take,
-the most bytes that autograd kept for the backward pass, and seconds. The result is written to
-`benchmarks/results/gradient_cache_memory.json`.
+The towers of model_cards/cookie-emoji, random weights and data, float32, no dropout so that gradients can be compared.
+Each case runs in its own process: peak resident memory above model, data and gradients, the most bytes that autograd
+kept for the backward pass, and seconds. The result is written to `benchmarks/results/gradient_cache_memory.json`.
 """
 
 import argparse
@@ -17,22 +16,23 @@ import time
 from pathlib import Path
 
 import torch
-from machine import machine
 from safetensors.torch import load_file, save_file
 
 from hf_cots import CookieConfig, CookieForPreTraining
 from hf_cots.training.gradient_cache import cache_gradients
 
+from .machine import machine
+
 
 SIZES = {"num_hidden_layers": 6, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 VISION = {"model_type": "vit", "image_size": 64, "patch_size": 16, "hidden_size": 192, "num_attention_heads": 6}
 TEXT = {"model_type": "bert", "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
-WAYS = {"at once": (1024, False), "cached": (1024, True), "one micro-batch": (64, False)}
+CASES = {"at once": (1024, False), "cached": (1024, True), "one micro-batch": (64, False)}
 PAIRS, PART, LENGTH = 1024, 64, 12
 
 
 class Kept:
-    """A tensor kept for the backward pass, which counts as long as it lives."""
+    """Counts the bytes of tensors kept for the backward pass, as long as they live."""
 
     now = peak = 0
 
@@ -46,18 +46,18 @@ class Kept:
 
 
 def peak_rss() -> int:
-    """Bytes."""
+    """Read the peak resident memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def learner() -> CookieForPreTraining:
+def build_model() -> CookieForPreTraining:
     torch.manual_seed(0)
     towers = {"vision_config": VISION | SIZES | {"intermediate_size": 768}, "text_config": TEXT | SIZES}
     shared = {"projection_dim": 384, "shared_intermediate_size": 768, "shared_dropout": 0.0}
     return CookieForPreTraining(CookieConfig(**towers, **shared)).train()
 
 
-def batch_of(pairs: int) -> dict[str, torch.Tensor]:
+def random_batch(pairs: int) -> dict[str, torch.Tensor]:
     source = torch.Generator().manual_seed(1)
     batch = {"image_ids": torch.arange(PAIRS)}
     for view in ("", "view_"):
@@ -75,10 +75,10 @@ def step(model: CookieForPreTraining, parts: list[dict], cached: bool) -> None:
         (model(**part, step=begun).loss / len(parts)).backward()
 
 
-def one_way(way: str, folder: Path) -> None:
-    """Write the gradients and what they took."""
-    pairs, cached = WAYS[way]
-    model, batch = learner(), batch_of(pairs)
+def run_case(way: str, folder: Path) -> None:
+    """Run a step of one case; writes its gradients and its measurements."""
+    pairs, cached = CASES[way]
+    model, batch = build_model(), random_batch(pairs)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     size = PART if cached else pairs
@@ -96,32 +96,43 @@ def one_way(way: str, folder: Path) -> None:
 
 
 def differences(folder: Path) -> dict[str, float]:
-    """Of the cached gradient from the plain one: of the whole vector, relative to its norm, and the largest of any
-    entry, relative to the largest of its tensor."""
-    whole, cached = (load_file(folder / f"{way}.safetensors") for way in ("at once", "cached"))
-    gaps = {name: whole[name] - cached[name] for name in whole}
-    norms = [torch.cat([rows.flatten() for rows in each.values()]).norm() for each in (gaps, whole)]
-    # Softmax knows no shift: the bias of keys has no gradient but rounding.
-    told = [name for name in whole if not name.endswith(("key.bias", "k_proj.bias"))]
-    largest = max(float(gaps[name].abs().max() / whole[name].abs().max().clamp(min=1e-12)) for name in told)
-    return {"of_the_whole_vector": float(norms[0] / norms[1]), "of_any_entry_in_its_tensor": largest}
+    """Compare the cached with the plain gradient: the norm of the difference relative to the norm of the gradient, and
+    the largest difference of an entry relative to the largest entry of its tensor."""
+    plain, cached = (load_file(folder / f"{way}.safetensors") for way in ("at once", "cached"))
+    gaps = {name: plain[name] - cached[name] for name in plain}
+    norms = [torch.cat([rows.flatten() for rows in each.values()]).norm() for each in (gaps, plain)]
+    # Softmax is invariant to shifts: the gradient of the keys' bias is rounding error only.
+    compared = [name for name in plain if not name.endswith(("key.bias", "k_proj.bias"))]
+    largest = max(float(gaps[name].abs().max() / plain[name].abs().max().clamp(min=1e-12)) for name in compared)
+    return {"full_gradient": float(norms[0] / norms[1]), "largest_entry": largest}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--way", choices=list(WAYS))
+    parser.add_argument("--way", choices=list(CASES))
     parser.add_argument("--folder", type=Path, default=Path("runs/gradient_cache"))
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results/gradient_cache_memory.json")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     if arguments.way:
-        one_way(arguments.way, arguments.folder)
+        run_case(arguments.way, arguments.folder)
         return
-    for way in WAYS:
-        subprocess.run([sys.executable, __file__, "--way", way, "--folder", str(arguments.folder)], check=True)
+    for way in CASES:
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "benchmarks.gradient_cache_memory",
+                "--way",
+                way,
+                "--folder",
+                str(arguments.folder),
+            ],
+            check=True,
+        )
     result = {
         "what": f"a step of {PAIRS} pairs at once, the same in cached micro-batches of {PART}, and {PART} pairs alone",
-        "ways": {way: json.loads((arguments.folder / f"{way}.json").read_text()) for way in WAYS},
+        "ways": {way: json.loads((arguments.folder / f"{way}.json").read_text()) for way in CASES},
         "relative_difference_of_gradients": differences(arguments.folder),
         "machine": machine(),
     }

@@ -1,17 +1,16 @@
-"""What the image tokenizer costs, as a share of a training step of COTS-base, and what cheaper codes are worth.
+"""The cost of the image tokenizer, as a percentage of a training step of COTS-base, and the accuracy of bf16 codes.
 
-    python benchmarks/image_tokenizer_cost.py --repeats 3
-    python benchmarks/image_tokenizer_cost.py --trained runs/dvae-emoji/model runs/demo/data/test
+    python -m benchmarks.image_tokenizer_cost --repeats 3
+    python -m benchmarks.image_tokenizer_cost --trained runs/dvae-emoji/model runs/demo/data/test
 
-Times: random weights and data of the right shapes, DALL-E's size at 192 pixels beside a ViT-B/16 at 384; all in one
-process, medians; on a CPU in seconds of the processor, which other work on the machine hardly touches. The step is
-the whole one of `COTSTrainer` but for the optimizer's own update: keys, forward, backward. It is measured with codes
-computed in it and with codes given, as from a cache, in float32 and under bf16 autocast. The tokenizer alone is
-measured in the same ways, and compiled.
+Times: random weights and data of the right shapes, DALL-E's size at 192 pixels beside a ViT-B/16 at 384; one process,
+medians; on a CPU in processor seconds, which other load on the machine hardly affects. The step is that of
+`COTSTrainer` without the optimizer's update: keys, forward, backward. It is measured with codes computed in the step
+and with codes given, as from a cache, in float32 and under bf16 autocast; the tokenizer alone likewise, and compiled.
 
-Codes, with `--trained`: the share of bf16 codes that equal float32's, of a trained image tokenizer on real pictures,
-under autocast, where the model keeps its last layer in float32, and with everything in bf16. Both are written to
-`benchmarks/results/image_tokenizer_cost.json`, each beside the other.
+Codes, with `--trained`: the percentage of bf16 codes that equal those of float32, for a trained image tokenizer on
+real images, under autocast, where the model keeps its last layer in float32, and with everything in bf16. Both results
+are kept in `benchmarks/results/image_tokenizer_cost.json`.
 """
 
 import argparse
@@ -23,18 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import machine
-from momentum_cost import batch_of
 
 from hf_cots import COTSConfig, COTSForPreTraining, COTSImageTokenizer
 from hf_cots.data.augmentation import RandomCropFlip
 from hf_cots.data.collator import ImageCollator
 from hf_cots.data.sources import load_pairs
 
+from .machine import machine
+from .momentum_cost import random_batch
+
 
 @torch.no_grad()
 def equal_codes(tokenizer: COTSImageTokenizer, pixels: torch.Tensor) -> dict[str, float]:
-    """Percentages of codes in bf16 that are float32's: under autocast, and with weights and logits in bf16 too."""
+    """Compute the percentage of bf16 codes that equal float32's: under autocast, and with everything in bf16."""
     wanted = tokenizer.get_codebook_indices(pixels)
     with torch.autocast(pixels.device.type, torch.bfloat16):
         mixed = tokenizer.get_codebook_indices(pixels)
@@ -42,21 +42,21 @@ def equal_codes(tokenizer: COTSImageTokenizer, pixels: torch.Tensor) -> dict[str
     return {
         "bf16_autocast_percent": 100 * (mixed == wanted).float().mean().item(),
         "bf16_logits_too_percent": 100 * (halved == wanted).float().mean().item(),
-        "pictures": len(pixels),
+        "images": len(pixels),
     }
 
 
-def compare_codes(trained: str, pictures: str, device: str) -> dict[str, float]:
-    """[`equal_codes`] of an image tokenizer's folder on crops of up to 256 pictures."""
+def compare_codes(trained: str, images: str, device: str) -> dict[str, float]:
+    """[`equal_codes`] of an image tokenizer's folder on crops of up to 256 images."""
     tokenizer = COTSImageTokenizer.from_pretrained(trained).eval().to(device)
-    pairs = load_pairs(pictures, caption_column=None)
+    pairs = load_pairs(images, caption_column=None)
     collate = ImageCollator(RandomCropFlip(tokenizer.config.image_size))
     pixels = collate([pairs[index] for index in range(min(256, len(pairs)))])["pixel_values"]
     return equal_codes(tokenizer, pixels.to(device))
 
 
 def measure_times(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Medians of the step and of the tokenizer alone, and their shares."""
+    """Measure medians of the step and of the tokenizer alone, and percentages."""
     seconds: dict[str, list[float]] = defaultdict(list)
 
     def clock() -> float:
@@ -72,7 +72,7 @@ def measure_times(arguments: argparse.Namespace) -> dict[str, Any]:
 
     torch.manual_seed(0)
     model = COTSForPreTraining(COTSConfig()).to(arguments.device).train()
-    batch = batch_of(model.config, arguments.batch_size, arguments.text_length)
+    batch = random_batch(model.config, arguments.batch_size, arguments.text_length)
     batch = {name: rows.to(arguments.device) for name, rows in batch.items()}
     codes = model.image_codes(batch["pixel_values"])
     compiled = torch.compile(model.image_codes)
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--text_length", type=int, default=32)
-    parser.add_argument("--trained", nargs=2, metavar=("TOKENIZER", "PICTURES"), help="compare codes, take no times")
+    parser.add_argument("--trained", nargs=2, metavar=("TOKENIZER", "IMAGES"), help="compare codes, take no times")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "image_tokenizer_cost.json")
     arguments = parser.parse_args()

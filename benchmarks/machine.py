@@ -1,4 +1,4 @@
-"""What a result was measured on."""
+"""The machine that a result was measured on."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ import transformers
 
 
 def machine(device: str = "cpu") -> dict[str, str | int]:
-    """Processor, cores, threads, GPU if one was used, and versions."""
+    """Describe processor, cores, threads, the GPU if one is used, and versions."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     model = re.search(r"model name\s*: (.+)", text)
     facts: dict[str, str | int] = {

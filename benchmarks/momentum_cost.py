@@ -1,9 +1,9 @@
-"""What the momentum encoder's update and the queues cost, as a share of a training step of COTS-base.
+"""The cost of the momentum update and the queues, as a percentage of a training step of COTS-base.
 
-    python benchmarks/momentum_cost.py --batch_size 4
+    python -m benchmarks.momentum_cost --batch_size 4
 
-Random weights and data of the right shapes; all in one process, the parts measured in turn, medians. The result is
-written to `benchmarks/results/momentum_cost.json`.
+Random weights and data of the right shapes; one process, the parts measured in turn, medians. The result is written
+to `benchmarks/results/momentum_cost.json`.
 """
 
 import argparse
@@ -14,12 +14,13 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from machine import machine
 
 from hf_cots import COTSConfig, COTSForPreTraining
 
+from .machine import machine
 
-def batch_of(config: COTSConfig, size: int, length: int) -> dict[str, torch.Tensor]:
+
+def random_batch(config: COTSConfig, size: int, length: int) -> dict[str, torch.Tensor]:
     side = config.vision_config.image_size
     ids = torch.randint(1000, 20_000, (size, length))
     return {
@@ -55,7 +56,7 @@ def main() -> None:
         return result
 
     def one_by_one():
-        """The update without grouping, parameter by parameter."""
+        """Update parameter by parameter, without grouping."""
         online = dict(model.cots.named_parameters())
         with torch.no_grad():
             for name, parameter in model.momentum_encoder.named_parameters():
@@ -64,7 +65,7 @@ def main() -> None:
     keys = torch.randn(2, arguments.batch_size, model.config.projection_dim, device=arguments.device)
     ids = torch.arange(arguments.batch_size, device=arguments.device)
     for step in range(arguments.steps + 1):
-        batch = batch_of(model.config, arguments.batch_size, arguments.text_length)
+        batch = random_batch(model.config, arguments.batch_size, arguments.text_length)
         batch = {name: rows.to(arguments.device) for name, rows in batch.items()}
 
         def train_step(batch=batch):

@@ -1,8 +1,8 @@
-"""Does bf16 end where float32 ends? The demo's model, 300 steps, several seeds in each precision.
+"""Compares training in bf16 and float32: the demo's model, 300 steps, several seeds in each precision.
 
-    python benchmarks/precision.py --output benchmarks/results/precision.json
+    python -m benchmarks.precision --output benchmarks/results/precision.json
 
-Needs the extra `demo`. A run's result is written as soon as it is there; a run that the file holds is not repeated.
+Needs the extra `demo`. Each run's result is written when it ends; a run recorded in the file is not repeated.
 """
 
 import argparse
@@ -12,14 +12,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import machine
-
 from hf_cots.data.sets.emoji import write_emoji_set
 from hf_cots.demo.recipe import load_gallery
 from hf_cots.demo.training import build_cots_trainer, train_image_tokenizer
 
+from .machine import machine
 
-LAST = 60  # steps at the end, over which the losses are averaged
+
+LAST = 60  # final steps over which losses are averaged
 
 
 def measure(folder: Path, seed: int, steps: int, bf16: bool) -> dict[str, float]:

@@ -2,14 +2,14 @@
 
     python -m benchmarks.retrieval_scale --output benchmarks/results/retrieval_scale.json
 
-1. The shape of COCO-5K, 5,000 pictures x 25,000 texts of 256 dimensions, both directions: aim, below 10 s on 2 cores
+1. The shape of COCO-5K, 5,000 images x 25,000 texts of 256 dimensions, both directions. Target: below 10 s on 2 cores
    and below 500 MB above the embeddings.
-2. One 256th of the queries of 1,000,000 x 1,000,000, memory-mapped: all that one of 256 processes does, or one process
-   between two signs of life. Memory is what the whole would take but for 96 bytes a query of results.
+2. One 256th of the queries of 1,000,000 x 1,000,000, memory-mapped: the work of one of 256 processes. Ranking all
+   queries takes the same memory plus 96 bytes of results per query.
 
-Memory is the greatest `RssAnon` of the process, sampled every 5 ms, less that before the start; the pages of the
-mapped files, which the system may drop at any time, are `RssFile` and not in it. `load_before` tells whether others
-were using the machine: with more than one busy process a core, threads wait for each other and times mean little.
+Memory is the peak `RssAnon` of the process, sampled every 5 ms, less that before the start; pages of the mapped files,
+which the system may drop at any time, are `RssFile` and not counted. `load_before` shows whether the machine was in
+use: with more than one busy process per core, threads wait for each other and times mean little.
 """
 
 import argparse
@@ -29,13 +29,13 @@ from .machine import machine
 
 
 def anonymous_memory() -> float:
-    """`RssAnon` of this process in MB (10^6 bytes)."""
+    """Read `RssAnon` of this process in MB (10^6 bytes)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
     return int(line.split()[1]) * 1024 / 1e6
 
 
 class Watch:
-    """Wall time and peak of memory of a `with` block."""
+    """Measures wall time and peak memory of a `with` block."""
 
     def __enter__(self):
         self.before = self.peak = anonymous_memory()
@@ -64,7 +64,7 @@ class Watch:
 
 
 def coco_5k() -> dict:
-    """Both directions, the second of three runs by time."""
+    """Rank both directions three times; reports the run with the median time."""
     generator = torch.Generator().manual_seed(0)
     images = torch.nn.functional.normalize(torch.randn(5_000, 256, generator=generator), dim=1)
     ids = torch.arange(5_000)
@@ -83,8 +83,8 @@ def coco_5k() -> dict:
     return median | {"megabytes_above": max(run["megabytes_above"] for run in runs), "runs": runs, "R@1": recalls}
 
 
-def million(folder: Path, size: int, share: int) -> dict:
-    """One of `share` shares of the queries of size x size, from mapped files."""
+def million(folder: Path, size: int, parts: int) -> dict:
+    """Rank one of `parts` equal parts of the queries of size x size, from mapped files."""
     generator = np.random.default_rng(0)
     for name in ("queries", "gallery"):
         file = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, (size, 256))
@@ -96,14 +96,14 @@ def million(folder: Path, size: int, share: int) -> dict:
     files = (np.load(folder / f"{name}.npy", mmap_mode="c") for name in ("queries", "gallery"))
     queries, gallery = (torch.from_numpy(file) for file in files)
     with Watch() as watch:
-        columns = rank_queries(queries, gallery, ids, ids, shard=(0, share))
+        columns = rank_queries(queries, gallery, ids, ids, shard=(0, parts))
     done = len(columns["rank"])
     return watch.result() | {
         "queries": size,
         "queries_ranked": done,
         "gallery": size,
         "scores_per_second": round(done * size / watch.seconds),
-        "hours_for_all_queries": round(watch.seconds * share / 3600, 1),
+        "hours_for_all_queries": round(watch.seconds * parts / 3600, 1),
         "megabytes_of_results_for_all_queries": round(8 * len(columns) * size / 1e6),
         "mean_rank": round(float(columns["rank"].mean())),
     }
@@ -113,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/retrieval_scale.json"))
     parser.add_argument("--size", type=int, default=1_000_000)
-    parser.add_argument("--share", type=int, default=256)
+    parser.add_argument("--parts", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -123,7 +123,7 @@ def main() -> None:
         "coco_5k_both_directions": coco_5k(),
     }
     with tempfile.TemporaryDirectory() as folder:
-        results["million_by_million"] = million(Path(folder), arguments.size, arguments.share)
+        results["million_by_million"] = million(Path(folder), arguments.size, arguments.parts)
     arguments.output.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
 

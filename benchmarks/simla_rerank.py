@@ -1,22 +1,23 @@
-"""Is two-step search worth it? COTS proposes, SIMLA judges; R@1 and time of each and of both, on unseen concepts.
+"""R@1 and time of two-stage search on unseen concepts: COTS retrieves, SIMLA re-ranks; each alone, and both.
 
     python -m benchmarks.simla_rerank --work runs/rerank --output benchmarks/results/simla_rerank.json
 
-Everything is made in `--work`, each part unless it is there: the emoji and openclipart sets with an eighth of their
-training concepts for validation, a COTS over MiniLM, and a SIMLA that starts from the COTS's image encoder and the
-lower half of MiniLM (`model_cards/simla-emoji/recipe.yaml`).
+Each part is prepared in `--work` unless it exists: the emoji and openclipart sets with an eighth of their training
+concepts for validation, a COTS over MiniLM, and a SIMLA that starts from the COTS's image encoder and the lower half
+of MiniLM (`model_cards/simla-emoji/recipe.yaml`).
 
-Protocol of the times. One process, one run, the threads and the load of the machine as reported. Texts are encoded one
-query at a time, as a search is. Pictures are encoded beforehand wherever a method allows it:
+Protocol of the times: one process, one run, with threads and load of the machine as reported. Texts are encoded one
+query at a time, as in a search. Images are encoded beforehand wherever a method allows it:
 
-    two streams        encode the text, one matrix product over the gallery, choose the best
-    both               the same, then judge 16, 64 and 256 candidates from kept keys and values
-    judge, kept        judge the whole gallery from kept keys and values, in the same batches
-    judge, whole pass  the whole model for each pair, picture included: what single-stream search without any cache is,
-                       and what the 10,800 of Lu et al. (2022) was measured against
+    two_streams       encode the text, one matrix product over the gallery, top k
+    both              the same, then re-rank 16, 64 and 256 candidates from cached keys and values
+    rerank_cached     re-rank the full gallery from cached keys and values, in the same batches
+    rerank_full_pass  the full model for each pair, image included: single-stream search without any cache, which is
+                      what the 10,800 of Lu et al. (2022) was measured against
 
-The gallery is 5,000 of the training pictures, since the test sets have fewer; times do not depend on what is in a
-picture. Each time is the median over queries, after one that does not count.
+The gallery is 5,000 of the training images, since the test sets have fewer; times do not depend on image content. Each
+time is the median over queries, after a warm-up. (The recorded result calls the last two `judge_kept` and
+`judge_whole_pass`.)
 """
 
 import argparse
@@ -49,7 +50,7 @@ from .machine import machine
 RECIPE = Path(__file__).parents[1] / "model_cards" / "simla-emoji" / "recipe.yaml"
 SETS = ("emoji", "openclipart")
 GALLERY = 5_000
-JUDGED = 3  # queries for which the whole gallery is judged
+RERANKED = 3  # queries for which the full gallery is re-ranked
 VISION = {
     "model_type": "vit",
     "image_size": 64,
@@ -60,7 +61,7 @@ VISION = {
     "intermediate_size": 768,
     "layer_norm_eps": 1e-6,
 }
-# The first step: plain contrast over a frozen MiniLM.
+# The first stage: plain contrast over a frozen MiniLM.
 COTS = {
     "text_pooling": "mean",
     "contrast": "in_batch",
@@ -74,7 +75,7 @@ COTS = {
 
 
 def prepare(work: Path, deb: Path | None) -> None:
-    """`fit.jsonl` of all sets, and of each set `validation.jsonl` and `test.jsonl`: `image`, `caption`."""
+    """Write `fit.jsonl` of all sets, and `validation.jsonl` and `test.jsonl` of each set: `image`, `caption`."""
     write_emoji_set(work / "emoji", seed=0)
     write_openclipart_set(work / "openclipart", deb, seed=0)
     fit: list[dict[str, str]] = []
@@ -96,12 +97,12 @@ def prepare(work: Path, deb: Path | None) -> None:
 
 
 def write_lines(path: Path, rows: list[dict[str, str]]) -> None:
-    """JSON lines."""
+    """Write JSON lines."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def train_cots(work: Path, steps: int) -> None:
-    """The first step, in `cots/model`."""
+    """Train the first stage, in `cots/model`."""
     settings = {
         "vision": json.dumps(VISION),
         "text": text_tower_folder(),
@@ -127,7 +128,7 @@ def train_cots(work: Path, steps: int) -> None:
 
 
 def write_towers(work: Path) -> tuple[Path, Path]:
-    """What SIMLA starts from: the COTS's image encoder, and the lower three layers of MiniLM, without dropout."""
+    """Write SIMLA's initial towers: the COTS's image encoder, and the lower three layers of MiniLM without dropout."""
     vision, text = work / "towers" / "vision", work / "towers" / "text"
     cots, processor = (auto.from_pretrained(work / "cots" / "model") for auto in (AutoModel, AutoProcessor))
     tower = ViTModel(cots.config.vision_config, add_pooling_layer=False)
@@ -141,14 +142,14 @@ def write_towers(work: Path) -> tuple[Path, Path]:
 
 
 def train_simla(work: Path, steps: int | None) -> None:
-    """The second step, in `simla/model`."""
+    """Train the second stage, in `simla/model`."""
     vision, text = write_towers(work)
     flags = ["--vision", vision, "--text", text, "--train_data", work / "fit.jsonl", "--output_dir", work / "simla"]
     train.train([str(RECIPE), *map(str, flags), *(["--max_steps", str(steps)] if steps else [])])
 
 
 def recall(work: Path, name: str) -> dict[str, Any]:
-    """Both directions of a set: COTS alone, SIMLA as a dual encoder alone, and each with SIMLA as the judge."""
+    """Evaluate a set: COTS alone, SIMLA as a dual encoder alone, and each with SIMLA as the re-ranker."""
     files = [str(work / f"{name}-{side}.jsonl") for side in ("test", "validation")]
     test, validation = (load_pairs(file, "image", "caption", "caption") for file in files)
     cots, simla = (load_encoder(str(work / kind / "model"), "cpu") for kind in ("cots", "simla"))
@@ -157,7 +158,7 @@ def recall(work: Path, name: str) -> dict[str, Any]:
     return {
         "test": len(test),
         "validation": len(validation),
-        "first_step": build_report(first),
+        "first_stage": build_report(first),
         "simla_dual": build_report(dual, first),
         "both": rerank.run(cots, first, test),
         "simla_both": rerank.run(simla, dual, test),
@@ -165,7 +166,7 @@ def recall(work: Path, name: str) -> dict[str, Any]:
 
 
 def median_seconds(call: Callable[[int], Any], repeats: int) -> float:
-    """Of `call(0)`, `call(1)` and so on."""
+    """Measure the median time of `call(0)`, `call(1)`, ..."""
     seconds = []
     for repeat in range(repeats):
         start = time.perf_counter()
@@ -176,53 +177,53 @@ def median_seconds(call: Callable[[int], Any], repeats: int) -> float:
 
 @torch.inference_mode()
 def times(work: Path, queries: int) -> dict[str, Any]:
-    """Seconds a query over a gallery of 5,000, for each method of the protocol."""
+    """Measure seconds per query over a gallery of 5,000, for each method of the protocol."""
     pairs = load_pairs(str(work / "fit.jsonl"), "image", "caption", "caption")
-    pictures = [pairs.read_row(row) for row in range(GALLERY)]
+    images = [pairs.read_row(row) for row in range(GALLERY)]
     texts = [pairs.caption(row * len(pairs) // queries) for row in range(queries)]
     cots, processor = (auto.from_pretrained(work / "cots" / "model") for auto in (AutoModel, AutoProcessor))
     cots.eval()
-    judge, judge_processor = load_reranker(str(work / "simla" / "model"), "cpu")
-    gallery = encode_images(cots, processor, pictures)
+    model, model_processor = load_reranker(str(work / "simla" / "model"), "cpu")
+    gallery = encode_images(cots, processor, images)
 
     def two_streams(query: int, k: int = 10) -> torch.Tensor:
         embed = encode_texts(cots, processor, [texts[query]])
         return torch.topk((gallery @ embed.t()).squeeze(1), k).indices
 
-    reranker = Reranker(judge, judge_processor, pictures.__getitem__, cache_bytes=8 << 30)
+    reranker = Reranker(model, model_processor, images.__getitem__, cache_bytes=8 << 30)
     everything = torch.arange(GALLERY)
-    reranker.score(texts[:1], torch.zeros_like(everything), everything)  # keys and values of all pictures
+    reranker.score(texts[:1], torch.zeros_like(everything), everything)  # caches keys and values of all images
 
     def both(query: int, k: int) -> torch.Tensor:
         found = two_streams(query, k)
         return reranker.score([texts[query]], torch.zeros_like(found), found)
 
-    def judge_kept(query: int) -> torch.Tensor:
+    def rerank_cached(query: int) -> torch.Tensor:
         return reranker.score([texts[query]], torch.zeros_like(everything), everything)
 
-    pixels = judge_processor(images=pictures, return_tensors="pt")["pixel_values"]
+    pixels = model_processor(images=images, return_tensors="pt")["pixel_values"]
 
-    def judge_whole(query: int, pictures: int = GALLERY) -> torch.Tensor:
-        words = judge_processor(text=[texts[query]], return_tensors="pt")
-        ids, mask = words["input_ids"], words["attention_mask"]
-        return torch.cat([judge.match(ids, mask, pixel_values=part)[:, 1] for part in pixels[:pictures].split(64)])
+    def rerank_full_pass(query: int, size: int = GALLERY) -> torch.Tensor:
+        tokens = model_processor(text=[texts[query]], return_tensors="pt")
+        ids, mask = tokens["input_ids"], tokens["attention_mask"]
+        return torch.cat([model.match(ids, mask, pixel_values=part)[:, 1] for part in pixels[:size].split(64)])
 
-    # Each method has run once before it is timed, and judges the same.
+    # Warm-up of every method; both re-rankings give the same scores.
     two_streams(0)
-    torch.testing.assert_close(judge_whole(0, 64), judge_kept(0)[:64], rtol=0, atol=1e-4)
+    torch.testing.assert_close(rerank_full_pass(0, 64), rerank_cached(0)[:64], rtol=0, atol=1e-4)
     seconds = {
         "two_streams": median_seconds(two_streams, queries),
         **{f"both_{k}": median_seconds(lambda query, k=k: both(query, k), queries) for k in (16, 64, 256)},
-        "judge_kept": median_seconds(judge_kept, JUDGED),
-        "judge_whole_pass": median_seconds(judge_whole, JUDGED),
+        "rerank_cached": median_seconds(rerank_cached, RERANKED),
+        "rerank_full_pass": median_seconds(rerank_full_pass, RERANKED),
     }
     return {
         "gallery": GALLERY,
-        "queries": {"two_streams": queries, "both": queries, "judge": JUDGED},
+        "queries": {"two_streams": queries, "both": queries, "rerank": RERANKED},
         "seconds": seconds,
-        "factor_of_the_whole_pass": seconds["judge_whole_pass"] / seconds["two_streams"],
-        "factor_of_kept_keys": seconds["judge_kept"] / seconds["two_streams"],
-        "picture_milliseconds": 1000 * reranker.cost.image_seconds / reranker.cost.images,
+        "factor_of_the_full_pass": seconds["rerank_full_pass"] / seconds["two_streams"],
+        "factor_of_cached_keys": seconds["rerank_cached"] / seconds["two_streams"],
+        "image_milliseconds": 1000 * reranker.cost.image_seconds / reranker.cost.images,
     }
 
 
@@ -231,8 +232,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/rerank"))
     parser.add_argument("--deb", type=Path, help="the package openclipart-svg; else apt downloads it")
     parser.add_argument("--cots_steps", type=int, default=500)
-    parser.add_argument("--simla_steps", type=int, help="of the recipe if not given")
-    parser.add_argument("--queries", type=int, default=20, help="that are timed in two-step search")
+    parser.add_argument("--simla_steps", type=int, help="those of the recipe by default")
+    parser.add_argument("--queries", type=int, default=20, help="queries timed in two-stage search")
     parser.add_argument("--output", type=Path, required=True, help="written after each part")
     arguments = parser.parse_args()
     work = arguments.work

@@ -1,6 +1,6 @@
 """`python -m benchmarks.ablation run | plan | summary`: see `make ablation`.
 
-A run whose line is in the file of results is not repeated; one that was killed starts again.
+A run recorded in the results file is not repeated; one that was killed starts again.
 """
 
 import tempfile
@@ -16,30 +16,32 @@ from .results import Results
 from .sets import AblationSet
 from .summary import markdown
 from .task_summary import task_markdown
-from .timing import cost_of
+from .timing import measure_cost
 
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train the recipes, and compare them.")
 
 RESULTS = Path("benchmarks/results/ablation.jsonl")
-OVERHEAD = 20.0  # seconds of a run beside its steps: loading, evaluation
+OVERHEAD = 20.0  # seconds of a run outside its steps: loading, evaluation
 
-Sets = Annotated[list[str], typer.Option("--set", help="emoji, emoji_1000, openclipart, ...; replaces the stages'.")]
+Sets = Annotated[
+    list[str], typer.Option("--set", help="emoji, emoji_1000, openclipart, ...; replaces those of the stages.")
+]
 Inits = Annotated[list[str], typer.Option("--init", help="scratch, text, frozen_text, heads, ...")]
-Rows = Annotated[list[str], typer.Option("--row", help="Rows of recipes.yaml.")]
-Batches = Annotated[list[int], typer.Option("--batch", help="Pairs of a step.")]
+Rows = Annotated[list[str], typer.Option("--row", help="Rows of the recipe file.")]
+Batches = Annotated[list[int], typer.Option("--batch", help="Pairs per step.")]
 Steps = Annotated[list[int], typer.Option("--steps", help="Optimizer steps of the baseline.")]
 Budgets = Annotated[list[str], typer.Option("--budget", help="steps, time.")]
-Noises = Annotated[list[float], typer.Option("--noise", help="Share of the training captions that are shuffled.")]
-Seeds = Annotated[list[int], typer.Option("--seed", help="Of data order, weights, masks.")]
-Book = Annotated[Path, typer.Option("--recipes", help="The file of recipes.")]
-Where = Annotated[Path, typer.Option(help="The file of results, JSON lines.")]
+Noises = Annotated[list[float], typer.Option("--noise", help="Fraction of the training captions that are shuffled.")]
+Seeds = Annotated[list[int], typer.Option("--seed", help="Seeds of data order, weights and masks.")]
+RecipeFile = Annotated[Path, typer.Option("--recipes", help="The recipe file.")]
+ResultsFile = Annotated[Path, typer.Option("--results", help="The results file, JSON lines.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="Every row for a few steps.")]
 
 
 @app.command()
 def run(
-    minutes: Annotated[float | None, typer.Option(help="Begin no run that would end later than this.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Start no run that would end later than this.")] = None,
     sets: Sets = [],  # noqa: B006 (typer copies them)
     inits: Inits = [],  # noqa: B006
     rows: Rows = [],  # noqa: B006
@@ -48,35 +50,34 @@ def run(
     budgets: Budgets = [],  # noqa: B006
     noises: Noises = [],  # noqa: B006
     seeds: Seeds = [],  # noqa: B006
-    results: Where = RESULTS,
-    book: Book = RECIPES,
+    results_file: ResultsFile = RESULTS,
+    recipe_file: RecipeFile = RECIPES,
     work: Annotated[Path, typer.Option(help="Folder for data sets, image tokenizers, timings.")] = Path(
         "runs/ablation"
     ),
     deb: Annotated[Path | None, typer.Option(help="The package openclipart-svg; else apt downloads it.")] = None,
     smoke: Smoke = False,
 ) -> None:
-    """Train what is not there yet, the most informative first."""
+    """Train the runs that are not recorded yet, the most informative first."""
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    recipes, table = Recipes(book), Results(results)
+    recipes, table = Recipes(recipe_file), Results(results_file)
     dimensions = {"sets": sets, "inits": inits, "rows": rows, "batches": batches, "steps": steps}
     dimensions |= {"budgets": budgets, "noises": noises, "seeds": seeds}
     runs = recipes.runs(smoke, **dimensions)
     finished = table.finished()
     todo = [one for one in runs if recipes.key(one) not in finished]
-    typer.echo(f"{len(runs)} runs, {len(runs) - len(todo)} of them in {results}")
+    typer.echo(f"{len(runs)} runs, {len(runs) - len(todo)} of them in {results_file}")
     work.mkdir(parents=True, exist_ok=True)
     prepared: dict[str, AblationSet] = {}
     for number, one in enumerate(todo, start=1):
         if deadline and time.monotonic() + OVERHEAD > deadline:
-            typer.echo(f"time is up: {len(todo) - number + 1} runs are left for the next call")
+            typer.echo(f"time is up: {len(todo) - number + 1} runs remain for the next call")
             break
         if one.set not in prepared:
-            prepared[one.set] = AblationSet.prepared(one.set, work, deb)
-        data = prepared[one.set]
-        length = one.steps
+            prepared[one.set] = AblationSet.prepare(one.set, work, deb)
+        data, length = prepared[one.set], one.steps
         if deadline or one.budget == "time":
-            cost = cost_of(recipes, one, data, work, smoke)
+            cost = measure_cost(recipes, one, data, work, smoke)
             length = one.steps if one.budget == "steps" else max(1, round(one.steps / cost["ratio"]))
             if deadline and time.monotonic() + length * cost["seconds"] + OVERHEAD > deadline:
                 typer.echo(f"no time for {one}: {length * cost['seconds']:.0f} s")
@@ -89,25 +90,25 @@ def run(
 
 
 @app.command()
-def plan(results: Where = RESULTS, book: Book = RECIPES, smoke: Smoke = False) -> None:
-    """Print all runs in their order, and which are done."""
-    recipes, finished = Recipes(book), Results(results).finished()
+def plan(results_file: ResultsFile = RESULTS, recipe_file: RecipeFile = RECIPES, smoke: Smoke = False) -> None:
+    """Print all runs in their order, and whether each is recorded."""
+    recipes, finished = Recipes(recipe_file), Results(results_file).finished()
     for one in recipes.runs(smoke):
         typer.echo(f"{'done' if recipes.key(one) in finished else '    '}  {recipes.key(one)}  {one}")
 
 
 @app.command()
 def summary(
-    results: Where = RESULTS,
-    book: Book = RECIPES,
+    results_file: ResultsFile = RESULTS,
+    recipe_file: RecipeFile = RECIPES,
     output: Annotated[Path | None, typer.Option(help="Markdown file; else it is printed.")] = None,
 ) -> None:
-    """Tables with means over seeds, intervals, and paired tests against the baseline."""
-    lines = Results(results).lines()
+    """Write tables with means over seeds, intervals, and paired tests against the baseline."""
+    lines = Results(results_file).lines()
     if not lines:
-        typer.echo(f"error: no results in {results}", err=True)
+        typer.echo(f"error: no results in {results_file}", err=True)
         raise typer.Exit(2)
-    recipes = Recipes(book).content
+    recipes = Recipes(recipe_file).content
     text = task_markdown(lines, recipes) if recipes.get("tasks") else markdown(lines)
     if output is None:
         typer.echo(text)

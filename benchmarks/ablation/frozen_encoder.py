@@ -1,4 +1,4 @@
-"""A model whose towers were not trained, evaluated from features that are computed once for all runs."""
+"""An encoder with frozen towers whose features are computed once for all runs."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from hf_cots.search.encoding import batches
 
 @dataclass(frozen=True)
 class FrozenEncoder(DualEncoder):
-    """As [`DualEncoder`], but for the folder of features.
+    """A [`DualEncoder`] that reads stored tower features.
 
     Args:
-        features: of the model's towers.
+        features: of the model's two towers.
     """
 
     features: TowerFeatures | None = None

@@ -1,4 +1,4 @@
-"""One run: train, rank every query, ask the token level and the filter how they fared."""
+"""One run: train, rank every query, and measure the token level and the filter."""
 
 import statistics
 import subprocess
@@ -28,23 +28,23 @@ from hf_cots.training.trainer import COTSTrainer
 from .frozen_encoder import FrozenEncoder
 from .plan import Recipes, Run
 from .sets import AblationSet
-from .tasks import other_tasks
+from .tasks import measure_tasks
 from .vision_tower import vision_tower_folder
 
 
 # Pixels of a side of the pretrained image encoder's input; the emoji have 72.
 WARM_IMAGE_SIZES = {"{vit_s}": 84, "{vit_s_112}": 112}
-WINDOWS = 10  # parts of a run in which the filter is judged
-LAST = 0.2  # share of the run over which final losses are averaged
+WINDOWS = 10  # parts of a run in which the filter is measured
+LAST = 0.2  # fraction of the run over which final losses are averaged
 
 
 class WatchedTrainer(COTSTrainer):
-    """Keeps what the filter decided of each pair, in the order in which they came."""
+    """Records the filter's decision for each pair, in the order of training."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.kept: list[bool] = []
-        self.features: Path | None = None  # the folder, if the towers are frozen and their features stored
+        self.features: Path | None = None  # folder of stored features, if the towers are frozen
 
     def get_batch_samples(self, *args, **kwargs):
         batches, num_items = super().get_batch_samples(*args, **kwargs)
@@ -54,19 +54,19 @@ class WatchedTrainer(COTSTrainer):
 
     @property
     def pairs(self) -> PairDataset:
-        """The training data, whether pictures or their features are trained on."""
+        """The training pairs, whether images or stored features are trained on."""
         return self.train_dataset.pairs if isinstance(self.train_dataset, StoredFeaturePairs) else self.train_dataset
 
     @cached_property
     def encoder(self) -> DualEncoder:
-        """What is evaluated."""
+        """The encoder that is evaluated."""
         model, processor = self.model.encoder, self.processing_class
         if self.features is None:
             return DualEncoder(model, processor)
         return FrozenEncoder(model, processor, features=TowerFeatures(model, processor, self.features))
 
     def order(self) -> Iterator[int]:
-        """The pairs in the order in which they came, without end: a pure function of the seed."""
+        """Yield pair indices in training order, without end: a pure function of the seed."""
         batches = PairBatches(len(self.train_dataset), self.args.train_batch_size, self.args.seed)
         epoch = 0
         while True:
@@ -76,8 +76,10 @@ class WatchedTrainer(COTSTrainer):
             epoch += 1
 
 
-def trainer_of(recipes: Recipes, run: Run, data: AblationSet, output: Path, steps: int, smoke: bool) -> WatchedTrainer:
-    """The run's trainer, ready to start."""
+def create_trainer(
+    recipes: Recipes, run: Run, data: AblationSet, output: Path, steps: int, smoke: bool
+) -> WatchedTrainer:
+    """Create the run's trainer."""
     flags = recipes.flags(run, steps)
     flags["text"] = text_tower_folder() if flags["text"] == "{minilm}" else flags["text"]
     size = WARM_IMAGE_SIZES.get(str(flags["vision"]))
@@ -110,16 +112,17 @@ def measure(
     """Train and evaluate one run.
 
     Args:
-        recipes, run: what.
-        data: prepared.
-        output: a folder for what training leaves behind.
-        steps: how many optimizer steps.
-        smoke: with an image tokenizer of a few steps.
+        recipes: the recipe file.
+        run: one of its runs.
+        data: the prepared data set.
+        output: folder for the trainer's files.
+        steps: optimizer steps.
+        smoke: use an image tokenizer trained for a few steps.
 
     Returns:
-        The line of results.
+        The line for the results file.
     """
-    trainer = trainer_of(recipes, run, data, output, steps, smoke)
+    trainer = create_trainer(recipes, run, data, output, steps, smoke)
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
@@ -137,7 +140,7 @@ def measure(
     }
     line |= retrieval(trainer.encoder, gallery)
     if recipes.content.get("tasks"):
-        line["tasks"] = other_tasks(trainer.encoder, data)
+        line["tasks"] = measure_tasks(trainer.encoder, data)
     if model.config.uses_masks:
         line["token_gain"] = inspect_token_level(model, trainer.processing_class, gallery)
     if run.noise:
@@ -146,26 +149,26 @@ def measure(
 
 
 def commit() -> dict[str, Any]:
-    """The commit of the code, and whether files differ from it."""
+    """Read the commit of the code, and whether files differ from it."""
 
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True)
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True)
         return done.stdout.strip()
 
     return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "-uno"))}
 
 
 def final_losses(history: list[dict[str, float]], steps: int) -> dict[str, float]:
-    """Means of what was logged over the last part of the run."""
+    """Average the log over the last part of the run."""
     logs = [entry for entry in history if "grad_norm" in entry]
     last = [entry for entry in logs if entry["step"] > (1 - LAST) * steps] or logs[-1:]
-    left_out = {"step", "epoch", "learning_rate", "pairs_per_second", "broken_images"}
-    return {name: round(statistics.mean(e[name] for e in last), 5) for name in last[0] if name not in left_out}
+    skipped = {"step", "epoch", "learning_rate", "pairs_per_second", "broken_images"}
+    return {name: round(statistics.mean(e[name] for e in last), 5) for name in last[0] if name not in skipped}
 
 
 def retrieval(encoder: DualEncoder, gallery: PairDataset) -> dict[str, Any]:
-    """`metrics` of both directions in percent, `ranks` of each query (from 1), and `query_ids`, small numbers that are
-    equal for queries of one picture."""
+    """Rank all queries: `metrics` of both directions in percent, `ranks` of each query (from 1), and `query_ids`,
+    small integers that are equal for queries of one image."""
     directions = rank_both(encode_pairs(encoder, gallery))
     line: dict[str, Any] = {"metrics": {}, "ranks": {}, "query_ids": {}}
     for name, direction in directions.items():
@@ -177,11 +180,11 @@ def retrieval(encoder: DualEncoder, gallery: PairDataset) -> dict[str, Any]:
 
 
 def noise_report(trainer: WatchedTrainer) -> dict[str, Any]:
-    """Precision and recall of the filter in ten parts of the run, and of an audit with the trained model.
+    """Measure precision and recall of the filter in ten parts of the run, and the precision of an audit.
 
     Returns:
-        `filter`: for each part `{"steps", "dropped", "precision", "recall"}`, the precision None where nothing was
-        dropped. `audit_precision`: the share of mismatches among as many of the most suspect pairs as there are.
+        `filter`: for each part `{"steps", "dropped", "precision", "recall"}`, with precision None where nothing
+        was dropped. `audit_precision`: the fraction of mismatches among the most suspect pairs, as many as there are.
     """
     table = trainer.pairs.table
     planted = np.array([a != b for a, b in zip(table["text"], table["name"])])

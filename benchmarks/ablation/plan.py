@@ -1,4 +1,4 @@
-"""Which runs the recipes ask for, in which order, and the flags of each."""
+"""The runs that a recipe file asks for, their order, and the flags of each."""
 
 import hashlib
 import itertools
@@ -9,7 +9,12 @@ from typing import Any
 
 import yaml
 
+from hf_cots.models.renamed_fields import RENAMED
+from hf_cots.training.arguments import RENAMED_FLAGS
 
+
+# Names that fields and flags had when the first runs were recorded, by today's names: a run's key hashes the former.
+RECORDED_NAMES = {new: old for old, new in (RENAMED | RENAMED_FLAGS).items()}
 SETS = ("emoji", "openclipart", "emoji_1000", "openclipart_1000")
 RECIPES = Path(__file__).with_name("recipes.yaml")
 
@@ -19,12 +24,12 @@ class Run:
     """One training run.
 
     Args:
-        set: of [`SETS`]; "emoji_1000" is 1,000 training pairs of emoji.
+        set: one of [`SETS`]; "emoji_1000" is 1,000 training pairs of emoji.
         init, row: names in the recipes.
         batch, seed: of the training.
         steps: how many the baseline takes.
         budget: `"steps"`, as many as the baseline's; `"time"`, as many as fit the time that the baseline's take.
-        noise: share of the training captions that are shuffled.
+        noise: fraction of the training captions that are shuffled.
     """
 
     set: str
@@ -50,7 +55,10 @@ class Run:
 
 
 class Recipes:
-    """The file of recipes.
+    """A recipe file.
+
+    Args:
+        path: of the YAML file.
 
     Raises:
         FileNotFoundError: if it is not there.
@@ -61,14 +69,14 @@ class Recipes:
 
     @property
     def baseline(self) -> str:
-        """The row that the others are compared with; the time of its steps is the budget "time"."""
+        """The row that others are compared with, and whose training time is the budget "time"."""
         return self.content["baseline"]
 
     def runs(self, smoke: bool = False, **chosen: list) -> list[Run]:
-        """All runs in their order, each once.
+        """List all runs in their order, each once.
 
         Args:
-            smoke: those of the smoke stages.
+            smoke: use the smoke stages.
             chosen: replaces a dimension of every stage (`sets`, `inits`, `rows`, ...); empty lists replace nothing.
 
         Raises:
@@ -81,9 +89,9 @@ class Recipes:
                 grid["rows"] = list(self.content["rows"])
             self._check(grid)
             names = ("sets", "inits", "batches", "steps", "noises", "seeds", "budgets", "rows")
-            for of_set, init, batch, steps, noise, seed, budget, row in itertools.product(*(grid[n] for n in names)):
+            for name, init, batch, steps, noise, seed, budget, row in itertools.product(*(grid[n] for n in names)):
                 if row != self.baseline or budget == "steps":  # the baseline's time is that of its steps
-                    runs[Run(of_set, init, row, batch, steps, budget, noise, seed)] = None
+                    runs[Run(name, init, row, batch, steps, budget, noise, seed)] = None
         return list(runs)
 
     def _check(self, grid: dict[str, list]) -> None:
@@ -95,17 +103,17 @@ class Recipes:
                     raise ValueError(f"the recipes know no {name} '{value}'; there are {', '.join(map(str, values))}")
 
     def flags(self, run: Run, steps: int | None = None) -> dict[str, Any]:
-        """The flags of `hf_cots.train` that a run's recipe fixes, all but paths.
+        """Build the flags of `hf_cots.train` that a run's recipe sets, all but paths.
 
         Args:
-            run: which.
-            steps: how many it takes; the run's own by default.
+            run: the run.
+            steps: optimizer steps; the run's own by default.
         """
         steps = run.steps if steps is None else steps
         init, row = dict(self.content["inits"][run.init]), self.content["rows"][run.row]
         size = dict(init.pop("batches", self.content["batches"])[run.batch])
         config = self.content["config"] | init.pop("config", {})
-        shares = {name: round(share * steps) for name, share in self.content["shares_of_steps"].items()}
+        lengths = {name: round(part * steps) for name, part in self.content["fractions_of_steps"].items()}
         rate = size.pop("learning_rate")
         return {
             **self.content["flags"],
@@ -114,11 +122,19 @@ class Recipes:
             "max_steps": steps,
             "per_device_train_batch_size": run.batch,
             "seed": run.seed,
-            "config_overrides": config | size | shares | row,
+            "config_overrides": config | size | lengths | row,
         }
 
     def key(self, run: Run) -> str:
-        """12 hex digits that stand for the run and all its flags: another recipe is another run."""
-        same = asdict(run) | {"noise": float(run.noise)}  # 0 in a file, 0.0 from the command line
-        text = json.dumps([same, self.flags(run)], sort_keys=True)
+        """Hash the run and all its flags into 12 hex digits: a changed recipe is a new run, a renamed flag is not."""
+        fields = asdict(run) | {"noise": float(run.noise)}  # 0 in a file, 0.0 from the command line
+        text = json.dumps([fields, with_recorded_names(self.flags(run))], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def with_recorded_names(flags: dict[str, Any]) -> dict[str, Any]:
+    """Replace today's names of flags and config fields by those under which results were first recorded."""
+    return {
+        RECORDED_NAMES.get(name, name): with_recorded_names(value) if isinstance(value, dict) else value
+        for name, value in flags.items()
+    }

@@ -1,4 +1,4 @@
-"""The file of results: one JSON line a run, appended as they come, and never half a line taken for a whole one."""
+"""The results file: one JSON line per run, appended as runs finish; a torn last line is never read."""
 
 import json
 from pathlib import Path
@@ -6,17 +6,17 @@ from typing import Any
 
 
 class Results:
-    """Lines of [`measure`], by run.
+    """The lines that [`measure`] returned.
 
     Args:
-        path: the file; made with the first line.
+        path: the file; created with the first line.
     """
 
     def __init__(self, path: Path):
         self.path = path
 
     def lines(self) -> list[dict[str, Any]]:
-        """All whole lines; a last one that a kill has torn is left out."""
+        """Read all complete lines; one that a kill has torn is skipped."""
         if not self.path.is_file():
             return []
         lines = []
@@ -28,7 +28,7 @@ class Results:
         return lines
 
     def finished(self) -> set[str]:
-        """Keys of the runs that need not be repeated."""
+        """Collect the keys of the recorded runs."""
         return {line["run"] for line in self.lines()}
 
     def append(self, line: dict[str, Any]) -> None:

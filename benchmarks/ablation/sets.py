@@ -1,4 +1,4 @@
-"""The data sets as the ablation uses them: training captions, shuffled or not, and galleries of unseen concepts."""
+"""The data sets of the ablation: training captions, some of them shuffled, and galleries of unseen concepts."""
 
 import json
 import shutil
@@ -14,18 +14,18 @@ from hf_cots.demo.recipe import SMOKE_TOKENIZER, TEST_STYLE
 from hf_cots.demo.training import train_image_tokenizer
 
 
-def shuffled(texts: list[str], share: float, seed: int) -> list[str]:
-    """The texts, of which a share has changed places: a pure function of its arguments.
+def shuffle_fraction(texts: list[str], fraction: float, seed: int) -> list[str]:
+    """Exchange a fraction of the texts among each other: a pure function of its arguments.
 
     Args:
         texts: of all pairs.
-        share: of the pairs whose text becomes another one; at least two where it is not 0.
-        seed: chooses which.
+        fraction: of the pairs that get another text; at least two pairs where it is not 0.
+        seed: chooses the pairs.
     """
-    if share == 0:
+    if fraction == 0:
         return list(texts)
     generator = np.random.Generator(np.random.Philox(key=[seed, 0x6E6F]))
-    chosen = generator.permutation(len(texts))[: max(2, round(share * len(texts)))]
+    chosen = generator.permutation(len(texts))[: max(2, round(fraction * len(texts)))]
     mixed, taken = list(texts), chosen
     for _ in range(len(chosen)):
         taken = np.roll(taken, 1)
@@ -45,7 +45,7 @@ class AblationSet:
     Args:
         name: "emoji" or "openclipart".
         folder: with `train/` and `test/`.
-        train_pairs: how many of the training pairs are used, drawn once for all runs; None for all.
+        train_pairs: number of training pairs used, drawn once for all runs; None for all.
     """
 
     name: str
@@ -53,11 +53,11 @@ class AblationSet:
     train_pairs: int | None = None
 
     @classmethod
-    def prepared(cls, name: str, work: Path, deb: Path | None = None) -> "AblationSet":
-        """Write the set unless it is there.
+    def prepare(cls, name: str, work: Path, deb: Path | None = None) -> "AblationSet":
+        """Write the set unless it exists.
 
         Args:
-            name: of the set; "emoji_1000" stands for 1,000 training pairs of it and the whole test.
+            name: of the set; "emoji_1000" is 1,000 of its training pairs and all of its test.
             work: folder of all sets.
             deb: the package openclipart-svg.
 
@@ -73,8 +73,8 @@ class AblationSet:
         return cls(name, folder, int(train_pairs) if train_pairs else None)
 
     def train_file(self, noise: float, seed: int) -> Path:
-        """JSON lines of training pairs: `image`, `text`, the picture's true `name`. Rows of equal names are no
-        negatives of each other, whatever their texts have become."""
+        """Write JSON lines of training pairs: `image`, `text`, and the image's true `name`. Rows with equal names are
+        never negatives of each other, even after shuffling."""
         kind = ([f"{self.train_pairs}"] if self.train_pairs else []) + ([f"{noise}-{seed}"] if noise else [])
         path = self.folder / f"{'-'.join(['train', *kind])}.jsonl"
         lines = (self.folder / "train" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
@@ -82,7 +82,7 @@ class AblationSet:
         if self.train_pairs:
             order = np.random.Generator(np.random.Philox(key=[0, 0x7061])).permutation(len(rows))
             rows = [rows[index] for index in sorted(order[: self.train_pairs])]
-        texts = shuffled([row["text"] for row in rows], noise, seed)
+        texts = shuffle_fraction([row["text"] for row in rows], noise, seed)
         pairs = [
             {"image": f"train/{row['file_name']}", "text": text, "name": row["text"]} for row, text in zip(rows, texts)
         ]
@@ -90,14 +90,14 @@ class AblationSet:
         return path
 
     def gallery(self) -> PairDataset:
-        """Pictures of unseen concepts; of the emoji, one drawing each."""
+        """Load the images of unseen concepts; one drawing per emoji."""
         table = load_table(str(self.folder / "test"))
         if self.name == "emoji":
             table = table.filter(lambda row: row["style"] == TEST_STYLE)
         return PairDataset(table, "image", "text", "text", name=f"{self.name}, unseen concepts")
 
     def image_tokenizer(self, smoke: bool = False) -> Path:
-        """The folder of an image tokenizer trained on the training pictures, the same one for every row."""
+        """Train the image tokenizer that every row uses, unless it exists; returns its folder."""
         folder, draft = self.folder / "image_tokenizer", self.folder / "image_tokenizer.draft"
         if not folder.is_dir():
             everything = replace(self, train_pairs=None).train_file(0, 0)

@@ -1,12 +1,21 @@
-"""Results with several tasks as Markdown: means over seeds, and intervals over seeds and queries."""
+"""Results with several tasks as Markdown: means over seeds, with intervals over seeds and queries."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from .summary import groups, interval, p_value, shares
+from .summary import (
+    Line,
+    Seeds,
+    bootstrap_interval,
+    describe_runs,
+    group_lines,
+    markdown_row,
+    p_value,
+    rsum_by_name,
+    with_interval,
+)
 
 
 DRAWS = 1_000  # of the rank correlation, which costs more than a mean
@@ -19,16 +28,16 @@ COLUMNS = {
 }
 
 
-def per_item(line: dict[str, Any], task: str) -> np.ndarray | None:
-    """(items,) what each query adds to a figure in percent; None where the task was not measured."""
+def per_query(line: Line, task: str) -> np.ndarray | None:
+    """Compute (queries,), what each query adds to a figure in percent; None where the task was not measured."""
     if task == "rsum":
-        return shares(line)
+        return rsum_by_name(line)
     found = line["tasks"].get(task)
     return None if found is None else np.asarray(found["average_precision"]) / len(found["average_precision"])
 
 
 def spearman_interval(cosines: np.ndarray, scores: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """The central 95% of the mean over seeds, when seeds and pairs of texts are drawn with replacement.
+    """Compute the central 95% of the mean over seeds, when seeds and pairs of texts are drawn with replacement.
 
     Args:
         cosines: (seeds, pairs); scores: (pairs,).
@@ -43,12 +52,8 @@ def spearman_interval(cosines: np.ndarray, scores: np.ndarray, seed: int = 0) ->
     return float(low), float(high)
 
 
-def with_interval(mean: float, ends: tuple[float, float], sign: str = "") -> str:
-    return f"{mean:{sign}.1f} [{ends[0]:{sign}.1f}, {ends[1]:{sign}.1f}]"
-
-
-def cell(runs: list[dict[str, Any]], task: str) -> str:
-    """Mean and interval of one figure of one row."""
+def cell(runs: list[Line], task: str) -> str:
+    """Write the mean and interval of one figure of one row."""
     if task == "sts":
         found = [line["tasks"]["sts"] for line in runs if "sts" in line["tasks"]]
         if not found:
@@ -56,58 +61,53 @@ def cell(runs: list[dict[str, Any]], task: str) -> str:
         mean = 100 * float(np.mean([one["metrics"]["spearman"] for one in found]))
         cosines = np.stack([np.asarray(one["cosines"]) for one in found])
         return with_interval(mean, spearman_interval(cosines, np.asarray(found[0]["scores"])))
-    items = [per_item(line, task) for line in runs]
+    items = [per_query(line, task) for line in runs]
     if any(one is None for one in items):
         return "-"
-    own = np.stack([one for one in items if one is not None])
-    return with_interval(own.sum(axis=1).mean(), interval(own))
+    values = np.stack(items)  # type: ignore[arg-type]
+    return with_interval(values.sum(axis=1).mean(), bootstrap_interval(values))
 
 
-def difference(
-    seeds: dict[int, dict[str, Any]], baseline: dict[int, dict[str, Any]], of: Callable[[dict], np.ndarray | None]
-) -> str:
-    """How far a row lies above the baseline on the seeds that both have, with the interval, and the p of a paired test
+def difference(seeds: Seeds, baseline: Seeds, task: str) -> str:
+    """Write how far a row lies above the baseline on the common seeds, with the interval and the p of a paired test
     over queries."""
-    pairs = [(of(seeds[seed]), of(baseline[seed])) for seed in sorted(set(seeds) & set(baseline))]
+    common = sorted(set(seeds) & set(baseline))
+    pairs = [(per_query(seeds[seed], task), per_query(baseline[seed], task)) for seed in common]
     if not pairs or any(one is None or other is None for one, other in pairs):
         return "-"
     paired = np.stack([one - other for one, other in pairs])  # type: ignore[operator]
     mean = paired.mean(axis=0)
-    return f"{with_interval(mean.sum(), interval(paired), '+')}, p {p_value(mean):.3f}"
+    return f"{with_interval(mean.sum(), bootstrap_interval(paired), '+')}, p {p_value(mean):.3f}"
 
 
-def task_markdown(lines: list[dict[str, Any]], recipes: dict[str, Any]) -> str:
-    """All groups, each with a table of figures and one of differences from the baseline.
+def task_markdown(lines: list[Line], recipes: dict[str, Any]) -> str:
+    """Write all groups, each with a table of figures and one of differences from the baseline.
 
     Args:
-        lines: of the file of results.
-        recipes: the content of the recipes' file: `title`, `baseline`, and the order of the `rows`.
+        lines: from the results file.
+        recipes: content of the recipe file: `title`, `baseline`, and the order of the `rows`.
     """
     baseline = recipes["baseline"]
-    machines = sorted({f"{line['machine']['processor']}, {line['machine']['cores']} cores" for line in lines})
     text = [
         f"# {recipes['title']}",
         "",
-        f"{len(lines)} runs on {'; '.join(machines)}. Percent, on unseen concepts; means over seeds. Intervals: seeds "
+        f"{describe_runs(lines)} Percent, on unseen concepts; means over seeds. Intervals: seeds "
         "and queries drawn with replacement (with one seed, queries alone).",
         "",
     ]
-    for (of_set, init, batch, steps, _, _), rows in groups(lines).items():
-        text += [f"## {of_set}, {init}, batch {batch}, {steps} steps", ""]
+    for (name, init, batch, steps, _, _), rows in group_lines(lines).items():
+        text += [f"## {name}, {init}, batch {batch}, {steps} steps", ""]
         text += ["| row | seeds | " + " | ".join(COLUMNS.values()) + " |", "|---|---|" + "---|" * len(COLUMNS)]
         order = [row for row in recipes["rows"] if rows.get(row)]
         for row in order:
             cells = [cell(list(rows[row].values()), task) for task in COLUMNS]
-            text.append(f"| {row} | {len(rows[row])} | {' | '.join(cells)} |")
+            text.append(markdown_row([row, len(rows[row]), *cells]))
         text += ["", f"Less `{baseline}` on the same seeds, with a paired test over queries:", ""]
         text += ["| row | rsum | image to image mAP | other wording to name mAP |", "|---|---|---|---|"]
         for row in order:
             if row != baseline:
-                cells = [
-                    difference(rows[row], rows.get(baseline, {}), lambda line, task=task: per_item(line, task))
-                    for task in ("rsum", "images", "names")
-                ]
-                text.append(f"| {row} | {' | '.join(cells)} |")
+                cells = [difference(rows[row], rows.get(baseline, {}), task) for task in ("rsum", "images", "names")]
+                text.append(markdown_row([row, *cells]))
         text.append("")
     return "\n".join(text)
 

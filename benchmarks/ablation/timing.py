@@ -1,4 +1,4 @@
-"""What a step of each row costs: a few steps of it and of the baseline in turn, in one process."""
+"""The cost of a training step of each row: a few steps of it and of the baseline in turn, in one process."""
 
 import json
 import statistics
@@ -8,16 +8,16 @@ from pathlib import Path
 
 import torch
 
-from .measure import WatchedTrainer, trainer_of
+from .measure import WatchedTrainer, create_trainer
 from .plan import Recipes, Run
 from .sets import AblationSet
 
 
-ROUNDS = 9  # of which the first two, which pay for allocations, do not count
+ROUNDS = 9  # the first two, which pay for allocations, do not count
 
 
 class Stepper:
-    """One row's trainer, taken step by step: data, begin_step, forward, backward, optimizer, end_step."""
+    """Runs a row's trainer step by step: data, begin_step, forward, backward, optimizer, end_step."""
 
     def __init__(self, trainer: WatchedTrainer):
         self.trainer = trainer
@@ -26,7 +26,7 @@ class Stepper:
         trainer.model.train()
 
     def step(self) -> float:
-        """Seconds of one step."""
+        """Run one step and return its seconds."""
         model, start = self.trainer.model, time.perf_counter()
         batch = self.trainer._prepare_inputs(next(self.batches))
         (begun,) = model.begin_step([batch])
@@ -40,19 +40,19 @@ class Stepper:
         return time.perf_counter() - start
 
 
-def cost_of(recipes: Recipes, run: Run, data: AblationSet, work: Path, smoke: bool = False) -> dict[str, float]:
-    """What a step of a run's row costs with its set, towers and batch: `seconds`, and the `ratio` to a step
-    of the baseline.
+def measure_cost(recipes: Recipes, run: Run, data: AblationSet, work: Path, smoke: bool = False) -> dict[str, float]:
+    """Measure a step of the run's row with its set, towers and batch: median `seconds`, and the median `ratio` to a
+    step of the baseline.
 
-    Both rows' steps are taken in turn, so that whatever else the machine does falls on both alike; medians. Measured
-    once and remembered in `work/timing.json`.
+    Steps of both rows alternate, so that other load on the machine affects both alike. Measured once and kept in
+    `work/timing.json`.
     """
     path, key = work / "timing.json", f"{run.set}, {run.init}, batch {run.batch}, {run.row}"
     known = json.loads(path.read_text()) if path.is_file() else {}
     if key not in known:
         rows = dict.fromkeys((recipes.baseline, run.row))
         alike = (replace(run, row=row, budget="steps", noise=0, seed=0) for row in rows)
-        steppers = [Stepper(trainer_of(recipes, one, data, work / "timing", one.steps, smoke)) for one in alike]
+        steppers = [Stepper(create_trainer(recipes, one, data, work / "timing", one.steps, smoke)) for one in alike]
         taken = [[stepper.step() for stepper in steppers] for _ in range(ROUNDS)][2:]
         known[key] = {
             "seconds": statistics.median(row[-1] for row in taken),

