@@ -49,7 +49,8 @@ class WatchedTrainer(COTSTrainer):
     def get_batch_samples(self, *args, **kwargs):
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         for batch in batches:
-            self.kept.extend(batch["kept"].tolist() if "kept" in batch else [])
+            kept = batch["step"].kept  # None for COOKIE, which filters nothing
+            self.kept.extend([] if kept is None else kept.tolist())
         return batches, num_items
 
     @property
