@@ -136,7 +136,7 @@ def test_other_captions_are_asked_of_the_pairs_only_where_they_are_contrasted(wo
         pairs, _ = build_data(data, training)
         views = build_views(build_model(model, build_tokenizer(model)).config, data, pairs)
         assert pairs.other_captions == wanted
-        assert (views.words is None) == ("textual_weight" in overrides)
+        assert (views.text is None) == ("textual_weight" in overrides)
 
 
 @pytest.mark.parametrize(
