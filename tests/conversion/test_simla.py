@@ -21,6 +21,7 @@ from hf_cots.models.terms_simla import Side, code_logits, keywords
 from tests.support import reference_simla as slow
 from tests.support.authors_simla import TINY, Sizes, authors_state
 from tests.support.cli import call, error_of
+from tests.support.runs import assert_same_weights
 from tests.support.worlds import tiny_tokenizer
 
 
@@ -223,9 +224,7 @@ def test_the_command_there_and_back(tmp_path):
     assert processor.tokenizer.convert_ids_to_tokens(words) == ["[CLS]", "red", "square"]
     assert processor.image_processor.size == {"height": 32, "width": 32}
     assert call("convert", "simla", ours, "--output", again, "--to-simla").exit_code == 0
-    again = read_simla(again)
-    assert again.keys() == state.keys()
-    assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
+    assert_same_weights(read_simla(again), state)
     missing = call("convert", "simla", tmp_path / "none.pth", "--output", tmp_path / "x")
     assert f"error: no such file: {tmp_path / 'none.pth'}" in error_of(missing)
 

@@ -8,6 +8,7 @@ import torch
 from hf_cots import CookieConfig, CookieForPreTraining, CookieModel
 from hf_cots.models.step import Step
 from tests.support import reference_cookie as slow
+from tests.support.runs import assert_same_weights
 from tests.support.steps import assert_close
 from tests.support.tiny_cookie import cookie_batch, tiny_cookie, tiny_cookie_config
 
@@ -225,8 +226,7 @@ def test_from_two_towers():
     model = tiny_cookie().float()
     vision, text = model.cookie.vision_model, model.cookie.text_model
     again = CookieForPreTraining.from_vision_text_pretrained(vision, text, projection_dim=8, num_shared_heads=2)
-    for name, tensor in vision.state_dict().items():
-        assert torch.equal(again.cookie.vision_model.state_dict()[name], tensor), name
+    assert_same_weights(again.cookie.vision_model.state_dict(), vision.state_dict())
     assert again.config.projection_dim == 8
     with pytest.raises(ValueError, match="masks no patches"):
         CookieForPreTraining.from_vision_text_pretrained(vision, text, "org/dvae")

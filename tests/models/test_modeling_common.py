@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_cots import COTSForPreTraining, COTSModel
+from tests.support.runs import assert_same_weights
 from tests.support.tiny import tiny_batch, tiny_config
 
 
@@ -30,10 +31,7 @@ def flat(output):
 
 
 def assert_equal(ours, theirs):
-    ours, theirs = flat(ours), flat(theirs)
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name]), name
+    assert_same_weights(flat(ours), flat(theirs))
 
 
 @BOTH
@@ -62,9 +60,7 @@ def test_save_and_load_give_equal_outputs(cls, tmp_path):
 def test_saving_twice_gives_the_same_files(cls, tmp_path):
     make(cls).save_pretrained(tmp_path / "a")
     cls.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
-    a, b = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert_same_weights(*(load_file(tmp_path / name / "model.safetensors") for name in "ab"))
     names = [{f.name for f in (tmp_path / name).iterdir()} for name in "ab"]
     assert names[0] == names[1]
     assert not any(name.endswith(".bin") for name in names[0]), "safetensors only"
@@ -237,9 +233,7 @@ def test_pretraining_goes_on_after_resizing_the_words(size, tmp_path):
     assert torch.isfinite(output.loss)
     assert model.mlm_bias.grad.shape == (size,)
     model.save_pretrained(tmp_path)
-    loaded = COTSForPreTraining.from_pretrained(tmp_path)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, loaded.state_dict()[name]), name
+    assert_same_weights(COTSForPreTraining.from_pretrained(tmp_path).state_dict(), model.state_dict())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from hf_cots import COTSConfig, COTSForPreTraining, COTSModel
+from tests.support.runs import assert_same_weights, load_exactly
 from tests.support.tiny import tiny_batch, tiny_config
 
 
@@ -188,9 +189,7 @@ def test_other_image_towers(name, pooling, tmp_path):
     with torch.no_grad():
         embeds = model(**batch).image_embeds
     model.save_pretrained(tmp_path)
-    loaded, info = COTSModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
+    loaded = load_exactly(COTSModel, tmp_path)
     with torch.no_grad():
         assert torch.equal(loaded(**batch).image_embeds, embeds)
     hidden = model.encode_image(batch["pixel_values"])
@@ -211,9 +210,7 @@ def test_other_text_towers(name, pooling, tmp_path):
     with torch.no_grad():
         embeds = model(**batch, token_type_ids=torch.zeros_like(batch["input_ids"])).text_embeds
     model.save_pretrained(tmp_path)
-    loaded, info = COTSModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
+    loaded = load_exactly(COTSModel, tmp_path)
     padded = torch.nn.functional.pad(batch["input_ids"], (0, 5), value=1)
     mask = torch.nn.functional.pad(batch["attention_mask"], (0, 5))
     with torch.no_grad():
@@ -244,8 +241,7 @@ def test_pretraining_with_other_image_towers(name, tmp_path):
     assert not torch.equal(model.cots.encode_image(pixels).last_hidden_state, other)
     model.save_pretrained(tmp_path)
     loaded = COTSForPreTraining.from_pretrained(tmp_path)
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, loaded.state_dict()[key]), key
+    assert_same_weights(loaded.state_dict(), model.state_dict())
 
 
 @pytest.mark.parametrize("name", TEXT_TOWERS)

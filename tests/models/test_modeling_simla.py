@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, BertCon
 from hf_cots import SimlaConfig, SimlaForPreTraining, SimlaModel
 from hf_cots.conversion.simla import to_simla
 from tests.support import reference_simla as slow
+from tests.support.runs import assert_same_weights
 from tests.support.tiny_simla import SIZES, simla_batch, tiny_simla, tiny_simla_config
 
 
@@ -162,8 +163,7 @@ def test_a_bert_keeps_its_features():
     torch.testing.assert_close(model.simla.encode_text(ids).last_hidden_state, expected, rtol=1e-5, atol=1e-5)
     expected = vit(pixel_values=pixels).last_hidden_state
     torch.testing.assert_close(model.simla.encode_image(pixels).last_hidden_state, expected, rtol=1e-5, atol=1e-5)
-    for name, follower in model.momentum_encoder.named_parameters():
-        assert torch.equal(follower, dict(model.simla.named_parameters())[name]), name
+    assert_same_weights(dict(model.momentum_encoder.named_parameters()), dict(model.simla.named_parameters()))
     with pytest.raises(ValueError, match="not from 'vit'"):
         SimlaModel.from_vision_text_pretrained(vit, vit)
 

@@ -10,6 +10,7 @@ from torch import nn
 from hf_cots import COTSForPreTraining
 from hf_cots.models.ema import parameters_outside, update_momentum
 from hf_cots.models.queues import KeyQueue, ScoreQueue
+from tests.support.runs import assert_same_weights
 from tests.support.tiny import tiny_config
 from tests.support.tiny_cookie import tiny_cookie
 from tests.support.tiny_simla import tiny_simla
@@ -92,18 +93,11 @@ def test_queue_state_survives_a_resume():
     feed(queue, 0, 13)
     resumed = KeyQueue(10, 3)
     resumed.load_state_dict(copy.deepcopy(queue.state_dict()))
-    assert set(queue.state_dict()) == {
-        "image_keys",
-        "text_keys",
-        "image_ids",
-        "pair_index",
-        "pointer",
-        "filled",
-    }
+    names = {"image_keys", "text_keys", "image_ids", "pair_index", "pointer", "filled"}
+    assert set(queue.state_dict()) == names
     for q in (queue, resumed):
         feed(q, 13, 4)
-    for name, buffer in queue.named_buffers():
-        assert torch.equal(buffer, resumed.get_buffer(name)), name
+    assert_same_weights(dict(resumed.named_buffers()), dict(queue.named_buffers()))
 
 
 def test_enqueue_takes_no_gradient_and_keeps_the_queue_dtype():

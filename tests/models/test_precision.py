@@ -8,7 +8,8 @@ import torch
 from hf_cots import COTSForPreTraining
 from hf_cots.models import instance_level, task_level, token_level
 from tests.support import reference
-from tests.support.steps import gradients
+from tests.support.runs import assert_same_weights
+from tests.support.steps import assert_close, gradients
 from tests.support.tiny import tiny_batch, tiny_config
 
 
@@ -204,7 +205,5 @@ def test_a_batch_without_pairs(dtype, contrast):
     assert output.loss.item() == 0
     assert_finite(model, output)
     assert int(model.pairs_seen) == int(alone.pairs_seen) == 8
-    for name, gradient in gradients(alone).items():
-        torch.testing.assert_close(gradients(model)[name], gradient, rtol=1e-3, atol=1e-4, msg=name)
-    for name, buffer in alone.named_buffers():
-        assert torch.equal(model.get_buffer(name), buffer), name
+    assert_close(gradients(model), gradients(alone), rtol=1e-3, atol=1e-4)
+    assert_same_weights(dict(model.named_buffers()), dict(alone.named_buffers()))

@@ -10,6 +10,7 @@ from hf_cots import SimlaForPreTraining, SimlaModel
 from hf_cots.conversion.simla import to_simla
 from hf_cots.models import terms_simla
 from tests.support import reference_simla as slow
+from tests.support.runs import assert_same_weights
 from tests.support.steps import assert_close, gradients, split
 from tests.support.tiny_simla import simla_batch, tiny_simla, tiny_simla_config
 
@@ -275,8 +276,7 @@ def test_a_step_of_its_own_equals_begin_forward_end():
         b = led(**batch, step=step).loss
         led.end_step()
         assert torch.equal(a, b)
-    for (name, a), b in zip(alone.named_buffers(), led.buffers()):
-        assert torch.equal(a, b), name
+    assert_same_weights(dict(alone.named_buffers()), dict(led.named_buffers()))
 
 
 def test_evaluation_leaves_no_trace():
@@ -288,8 +288,7 @@ def test_evaluation_leaves_no_trace():
     with torch.no_grad():
         output = model(**batch)
     assert math.isfinite(float(output.loss))
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, before[name]), name
+    assert_same_weights(model.state_dict(), before)
 
 
 def test_momentum_update_and_frozen_momentum_encoders():

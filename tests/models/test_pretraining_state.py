@@ -10,6 +10,7 @@ import torch
 from hf_cots import COTSForPreTraining, COTSImageTokenizer, COTSModel
 from hf_cots.models import pretraining
 from hf_cots.models.token_level import draw_masks_by_index
+from tests.support.runs import assert_same_weights, load_exactly
 from tests.support.steps import data, gradients, make, run_step
 from tests.support.tiny import tiny_batch, tiny_config
 
@@ -37,13 +38,8 @@ def assert_frozen(model):
 def test_round_trip_keeps_every_parameter_and_buffer(tmp_path):
     model = trained(learn_temperature=True)
     model.save_pretrained(tmp_path)
-    loaded, info = COTSForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    ours, theirs = model.state_dict(), loaded.state_dict()
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        assert torch.equal(value, theirs[name]), name
+    loaded = load_exactly(COTSForPreTraining, tmp_path)
+    assert_same_weights(loaded.state_dict(), model.state_dict())
     assert int(loaded.key_queue.filled) == int(loaded.pairs_seen) == 16
     assert int(loaded.steps_seen) == 2
     assert not torch.equal(loaded.momentum_encoder.visual_projection.weight, loaded.cots.visual_projection.weight)
@@ -75,9 +71,7 @@ def test_the_momentum_encoder_runs_without_dropout():
 def test_pretraining_file_loads_as_cots_model(tmp_path):
     model = trained().eval()
     model.save_pretrained(tmp_path)
-    loaded, info = COTSModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"], "a clean load must not warn"
+    loaded = load_exactly(COTSModel, tmp_path)
     assert "vision_model.embeddings.mask_token" not in loaded.state_dict()
     batch = tiny_batch()
     assert torch.equal(loaded(**batch).logits_per_image, model.cots(**batch).logits_per_image)
@@ -110,9 +104,8 @@ def test_cots_model_file_loads_for_pretraining(tmp_path):
 
 def test_new_model_starts_with_equal_encoders_and_empty_queues():
     model = COTSForPreTraining(tiny_config())
-    online = model.cots.state_dict()
-    for name, value in model.momentum_encoder.state_dict().items():
-        assert torch.equal(value, online[name]), name
+    momentum = model.momentum_encoder.state_dict()
+    assert_same_weights(momentum, {name: model.cots.state_dict()[name] for name in momentum})
     assert int(model.key_queue.filled) == int(model.score_queue.filled) == int(model.steps_seen) == 0
     assert (model.key_queue.image_keys == 0).all()
 
@@ -130,9 +123,7 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
         assert run_step(model, batch, [8, 8]) == run_step(resumed, batch, [8, 8])
         model.end_step()
         resumed.end_step()
-    ours = gradients(resumed)
-    for name, gradient in gradients(model).items():
-        assert torch.equal(ours[name], gradient), name
+    assert_same_weights(gradients(resumed), gradients(model))
 
 
 def test_evaluation_leaves_the_state_untouched_and_is_deterministic():
@@ -145,8 +136,7 @@ def test_evaluation_leaves_the_state_untouched_and_is_deterministic():
         assert first[name] > 0
         assert first[name] == second[name], name
     assert first.kept.all()
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]), name
+    assert_same_weights(model.state_dict(), before)
 
 
 @pytest.mark.parametrize("center", [True, False])

@@ -11,6 +11,7 @@ from hf_cots.train import main
 from hf_cots.training.arguments import parse_arguments
 from hf_cots.training.build_data import build_collator, build_data
 from hf_cots.training.build_model import build_model, build_processor, build_tokenizer
+from tests.support.runs import make_model
 from tests.support.tiny import tiny_batch, tiny_config
 from tests.support.worlds import SPECIAL, tiny_tokenizer
 
@@ -28,8 +29,7 @@ def config_folder(world):
 
 
 def build(world, overrides=None, **settings):
-    arguments, _, _ = parse_arguments(world.flags(world.root / "out", overrides, **settings))
-    return build_model(arguments, build_tokenizer(arguments))
+    return make_model(world.flags(world.root / "out", overrides, **settings))
 
 
 def same_weights(module, other):

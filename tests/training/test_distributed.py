@@ -11,8 +11,9 @@ import torch
 import hf_cots.train
 from tests.support.paths import ROOT, SCRIPTS
 from tests.support.recording import DoubleTrainer
+from tests.support.runs import cookie_flags
+from tests.support.steps import assert_close
 from tests.support.worlds import World, all_pairs, checkpoint, log_history
-from tests.training.test_cookie import cookie_flags
 
 
 # An epoch of 38 pairs is three batches of 12 and one of 2, of which four ranks get 0, 1, 0 and 1. The queue of 20
@@ -118,10 +119,7 @@ def test_many_ranks_give_the_state_of_one(world, runs, contrast, processes, coun
     assert int(many["pairs_seen"]) == PAIRS + 2 * BATCH
     if "key_queue.pointer" in many:
         assert int(many["key_queue.pointer"]) == (PAIRS + 2 * BATCH) % 20
-    for name in one:
-        torch.testing.assert_close(
-            many[name], one[name], rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
-        )
+    assert_close(many, one, rtol=1e-10)
 
 
 @pytest.mark.parametrize(("before", "processes"), RESUMED)
@@ -129,10 +127,7 @@ def test_a_run_resumes_in_mid_epoch_on_as_many_ranks_or_others(world, runs, befo
     folder = world.root / f"resumed-{before}-{processes}"
     assert (folder / f"checkpoint-{STEPS}" / "complete.json").is_file(), runs[processes][-4000:]
     one, resumed = checkpoint(folder_of(world, "momentum", 1), STEPS), checkpoint(folder, STEPS)
-    for name in one:
-        torch.testing.assert_close(
-            resumed[name], one[name], rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
-        )
+    assert_close(resumed, one, rtol=1e-10)
 
 
 @pytest.mark.parametrize(("contrast", "processes", "count"), WAYS)

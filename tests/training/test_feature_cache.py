@@ -5,10 +5,11 @@ import torch
 
 from hf_cots import CookieForPreTraining
 from hf_cots.data.collator import COTSCollator
-from hf_cots.train import build_trainer, main, train
+from hf_cots.train import main, train
 from hf_cots.training.arguments import parse_arguments
 from hf_cots.training.build_data import check_features_suffice
-from tests.support.runs import assert_same_weights
+from tests.support import runs
+from tests.support.steps import assert_close
 from tests.support.tiny_cookie import tiny_cookie_config
 from tests.support.worlds import checkpoint
 
@@ -22,7 +23,7 @@ def flags(world, folder, overrides=None, freeze=("vision", "text"), **settings):
 
 
 def make_trainer(world, folder, overrides=None, **settings):
-    return build_trainer(*parse_arguments(flags(world, folder, overrides, **settings)))
+    return runs.make_trainer(flags(world, folder, overrides, **settings))
 
 
 @pytest.mark.parametrize("contrast", ["momentum", "in_batch", "sigmoid"])
@@ -34,9 +35,7 @@ def test_it_equals_training_on_images_without_augmentation(world, tmp_path, cont
     plain.data_collator = COTSCollator(plain.processing_class, plain.model.config)
     stored.train()
     plain.train()
-    expected = plain.model.state_dict()
-    for name, tensor in stored.model.state_dict().items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+    assert_close(stored.model.state_dict(), plain.model.state_dict(), rtol=1e-4, atol=1e-5)
     moved = (
         stored.model.cots.visual_projection.weight
         - make_trainer(world, tmp_path / "new", overrides, **settings).model.cots.visual_projection.weight
@@ -49,7 +48,7 @@ def test_a_killed_run_resumes_exactly(world, tmp_path):
     results = train(flags(world, tmp_path, **settings))
     uninterrupted = checkpoint(tmp_path, 6)
     train(flags(world, tmp_path, **settings, resume_from_checkpoint=tmp_path / "checkpoint-2"))
-    assert_same_weights(checkpoint(tmp_path, 6), uninterrupted)
+    runs.assert_same_weights(checkpoint(tmp_path, 6), uninterrupted)
     assert set(results) == {"text_to_image", "image_to_text"}
 
 

@@ -9,11 +9,11 @@ from hf_cots.models.step import Step
 from hf_cots.train import main
 from hf_cots.training.gradient_cache import RandomState, cache_gradients
 from tests.support.recording import DoubleTrainer
+from tests.support.runs import cookie_flags
 from tests.support.steps import assert_close, split
 from tests.support.tiny import tiny_batch, tiny_config
 from tests.support.tiny_cookie import cookie_batch, tiny_cookie
 from tests.support.worlds import log_history
-from tests.training.test_cookie import cookie_flags
 
 
 def gradients_of(model):
