@@ -7,11 +7,11 @@ from functools import cache
 import pytest
 from transformers import HfArgumentParser
 from typer.main import get_command
-from typer.testing import CliRunner
 
 from hf_cots import train, train_dvae
 from hf_cots.cli import app
 from hf_cots.training import arguments
+from tests.support.cli import call
 from tests.support.paths import ROOT
 from tests.support.user_folder import make_user_folder
 
@@ -38,7 +38,7 @@ def commands(text):
 def run_command(words):
     """Run `hf-cots ...` or `python -m hf_cots.train ...` in this process, which has imported everything already."""
     if words[0] == "hf-cots":
-        result = CliRunner().invoke(app, words[1:], catch_exceptions=False)
+        result = call(*words[1:])
         assert result.exit_code == 0, result.output
     else:
         assert words[:2] == ["python", "-m"], f"this test cannot run {words}"

@@ -1,9 +1,9 @@
 """Lines of a results file as runs write them, and the ablation's command."""
 
 import numpy as np
-from typer.testing import CliRunner
 
 from benchmarks.ablation.__main__ import app
+from tests.support.cli import call
 
 
 DIRECTIONS = ("text_to_image", "image_to_text")
@@ -28,6 +28,6 @@ def recorded_line(row, seed, ranks, tasks=None, **recipe):
 
 def run_command(*arguments):
     """Run `python -m benchmarks.ablation` in this process; returns what it printed."""
-    done = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    done = call(*arguments, app=app)
     assert done.exit_code == 0, done.output
     return done.output

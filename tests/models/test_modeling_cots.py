@@ -6,8 +6,6 @@ import json
 import pytest
 import torch
 from transformers import (
-    AutoModel,
-    AutoModelForZeroShotImageClassification,
     BeitConfig,
     BertConfig,
     BertModel,
@@ -340,16 +338,6 @@ def test_saved_keys_are_the_models_own_names(tmp_path):
     assert not list(tmp_path.glob("*.bin"))
     architecture = json.loads((tmp_path / "config.json").read_text())["architectures"]
     assert architecture == ["COTSModel"]
-
-
-@pytest.mark.parametrize("auto", [AutoModel, AutoModelForZeroShotImageClassification])
-def test_auto_classes_know_cots(tmp_path, auto):
-    model = make()
-    model.save_pretrained(tmp_path)
-    loaded = auto.from_pretrained(tmp_path)
-    assert type(loaded) is COTSModel
-    assert torch.equal(loaded(**tiny_batch()).logits_per_image, model(**tiny_batch()).logits_per_image)
-    assert type(AutoModel.from_config(tiny_config())) is COTSModel
 
 
 def test_bert_config_is_not_shared_between_models():

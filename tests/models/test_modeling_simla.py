@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, BertConfig, BertModel, ViTConfig, ViTModel
+from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
-from hf_cots import SimlaConfig, SimlaForPreTraining, SimlaModel
+from hf_cots import SimlaForPreTraining, SimlaModel
 from hf_cots.conversion.simla import to_simla
 from tests.support import reference_simla as slow
 from tests.support.runs import assert_same_weights
@@ -166,20 +166,6 @@ def test_a_bert_keeps_its_features():
     assert_same_weights(dict(model.momentum_encoder.named_parameters()), dict(model.simla.named_parameters()))
     with pytest.raises(ValueError, match="not from 'vit'"):
         SimlaModel.from_vision_text_pretrained(vit, vit)
-
-
-def test_auto_classes(tmp_path, batch):
-    model = SimlaForPreTraining(tiny_simla_config()).eval()
-    model.save_pretrained(tmp_path)
-    assert type(AutoModel.from_pretrained(tmp_path)) is SimlaModel
-    loaded = AutoModelForPreTraining.from_pretrained(tmp_path)
-    assert type(loaded) is SimlaForPreTraining
-    pixels = batch["pixel_values"].float()
-    assert torch.equal(loaded.simla(pixel_values=pixels).image_embeds, model.simla(pixel_values=pixels).image_embeds)
-    config = AutoConfig.from_pretrained(tmp_path)
-    assert type(config) is SimlaConfig
-    assert config.text_config.hidden_size == 32
-    assert config.queue_size == 12
 
 
 def test_gradient_checkpointing_changes_nothing(batch):

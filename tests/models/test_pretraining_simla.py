@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from hf_cots import SimlaForPreTraining, SimlaModel
+from hf_cots import SimlaForPreTraining
 from hf_cots.conversion.simla import to_simla
 from hf_cots.models import terms_simla
 from tests.support import reference_simla as slow
@@ -325,22 +325,6 @@ def test_the_authors_parameter_counts():
             model = SimlaForPreTraining(type(tiny_simla_config())(**fields))
         assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
     assert sum(p.numel() for p in model.simla.parameters()) == expected
-
-
-def test_files_load_as_either_class(tmp_path, caplog):
-    model = tiny_simla().float().eval()
-    model.save_pretrained(tmp_path / "whole")
-    plain = SimlaModel.from_pretrained(tmp_path / "whole")
-    assert not [r for r in caplog.records if "newly initialized" in r.getMessage()]
-    for name, tensor in plain.state_dict().items():
-        assert torch.equal(tensor, model.simla.state_dict()[name]), name
-    plain.save_pretrained(tmp_path / "plain")
-    again = SimlaForPreTraining.from_pretrained(tmp_path / "plain")
-    for name, tensor in again.momentum_encoder.state_dict().items():
-        if not name.endswith("mask_token"):
-            assert torch.equal(tensor, plain.state_dict()[name]), name
-    assert not any(parameter.requires_grad for parameter in again.momentum_encoder.parameters())
-    assert int(again.key_queue.filled) == 0
 
 
 def test_predicted_keywords_are_the_concept_heads_probabilities():

@@ -2,12 +2,12 @@
 
 from typer.testing import CliRunner
 
-from hf_cots.cli import app
+from hf_cots import cli
 
 
-def call(*arguments):
+def call(*arguments, app=cli.app):
     """The result of `hf-cots ARGUMENTS`: exit code, output, stdout, stderr."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
 
 
 def error_of(result) -> str:

@@ -3,13 +3,12 @@
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
 from hf_cots import SimlaModel
-from hf_cots.cli import app
 from hf_cots.evaluation.diagnostics.inspect_simla import heat_map, inspect_simla
 from hf_cots.evaluation.rendering.panels import draw_panels
 from hf_cots.search.loading import load_reranker
+from tests.support.cli import call
 from tests.support.simla_world import simla_folder
 from tests.support.worlds import all_pairs
 
@@ -70,9 +69,8 @@ def test_a_model_without_keywords(simla, tmp_path):
 
 
 def test_the_command(world, tmp_path):
-    path = world.imagefolder / NAME
-    words = ["inspect", str(simla_folder(world)), str(path), "--caption", CAPTION]
-    result = CliRunner().invoke(app, [*words, "--output", str(tmp_path / "deep" / "sheet.png")])
+    words = (simla_folder(world), world.imagefolder / NAME, "--caption", CAPTION)
+    result = call("inspect", *words, "--output", tmp_path / "deep" / "sheet.png")
     assert result.exit_code == 0, result.output
     assert "match: " in result.output
     assert Image.open(tmp_path / "deep" / "sheet.png").width > 500

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import hf_cots.train
 from hf_cots import COTSForPreTraining
-from hf_cots.cli import app
 from hf_cots.data.collator import COTSCollator
 from hf_cots.data.sources import load_pairs
 from hf_cots.evaluation.diagnostics.inspect_token_level import inspect_token_level
+from tests.support.cli import call, error_of
 from tests.support.worlds import checkpoint, tiny_processor
 
 
@@ -84,9 +83,8 @@ def test_only_levels_that_are_on_are_measured(pairs, trained):
 
 
 def test_the_command(world, trained):
-    result = CliRunner().invoke(app, ["inspect-token-level", str(trained), str(world.imagefolder), "--split", "train"])
+    result = call("inspect-token-level", trained, world.imagefolder, "--split", "train")
     assert result.exit_code == 0, result.output
     assert "mlm:" in result.stdout
     assert "%" in result.stdout
-    result = CliRunner().invoke(app, ["inspect-token-level", str(world.root / "nothing"), str(world.imagefolder)])
-    assert result.exit_code == 2
+    assert error_of(call("inspect-token-level", world.root / "nothing", world.imagefolder))
