@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.support.cli import call, error_of
-from tests.support.worlds import all_pairs, draw
+from tests.support.worlds import all_pairs, draw, write_images
 
 
 VERBS = {
@@ -46,22 +46,6 @@ def test_search_prints_the_best_files_first(world, tmp_path):
     assert "skipping" not in result.stdout
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"folder": "/nothing/here"}, "no such folder"),
-        ({"text": " "}, "the query is empty"),
-        ({"k": 0}, "k must be at least 1"),
-        ({"model": "/nothing/model"}, "error:"),
-    ],
-)
-def test_search_errors_are_one_line(world, change, message):
-    asked = {"model": world.model, "folder": world.imagefolder, "text": "red", "k": 3} | change
-    result = call("search", asked["model"], asked["folder"], asked["text"], "-k", asked["k"])
-    assert message in error_of(result)
-    assert result.stdout == ""
-
-
 def test_evaluate_prints_a_table_and_writes_json(world, tmp_path):
     output = tmp_path / "deep" / "results.json"
     result = call("evaluate", world.model, world.parquet, "--output", output)
@@ -83,40 +67,10 @@ def test_evaluate_takes_a_plain_folder(world):
     assert call("evaluate", world.model, world.imagefolder).exit_code == 0
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--compare", "/nothing/model"], "no such model folder: /nothing/model"),
-        (["--compare", "/nothing/results.json"], "no such file: /nothing/results.queries.parquet"),
-        (["--querybank", "/nothing.csv"], "no such file or folder: /nothing.csv"),
-        (["--beta", "0", "--dual-softmax"], "beta must be above 0"),
-        (["--protocol", "coco-5k"], "needs --image-root"),
-        (["--caption-column", "words"], "no column 'words'"),
-    ],
-)
-def test_evaluate_finds_mistakes_before_it_encodes(world, monkeypatch, flags, message):
-    monkeypatch.setattr("hf_cots.evaluation.retrieval.run.evaluate_encoder", None)  # would be a TypeError
-    assert message in error_of(call("evaluate", world.model, world.parquet, *flags))
-
-
 def test_train_takes_the_flags_of_the_module(world, tmp_path):
     result = call("train", *world.flags(tmp_path, max_steps=1))
     assert result.exit_code == 0, result.output
     assert (tmp_path / "model" / "model.safetensors").is_file()
-
-
-@pytest.mark.parametrize(
-    ("verb", "flags", "message"),
-    [
-        ("train", ("--vision", "x"), "name exactly one source of the model"),
-        ("train-tokenizer", ("--train_data", "/nothing.csv"), "no such file or folder: /nothing.csv"),
-    ],
-)
-def test_training_verbs_are_the_modules(tmp_path, verb, flags, message):
-    shown = call(verb, "--help")
-    assert shown.exit_code == 0
-    assert "--train_data" in shown.output
-    assert message in error_of(call(verb, "--train_data", "x", "--output_dir", tmp_path, *flags))
 
 
 def test_other_errors_keep_their_traceback(world, monkeypatch):
@@ -202,16 +156,10 @@ def test_image_retrieval_within_across_and_against(world, colour_folders, tmp_pa
     other = call("image-retrieval", world.model, colour_folders, "--gallery", world.parquet, "--label-column", "label")
     assert "no column 'label'" in error_of(other)
 
-    rows = [caption.split() for _, _, caption in all_pairs()]
-    lines = [
-        json.dumps({"file_name": name, "colour": words[0], "shape": words[-2]})
-        for (name, _, _), words in zip(all_pairs(), rows)
-    ]
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for name, picture, _ in all_pairs():
-        picture.save(folder / name)
-    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    folder = write_images(tmp_path / "images")
+    words = {name: caption.split() for name, _, caption in all_pairs()}
+    rows = [{"file_name": name, "colour": each[0], "shape": each[-2]} for name, each in words.items()]
+    world.write_metadata(folder, rows)
     across = ("--label-column", "colour", "--across", "shape", "--output", output)
     assert call("image-retrieval", world.model, folder, *across).exit_code == 0
     assert json.loads(output.read_text())["image_to_image"]["gallery"] == 20
@@ -220,24 +168,6 @@ def test_image_retrieval_within_across_and_against(world, colour_folders, tmp_pa
     report = json.loads(output.read_text())
     assert report["image_to_image"]["gallery"] == 39  # the same data as gallery: still no picture finds itself
     assert report["gallery"]["fingerprint"] == report["data"]["fingerprint"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("classify", "MODEL", "/nothing"), "no such file or folder: /nothing"),
-        (("classify", "MODEL", "FOLDERS", "--template", "a photo"), "the template 'a photo' has no {}"),
-        (("classify", "MODEL", "FOLDERS", "--classes", "/nothing"), "no such file: /nothing"),
-        (("classify", "/nothing", "FOLDERS"), "no such model folder: /nothing"),
-        (("text-matching", "MODEL", "/nothing", "--sts-benchmark"), "no such file: /nothing"),
-        (("text-matching", "MODEL", "PARQUET"), "has no column 'sentence1'"),
-        (("image-retrieval", "MODEL", "PARQUET", "--label-column", "caption"), "none of 40 images has another"),
-        (("image-retrieval", "MODEL", "FOLDERS", "--across", "style"), "has no column 'style'"),
-    ],
-)
-def test_errors_of_the_other_tasks_are_one_line(world, colour_folders, arguments, message):
-    stands_for = {"MODEL": world.model, "FOLDERS": colour_folders, "PARQUET": world.parquet}
-    assert message in error_of(call(*(stands_for.get(argument, argument) for argument in arguments)))
 
 
 def test_evaluate_takes_a_split_in_karpathys_layout(world, tmp_path):
@@ -261,3 +191,50 @@ def test_evaluate_takes_a_split_in_karpathys_layout(world, tmp_path):
     assert call("evaluate", world.model, tmp_path / "mine.json", *flags, "--id-checksum", checksum).exit_code == 0
     refused = call("evaluate", world.model, tmp_path / "mine.json", *flags, "--id-checksum", "0" * 64)
     assert f"have the checksum {checksum}, not {'0' * 64}" in error_of(refused)
+
+
+@pytest.mark.parametrize("verb", ["train", "train-tokenizer"])
+def test_training_verbs_show_the_help_of_the_modules(verb):
+    shown = call(verb, "--help")
+    assert shown.exit_code == 0
+    assert "--train_data" in shown.output
+
+
+SEARCH, CLASSIFY = ("search", "MODEL", "IMAGES"), ("classify", "MODEL", "FOLDERS")
+EVALUATE, RETRIEVE = ("evaluate", "MODEL", "PARQUET"), ("image-retrieval", "MODEL")
+TRAIN = ("--train_data", "x", "--output_dir", "OUTPUT")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("search", "MODEL", "/nothing/here", "red"), "no such folder"),
+        ((*SEARCH, " "), "the query is empty"),
+        ((*SEARCH, "red", "-k", "0"), "k must be at least 1"),
+        (("search", "/nothing/model", "IMAGES", "red"), "error:"),
+        ((*EVALUATE, "--compare", "/nothing/model"), "no such model folder: /nothing/model"),
+        ((*EVALUATE, "--compare", "/nothing/results.json"), "no such file: /nothing/results.queries.parquet"),
+        ((*EVALUATE, "--querybank", "/nothing.csv"), "no such file or folder: /nothing.csv"),
+        ((*EVALUATE, "--beta", "0", "--dual-softmax"), "beta must be above 0"),
+        ((*EVALUATE, "--protocol", "coco-5k"), "needs --image-root"),
+        ((*EVALUATE, "--caption-column", "words"), "no column 'words'"),
+        (("train", *TRAIN, "--vision", "x"), "name exactly one source of the model"),
+        (("train-tokenizer", *TRAIN, "--train_data", "/nothing.csv"), "no such file or folder: /nothing.csv"),
+        (("classify", "MODEL", "/nothing"), "no such file or folder: /nothing"),
+        ((*CLASSIFY, "--template", "a photo"), "the template 'a photo' has no {}"),
+        ((*CLASSIFY, "--classes", "/nothing"), "no such file: /nothing"),
+        (("classify", "/nothing", "FOLDERS"), "no such model folder: /nothing"),
+        (("text-matching", "MODEL", "/nothing", "--sts-benchmark"), "no such file: /nothing"),
+        (("text-matching", "MODEL", "PARQUET"), "has no column 'sentence1'"),
+        ((*RETRIEVE, "PARQUET", "--label-column", "caption"), "none of 40 images has another"),
+        ((*RETRIEVE, "FOLDERS", "--across", "style"), "has no column 'style'"),
+    ],
+)
+def test_errors_are_one_line(world, colour_folders, tmp_path, monkeypatch, arguments, message):
+    """Mistakes in an evaluation are found before anything is encoded."""
+    monkeypatch.setattr("hf_cots.evaluation.retrieval.run.evaluate_encoder", None)  # would be a TypeError
+    stands_for = {"MODEL": world.model, "FOLDERS": colour_folders, "PARQUET": world.parquet}
+    stands_for |= {"IMAGES": world.imagefolder, "OUTPUT": tmp_path}
+    result = call(*(stands_for.get(argument, argument) for argument in arguments))
+    assert message in error_of(result)
+    assert result.stdout == ""

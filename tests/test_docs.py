@@ -39,7 +39,7 @@ def run_command(words):
     """Run `hf-cots ...` or `python -m hf_cots.train ...` in this process, which has imported everything already."""
     if words[0] == "hf-cots":
         result = call(*words[1:])
-        assert result.exit_code == 0, result.output
+        assert result.exit_code == 0, result.exception or result.output
     else:
         assert words[:2] == ["python", "-m"], f"this test cannot run {words}"
         PROGRAMS[words[2]].main(words[3:])

@@ -29,5 +29,5 @@ def recorded_line(row, seed, ranks, tasks=None, **recipe):
 def run_command(*arguments):
     """Run `python -m benchmarks.ablation` in this process; returns what it printed."""
     done = call(*arguments, app=app)
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 0, done.exception or done.output
     return done.output

@@ -1,4 +1,4 @@
-"""The configuration: defaults, JSON, and a clear refusal of every contradiction."""
+"""The configurations: COTS's defaults and JSON, and a clear refusal of every contradiction in any of them."""
 
 import json
 
@@ -6,7 +6,9 @@ import pytest
 from transformers import AutoConfig, BertConfig, DistilBertConfig, RobertaConfig, ViTConfig
 
 from hf_cots import COTSConfig, COTSImageTokenizerConfig
-from tests.support.tiny import tiny_config
+from tests.support.tiny import SIZES, tiny_config
+from tests.support.tiny_cookie import tiny_cookie_config
+from tests.support.tiny_simla import tiny_simla_config
 
 
 def test_defaults_are_cots_base():
@@ -27,12 +29,7 @@ def test_defaults_are_cots_base():
 
 
 def test_json_round_trip(tmp_path):
-    config = tiny_config(
-        contrast="in_batch",
-        temperature=0.2,
-        learn_temperature=True,
-        filter_lambda=None,
-    )
+    config = tiny_config(contrast="in_batch", temperature=0.2, learn_temperature=True, filter_lambda=None)
     config.save_pretrained(tmp_path)
     text = (tmp_path / "config.json").read_text()
     assert json.loads(text)["model_type"] == "cots"
@@ -65,16 +62,10 @@ def test_whole_numbers_are_accepted_for_floats():
     assert tiny_config(filter_lambda=3, task_weight=0, momentum=0).filter_lambda == 3
 
 
-@pytest.mark.parametrize(
-    ("contrast", "filter_lambda", "uses"),
-    [
-        ("momentum", 2.0, True),
-        ("momentum", None, True),
-        ("in_batch", 2.0, True),
-        ("in_batch", None, False),
-    ],
-)
-def test_momentum_encoder_exists_where_it_is_used(contrast, filter_lambda, uses):
+@pytest.mark.parametrize("contrast", ["momentum", "in_batch"])
+@pytest.mark.parametrize("filter_lambda", [2.0, None])
+def test_momentum_encoder_exists_where_it_is_used(contrast, filter_lambda):
+    uses = contrast == "momentum" or filter_lambda is not None
     assert tiny_config(contrast=contrast, filter_lambda=filter_lambda).uses_momentum_encoder == uses
 
 
@@ -82,38 +73,69 @@ def vit(**fields):
     return ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, **fields)
 
 
-CONTRADICTIONS = {
-    "image_size": {"vision_config": vit(image_size=30, patch_size=8)},
-    "image_tokenizer_config.image_size": {"image_tokenizer_config": {"image_size": 64}},
-    "projection_dim": {"projection_dim": 0},
-    "queue_size": {"queue_size": 0},
-    "similarity_queue_size": {"similarity_queue_size": -1},
-    "filter_warmup_steps": {"filter_warmup_steps": -1},
-    "instance_weight": {"instance_weight": -0.5},
-    "mvm_weight": {"mvm_weight": -1},
-    "mlm_weight": {"mlm_weight": -1e-9},
-    "task_weight": {"task_weight": -1.0},
-    "task_weight > 0 needs instance_weight": {"instance_weight": 0.0, "task_weight": 1.0},
-    "patch_mask_ratio": {"patch_mask_ratio": 0},
-    "word_mask_ratio": {"word_mask_ratio": 1.01},
-    "masked_fraction": {"masked_fraction": 0.0},
-    "momentum": {"momentum": 1.0},
-    "min_temperature": {"min_temperature": 0.0},
-    "max_temperature": {"temperature": 0.6},
-    "temperature": {"temperature": 0.005},
-    "contrast": {"contrast": "moco"},
-    "image_pooling": {"image_pooling": "max"},
-    "text_pooling": {"text_pooling": "last"},
-    "image_mean": {"image_mean": [0.5]},
-    "image_std": {"image_std": [0.5, 0.5, 0.0]},
-    "learn_temperature": {"learn_temperature": "yes"},
-}
+COOKIE_WEIGHTS = ("cross_modal_weight", "visual_weight", "textual_weight")
+CONTRADICTIONS = [
+    (tiny_config, {"vision_config": vit(image_size=30, patch_size=8)}, "image_size"),
+    (tiny_config, {"image_tokenizer_config": {"image_size": 64}}, "image_tokenizer_config.image_size"),
+    (tiny_config, {"projection_dim": 0}, "projection_dim"),
+    (tiny_config, {"queue_size": 0}, "queue_size"),
+    (tiny_config, {"similarity_queue_size": -1}, "similarity_queue_size"),
+    (tiny_config, {"filter_warmup_steps": -1}, "filter_warmup_steps"),
+    (tiny_config, {"instance_weight": -0.5}, "instance_weight"),
+    (tiny_config, {"mvm_weight": -1}, "mvm_weight"),
+    (tiny_config, {"mlm_weight": -1e-9}, "mlm_weight"),
+    (tiny_config, {"task_weight": -1.0}, "task_weight"),
+    (tiny_config, {"instance_weight": 0.0, "task_weight": 1.0}, "task_weight > 0 needs instance_weight"),
+    (tiny_config, {"patch_mask_ratio": 0}, "patch_mask_ratio"),
+    (tiny_config, {"word_mask_ratio": 1.01}, "word_mask_ratio"),
+    (tiny_config, {"masked_fraction": 0.0}, "masked_fraction"),
+    (tiny_config, {"momentum": 1.0}, "momentum"),
+    (tiny_config, {"min_temperature": 0.0}, "min_temperature"),
+    (tiny_config, {"temperature": 0.6}, "max_temperature"),
+    (tiny_config, {"temperature": 0.005}, "temperature"),
+    (tiny_config, {"contrast": "moco"}, "contrast"),
+    (tiny_config, {"image_pooling": "max"}, "image_pooling"),
+    (tiny_config, {"text_pooling": "last"}, "text_pooling"),
+    (tiny_config, {"image_mean": [0.5]}, "image_mean"),
+    (tiny_config, {"image_std": [0.5, 0.5, 0.0]}, "image_std"),
+    (tiny_config, {"learn_temperature": "yes"}, "learn_temperature"),
+    (tiny_config, {"soft_target_alpha": 0.4, "contrast": "in_batch"}, "soft_target_alpha > 0 needs contrast"),
+    (tiny_config, {"soft_target_alpha": 1.5}, r"soft_target_alpha must lie in \[0, 1\]"),
+    (tiny_config, {"center_momentum": 1.0}, r"center_momentum must lie in \[0, 1\)"),
+    (tiny_config, {"momentum_warmup_steps": -1}, "momentum_warmup_steps must not be negative"),
+    (COTSImageTokenizerConfig, {"image_size": 100}, "image_size"),
+    (COTSImageTokenizerConfig, {"image_size": 0}, "image_size"),
+    (COTSImageTokenizerConfig, {"num_groups": 0}, "num_groups"),
+    (COTSImageTokenizerConfig, {"codebook_size": 0}, "codebook_size"),
+    (COTSImageTokenizerConfig, {"hidden_size": 3}, "hidden_size"),
+    (COTSImageTokenizerConfig, {"num_channels": 0}, "num_channels"),
+    (tiny_simla_config, {"text_config": BertConfig(**(SIZES | {"hidden_size": 64}))}, "has 32, text_config 64"),
+    (tiny_simla_config, {"image_tokenizer_config": {"image_size": 64}}, "image_tokenizer_config.image_size to 32"),
+    (tiny_simla_config, {"num_masked_patches": 17}, "of 16 patches"),
+    (tiny_simla_config, {"min_block_patches": 6}, "at least min_block_patches=6"),
+    (tiny_simla_config, {"text_config": BertConfig(max_position_embeddings=16, **SIZES)}, "set mim_weight=0"),
+    (tiny_simla_config, {"temperature": 0.6}, "must lie within the bounds"),
+    (tiny_simla_config, {"distillation_weight": 1.1}, "distillation_weight must lie in"),
+    (tiny_simla_config, {"momentum": 1}, "momentum must lie in"),
+    (tiny_simla_config, {"mlm_weight": -1}, "must not be negative"),
+    (tiny_simla_config, {"queue_size": 0}, "queue_size must be at least 1"),
+    (tiny_simla_config, {"word_mask_ratio": 0}, "word_mask_ratio must lie in"),
+    (tiny_simla_config, {"image_std": [1.0, 1.0, 0.0]}, "image_std positive"),
+    (tiny_cookie_config, {"num_shared_layers": 5}, "num_shared_layers must lie in 0 to 4, got 5"),
+    (tiny_cookie_config, {"num_shared_heads": 3}, "projection_dim=16 is not divisible by num_shared_heads=3"),
+    (tiny_cookie_config, dict.fromkeys(COOKIE_WEIGHTS, 0), "nothing to learn from"),
+    (tiny_cookie_config, {"margin": -1}, "margin must not be negative"),
+    (tiny_cookie_config, {"word_drop_masked": 0.6, "word_drop_replaced": 0.6}, "add up to 1 at most"),
+    (tiny_cookie_config, {"temperature": 1.0}, "must lie within the bounds"),
+    (tiny_cookie_config, {"pooling": "last"}, "pooling"),
+    (tiny_cookie_config, {"vision_config": vit(image_size=30, patch_size=8)}, "is not divisible by patch_size"),
+]
 
 
-@pytest.mark.parametrize("name", CONTRADICTIONS)
-def test_each_contradiction_is_refused_by_name(name):
-    with pytest.raises(Exception, match=name) as caught:
-        tiny_config(**CONTRADICTIONS[name])
+@pytest.mark.parametrize(("make", "fields", "message"), CONTRADICTIONS)
+def test_each_contradiction_is_refused_by_name(make, fields, message):
+    with pytest.raises(Exception, match=message) as caught:
+        make(**fields)
     assert "Strict" in type(caught.value).__name__ or isinstance(caught.value, ValueError)
 
 
@@ -126,22 +148,6 @@ def test_a_contradiction_made_later_is_refused_on_saving(tmp_path):
 
 def test_grid_mismatch_does_not_matter_without_the_visual_token_level():
     assert tiny_config(mvm_weight=0.0, image_tokenizer_config={"image_size": 64}).patch_grid == 4
-
-
-@pytest.mark.parametrize(
-    ("fields", "name"),
-    [
-        ({"image_size": 100}, "image_size"),
-        ({"image_size": 0}, "image_size"),
-        ({"num_groups": 0}, "num_groups"),
-        ({"codebook_size": 0}, "codebook_size"),
-        ({"hidden_size": 3}, "hidden_size"),
-        ({"num_channels": 0}, "num_channels"),
-    ],
-)
-def test_image_tokenizer_refuses_sizes_that_cannot_be_built(fields, name):
-    with pytest.raises(Exception, match=name):
-        COTSImageTokenizerConfig(**fields)
 
 
 @pytest.mark.parametrize(("groups", "expected"), [(4, 32), (3, 16), (1, 4)])

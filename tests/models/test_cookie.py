@@ -192,27 +192,6 @@ def test_a_missing_view_is_named(term, view):
     assert output.loss.item() > 0
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"num_shared_layers": 5}, "num_shared_layers must lie in 0 to 4, got 5"),
-        ({"num_shared_heads": 3}, "projection_dim=16 is not divisible by num_shared_heads=3"),
-        ({"cross_modal_weight": 0, "visual_weight": 0, "textual_weight": 0}, "nothing to learn from"),
-        ({"margin": -1}, "margin must not be negative"),
-        ({"word_drop_masked": 0.6, "word_drop_replaced": 0.6}, "add up to 1 at most"),
-        ({"temperature": 1.0}, "must lie within the bounds"),
-        ({"pooling": "last"}, "pooling"),
-        (
-            {"vision_config": {"model_type": "vit", "image_size": 30, "patch_size": 8}},
-            "is not divisible by patch_size",
-        ),
-    ],
-)
-def test_fields_that_contradict_one_another(fields, message):
-    with pytest.raises(Exception, match=message):
-        tiny_cookie_config(**fields)
-
-
 def test_the_defaults_are_the_specification():
     config = CookieConfig()
     assert (config.vision_config.image_size, config.vision_config.patch_size) == (224, 16)

@@ -127,6 +127,7 @@ def test_the_auto_classes_know_it(saved):
     assert type(AutoProcessor.from_pretrained(folder / "model")) is COTSProcessor
     config = AutoConfig.from_pretrained(folder / "pretraining")
     assert type(config) is type(learner.config)
+    assert type(AutoModel.from_config(config)) is type(learner.encoder)
     assert config.text_config.hidden_size == learner.config.text_config.hidden_size
     assert getattr(config, "queue_size", None) == getattr(learner.config, "queue_size", None)
 

@@ -9,7 +9,7 @@ from hf_cots import COTSForPreTraining
 from hf_cots.models import instance_level, task_level, token_level
 from tests.support import reference
 from tests.support.runs import assert_same_weights
-from tests.support.steps import assert_close, gradients
+from tests.support.steps import assert_close, gradients, split
 from tests.support.tiny import tiny_batch, tiny_config
 
 
@@ -29,6 +29,15 @@ def make(**fields):
         for parameter in model.cots.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return model.train()
+
+
+def run_finite(dtype, model, batch, **settings):
+    """Forward under autocast and backward; loss, gradients and buffers must be finite."""
+    with autocast(dtype):
+        output = model(**batch, **settings)
+    output.loss.backward()
+    assert_finite(model, output)
+    return output
 
 
 def assert_finite(model, output):
@@ -121,10 +130,7 @@ def test_temperature_at_its_bounds(dtype, fields, bound, learned):
     model = make(temperature=temperature, learn_temperature=learned, **fields)
     if learned:
         model.cots.log_temperature.data.fill_(temperature).log_()
-    with autocast(dtype):
-        output = model(**tiny_batch())
-    output.loss.backward()
-    assert_finite(model, output)
+    run_finite(dtype, model, tiny_batch())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -133,10 +139,7 @@ def test_equal_embeddings(dtype, fields):
     model = make(**fields)
     batch = {name: rows[:1].expand_as(rows).clone() for name, rows in tiny_batch().items()}
     for _ in range(2):
-        with autocast(dtype):
-            output = model(**batch)
-        output.loss.backward()
-        assert_finite(model, output)
+        run_finite(dtype, model, batch)
     if model.key_queue is not None and fields["center_keys"]:
         assert model.key_queue.image_keys.norm(dim=1).max() < 1e-2
 
@@ -146,18 +149,14 @@ def test_equal_embeddings(dtype, fields):
 def test_one_pair(dtype, fields):
     """As a step of its own, and as a batch of a larger step."""
     model, batch = make(**fields), tiny_batch()
-    with autocast(dtype):
-        output = model(**{name: rows[:1] for name, rows in batch.items()})
-    output.loss.backward()
-    assert_finite(model, output)
+    run_finite(dtype, model, {name: rows[:1] for name, rows in batch.items()})
     if model.key_queue is not None:
         assert model.key_queue.image_keys[0].norm() > 0.99, "a lone key must not vanish"
-    pieces = [{name: rows[start:stop] for name, rows in batch.items()} for start, stop in ((0, 1), (1, 8))]
+    pieces = split(batch, [1, 7])
     with autocast(dtype):
-        outputs = [model(**piece, step=step) for piece, step in zip(pieces, model.begin_step(pieces))]
-    for output in outputs:
-        output.loss.backward()
-        assert_finite(model, output)
+        steps = model.begin_step(pieces)
+    for piece, step in zip(pieces, steps):
+        run_finite(dtype, model, piece, step=step)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -166,12 +165,9 @@ def test_every_pair_dropped(dtype, fields):
     model = make(similarity_queue_size=4, filter_lambda=0.5, **fields)
     model.score_queue.scores.fill_(0.999)
     model.score_queue.filled.fill_(4)
-    with autocast(dtype):
-        output = model(**tiny_batch())
+    output = run_finite(dtype, model, tiny_batch())
     assert not output.kept.any()
-    output.loss.backward()
     assert output.loss.item() == 0
-    assert_finite(model, output)
     assert all((gradient == 0).all() for gradient in gradients(model).values())
 
 
@@ -181,10 +177,7 @@ def test_every_pair_dropped(dtype, fields):
 def test_a_queue_smaller_than_the_batch(dtype, size, fresh):
     model = make(queue_size=size, similarity_queue_size=size, enqueue_before_loss=fresh)
     for seed in range(3):
-        with autocast(dtype):
-            output = model(**tiny_batch(seed=seed))
-        output.loss.backward()
-        assert_finite(model, output)
+        run_finite(dtype, model, tiny_batch(seed=seed))
     assert int(model.key_queue.filled) == size
 
 
@@ -194,7 +187,7 @@ def test_a_batch_without_pairs(dtype, contrast):
     """A rank's share of a ragged last batch may be empty: it adds nothing, and every parameter gets its gradient."""
     model, batch = make(contrast=contrast, learn_temperature=True), tiny_batch()
     alone = copy.deepcopy(model)
-    pieces = [{name: rows[start:stop] for name, rows in batch.items()} for start, stop in ((0, 8), (8, 8))]
+    pieces = split(batch, [8, 0])
     with autocast(dtype):
         for piece, step in zip(pieces, model.begin_step(pieces)):
             output = model(**piece, step=step)

@@ -35,10 +35,10 @@ from hf_cots.data.sources import PairDataset, load_pairs
 from hf_cots.search.encoders import DualEncoder, SentenceEncoder, TextEncoder, encode_pairs
 from hf_cots.search.encoding import encode_images, encode_texts
 from hf_cots.search.loading import load_encoder
+from tests.support.tiny import SIZES
 from tests.support.worlds import SIDE, all_pairs, encoded, tiny_tokenizer
 
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 VISION = SIZES | {"image_size": SIDE, "patch_size": 8}
 SCALE = {"height": SIDE, "width": SIDE}
 IMAGES = [image for _, image, _ in all_pairs()[12:19]]

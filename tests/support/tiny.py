@@ -6,34 +6,20 @@ from transformers import BertConfig, ViTConfig
 from hf_cots import COTSConfig
 
 
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+WORDS = {"vocab_size": 200, "max_position_embeddings": 40}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+# 64 codes, one per 8 x 8 pixels
+TINY_IMAGE_TOKENIZER = {"image_size": 32, "codebook_size": 64, "hidden_size": 8, "decoder_input_size": 8}
+TINY_IMAGE_TOKENIZER["blocks_per_group"] = 1
+
+
 def tiny_config(**fields) -> COTSConfig:
     """A COTS of two layers a stream, 4 x 4 patches, 64 codes, without dropout; any field can be overridden."""
     defaults = {
-        "vision_config": ViTConfig(
-            image_size=32,
-            patch_size=8,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-        ),
-        "text_config": BertConfig(
-            vocab_size=200,
-            hidden_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=48,
-            max_position_embeddings=40,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        ),
-        "image_tokenizer_config": {
-            "image_size": 32,
-            "codebook_size": 64,
-            "hidden_size": 8,
-            "decoder_input_size": 8,
-            "blocks_per_group": 1,
-        },
+        "vision_config": ViTConfig(image_size=32, patch_size=8, **SIZES),
+        "text_config": BertConfig(**WORDS, **SIZES | {"hidden_size": 24, "intermediate_size": 48}, **NO_DROPOUT),
+        "image_tokenizer_config": TINY_IMAGE_TOKENIZER,
         "projection_dim": 16,
         "queue_size": 32,
         "similarity_queue_size": 16,

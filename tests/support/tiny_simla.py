@@ -5,19 +5,15 @@ from transformers import BertConfig, ViTConfig
 
 from hf_cots import SimlaConfig, SimlaForPreTraining
 from hf_cots.models.token_level import draw_masks_by_index
-
-
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-CODES = {"image_size": 32, "codebook_size": 64, "hidden_size": 8, "decoder_input_size": 8, "blocks_per_group": 1}
+from tests.support.tiny import NO_DROPOUT, SIZES, TINY_IMAGE_TOKENIZER, WORDS
 
 
 def tiny_simla_config(**fields) -> SimlaConfig:
     """Two layers on each side, 4 x 4 patches of 8 pixels, 200 words, 64 codes, without dropout."""
-    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     defaults = {
         "vision_config": ViTConfig(image_size=32, patch_size=8, layer_norm_eps=1e-6, **SIZES),
-        "text_config": BertConfig(vocab_size=200, max_position_embeddings=40, **SIZES, **still),
-        "image_tokenizer_config": CODES,
+        "text_config": BertConfig(**WORDS, **SIZES, **NO_DROPOUT),
+        "image_tokenizer_config": TINY_IMAGE_TOKENIZER,
         "projection_dim": 16,
         "queue_size": 12,
         "num_masked_patches": 5,

@@ -16,16 +16,11 @@ from transformers import BertConfig, BertModel, BertTokenizer, ViTConfig, ViTMod
 
 from hf_cots import COTSImageProcessor, COTSImageTokenizer, COTSImageTokenizerConfig, COTSModel, COTSProcessor
 from hf_cots.training.arguments import to_flags
+from tests.support.tiny import SIZES, TINY_IMAGE_TOKENIZER
 
 
 SIDE = 32
-TINY_IMAGE_TOKENIZER = {
-    "image_size": SIDE,
-    "codebook_size": 64,
-    "hidden_size": 8,
-    "decoder_input_size": 8,
-    "blocks_per_group": 1,
-}
+
 COLORS = {
     "red": (220, 30, 30),
     "green": (20, 160, 40),
@@ -154,11 +149,11 @@ class World:
         vision, text = self.root / f"vision-{dropout}", self.root / f"text-{dropout}"
         if not vision.is_dir():
             torch.manual_seed(0)
-            sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+
             drop = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-            ViTModel(ViTConfig(image_size=SIDE, patch_size=8, **sizes, **drop)).save_pretrained(vision)
+            ViTModel(ViTConfig(image_size=SIDE, patch_size=8, **SIZES, **drop)).save_pretrained(vision)
             tokenizer = tiny_tokenizer()
-            config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=40, **sizes, **drop)
+            config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=40, **SIZES, **drop)
             BertModel(config).save_pretrained(text)
             tokenizer.save_pretrained(text)
         return vision, text

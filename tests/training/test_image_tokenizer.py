@@ -9,7 +9,7 @@ from hf_cots.data.collator import ImageCollator
 from hf_cots.data.sources import load_pairs
 from hf_cots.demo.training import train_image_tokenizer
 from tests.support.runs import assert_same_weights
-from tests.support.worlds import TINY_IMAGE_TOKENIZER
+from tests.support.tiny import TINY_IMAGE_TOKENIZER
 
 
 @pytest.fixture(scope="module")

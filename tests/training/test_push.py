@@ -6,6 +6,7 @@ import sys
 
 from hf_cots.training.arguments import to_flags
 from tests.support.hub_stub import hub
+from tests.support.tiny import TINY_IMAGE_TOKENIZER
 
 
 def push(module, flags, folder):
@@ -28,8 +29,12 @@ def test_training_ends_with_the_model_on_the_hub(world, tmp_path):
 
 
 def test_an_image_tokenizer_goes_to_the_hub_too(world, tmp_path):
-    config = {"image_size": 32, "codebook_size": 16, "hidden_size": 4, "decoder_input_size": 4, "blocks_per_group": 1}
-    settings = {"config": config, "train_data": world.imagefolder, "eval_data": world.imagefolder, "max_steps": 1}
+    settings = {
+        "config": TINY_IMAGE_TOKENIZER,
+        "train_data": world.imagefolder,
+        "eval_data": world.imagefolder,
+        "max_steps": 1,
+    }
     settings |= {"output_dir": tmp_path, "report_to": "none", "use_cpu": True}
     files = push("hf_cots.train_dvae", to_flags(settings), tmp_path)
     assert {"README.md", "model.safetensors", "modeling_dvae.py", "reconstructions.png"} <= files

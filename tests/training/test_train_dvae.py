@@ -14,20 +14,17 @@ from hf_cots import COTSImageTokenizer, COTSImageTokenizerConfig
 from hf_cots.training.arguments import DVAETrainingArguments, parse_image_tokenizer_arguments, to_flags
 from hf_cots.training.image_tokenizer import cosine
 from tests.support.runs import assert_same_checkpoints, assert_same_weights
-from tests.support.worlds import all_pairs, log_history
+from tests.support.tiny import TINY_IMAGE_TOKENIZER
+from tests.support.worlds import all_pairs, log_history, write_images
 
 
-CONFIG = {"image_size": 32, "codebook_size": 64, "hidden_size": 8, "decoder_input_size": 8, "blocks_per_group": 1}
-CONFIG |= {"kl_weight": 0.001}
+CONFIG = TINY_IMAGE_TOKENIZER | {"kl_weight": 0.001}
 
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
     """A folder of images and nothing else."""
-    folder = tmp_path_factory.mktemp("bare")
-    for name, image, _ in all_pairs():
-        image.save(folder / name)
-    return folder
+    return write_images(tmp_path_factory.mktemp("bare") / "images")
 
 
 def flags(data, output_dir, **settings):

@@ -17,7 +17,8 @@ from hf_cots.evaluation.diagnostics.inspect_cots import (
 )
 from hf_cots.evaluation.rendering.panels import draw_panels
 from tests.support.cli import call, error_of
-from tests.support.worlds import TINY_IMAGE_TOKENIZER, draw, encoded
+from tests.support.tiny import TINY_IMAGE_TOKENIZER
+from tests.support.worlds import draw, encoded
 
 
 @pytest.fixture(scope="module")
