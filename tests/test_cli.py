@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.support.cli import call, error_of
+from tests.support.cli import call, error_of, succeed
 from tests.support.worlds import all_pairs, draw, write_images
 
 
@@ -34,8 +34,7 @@ def test_search_prints_the_best_files_first(world, tmp_path):
     for colour in ("red", "green", "black"):
         draw(colour, "circle", "left").save(tmp_path / f"{colour}.png")
     (tmp_path / "broken.png").write_bytes(b"<html>")
-    result = call("search", world.model, tmp_path, "a red circle", "-k", 2)
-    assert result.exit_code == 0
+    result = succeed("search", world.model, tmp_path, "a red circle", "-k", 2)
     lines = [line.split("  ", 1) for line in result.stdout.splitlines() if line]
     assert len(lines) == 2
     scores = [float(score) for score, _ in lines]
@@ -48,8 +47,7 @@ def test_search_prints_the_best_files_first(world, tmp_path):
 
 def test_evaluate_prints_a_table_and_writes_json(world, tmp_path):
     output = tmp_path / "deep" / "results.json"
-    result = call("evaluate", world.model, world.parquet, "--output", output)
-    assert result.exit_code == 0, result.output
+    result = succeed("evaluate", world.model, world.parquet, "--output", output)
     assert "text to image" in result.output
     results = json.loads(output.read_text())
     for direction in ("text_to_image", "image_to_text"):
@@ -64,12 +62,11 @@ def test_evaluate_prints_a_table_and_writes_json(world, tmp_path):
 
 
 def test_evaluate_takes_a_plain_folder(world):
-    assert call("evaluate", world.model, world.imagefolder).exit_code == 0
+    succeed("evaluate", world.model, world.imagefolder)
 
 
 def test_train_takes_the_flags_of_the_module(world, tmp_path):
-    result = call("train", *world.flags(tmp_path, max_steps=1))
-    assert result.exit_code == 0, result.output
+    succeed("train", *world.flags(tmp_path, max_steps=1))
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
@@ -104,8 +101,7 @@ def reproducible(report, model):
 def test_classify_prints_a_table_and_writes_json(world, colour_folders, tmp_path):
     output = tmp_path / "deep" / "zero-shot.json"
     flags = ("--template", "a {}", "--template", "the {} square", "--output", output)
-    result = call("classify", world.model, colour_folders, *flags)
-    assert result.exit_code == 0, result.output
+    result = succeed("classify", world.model, colour_folders, *flags)
     report = json.loads(output.read_text())
     figures = report["zero_shot"]
     low, high = figures["intervals"]["top1"]
@@ -144,8 +140,7 @@ def test_text_matching_takes_tables_and_sts_benchmark(world, tmp_path):
 
 def test_image_retrieval_within_across_and_against(world, colour_folders, tmp_path):
     output = tmp_path / "images.json"
-    result = call("image-retrieval", world.model, colour_folders, "--output", output)
-    assert result.exit_code == 0, result.output
+    result = succeed("image-retrieval", world.model, colour_folders, "--output", output)
     report = json.loads(output.read_text())
     figures = report["image_to_image"]
     assert (figures["queries"], figures["gallery"], figures["queries_without_answer"]) == (40, 39, 0)
@@ -161,10 +156,10 @@ def test_image_retrieval_within_across_and_against(world, colour_folders, tmp_pa
     rows = [{"file_name": name, "colour": each[0], "shape": each[-2]} for name, each in words.items()]
     world.write_metadata(folder, rows)
     across = ("--label-column", "colour", "--across", "shape", "--output", output)
-    assert call("image-retrieval", world.model, folder, *across).exit_code == 0
+    succeed("image-retrieval", world.model, folder, *across)
     assert json.loads(output.read_text())["image_to_image"]["gallery"] == 20
     against = ("--label-column", "colour", "--gallery", folder, "--output", output)
-    assert call("image-retrieval", world.model, folder, *against).exit_code == 0
+    succeed("image-retrieval", world.model, folder, *against)
     report = json.loads(output.read_text())
     assert report["image_to_image"]["gallery"] == 39  # the same data as gallery: still no picture finds itself
     assert report["gallery"]["fingerprint"] == report["data"]["fingerprint"]
@@ -183,20 +178,18 @@ def test_evaluate_takes_a_split_in_karpathys_layout(world, tmp_path):
     (tmp_path / "mine.json").write_text(json.dumps({"dataset": "mine", "images": images}))
     flags = ("--protocol", "karpathy", "--split", "val", "--image-root", world.imagefolder)
     output = tmp_path / "results.json"
-    result = call("evaluate", world.model, tmp_path / "mine.json", *flags, "--output", output)
-    assert result.exit_code == 0, result.output
+    succeed("evaluate", world.model, tmp_path / "mine.json", *flags, "--output", output)
     report = json.loads(output.read_text())
     assert (report["text_to_image"]["queries"], report["text_to_image"]["gallery"]) == (50, 10)
     checksum = report["data"]["id_checksum"]
-    assert call("evaluate", world.model, tmp_path / "mine.json", *flags, "--id-checksum", checksum).exit_code == 0
+    succeed("evaluate", world.model, tmp_path / "mine.json", *flags, "--id-checksum", checksum)
     refused = call("evaluate", world.model, tmp_path / "mine.json", *flags, "--id-checksum", "0" * 64)
     assert f"have the checksum {checksum}, not {'0' * 64}" in error_of(refused)
 
 
 @pytest.mark.parametrize("verb", ["train", "train-tokenizer"])
 def test_training_verbs_show_the_help_of_the_modules(verb):
-    shown = call(verb, "--help")
-    assert shown.exit_code == 0
+    shown = succeed(verb, "--help")
     assert "--train_data" in shown.output
 
 

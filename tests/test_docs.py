@@ -11,7 +11,7 @@ from typer.main import get_command
 from hf_cots import train, train_dvae
 from hf_cots.cli import app
 from hf_cots.training import arguments
-from tests.support.cli import call
+from tests.support.cli import succeed
 from tests.support.paths import ROOT
 from tests.support.user_folder import make_user_folder
 
@@ -38,8 +38,7 @@ def commands(text):
 def run_command(words):
     """Run `hf-cots ...` or `python -m hf_cots.train ...` in this process, which has imported everything already."""
     if words[0] == "hf-cots":
-        result = call(*words[1:])
-        assert result.exit_code == 0, result.exception or result.output
+        succeed(*words[1:])
     else:
         assert words[:2] == ["python", "-m"], f"this test cannot run {words}"
         PROGRAMS[words[2]].main(words[3:])

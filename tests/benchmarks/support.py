@@ -3,7 +3,7 @@
 import numpy as np
 
 from benchmarks.ablation.__main__ import app
-from tests.support.cli import call
+from tests.support.cli import succeed
 
 
 DIRECTIONS = ("text_to_image", "image_to_text")
@@ -28,6 +28,5 @@ def recorded_line(row, seed, ranks, tasks=None, **recipe):
 
 def run_command(*arguments):
     """Run `python -m benchmarks.ablation` in this process; returns what it printed."""
-    done = call(*arguments, app=app)
-    assert done.exit_code == 0, done.exception or done.output
+    done = succeed(*arguments, app=app)
     return done.output

@@ -3,7 +3,6 @@
 import importlib.util
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from benchmarks.ablation.vision_tower import vision_tower_folder
 from hf_cots import COTSConfig
 from tests.benchmarks.support import DIRECTIONS, recorded_line, run_command
 from tests.support.paths import ROOT
+from tests.support.processes import ENVIRONMENT
 
 
 def emoji_run(row, init="text", batch=32, steps=700, noise=0, seed=0):
@@ -277,8 +277,8 @@ def test_a_killed_command_resumes(work, tmp_path):
     results = tmp_path / "results.jsonl"
     arguments = smoke_run(work, results, *CHOSEN)
     command = [sys.executable, "-m", "benchmarks.ablation", *arguments]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}/src:{ROOT}", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
     until = time.monotonic() + 120
     while not (results.is_file() and results.read_text().endswith("\n")) and time.monotonic() < until:
         time.sleep(0.02)

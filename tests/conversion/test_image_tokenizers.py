@@ -9,7 +9,7 @@ from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
 from hf_cots import COTSImageTokenizer
 from hf_cots.conversion.image_tokenizers import convert_dalle, convert_flava, read_dalle, to_flava
-from tests.support.cli import call, error_of
+from tests.support.cli import call, error_of, succeed
 from tests.support.paths import ROOT
 
 
@@ -162,15 +162,11 @@ def test_flava_takes_dalle_s_decoder_if_it_fits(tmp_path):
 
 def test_the_command(tmp_path):
     publish(tmp_path)
-    first = call(
-        "convert", "dalle", tmp_path / "encoder.pkl", tmp_path / "decoder.pkl", "--output", tmp_path / "dalle"
-    )
-    assert first.exit_code == 0, first.output
+    succeed("convert", "dalle", tmp_path / "encoder.pkl", tmp_path / "decoder.pkl", "--output", tmp_path / "dalle")
     ours = COTSImageTokenizer.from_pretrained(tmp_path / "dalle")
     assert not any(zipfile.is_zipfile(path) for path in (tmp_path / "dalle").iterdir()), "safetensors only"
-    assert call("convert", "flava", tmp_path / "dalle", "--output", tmp_path / "flava", "--to-flava").exit_code == 0
-    back = call("convert", "flava", tmp_path / "flava", "--output", tmp_path / "again", "--image-size", 32)
-    assert back.exit_code == 0, back.output
+    succeed("convert", "flava", tmp_path / "dalle", "--output", tmp_path / "flava", "--to-flava")
+    succeed("convert", "flava", tmp_path / "flava", "--output", tmp_path / "again", "--image-size", 32)
     again, pixels = COTSImageTokenizer.from_pretrained(tmp_path / "again"), torch.rand(1, 3, 32, 32)
     assert torch.equal(again.get_logits(pixels), ours.get_logits(pixels))
     missing = call("convert", "dalle", tmp_path / "none.pkl", "--output", tmp_path / "x")

@@ -1,6 +1,5 @@
 """The converter on files with the authors' keys: against the slow reference, to and fro, without running pickles."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,10 @@ from hf_cots.conversion.simla import (
     to_simla,
 )
 from hf_cots.models.terms_simla import Side, code_logits, keywords
+from tests.conversion.test_saved_modules import Attack
 from tests.support import reference_simla as slow
 from tests.support.authors_simla import TINY, Sizes, authors_state
-from tests.support.cli import call, error_of
+from tests.support.cli import call, error_of, succeed
 from tests.support.runs import assert_same_weights
 from tests.support.worlds import tiny_tokenizer
 
@@ -188,17 +188,9 @@ def test_a_file_that_does_not_fit(tmp_path, change, message):
         convert_simla(write(tmp_path / "odd.pth", state), **FIELDS)
 
 
-class Harm:
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.marker}",)
-
-
 def test_nothing_that_a_file_names_is_run(tmp_path):
     path, marker = tmp_path / "harm.pth", tmp_path / "ran"
-    torch.save({"model": authors_state(TINY), "config": Harm(marker)}, path)
+    torch.save({"model": authors_state(TINY), "config": Attack(marker)}, path)
     with pytest.raises(ValueError, match=r"asks for code that is not run here: (posix|nt)\.system"):
         read_simla(path)
     assert not marker.exists()
@@ -216,14 +208,14 @@ def test_the_command_there_and_back(tmp_path):
     path = write(tmp_path / "checkpoint.pth", state)
     tiny_tokenizer().save_pretrained(tmp_path / "words")
     ours, again = tmp_path / "ours", tmp_path / "again.pth"
-    assert call("convert", "simla", path, "--output", ours, "--tokenizer", tmp_path / "words").exit_code == 0
+    succeed("convert", "simla", path, "--output", ours, "--tokenizer", tmp_path / "words")
     model, processor = (auto.from_pretrained(ours) for auto in (AutoModel, AutoProcessor))
     assert type(model) is SimlaModel
     assert torch.equal(model.itm_head.weight, state["itm_head.weight"])
     words = processor(text=["red square"])["input_ids"][0]
     assert processor.tokenizer.convert_ids_to_tokens(words) == ["[CLS]", "red", "square"]
     assert processor.image_processor.size == {"height": 32, "width": 32}
-    assert call("convert", "simla", ours, "--output", again, "--to-simla").exit_code == 0
+    succeed("convert", "simla", ours, "--output", again, "--to-simla")
     assert_same_weights(read_simla(again), state)
     missing = call("convert", "simla", tmp_path / "none.pth", "--output", tmp_path / "x")
     assert f"error: no such file: {tmp_path / 'none.pth'}" in error_of(missing)

@@ -3,14 +3,13 @@
 import ast
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor
 
 from hf_cots import CookieForPreTraining, COTSForPreTraining, COTSModel, COTSProcessor, SimlaForPreTraining
+from tests.support import processes
 from tests.support.hub_stub import hub
 from tests.support.paths import SCRIPTS
 from tests.support.runs import assert_same_weights, load_exactly
@@ -38,17 +37,6 @@ CODE = {
     "simla": {"losses.py"},
     "cookie": {"losses.py"},
 }
-CHECKS = (
-    "package",
-    "embeddings",
-    "zero_shot",
-    "feature_extraction",
-    "cached_hub_id",
-    "pretraining",
-    "image_tokenizer",
-    "saved_again",
-    "untrusted",
-)
 ONLY_COTS = pytest.mark.parametrize("saved", ["cots"], indirect=True)
 
 
@@ -96,9 +84,7 @@ def run_python(folder, *arguments, **variables):
     """No PYTHONPATH, an own Hub home, no network; returns what the process printed on stderr."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "HF_", "TRANSFORMERS_"))}
     kept |= {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | variables
-    command = [sys.executable, "-P", "-c", *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True, timeout=200)
-    return done.stderr[-3000:]
+    return processes.run_python("-P", "-c", *arguments, cwd=folder, env=kept).stderr[-3000:]
 
 
 @pytest.fixture(scope="module", params=["with", "without"])
@@ -113,10 +99,9 @@ def user(request, saved):
     return json.loads(output.read_text())
 
 
-@pytest.mark.parametrize("check", CHECKS)
-def test_a_fresh_process(user, check):
-    assert set(user) == set(CHECKS)
-    assert user[check] == "ok", user[check]
+def test_a_fresh_process(user):
+    assert {check: outcome for check, outcome in user.items() if outcome != "ok"} == {}
+    assert len(user) == 9
 
 
 def test_the_auto_classes_know_it(saved):

@@ -95,9 +95,16 @@ def test_queue_state_survives_a_resume():
     resumed.load_state_dict(copy.deepcopy(queue.state_dict()))
     names = {"image_keys", "text_keys", "image_ids", "pair_index", "pointer", "filled"}
     assert set(queue.state_dict()) == names
-    for q in (queue, resumed):
-        feed(q, 13, 4)
+    scores, resumed_scores = ScoreQueue(6), ScoreQueue(6)
+    scores.enqueue(torch.rand(8))
+    resumed_scores.load_state_dict(copy.deepcopy(scores.state_dict()))
+    more = torch.rand(3)
+    for keys, one in ((queue, scores), (resumed, resumed_scores)):
+        feed(keys, 13, 4)
+        one.enqueue(more)
     assert_same_weights(dict(resumed.named_buffers()), dict(queue.named_buffers()))
+    assert_same_weights(dict(resumed_scores.named_buffers()), dict(scores.named_buffers()))
+    assert scores.threshold(1.0) == resumed_scores.threshold(1.0) > -torch.inf
 
 
 def test_enqueue_takes_no_gradient_and_keeps_the_queue_dtype():
@@ -159,17 +166,6 @@ def test_threshold_equals_numpy_over_the_newest_scores(batches):
             newest = np.array(history[-10:])
             for lam in (0.0, 1.0, 2.5):
                 assert float(queue.threshold(lam)) == pytest.approx(newest.mean() - lam * newest.std(), abs=1e-6)
-
-
-def test_score_queue_survives_a_resume():
-    queue, resumed = ScoreQueue(6), ScoreQueue(6)
-    queue.enqueue(torch.rand(8))
-    resumed.load_state_dict(queue.state_dict())
-    more = torch.rand(3)
-    queue.enqueue(more)
-    resumed.enqueue(more)
-    assert torch.equal(queue.scores, resumed.scores)
-    assert queue.threshold(1.0) == resumed.threshold(1.0) > -torch.inf
 
 
 @pytest.mark.parametrize("make", [lambda: COTSForPreTraining(tiny_config()), tiny_simla, tiny_cookie])

@@ -6,21 +6,19 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from hf_cots.models import pretraining_cots
 from hf_cots.models.instance_level import compare_with_queue
 from tests.support import reference
+from tests.support.reference_simla import gelu, normal
 from tests.support.steps import assert_close, data, descend, gradients, make, run_step
 
 
 def head(module, hidden, feature):
     """`layer_norm(gelu(dense(h + A g)))`."""
     mixed = hidden + module.inject.weight @ feature
-    dense = F.gelu(module.dense.weight @ mixed + module.dense.bias)
-    centered = dense - dense.mean()
-    scale = (centered.pow(2).mean() + module.layer_norm.eps).sqrt()
-    return centered / scale * module.layer_norm.weight + module.layer_norm.bias
+    dense, norm = gelu(module.dense.weight @ mixed + module.dense.bias), module.layer_norm
+    return normal(dense, norm.weight, norm.bias, norm.eps)
 
 
 def reference_loss(model, batch, queue_before):
@@ -65,29 +63,22 @@ def reference_loss(model, batch, queue_before):
         input_ids=batch["masked_input_ids"], attention_mask=batch["attention_mask"]
     ).last_hidden_state
     embeddings = online.text_model.embeddings.word_embeddings.weight
-    mvm, mlm = [], []
-    for i in range(n):
-        terms = [
-            -F.linear(
-                head(model.mvm_head, patches[i, j], g_text[i]), model.mvm_classifier.weight, model.mvm_classifier.bias
-            ).log_softmax(0)[codes[i, j]]
-            for j in range(16)
-            if batch["bool_masked_pos"][i, j]
-        ]
-        mvm.append(sum(terms) / len(terms))
-        terms = [
-            -(embeddings @ head(model.mlm_head, words[i, j], g_image[i]) + model.mlm_bias).log_softmax(0)[
-                batch["input_ids"][i, j]
-            ]
-            for j in range(words.shape[1])
-            if batch["bool_masked_words"][i, j]
-        ]
-        mlm.append(sum(terms) / len(terms))
+
+    def token_loss(module, states, features, weight, bias, targets, masked):
+        rows = []
+        for i in range(n):
+            own = [j for j in range(states.shape[1]) if masked[i, j]]
+            logits = [weight @ head(module, states[i, j], features[i]) + bias for j in own]
+            rows.append(sum(-row.log_softmax(0)[targets[i, j]] for row, j in zip(logits, own)) / len(own))
+        return sum(rows) / n
+
+    classes, of_words = model.mvm_classifier, (embeddings, model.mlm_bias, batch["input_ids"])
+    of_patches = (classes.weight, classes.bias, codes)
     return {
         "loss_instance": sum(i2t + t2i) / n,
         "loss_task": sum(a + b for a, b in kl) / 2 / n,
-        "loss_mvm": sum(mvm) / n,
-        "loss_mlm": sum(mlm) / n,
+        "loss_mvm": token_loss(model.mvm_head, patches, g_text, *of_patches, batch["bool_masked_pos"]),
+        "loss_mlm": token_loss(model.mlm_head, words, g_image, *of_words, batch["bool_masked_words"]),
     }
 
 
@@ -101,17 +92,10 @@ def test_loss_and_gradient_equal_the_formulas(center, fresh):
     run_step(model, first, [8])
     model.end_step()
     model.zero_grad()
-    filled = int(model.key_queue.filled)
-    before = [
-        (
-            model.key_queue.image_keys[j].clone(),
-            model.key_queue.text_keys[j].clone(),
-            int(model.key_queue.image_ids[j]),
-        )
-        for j in range(filled)
-    ]
-    assert filled == 8
+    assert int(model.key_queue.filled) == 8
     again = copy.deepcopy(model)
+    queue = copy.deepcopy(model.key_queue)
+    before = list(zip(queue.image_keys[:8], queue.text_keys[:8], queue.image_ids[:8].tolist()))
 
     (step,) = model.begin_step([second])
     output = model(**second, step=step)

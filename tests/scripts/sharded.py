@@ -4,17 +4,14 @@ accelerate shards for accelerators only: it is told that these processes hold so
 to the collectives and the checkpoints, is the code that runs on GPUs.
 """
 
-import json
-import os
 import sys
 
-import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
 import hf_cots.train
-from tests.support.recording import RecordingTrainer
+from tests.support.recording import RecordingTrainer, train_and_leave
 
 
 class ShardedTrainer(RecordingTrainer):
@@ -39,10 +36,5 @@ def parse_and_pretend(argv):
     return arguments
 
 
-torch.set_num_threads(1)
 hf_cots.train.parse_arguments = parse_and_pretend
-hf_cots.train.COTSTrainer = ShardedTrainer
-for flags in sys.argv[1:]:
-    hf_cots.train.train(json.loads(flags))
-sys.stdout.flush()
-os._exit(0)
+train_and_leave(ShardedTrainer, sys.argv[1:])

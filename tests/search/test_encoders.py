@@ -1,6 +1,5 @@
 """All kinds of encoders against the model's own logits, on tiny models of random weights written to disk."""
 
-import json
 import sys
 
 import datasets
@@ -19,10 +18,6 @@ from transformers import (
     ChineseCLIPConfig,
     ChineseCLIPModel,
     ChineseCLIPProcessor,
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPProcessor,
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
@@ -35,31 +30,12 @@ from hf_cots.data.sources import PairDataset, load_pairs
 from hf_cots.search.encoders import DualEncoder, SentenceEncoder, TextEncoder, encode_pairs
 from hf_cots.search.encoding import encode_images, encode_texts
 from hf_cots.search.loading import load_encoder
-from tests.support.tiny import SIZES
-from tests.support.worlds import SIDE, all_pairs, encoded, tiny_tokenizer
+from tests.support.clip import SCALE, VISION, make_clip, text_fields
+from tests.support.worlds import all_pairs, encoded, tiny_tokenizer
 
 
-VISION = SIZES | {"image_size": SIDE, "patch_size": 8}
-SCALE = {"height": SIDE, "width": SIDE}
 IMAGES = [image for _, image, _ in all_pairs()[12:19]]
 TEXTS = [caption for _, _, caption in all_pairs()[12:19]]  # of two lengths
-
-
-def text_fields(tokenizer):
-    return SIZES | {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 24,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.cls_token_id,
-        "eos_token_id": tokenizer.sep_token_id,
-    }
-
-
-def make_clip(folder, config_class=CLIPConfig, model_class=CLIPModel, processor_class=CLIPProcessor):
-    tokenizer = tiny_tokenizer()
-    config = config_class(text_config=text_fields(tokenizer), vision_config=VISION, projection_dim=16)
-    model_class(config).save_pretrained(folder)
-    processor_class(CLIPImageProcessor(size=SCALE, crop_size=SCALE), tokenizer).save_pretrained(folder)
 
 
 def make_chinese_clip(folder):
@@ -304,13 +280,3 @@ def test_encode_pairs_skips_broken_images_and_lists_them(world):
         AutoModel.from_pretrained(world.model).eval(), AutoProcessor.from_pretrained(world.model), ["d"]
     )
     torch.testing.assert_close(result.text_embeds[2:3], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_rows_of_one_file_are_one_image(world, tmp_path):
-    names = [str(world.imagefolder / name) for name, _, _ in all_pairs()[:2]]
-    lines = [{"image": names[i % 2], "caption": word} for i, word in enumerate(("a", "the", "red", "black"))]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    result = encode_pairs(load_encoder(str(world.model), device="cpu"), load_pairs(str(tmp_path / "pairs.jsonl")))
-    assert result.rows == [0, 1]
-    assert result.captions == [0, 1, 2, 3]
-    assert result.text_ids.tolist() == result.image_ids.tolist() * 2

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import os
+import sys
 from pathlib import Path
 
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+import hf_cots.train
 from hf_cots.training.trainer import COTSTrainer
 
 
@@ -19,6 +22,17 @@ def queue_hash(model) -> str:
             whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             digest.update(name.encode() + whole.numpy().tobytes())
     return digest.hexdigest()
+
+
+def train_and_leave(trainer: type, runs: list[str]) -> None:
+    """Train with each JSON list of flags, and end the process at once: gloo aborts now and then while the interpreter
+    shuts down, and the files are written by then."""
+    torch.set_num_threads(1)
+    hf_cots.train.COTSTrainer = trainer
+    for flags in runs:
+        hf_cots.train.train(json.loads(flags))
+    sys.stdout.flush()
+    os._exit(0)
 
 
 class Recorder(TrainerCallback):

@@ -5,6 +5,7 @@ import math
 import torch
 
 from hf_cots import CookieModel
+from tests.support.reference_simla import gelu, normal
 
 
 def linear(x, module):
@@ -12,13 +13,7 @@ def linear(x, module):
 
 
 def norm(x, module):
-    centered = x - x.mean(dim=-1, keepdim=True)
-    variance = (centered**2).mean(dim=-1, keepdim=True)
-    return centered / (variance + module.eps).sqrt() * module.weight + module.bias
-
-
-def gelu(x):
-    return x * (1 + torch.erf(x / math.sqrt(2))) / 2
+    return normal(x, module.weight, module.bias, module.eps)
 
 
 def shared(tokens: torch.Tensor, transformer) -> torch.Tensor:

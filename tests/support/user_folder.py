@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from hf_cots import COTSForPreTraining
+from tests.support.clip import make_clip
 from tests.support.simla_world import simla_folder
-from tests.support.worlds import SIDE, World, tiny_processor, tiny_tokenizer
+from tests.support.worlds import World, tiny_processor
 
 
 RECIPE = {
@@ -61,12 +61,5 @@ def clip_folder(world: World) -> Path:
     folder = world.root / "clip"
     if not folder.is_dir():
         torch.manual_seed(3)
-        tokenizer = tiny_tokenizer()
-        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-        ids = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
-        text = {"vocab_size": len(tokenizer), "max_position_embeddings": 40, **sizes, **ids}
-        vision = {"image_size": SIDE, "patch_size": 8, **sizes}
-        CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
-        size = {"height": SIDE, "width": SIDE}
-        CLIPProcessor(CLIPImageProcessor(size=size, crop_size=size), tokenizer).save_pretrained(folder)
+        make_clip(folder)
     return folder

@@ -1,15 +1,13 @@
 """Two and four processes are one process with the whole batch, ragged last batches included."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
 import hf_cots.train
-from tests.support.paths import ROOT, SCRIPTS
+from tests.support.paths import SCRIPTS
+from tests.support.processes import torchrun
 from tests.support.recording import DoubleTrainer
 from tests.support.runs import cookie_flags
 from tests.support.steps import assert_close
@@ -62,20 +60,6 @@ def flags(world, contrast, processes, count=1, folder=None):
         settings |= {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0}
     write = cookie_flags if contrast == "cookie" else World.flags
     return write(world, folder or folder_of(world, contrast, processes, count), CONTRASTS[contrast], **settings)
-
-
-def torchrun(processes, *command):
-    """What it printed; gloo may abort at exit, so that only the files tell how it went."""
-    command = ["--standalone", "--nproc-per-node", str(processes), *command]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}/src:{ROOT}"}
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *command],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    return done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -15,7 +14,8 @@ import pytest
 
 import hf_cots.train
 from tests.scripts.killed import WitnessTrainer
-from tests.support.paths import ROOT, SCRIPTS
+from tests.support.paths import SCRIPTS
+from tests.support.processes import ENVIRONMENT
 from tests.support.runs import assert_same_checkpoints
 from tests.support.worlds import all_pairs, log_history
 
@@ -42,9 +42,9 @@ def flags(world, folder, steps, save_steps, **settings):
 def start(plan, *flags, **options):
     """The process of a run that dies as planned."""
     script = str(SCRIPTS / "killed.py")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}/src:{ROOT}"}
+
     command = [sys.executable, script, json.dumps(plan), *flags, "--resume_from_checkpoint", "last"]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def uninterrupted(world, folder, *args, **settings):

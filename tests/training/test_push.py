@@ -1,11 +1,8 @@
 """`--push_to_hub` uploads the model for inference, card included, and none of the training state."""
 
-import os
-import subprocess
-import sys
-
 from hf_cots.training.arguments import to_flags
 from tests.support.hub_stub import hub
+from tests.support.processes import ENVIRONMENT, run_python
 from tests.support.tiny import TINY_IMAGE_TOKENIZER
 
 
@@ -13,8 +10,8 @@ def push(module, flags, folder):
     """Run a program and return the names of the files in `folder/model`, all of which must be on the Hub unchanged."""
     with hub() as (endpoint, uploaded):
         settings = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_test", "NO_PROXY": "127.0.0.1"}
-        command = [sys.executable, "-m", module, *flags, "--push_to_hub", "--hub_model_id", "org/tiny"]
-        done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=200)
+        flags = (*flags, "--push_to_hub", "--hub_model_id", "org/tiny")
+        done = run_python("-m", module, *flags, env=ENVIRONMENT | settings)
     assert done.returncode == 0, done.stderr[-3000:]
     local = {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
     assert uploaded["org/tiny"].items() >= local.items()

@@ -8,10 +8,10 @@ from transformers import AutoModel
 
 import hf_cots.train
 from tests.support.paths import SCRIPTS
+from tests.support.processes import torchrun
 from tests.support.recording import RecordingTrainer
 from tests.support.runs import assert_same_weights
 from tests.support.worlds import checkpoint, log_history
-from tests.training.test_distributed import torchrun
 
 
 STEPS = 4

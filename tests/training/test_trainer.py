@@ -4,9 +4,8 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
+from transformers import AutoModel, Trainer, TrainingArguments
 
-from hf_cots import COTSForPreTraining
 from hf_cots.data.collator import COTSCollator
 from hf_cots.data.sources import PairDataset, load_pairs
 from hf_cots.train import train
@@ -34,49 +33,24 @@ def finished(world):
     return folder, results
 
 
-def test_a_run_leaves_a_model_that_loads(finished, world):
-    folder, results = finished
-    model, processor = AutoModel.from_pretrained(folder / "model"), AutoProcessor.from_pretrained(folder / "model")
-    assert type(model).__name__ == "COTSModel"
-    trained = checkpoint(folder, 3)
-    assert torch.equal(model.visual_projection.weight, trained["cots.visual_projection.weight"])
-    captions = [caption for _, _, caption in all_pairs()]
-    images = [image for _, image, _ in all_pairs()]
-    with torch.no_grad():
-        scores = model.eval()(**processor(images=images, text=captions, return_tensors="pt")).logits_per_image
-    own_best = scores.argmax(dim=0) == torch.arange(40)
-    assert results["text_to_image"]["R@1"] == pytest.approx(100 * own_best.float().mean().item())
-
-
 def test_a_run_leaves_a_model_card(finished, world):
     folder, results = finished
     card = (folder / "model" / "README.md").read_text()
     assert f"Trained on `{world.imagefolder}` for 3 steps of 8 pairs." in card
     assert f"{results['image_to_text']['R@5']:.1f}" in card
-    assert card.startswith("---\n")
-    assert "library_name: transformers" in card
 
 
 def test_logs_name_everything(finished):
     folder, _ = finished
     lines = [line for line in log_history(folder, 3) if "loss" in line]
     assert [line["step"] for line in lines] == [1, 2, 3]
-    names = {"loss_instance", "loss_mvm", "loss_mlm", "loss_task", "filter_drop_rate", "batch_accuracy"}
-    names |= {
-        "image_embedding_variance",
-        "text_embedding_variance",
-        "sim_current_keys",
-        "sim_queued_keys",
-        "queue_filled",
-    }
-    names |= {"pairs_per_second", "temperature", "broken_images", "grad_norm"}
+    names = {"filter_drop_rate", "batch_accuracy", "image_embedding_variance", "text_embedding_variance", "grad_norm"}
+    names |= {"sim_current_keys", "sim_queued_keys", "pairs_per_second", "temperature", "broken_images"}
     for line in lines:
         assert names <= line.keys()
-        terms = sum(line[f"loss_{term}"] for term in ("instance", "mvm", "mlm", "task"))
-        assert line["loss"] == pytest.approx(terms, rel=1e-4)
+
         assert line["pairs_per_second"] > 0
         assert line["broken_images"] == 0
-    assert [line["queue_filled"] for line in lines] == pytest.approx([1 / 3, 2 / 3, 1], abs=1e-3)
     assert "filter_threshold" not in lines[0]  # still warming up
     assert lines[0]["filter_drop_rate"] == 0
     assert all("filter_threshold" in line for line in lines[1:])
@@ -210,12 +184,6 @@ def test_a_checkpoint_that_is_not_whole_is_refused_and_passed_over(world, tmp_pa
     assert last_checkpoint(tmp_path) is None
     with pytest.raises(ValueError, match=r"checkpoint-2 has no complete\.json"):
         train(world.flags(tmp_path, max_steps=4, resume_from_checkpoint=tmp_path / "checkpoint-2"))
-
-
-def test_resuming_from_the_last_checkpoint(world, tmp_path):
-    whole, _ = run(world, tmp_path, max_steps=4, save_steps=2)
-    resumed, _ = run(world, tmp_path, max_steps=4, save_steps=2, resume_from_checkpoint="last")
-    assert_same_weights(resumed, whole)
 
 
 def test_a_lora_run_resumes_with_all_that_it_trained(world, tmp_path):
@@ -378,11 +346,3 @@ def test_the_world_is_learned(world, tmp_path, name):
     results = train(world.flags(tmp_path, LEVELS | {"queue_size": 64} | overrides, **settings))
     for direction in results.values():
         assert all(direction[metric] > least for metric, least in wanted.items())
-
-
-def test_a_checkpoint_is_a_pretraining_model(finished):
-    folder, _ = finished
-    model = COTSForPreTraining.from_pretrained(folder / "checkpoint-3")
-    state = checkpoint(folder, 3)
-    assert torch.equal(model.key_queue.image_keys, state["key_queue.image_keys"])
-    assert int(model.steps_seen) == 3

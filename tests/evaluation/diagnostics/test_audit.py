@@ -15,7 +15,7 @@ from hf_cots.data.sources import load_pairs
 from hf_cots.evaluation.diagnostics.audit import Audit, audit_pairs, write_audit
 from hf_cots.models import COTSModel
 from hf_cots.search.encoders import DualEncoder
-from tests.support.cli import call, error_of
+from tests.support.cli import call, error_of, succeed
 from tests.support.worlds import all_pairs, tiny_processor
 
 
@@ -105,8 +105,7 @@ def test_the_files(audited, tmp_path):
 def test_captions_on_the_page_are_text_not_markup(world, trained):
     captions = ["<script>alert(1)</script>", *(caption for _, _, caption in all_pairs()[1:])]
     path = write_csv(world, "hostile.csv", captions)
-    result = call("audit", trained, path, "--output", world.root / "hostile")
-    assert result.exit_code == 0, result.output
+    succeed("audit", trained, path, "--output", world.root / "hostile")
     page = (world.root / "hostile" / "suspects.html").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
@@ -126,8 +125,7 @@ def test_images_that_cannot_be_read_are_not_kept_and_not_ranked(world, encoder, 
 
 def test_training_accepts_the_mask(world, trained, noisy):
     output = world.root / "audit"
-    result = call("audit", trained, noisy, "--output", output, "--filter-lambda", 1.5)
-    assert result.exit_code == 0, result.output
+    result = succeed("audit", trained, noisy, "--output", output, "--filter-lambda", 1.5)
     assert "--keep_mask" in result.stdout
     mask = json.loads((output / "keep_mask.json").read_text())
     assert set(PLANTED) <= set(mask["left_out"])

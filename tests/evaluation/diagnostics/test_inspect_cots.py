@@ -16,7 +16,7 @@ from hf_cots.evaluation.diagnostics.inspect_cots import (
     load_with_token_heads,
 )
 from hf_cots.evaluation.rendering.panels import draw_panels
-from tests.support.cli import call, error_of
+from tests.support.cli import call, error_of, succeed
 from tests.support.tiny import TINY_IMAGE_TOKENIZER
 from tests.support.worlds import draw, encoded
 
@@ -109,8 +109,7 @@ def test_the_panels_are_drawn_in_order():
 def test_the_command(trained, world, tmp_path):
     output = tmp_path / "deep" / "one.png"
     for caption, panels in ((["--caption", "red square left"], 6), ([], 5)):
-        result = call("inspect", trained, world.imagefolder / "p00.png", *caption, "--output", output)
-        assert result.exit_code == 0, result.output
+        result = succeed("inspect", trained, world.imagefolder / "p00.png", *caption, "--output", output)
         assert "without caption:" in result.output
         assert ('with caption "red square left":' in result.output) == (panels == 6)
         with Image.open(output) as sheet:

@@ -8,7 +8,7 @@ from hf_cots import SimlaModel
 from hf_cots.evaluation.diagnostics.inspect_simla import heat_map, inspect_simla
 from hf_cots.evaluation.rendering.panels import draw_panels
 from hf_cots.search.loading import load_reranker
-from tests.support.cli import call
+from tests.support.cli import succeed
 from tests.support.simla_world import simla_folder
 from tests.support.worlds import all_pairs
 
@@ -70,7 +70,6 @@ def test_a_model_without_keywords(simla, tmp_path):
 
 def test_the_command(world, tmp_path):
     words = (simla_folder(world), world.imagefolder / NAME, "--caption", CAPTION)
-    result = call("inspect", *words, "--output", tmp_path / "deep" / "sheet.png")
-    assert result.exit_code == 0, result.output
+    result = succeed("inspect", *words, "--output", tmp_path / "deep" / "sheet.png")
     assert "match: " in result.output
     assert Image.open(tmp_path / "deep" / "sheet.png").width > 500

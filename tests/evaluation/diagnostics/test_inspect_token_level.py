@@ -8,7 +8,7 @@ from hf_cots import COTSForPreTraining
 from hf_cots.data.collator import COTSCollator
 from hf_cots.data.sources import load_pairs
 from hf_cots.evaluation.diagnostics.inspect_token_level import inspect_token_level
-from tests.support.cli import call, error_of
+from tests.support.cli import call, error_of, succeed
 from tests.support.worlds import checkpoint, tiny_processor
 
 
@@ -83,8 +83,7 @@ def test_only_levels_that_are_on_are_measured(pairs, trained):
 
 
 def test_the_command(world, trained):
-    result = call("inspect-token-level", trained, world.imagefolder, "--split", "train")
-    assert result.exit_code == 0, result.output
+    result = succeed("inspect-token-level", trained, world.imagefolder, "--split", "train")
     assert "mlm:" in result.stdout
     assert "%" in result.stdout
     assert error_of(call("inspect-token-level", world.root / "nothing", world.imagefolder))

@@ -11,8 +11,13 @@ from transformers import AutoModel, AutoProcessor
 
 from hf_cots.data.sources import PairDataset, load_pairs
 from hf_cots.evaluation.retrieval.directions import evaluate_retrieval, rank_direction
+from hf_cots.search.encoders import encode_pairs
 from hf_cots.search.encoding import encode_images, encode_texts
+from hf_cots.search.loading import load_encoder
 from tests.support.worlds import all_pairs, draw, encoded, tiny_processor
+
+
+NOT_FINITE = torch.eye(3).index_fill(0, torch.tensor([1]), math.nan)
 
 
 @pytest.mark.parametrize(
@@ -21,18 +26,8 @@ from tests.support.worlds import all_pairs, draw, encoded, tiny_processor
         (torch.ones(0, 3), torch.ones(3, 3), [], "0 queries, 3 gallery"),
         (torch.ones(2, 3), torch.ones(0, 3), [0, 1], "2 queries, 0 gallery"),
         (torch.ones(3, 3), torch.ones(3, 3), [0, 1, 9], "query 2 has no correct answer"),
-        (
-            torch.eye(3).index_fill(0, torch.tensor([1]), math.nan),
-            torch.eye(3),
-            [0, 1, 2],
-            "1 query embeddings are not",
-        ),
-        (
-            torch.eye(3),
-            torch.eye(3).index_fill(0, torch.tensor([1]), math.nan),
-            [0, 1, 2],
-            "finite, the first is number 1",
-        ),
+        (NOT_FINITE, torch.eye(3), [0, 1, 2], "1 query embeddings are not"),
+        (torch.eye(3), NOT_FINITE, [0, 1, 2], "finite, the first is number 1"),
     ],
 )
 def test_errors(queries, gallery, query_ids, message):
@@ -95,6 +90,10 @@ def test_a_file_named_by_several_rows_is_one_image_of_the_gallery(world, model, 
         path = tmp_path / f"{name}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         results.append(evaluate_retrieval(model, processor, load_pairs(str(path))))
+    encoded_pairs = encode_pairs(load_encoder(str(world.model), "cpu"), load_pairs(str(path)))
+    assert encoded_pairs.rows == list(range(0, 30, 3))
+    assert encoded_pairs.captions == list(range(30))
+    assert encoded_pairs.text_ids.tolist() == encoded_pairs.image_ids.repeat_interleave(3).tolist()
     assert results[0] == results[1]
     assert results[0]["text_to_image"]["queries"] == 30
     assert results[0]["text_to_image"]["gallery"] == 10

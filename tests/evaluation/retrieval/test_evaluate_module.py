@@ -3,14 +3,13 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 
 import evaluate
 import pytest
 import yaml
 
 from tests.support.paths import ROOT
+from tests.support.processes import run_python
 from tests.support.table_model import expected, pairs
 
 
@@ -71,7 +70,5 @@ def test_the_folder_is_a_space_without_the_package(tmp_path):
         "print(metric.compute(image_embeds=vectors, text_embeds=vectors, image_ids=[3, 4])['rsum'])\n"
     )
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_EVALUATE_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, cwd=tmp_path
-    )
+    done = run_python("-c", script, env=environment, cwd=tmp_path)
     assert done.stdout.strip() == "600.0", done.stderr[-3000:]

@@ -36,9 +36,7 @@ def scene(seed, side=160):
 
 
 def saved(image, quality):
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
+    return encoded(image, "JPEG", quality=quality)
 
 
 def copies(image):
@@ -198,9 +196,5 @@ def test_the_report_is_one_line_and_goes_into_json():
         "hashes within 4 of 64 bits, similar colors); of 2 captions 1 are among the 2 training captions"
     )
     restored = json.loads(json.dumps(overlap.to_dict()))
-    assert restored["pictures"][1] == {
-        "test": "test, row 1",
-        "train": "train, row 1",
-        "distance": 0,
-        "identical": True,
-    }
+    found = {"test": "test, row 1", "train": "train, row 1", "distance": 0, "identical": True}
+    assert restored["pictures"][1] == found

@@ -1,16 +1,14 @@
 """Two processes divide the queries, and agree with one bit for bit."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
 from hf_cots.evaluation.retrieval.directions import rank_direction
 from hf_cots.evaluation.retrieval.run import EvaluationRun
 from tests.support.embeddings import many_to_many
-from tests.support.paths import ROOT, SCRIPTS
+from tests.support.paths import SCRIPTS
+from tests.support.processes import torchrun
 from tests.support.table_model import trainer_evaluation
 
 
@@ -18,12 +16,9 @@ from tests.support.table_model import trainer_evaluation
 def ranks(world, tmp_path_factory):
     """The output folder of two processes and what each of them computed."""
     output = tmp_path_factory.mktemp("ranks")
-    script = str(SCRIPTS / "evaluation_ranks.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
-    command += [str(each) for each in (output, world.model, world.parquet, world.model)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}/src:{ROOT}"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-    assert (output / "ranks.json").is_file(), done.stderr[-4000:]
+    script = SCRIPTS / "evaluation_ranks.py"
+    errors = torchrun(2, script, output, world.model, world.parquet, world.model)
+    assert (output / "ranks.json").is_file(), errors[-4000:]
     return output, json.loads((output / "ranks.json").read_text())
 
 

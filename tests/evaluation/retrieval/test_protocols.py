@@ -124,41 +124,37 @@ def test_any_split_in_the_layout_can_be_read(tmp_path):
     assert len(load_protocol("karpathy", path, tmp_path / "images", "train+restval").pairs) == 5 * 13
 
 
-def without(data, field, number=3):
-    del data["images"][number][field]
-    return data
+def spoil(index, change):
+    """A change of one image's entry."""
 
+    def spoiled(data):
+        change(data["images"][index])
+        return data
 
-def fewer_captions(data):
-    del data["images"][3]["sentences"][4:]
-    return data
-
-
-def no_raw(data):
-    del data["images"][3]["sentences"][1]["raw"]
-    return data
-
-
-def twice(data):
-    data["images"][5]["cocoid"] = 0
-    return data
+    return spoiled
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("change", "message"),
     [
         (lambda data: data | {"dataset": "flickr8k"}, "needs the data set 'coco', this file is of 'flickr8k'"),
         (lambda data: data | {"images": data["images"][1:]}, "has 4,999 images and 25,004 captions, the published"),
         (lambda data: {"dataset": "coco"}, "no list 'images'"),
-        (lambda data: without(data, "split"), r"images\[3\] has no 'split'"),
-        (fewer_captions, r"images\[3\] \(COCO_val2014_000000000021.jpg\) has 4 captions, 5 are needed"),
-        (no_raw, r"images\[3\] has a sentence without 'raw' or 'sentid'"),
-        (twice, "image 0 occurs twice in coco-5k"),
+        (spoil(3, lambda image: image.pop("split")), r"images\[3\] has no 'split'"),
+        (
+            spoil(3, lambda image: image.update(sentences=image["sentences"][:4])),
+            r"images\[3\] \(COCO_val2014_000000000021.jpg\) has 4 captions, 5 are needed",
+        ),
+        (
+            spoil(3, lambda image: image["sentences"][1].pop("raw")),
+            r"images\[3\] has a sentence without 'raw' or 'sentid'",
+        ),
+        (spoil(5, lambda image: image.update(cocoid=0)), "image 0 occurs twice in coco-5k"),
         (lambda data: [1], "holds a list, not an object"),
     ],
 )
-def test_a_file_that_is_not_the_published_one_is_refused(tmp_path, spoil, message):
-    path = write(tmp_path / "dataset.json", spoil(coco()))
+def test_a_file_that_is_not_the_published_one_is_refused(tmp_path, change, message):
+    path = write(tmp_path / "dataset.json", change(coco()))
     with pytest.raises(ValueError, match=message) as caught:
         load_protocol("coco-5k", path, tmp_path)
     assert "dataset.json" in str(caught.value)

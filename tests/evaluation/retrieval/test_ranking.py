@@ -1,7 +1,5 @@
 """Streaming ranks against sorting; exact scores, whatever the block, the shard or the position in the gallery."""
 
-import os
-import subprocess
 import sys
 
 import numpy as np
@@ -14,7 +12,7 @@ from hf_cots.evaluation.retrieval.metrics import concatenate
 from hf_cots.evaluation.retrieval.ranking import Scores, count_above, nearest, rank_queries
 from tests.support.brute import metrics_of_order
 from tests.support.embeddings import assert_same, many_to_many, unit
-from tests.support.paths import ROOT
+from tests.support.processes import run_python
 
 
 @pytest.mark.parametrize("classes", [6, 40])  # more, and fewer, answers than `FEW_LEVELS`
@@ -150,7 +148,5 @@ def test_memory_mapped_embeddings_and_scores_are_not_held_in_memory(tmp_path):
         "print(peak - before)\n"
     )
     np.save(tmp_path / "embeds.npy", torch.randn(100_000, 512).numpy())
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    command = [sys.executable, str(script), str(tmp_path / "embeds.npy")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    done = run_python(script, tmp_path / "embeds.npy")
     assert float(done.stdout) < 40, done.stderr[-2000:]

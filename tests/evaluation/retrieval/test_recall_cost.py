@@ -13,7 +13,7 @@ from hf_cots.search.fusion import CandidateBudget, Fusion
 from hf_cots.search.index import ImageIndex
 from hf_cots.search.loading import load_encoder, load_reranker
 from hf_cots.search.reranked import RerankedIndex
-from tests.support.cli import call, error_of
+from tests.support.cli import call, error_of, succeed
 from tests.support.simla_world import simla_folder
 
 
@@ -125,8 +125,7 @@ def test_numbers_out_of_range(simla, options, message):
 def test_the_command_prints_a_table_and_draws_a_curve(world, simla, tmp_path):
     output = tmp_path / "results.json"
     flags = ["--rerank", simla, "--k", 8, "--validation", world.parquet, "--budget", 4, "--resamples", 20]
-    result = call("evaluate", world.model, world.parquet, *flags, "--output", output)
-    assert result.exit_code == 0, result.output
+    result = succeed("evaluate", world.model, world.parquet, *flags, "--output", output)
     report = json.loads(output.read_text())
     assert [row["k"] for row in report["reranking"]["rows"]] == [0, 8, 16, 64, 256, "varying"]
     assert report["reranking"]["fitted_on"]
@@ -156,6 +155,5 @@ def test_search_in_two_stages(world, simla, logits, pairs):
     assert [match.path for match in both.search(text, 3)] == [match.path for match in expected[:3]]
     sure = RerankedIndex.from_index(index, simla, budget=CandidateBudget(6, margin=-1.0))
     assert sure.search(text, 10) == first
-    result = call("search", world.model, world.imagefolder, text, "-k", 2, "--rerank", simla)
-    assert result.exit_code == 0
+    result = succeed("search", world.model, world.imagefolder, text, "-k", 2, "--rerank", simla)
     assert len(result.stdout.strip().splitlines()) == 2

@@ -1,4 +1,4 @@
-"""SIMLA and COOKIE through the same entry point: what a run leaves and logs, resuming, and what the flags refuse."""
+"""COTS, SIMLA and COOKIE through one entry point: what a run leaves and logs, resuming, what the flags refuse."""
 
 import json
 import shutil
@@ -7,23 +7,31 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from hf_cots import CookieForPreTraining, CookieModel, SimlaForPreTraining, SimlaModel
+from hf_cots import CookieForPreTraining, CookieModel, COTSForPreTraining, COTSModel, SimlaForPreTraining, SimlaModel
 from hf_cots.search.index import ImageIndex
 from hf_cots.search.loading import load_encoder
 from hf_cots.train import main, train
 from hf_cots.training.arguments import parse_arguments
 from hf_cots.training.build_data import build_data, build_views
 from hf_cots.training.build_model import build_tokenizer
-from tests.support.cli import call
+from tests.support.cli import succeed
 from tests.support.runs import assert_same_checkpoints, assert_same_weights, cookie_flags, make_model, simla_flags
-from tests.support.worlds import all_pairs, checkpoint, log_history
+from tests.support.worlds import World, all_pairs, checkpoint, log_history
 
 
-FLAGS = {"simla": simla_flags, "cookie": cookie_flags}
-CLASSES = {"simla": (SimlaForPreTraining, SimlaModel), "cookie": (CookieForPreTraining, CookieModel)}
-TERMS = {"simla": ("itc", "itm", "mlm", "mim", "psl"), "cookie": ("cross_modal", "visual", "textual")}
-QUEUES = {"simla": pytest.approx([8 / 24, 16 / 24, 1, 1], abs=1e-3), "cookie": [None] * 4}
+FLAGS = {"cots": World.flags, "simla": simla_flags, "cookie": cookie_flags}
+CLASSES = {
+    "cots": (COTSForPreTraining, COTSModel),
+    "simla": (SimlaForPreTraining, SimlaModel),
+    "cookie": (CookieForPreTraining, CookieModel),
+}
+TERMS = {
+    "cots": ("instance", "mvm", "mlm", "task"),
+    "simla": ("itc", "itm", "mlm", "mim", "psl"),
+    "cookie": ("cross_modal", "visual", "textual"),
+}
 CARDS = {
+    "cots": ("library_name: transformers", "for 4 steps of 8 pairs"),
     "simla": ("Single-Stream Multi-Level Alignment", "itc 1, itm 1, mlm 1, mim 1, psl 1"),
     "cookie": (
         "Contrastive Cross-Modal Knowledge Sharing",
@@ -57,8 +65,9 @@ def test_a_run_logs_every_term(finished):
         assert line["loss"] == pytest.approx(sum(terms), abs=1e-3)
         assert min(terms) > 0
         assert line["temperature"] > 0
-        assert "filter_drop_rate" not in line
-    assert [line.get("queue_filled") for line in lines] == QUEUES[kind]
+        assert ("filter_drop_rate" in line) == (kind == "cots")
+    filled = [None] * 4 if kind == "cookie" else pytest.approx([8 / 24, 16 / 24, 1, 1], abs=1e-3)
+    assert [line.get("queue_filled") for line in lines] == filled
 
 
 def test_a_run_leaves_a_dual_encoder(finished):
@@ -73,6 +82,7 @@ def test_a_run_leaves_a_dual_encoder(finished):
     hits = (scores.argmax(dim=1) == torch.arange(40)).float().mean()
     assert results["text_to_image"]["R@1"] == pytest.approx(100 * hits.item())
     card = (folder / "model" / "README.md").read_text()
+    assert card.startswith("---\n")
     assert [text for text in CARDS[kind] if text not in card] == []
 
 
@@ -88,7 +98,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(finished, world):
 @pytest.mark.parametrize("source", ["checkpoint-4", "model"])
 def test_a_checkpoint_knows_what_it_is(finished, world, source):
     kind, folder, _ = finished
-    overrides = {"mim_weight": 0} if (kind, source) == ("simla", "model") else {}
+    codes = {"cots": {"mvm_weight": 0}, "simla": {"mim_weight": 0}, "cookie": {}}[kind]
+    overrides = codes if source == "model" else {}
     model = build(kind, world, overrides, model=folder / source, **NO_SOURCE)
     assert type(model) is CLASSES[kind][0]
     trained, weights = checkpoint(folder, 4), model.encoder.state_dict()
@@ -111,15 +122,13 @@ def test_a_simla_goes_on_with_another_queue_and_needs_an_image_tokenizer(finishe
 def test_evaluate_and_search_with_the_same_commands(finished, world, tmp_path):
     _, folder, results = finished
     report = tmp_path / "report.json"
-    done = call("evaluate", folder / "model", world.imagefolder, "--output", report)
-    assert done.exit_code == 0, done.output
+    succeed("evaluate", folder / "model", world.imagefolder, "--output", report)
     assert json.loads(report.read_text())["text_to_image"]["R@1"] == pytest.approx(results["text_to_image"]["R@1"])
     index = ImageIndex.from_folder(str(folder / "model"), world.imagefolder)
     best = index.search(all_pairs()[7][1], k=1)[0]
     assert best.path.name == all_pairs()[7][0]
     assert best.score == pytest.approx(1, abs=1e-5)
-    done = call("search", folder / "model", world.imagefolder, "red square")
-    assert done.exit_code == 0, done.output
+    succeed("search", folder / "model", world.imagefolder, "red square")
 
 
 @ONLY_COOKIE
