@@ -230,14 +230,8 @@ def test_the_summary_compares_with_clip_on_the_same_seeds():
 def test_batches_of_all_sizes_are_compared_with_the_largest_of_clip():
     """Where they saw as many pairs: 600 steps of 16 and 38 of 256, not 1,200 of 16."""
     lines = [recorded_line("clip", seed, BAD, batch=256, steps=38) for seed in (0, 1)]
-    lines += [
-        recorded_line("clip", 0, GOOD, batch=16, steps=600),
-        recorded_line("momentum", 0, GOOD, batch=16, steps=600),
-    ]
-    lines += [
-        recorded_line("momentum", 0, GOOD, batch=16, steps=1200),
-        recorded_line("clip", 0, BAD, batch=16, steps=1200),
-    ]
+    runs = (("clip", GOOD, 600), ("momentum", GOOD, 600), ("momentum", GOOD, 1200), ("clip", BAD, 1200))
+    lines += [recorded_line(row, 0, ranks, batch=16, steps=steps) for row, ranks, steps in runs]
     sections = [part for part in markdown(lines).split("## ") if "batches of all sizes" in part]
     assert len(sections) == 1
     rows = [row.strip("| ").split(" | ") for row in sections[0].splitlines() if row.startswith("| ")][1:]

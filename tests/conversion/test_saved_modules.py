@@ -14,12 +14,7 @@ from hf_cots.conversion.saved_modules import StandIn, read_saved_module
 
 
 CLASSES = ("torch.nn.modules.linear.Linear", "torch.nn.modules.container.Sequential")
-FORMATS = [
-    {"pickle_protocol": 2},
-    {"pickle_protocol": 4},
-    {"pickle_protocol": 5},
-    {"_use_new_zipfile_serialization": False},
-]
+FORMATS = [{"pickle_protocol": protocol} for protocol in (2, 4, 5)] + [{"_use_new_zipfile_serialization": False}]
 
 
 def nested():

@@ -5,17 +5,8 @@ import math
 import pytest
 import torch
 
+from hf_cots.models import losses
 from hf_cots.models.instance_level import compare_in_batch
-from hf_cots.models.losses import (
-    center_keys,
-    contrast_logits,
-    instance_loss,
-    key_mean,
-    l2_normalize,
-    masked_token_loss,
-    mean_of_masked,
-    task_loss,
-)
 from tests.support import reference
 from tests.support.steps import compare_on_last_rank
 
@@ -60,14 +51,14 @@ def test_instance_loss_equals_the_loop():
     m = material()
     a = leaves(m["images"], torch.tensor(TAU, dtype=torch.float64))
     b = leaves(m["images"], torch.tensor(TAU, dtype=torch.float64))
-    ours = instance_loss(contrast_logits(a[0], m["text_keys"], m["text_queue"], m["ignored"], a[1]))
+    ours = losses.instance_loss(losses.contrast_logits(a[0], m["text_keys"], m["text_queue"], m["ignored"], a[1]))
     theirs = reference.instance(b[0], m["text_keys"], m["text_queue"], m["ignored"], b[1])
     assert_same(ours, theirs, a, b)
 
 
 def test_logits_have_the_positive_first_and_one_column_per_slot():
     m = material()
-    logits = contrast_logits(m["images"], m["text_keys"], m["text_queue"], m["ignored"], TAU)
+    logits = losses.contrast_logits(m["images"], m["text_keys"], m["text_queue"], m["ignored"], TAU)
     assert logits.shape == (4, 8)
     torch.testing.assert_close(logits[:, 0], torch.stack([a @ b for a, b in zip(m["images"], m["text_keys"])]) / TAU)
     free = ~m["ignored"]
@@ -78,16 +69,16 @@ def test_logits_have_the_positive_first_and_one_column_per_slot():
 def test_task_loss_equals_the_loop():
     m = material()
     a, b = leaves(m["images"], m["texts"]), leaves(m["images"], m["texts"])
-    i2t = contrast_logits(a[0], m["text_keys"], m["text_queue"], m["ignored"], TAU)
-    t2i = contrast_logits(a[1], m["image_keys"], m["image_queue"], m["ignored"], TAU)
+    i2t = losses.contrast_logits(a[0], m["text_keys"], m["text_queue"], m["ignored"], TAU)
+    t2i = losses.contrast_logits(a[1], m["image_keys"], m["image_queue"], m["ignored"], TAU)
     keys = [m[k] for k in ("image_keys", "text_keys", "image_queue", "text_queue", "ignored")]
-    assert_same(task_loss(i2t, t2i), [(x + y) / 2 for x, y in reference.task(*b, *keys, TAU)], a, b)
+    assert_same(losses.task_loss(i2t, t2i), [(x + y) / 2 for x, y in reference.task(*b, *keys, TAU)], a, b)
 
 
 def test_task_loss_is_zero_for_equal_distributions_and_positive_otherwise():
     logits = torch.randn(3, 6, dtype=torch.float64)
-    assert task_loss(logits, logits + 4.0).abs().max() < 1e-12
-    assert (task_loss(logits, logits.flip(1)) > 0).all()
+    assert losses.task_loss(logits, logits + 4.0).abs().max() < 1e-12
+    assert (losses.task_loss(logits, logits.flip(1)) > 0).all()
 
 
 def test_masked_token_loss_equals_the_loop():
@@ -98,21 +89,21 @@ def test_masked_token_loss_equals_the_loop():
     masked[2] = False
     assert len(set(masked.sum(dim=1).tolist())) > 2, "rows must differ in their number of masked positions"
     (a,), (b,) = leaves(full), leaves(full)
-    ours = masked_token_loss(a[masked], targets[masked], masked)
+    ours = losses.masked_token_loss(a[masked], targets[masked], masked)
     assert ours[2] == 0
     assert_same(ours, reference.token(b, targets, masked), [a], [b])
 
 
 def test_masked_token_loss_of_a_batch_without_masks_is_zero_and_differentiable():
     logits = torch.zeros(0, 9, requires_grad=True)
-    loss = masked_token_loss(logits, torch.zeros(0, dtype=torch.long), torch.zeros(3, 6, dtype=torch.bool))
+    loss = losses.masked_token_loss(logits, torch.zeros(0, dtype=torch.long), torch.zeros(3, 6, dtype=torch.bool))
     assert loss.tolist() == [0, 0, 0]
     loss.sum().backward()
 
 
 def test_mean_of_masked():
     masked = torch.tensor([[True, False, True], [False, False, False], [False, True, False]])
-    assert mean_of_masked(torch.tensor([1.0, 3.0, 5.0]), masked).tolist() == [2, 0, 5]
+    assert losses.mean_of_masked(torch.tensor([1.0, 3.0, 5.0]), masked).tolist() == [2, 0, 5]
 
 
 def test_in_batch_equals_the_loop_with_gradient_to_both_sides():
@@ -122,7 +113,7 @@ def test_in_batch_equals_the_loop_with_gradient_to_both_sides():
     a, b = leaves(queries, keys), leaves(queries, keys)
     all_queries = torch.cat([unit(3, 5, seed=3), a[0]])
     rows = compare_on_last_rank(all_queries, a[1], all_ids, 3, TAU)
-    ours = instance_loss(rows.image_to_text)
+    ours = losses.instance_loss(rows.image_to_text)
     theirs = []
     for i in range(3):
         denominator = sum(
@@ -136,7 +127,7 @@ def test_in_batch_equals_the_loop_with_gradient_to_both_sides():
 
 def test_in_batch_without_repeated_images_is_plain_infonce():
     images, texts, ids = unit(5, 4, seed=1), unit(5, 4, seed=2), torch.arange(5)
-    ours = instance_loss(compare_in_batch(images, texts, ids, TAU).image_to_text).mean()
+    ours = losses.instance_loss(compare_in_batch(images, texts, ids, TAU).image_to_text).mean()
     torch.testing.assert_close(ours, torch.nn.functional.cross_entropy(images @ texts.T / TAU, ids))
 
 
@@ -145,7 +136,9 @@ def test_constant_embeddings_give_the_log_of_the_number_of_entries(dropped):
     same = unit(1, 5)
     ignored = torch.zeros(2, 7, dtype=torch.bool)
     ignored[:, :dropped] = True
-    loss = instance_loss(contrast_logits(same.expand(2, 5), same.expand(2, 5), same.expand(7, 5), ignored, TAU))
+    loss = losses.instance_loss(
+        losses.contrast_logits(same.expand(2, 5), same.expand(2, 5), same.expand(7, 5), ignored, TAU)
+    )
     torch.testing.assert_close(loss, torch.full((2,), math.log(1 + 7 - dropped), dtype=torch.float64))
 
 
@@ -163,9 +156,9 @@ def test_masked_entries_contribute_nothing(dtype):
     none = torch.zeros(4, 5, dtype=torch.bool)
     for queues, mask in ((poisoned, ignored), ({q: m[q][kept] for q in poisoned}, none)):
         a = leaves(m["images"], m["texts"])
-        i2t = contrast_logits(a[0], m["text_keys"], queues["text_queue"], mask, TAU)
-        t2i = contrast_logits(a[1], m["image_keys"], queues["image_queue"], mask, TAU)
-        loss = instance_loss(i2t) + 2 * instance_loss(t2i) + 3 * task_loss(i2t, t2i)
+        i2t = losses.contrast_logits(a[0], m["text_keys"], queues["text_queue"], mask, TAU)
+        t2i = losses.contrast_logits(a[1], m["image_keys"], queues["image_queue"], mask, TAU)
+        loss = losses.instance_loss(i2t) + 2 * losses.instance_loss(t2i) + 3 * losses.task_loss(i2t, t2i)
         results.append((loss, *torch.autograd.grad(loss.sum(), a)))
     for with_masked, without in zip(*results):
         assert torch.isfinite(with_masked).all()
@@ -179,12 +172,12 @@ def test_half_precision_is_computed_in_float32(dtype):
     half = {k: v.to(dtype) if v.is_floating_point() else v for k, v in m.items()}
     wide = {k: v.float() if v.is_floating_point() else v for k, v in half.items()}
     order = ("images", "text_keys", "text_queue", "ignored")
-    expected = contrast_logits(*(wide[k] for k in order), TAU)
+    expected = losses.contrast_logits(*(wide[k] for k in order), TAU)
     assert expected.dtype == torch.float32
-    plain = contrast_logits(*(half[k] for k in order), TAU)
+    plain = losses.contrast_logits(*(half[k] for k in order), TAU)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        autocast = contrast_logits(*(wide[k] for k in order), TAU)
-        loss, normal = instance_loss(autocast), l2_normalize(half["images"])
+        autocast = losses.contrast_logits(*(wide[k] for k in order), TAU)
+        loss, normal = losses.instance_loss(autocast), losses.l2_normalize(half["images"])
     for logits in (plain, autocast):
         assert logits.dtype == torch.float32
         assert torch.equal(logits, expected)
@@ -192,31 +185,33 @@ def test_half_precision_is_computed_in_float32(dtype):
     torch.testing.assert_close(normal.norm(dim=-1), torch.ones(4))
     logits = torch.randn(5, 9).to(dtype)
     masked, targets = torch.ones(1, 5, dtype=torch.bool), torch.arange(5)
-    ours = masked_token_loss(logits, targets, masked)
+    ours = losses.masked_token_loss(logits, targets, masked)
     assert ours.dtype == torch.float32
-    assert torch.equal(ours, masked_token_loss(logits.float(), targets, masked))
-    assert task_loss(logits, logits.flip(0)).dtype == torch.float32
-    assert torch.equal(task_loss(logits, logits.flip(0)), task_loss(logits.float(), logits.float().flip(0)))
+    assert torch.equal(ours, losses.masked_token_loss(logits.float(), targets, masked))
+    assert losses.task_loss(logits, logits.flip(0)).dtype == torch.float32
+    assert torch.equal(
+        losses.task_loss(logits, logits.flip(0)), losses.task_loss(logits.float(), logits.float().flip(0))
+    )
 
 
 def test_center_keys_equals_the_loop():
     keys = unit(6, 4)
-    ours = center_keys(keys, key_mean(keys))
+    ours = losses.center_keys(keys, losses.key_mean(keys))
     torch.testing.assert_close(ours, reference.centered(keys), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(ours.norm(dim=-1), torch.ones(6, dtype=torch.float64))
     drifted = torch.nn.functional.normalize(keys + 3.0, dim=-1)
-    spread = center_keys(drifted, key_mean(drifted))
+    spread = losses.center_keys(drifted, losses.key_mean(drifted))
     assert (spread @ spread.T).mean() < 0.1 < (drifted @ drifted.T).mean(), "a common drift must be removed"
 
 
 def test_center_keys_of_one_pair_leaves_the_key():
     key = unit(1, 4)
-    torch.testing.assert_close(center_keys(key, key_mean(key)), key)
+    torch.testing.assert_close(losses.center_keys(key, losses.key_mean(key)), key)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_center_keys_of_equal_keys_does_not_amplify_rounding(dtype):
     keys = unit(1, 16).to(dtype).expand(7, 16)
-    centered = center_keys(keys, key_mean(keys))
+    centered = losses.center_keys(keys, losses.key_mean(keys))
     assert torch.isfinite(centered).all()
     assert centered.norm(dim=-1).max() < 1e-2

@@ -4,18 +4,8 @@ import copy
 
 import pytest
 import torch
-from transformers import (
-    BeitConfig,
-    BertConfig,
-    BertModel,
-    CLIPConfig,
-    DeiTConfig,
-    Dinov2Config,
-    DistilBertConfig,
-    RobertaConfig,
-    ViTModel,
-    XLMRobertaConfig,
-)
+import transformers
+from transformers import BertModel, ViTModel
 
 from hf_cots import COTSConfig, COTSForPreTraining, COTSModel
 from tests.support.runs import assert_same_weights, load_exactly
@@ -25,14 +15,14 @@ from tests.support.tiny import SIZES, WORDS, tiny_batch, tiny_config
 VISION = {"image_size": 32, "patch_size": 8, **SIZES}
 TEXT = WORDS | SIZES | {"hidden_size": 24, "intermediate_size": 48}
 VISION_TOWERS = {
-    "deit": DeiTConfig(**VISION),
-    "beit": BeitConfig(**VISION),
-    "dinov2": Dinov2Config(**VISION, mlp_ratio=2),
+    "deit": transformers.DeiTConfig(**VISION),
+    "beit": transformers.BeitConfig(**VISION),
+    "dinov2": transformers.Dinov2Config(**VISION, mlp_ratio=2),
 }
 TEXT_TOWERS = {
-    "roberta": RobertaConfig(**TEXT),
-    "xlm-roberta": XLMRobertaConfig(**TEXT),
-    "distilbert": DistilBertConfig(dim=24, n_layers=2, n_heads=2, hidden_dim=48, **WORDS),
+    "roberta": transformers.RobertaConfig(**TEXT),
+    "xlm-roberta": transformers.XLMRobertaConfig(**TEXT),
+    "distilbert": transformers.DistilBertConfig(dim=24, n_layers=2, n_heads=2, hidden_dim=48, **WORDS),
 }
 
 
@@ -213,18 +203,22 @@ def test_other_text_towers(name, pooling, tmp_path):
         torch.testing.assert_close(model(input_ids=padded, attention_mask=mask).text_embeds, embeds)
 
 
+def learn_once(**towers):
+    """A model in pre-training, one of whose backward passes has reached every parameter."""
+    torch.manual_seed(0)
+    model = COTSForPreTraining(tiny_config(**towers)).train()
+    output = model(**tiny_batch())
+    output.loss.backward()
+    assert torch.isfinite(output.loss)
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    return model
+
+
 @pytest.mark.parametrize("name", VISION_TOWERS)
 def test_pretraining_with_other_image_towers(name, tmp_path):
     """Masked patches are replaced, one backward reaches everything, and a saved model goes on."""
-    torch.manual_seed(0)
-    model = COTSForPreTraining(tiny_config(vision_config=copy.deepcopy(VISION_TOWERS[name]))).train()
-    batch = tiny_batch()
-    output = model(**batch)
-    output.loss.backward()
-    assert torch.isfinite(output.loss)
-    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     # DeiT's distillation token has no use here but takes part in the attention.
-    assert missing == []
+    model, batch = learn_once(vision_config=copy.deepcopy(VISION_TOWERS[name])), tiny_batch()
     masked = torch.zeros(8, 16, dtype=torch.bool)
     masked[:, 5] = True
     model.eval()
@@ -241,18 +235,17 @@ def test_pretraining_with_other_image_towers(name, tmp_path):
 
 @pytest.mark.parametrize("name", TEXT_TOWERS)
 def test_pretraining_with_other_text_towers(name):
-    model = COTSForPreTraining(tiny_config(text_config=copy.deepcopy(TEXT_TOWERS[name]))).train()
-    output = model(**tiny_batch())
-    output.loss.backward()
-    assert torch.isfinite(output.loss)
-    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    learn_once(text_config=copy.deepcopy(TEXT_TOWERS[name]))
 
 
 def native_towers(tmp_path):
     """Folders of a native ViT and BERT, poolers and all, as people find them on the Hub."""
     torch.manual_seed(3)
     config = tiny_config()
-    vision, text = ViTModel(config.vision_config).eval(), BertModel(config.text_config).eval()
+    vision, text = (
+        ViTModel(config.vision_config).eval(),
+        BertModel(config.text_config).eval(),
+    )
     for model, name in ((vision, "vision"), (text, "text")):
         randomised(model).save_pretrained(tmp_path / name)
     return vision, text
@@ -301,7 +294,7 @@ def test_towers_that_do_not_fit_are_refused():
 
     layers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     clip = CLIPModel(
-        CLIPConfig(
+        transformers.CLIPConfig(
             vision_config=layers | {"image_size": 16, "patch_size": 8},
             text_config=layers | {"vocab_size": 50, "eos_token_id": 49, "bos_token_id": 48, "pad_token_id": 1},
         )
@@ -335,7 +328,7 @@ def test_saved_keys_are_the_models_own_names(tmp_path):
 
 
 def test_bert_config_is_not_shared_between_models():
-    config = tiny_config(text_config=BertConfig(**TEXT))
+    config = tiny_config(text_config=transformers.BertConfig(**TEXT))
     a, b = COTSModel(config), COTSModel(config)
     assert a.text_model is not b.text_model
     assert a.text_model.embeddings.word_embeddings.weight.data_ptr() != (

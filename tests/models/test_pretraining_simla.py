@@ -93,9 +93,8 @@ def slow_losses(model, batch, a, queue):
 @pytest.mark.parametrize("as_authors", [False, True])
 def test_each_term_equals_the_slow_reference(fixed, as_authors):
     """In the third step, with a half-risen distillation weight, a part-filled queue and an image that recurs."""
-    model = tiny_simla(
-        match_original_code=as_authors, distillation_weight=0.5
-    )  # a is exact in float32, in which it lies
+    # a is exact in float32, in which it lies
+    model = tiny_simla(match_original_code=as_authors, distillation_weight=0.5)
     queued = []
     for seed in (1, 2):
         batch = simla_batch(model, seed=seed)
@@ -110,10 +109,7 @@ def test_each_term_equals_the_slow_reference(fixed, as_authors):
     a = float(model.distillation_weight())
     assert a == 0.25
     expected = slow_losses(model, batch, a, [torch.cat(parts) for parts in zip(*queued)])
-    for name in TERMS:
-        torch.testing.assert_close(
-            ours[f"loss_{name}"], expected[name], rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
-        )
+    assert_close({name: ours[f"loss_{name}"] for name in TERMS}, expected, atol=1e-9)
     torch.testing.assert_close(ours.loss, sum(expected.values()), rtol=1e-9, atol=1e-9)
 
 
@@ -222,25 +218,17 @@ def test_without_any_negative_itm_scores_the_pair_alone():
 
 def test_itm_never_takes_another_caption_of_the_same_image(monkeypatch):
     """Over many draws, in both directions."""
-    model = tiny_simla()
+    model, drawn, draw = tiny_simla(), [], terms_simla.hard_negatives
     batch = simla_batch(model)
-    drawn = []
-    real = terms_simla.hard_negatives
-
-    def spy(similarities, allowed):
-        found = real(similarities, allowed)
-        drawn.append(found[0])
-        return found
-
-    monkeypatch.setattr(terms_simla, "hard_negatives", spy)
+    monkeypatch.setattr(terms_simla, "hard_negatives", lambda *args: drawn.append(draw(*args)) or drawn[-1])
     with torch.no_grad():
         for _ in range(50):
             model(**batch)
     ids = batch["image_ids"]
     assert len(drawn) == 100
-    for rows in drawn:
+    for rows, _ in drawn:
         assert (ids[rows] != ids).all()
-    assert len({tuple(rows.tolist()) for rows in drawn}) > 5, "negatives are drawn, not fixed"
+    assert len({tuple(rows.tolist()) for rows, _ in drawn}) > 5, "negatives are drawn, not fixed"
 
 
 @pytest.mark.parametrize("sizes", [[4, 4], [1, 7], [8, 0], [3, 3, 2]])

@@ -44,12 +44,14 @@ class Death:
 
 def install(death: Death) -> None:
     """Patch the functions that reach the moments."""
-    forward, save, mark_complete = COTSForPreTraining.forward, torch.save, checkpoints.mark_complete
-    epoch_begin, rotate = pair_trainer.ExactOrder.on_epoch_begin, pair_trainer.rotate_checkpoints
+    save = torch.save
 
-    def dying_forward(self, *args, **kwargs):
-        death.here("forward")
-        return forward(self, *args, **kwargs)
+    def dying(moment, function):
+        def reach_moment(*args, **kwargs):
+            death.here(moment)
+            return function(*args, **kwargs)
+
+        return reach_moment
 
     def dying_save(state, path, *args, **kwargs):
         last = death.now("half_a_file")
@@ -58,21 +60,11 @@ def install(death: Death) -> None:
             os.truncate(path, os.path.getsize(path) // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def dying_mark(folder):
-        death.here("before_the_mark")
-        mark_complete(folder)
-
-    def dying_rotation(*args, **kwargs):
-        death.here("rotation")
-        rotate(*args, **kwargs)
-
-    def dying_epoch_begin(self, *args, **kwargs):
-        death.here("between_epochs")
-        epoch_begin(self, *args, **kwargs)
-
-    COTSForPreTraining.forward, torch.save, checkpoints.mark_complete = dying_forward, dying_save, dying_mark
-    pair_trainer.rotate_checkpoints = dying_rotation
-    pair_trainer.ExactOrder.on_epoch_begin = dying_epoch_begin
+    torch.save = dying_save
+    COTSForPreTraining.forward = dying("forward", COTSForPreTraining.forward)
+    checkpoints.mark_complete = dying("before_the_mark", checkpoints.mark_complete)
+    pair_trainer.rotate_checkpoints = dying("rotation", pair_trainer.rotate_checkpoints)
+    pair_trainer.ExactOrder.on_epoch_begin = dying("between_epochs", pair_trainer.ExactOrder.on_epoch_begin)
 
 
 class WitnessTrainer(COTSTrainer):

@@ -5,26 +5,9 @@ import sys
 import datasets
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModel,
-    AutoProcessor,
-    BertConfig,
-    BertModel,
-    BlipConfig,
-    BlipForImageTextRetrieval,
-    BlipImageProcessor,
-    BlipProcessor,
-    ChineseCLIPConfig,
-    ChineseCLIPModel,
-    ChineseCLIPProcessor,
-    SiglipConfig,
-    SiglipImageProcessor,
-    SiglipModel,
-    SiglipProcessor,
-    ViTConfig,
-    ViTModel,
-)
+from transformers import AutoModel, AutoProcessor, BertModel, ViTModel
 
 from hf_cots.data.sources import PairDataset, load_pairs
 from hf_cots.search.encoders import DualEncoder, SentenceEncoder, TextEncoder, encode_pairs
@@ -39,31 +22,35 @@ TEXTS = [caption for _, _, caption in all_pairs()[12:19]]  # of two lengths
 
 
 def make_chinese_clip(folder):
-    make_clip(folder, ChineseCLIPConfig, ChineseCLIPModel, ChineseCLIPProcessor)
+    make_clip(folder, transformers.ChineseCLIPConfig, transformers.ChineseCLIPModel, transformers.ChineseCLIPProcessor)
 
 
 def make_siglip(folder):
     tokenizer = tiny_tokenizer()
-    config = SiglipConfig(text_config=text_fields(tokenizer) | {"projection_size": 32}, vision_config=VISION)
-    SiglipModel(config).save_pretrained(folder)
-    SiglipProcessor(SiglipImageProcessor(size=SCALE), tokenizer).save_pretrained(folder)
+    config = transformers.SiglipConfig(
+        text_config=text_fields(tokenizer) | {"projection_size": 32}, vision_config=VISION
+    )
+    transformers.SiglipModel(config).save_pretrained(folder)
+    transformers.SiglipProcessor(transformers.SiglipImageProcessor(size=SCALE), tokenizer).save_pretrained(folder)
 
 
 def make_blip(folder):
     tokenizer = tiny_tokenizer()
     text = text_fields(tokenizer) | {"encoder_hidden_size": 32}
-    config = BlipConfig(text_config=text, vision_config=VISION, projection_dim=16, image_text_hidden_size=16)
-    model = BlipForImageTextRetrieval(config)
+    config = transformers.BlipConfig(
+        text_config=text, vision_config=VISION, projection_dim=16, image_text_hidden_size=16
+    )
+    model = transformers.BlipForImageTextRetrieval(config)
     with torch.no_grad():  # the default random weights are so small that all images get one embedding
         for weight in (weight for weight in model.parameters() if weight.ndim > 1):
             weight *= 8
     model.save_pretrained(folder)
-    BlipProcessor(BlipImageProcessor(size=SCALE), tokenizer).save_pretrained(folder)
+    transformers.BlipProcessor(transformers.BlipImageProcessor(size=SCALE), tokenizer).save_pretrained(folder)
 
 
 def make_bert(folder):
     tokenizer = tiny_tokenizer()
-    BertModel(BertConfig(**text_fields(tokenizer))).save_pretrained(folder)
+    BertModel(transformers.BertConfig(**text_fields(tokenizer))).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -84,7 +71,7 @@ def own_scores(folder, kind):
     inputs = processor(images=IMAGES, text=TEXTS, padding=padding, return_tensors="pt", **lengths)
     with torch.no_grad():
         if kind == "blip":
-            model = BlipForImageTextRetrieval.from_pretrained(folder).eval()
+            model = transformers.BlipForImageTextRetrieval.from_pretrained(folder).eval()
             return model(**inputs, use_itm_head=False).itm_score
         model = AutoModel.from_pretrained(folder).eval()
         logits = model(**inputs).logits_per_image
@@ -114,7 +101,10 @@ def test_siglip_depends_on_its_padding(folders):
 
 def test_a_cots_is_loaded_bit_for_bit(world):
     encoder = load_encoder(str(world.model), device="cpu")
-    model, processor = AutoModel.from_pretrained(world.model).eval(), AutoProcessor.from_pretrained(world.model)
+    model, processor = (
+        AutoModel.from_pretrained(world.model).eval(),
+        AutoProcessor.from_pretrained(world.model),
+    )
     with torch.no_grad():
         own = model(**processor(images=IMAGES, text=TEXTS, return_tensors="pt"))
     assert torch.equal(encoder.encode_images(IMAGES), own.image_embeds)
@@ -205,7 +195,7 @@ def test_an_unknown_name_is_a_one_line_error():
 
 
 def test_a_model_of_images_only_is_refused(tmp_path):
-    ViTModel(ViTConfig(**VISION)).save_pretrained(tmp_path)
+    ViTModel(transformers.ViTConfig(**VISION)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="ViTModel has no separate embeddings for images and texts"):
         load_encoder(str(tmp_path))
 
@@ -277,6 +267,8 @@ def test_encode_pairs_skips_broken_images_and_lists_them(world):
     assert result.text_ids.tolist() == [0, 0, 2, 3, 3]
     assert [broken.name for broken in result.broken] == ["x, row 1"]
     expected = encode_texts(
-        AutoModel.from_pretrained(world.model).eval(), AutoProcessor.from_pretrained(world.model), ["d"]
+        AutoModel.from_pretrained(world.model).eval(),
+        AutoProcessor.from_pretrained(world.model),
+        ["d"],
     )
     torch.testing.assert_close(result.text_embeds[2:3], expected, rtol=1e-4, atol=1e-5)

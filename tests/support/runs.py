@@ -35,6 +35,15 @@ def assert_same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Ten
     assert not [name for name in other if not torch.equal(one[name], other[name])]
 
 
+def assert_near(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], prefixes, tolerance: float) -> None:
+    """All that has a prefix, taken as one vector, differs by a fraction of its length at most."""
+    for prefix in prefixes:
+        ours, theirs = (
+            torch.cat([s[name].flatten() for name in one if name.startswith(prefix)]) for s in (one, other)
+        )
+        assert (ours - theirs).norm() < tolerance * theirs.norm(), prefix
+
+
 def assert_same_checkpoints(one: Path, other: Path, step: int) -> None:
     """Weights, buffers, optimizer and schedule of two runs after `step` are bit for bit the same."""
     assert_same_weights(checkpoint(one, step), checkpoint(other, step))

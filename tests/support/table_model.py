@@ -9,6 +9,7 @@ from transformers.utils import ModelOutput
 from hf_cots.evaluation.retrieval.directions import rank_direction
 from hf_cots.evaluation.retrieval.metrics import rsum
 from hf_cots.evaluation.retrieval.trainer_metrics import RetrievalMetrics
+from tests.support.tiny import QUIET
 
 
 PAIRS, IMAGES = 13, 5
@@ -73,10 +74,7 @@ def trainer_evaluation(output_dir, batch_size, **settings):
         per_device_eval_batch_size=batch_size,
         label_names=["image_ids"],
         remove_unused_columns=False,
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
+        **QUIET,
         **settings,
     )
     return Trainer(model, arguments, eval_dataset=data, compute_metrics=metrics).evaluate()

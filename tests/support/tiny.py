@@ -6,6 +6,9 @@ from transformers import BertConfig, ViTConfig
 from hf_cots import COTSConfig
 
 
+QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False}  # of a run
+
+
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 WORDS = {"vocab_size": 200, "max_position_embeddings": 40}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

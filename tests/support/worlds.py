@@ -16,7 +16,7 @@ from transformers import BertConfig, BertModel, BertTokenizer, ViTConfig, ViTMod
 
 from hf_cots import COTSImageProcessor, COTSImageTokenizer, COTSImageTokenizerConfig, COTSModel, COTSProcessor
 from hf_cots.training.arguments import to_flags
-from tests.support.tiny import SIZES, TINY_IMAGE_TOKENIZER
+from tests.support.tiny import QUIET, SIZES, TINY_IMAGE_TOKENIZER
 
 
 SIDE = 32
@@ -199,13 +199,10 @@ class World:
             "learning_rate": 1e-3,
             "logging_steps": 1,
             "save_strategy": "no",
-            "report_to": "none",
-            "use_cpu": True,
-            "disable_tqdm": True,
-            "dataloader_pin_memory": False,
             "flip": 0,
             "seed": 7,
         }
+        defaults |= QUIET
         return {name: value for name, value in (defaults | settings).items() if value is not None}
 
     def flags(self, output_dir: Path, overrides: dict | None = None, dropout: float = 0.0, **settings) -> list[str]:

@@ -10,7 +10,7 @@ import hf_cots.train
 from tests.support.paths import SCRIPTS
 from tests.support.processes import torchrun
 from tests.support.recording import RecordingTrainer
-from tests.support.runs import assert_same_weights
+from tests.support.runs import assert_near, assert_same_weights
 from tests.support.worlds import checkpoint, log_history
 
 
@@ -55,19 +55,14 @@ def errors(world):
     return torchrun(2, str(SCRIPTS / "sharded.py"), *map(json.dumps, starts))
 
 
-def vector(state, prefix):
-    return torch.cat([tensor.flatten() for name, tensor in state.items() if name.startswith(prefix)])
-
-
 def test_sharded_parameters_give_the_state_of_whole_ones(world, errors):
     folder = world.root / "sharded" / f"checkpoint-{STEPS}"
     assert (folder / "complete.json").is_file(), errors[-4000:]
     whole, sharded = checkpoint(world.root / "whole", STEPS), checkpoint(world.root / "sharded", STEPS)
     assert whole.keys() == sharded.keys()
     assert all(whole[name].shape == sharded[name].shape for name in whole)
-    for prefix in ("cots.", "momentum_encoder.", "mvm_", "mlm_", "key_queue.image_keys", "key_queue.text_keys"):
-        difference = (vector(sharded, prefix) - vector(whole, prefix)).norm()
-        assert difference < 1e-5 * vector(whole, prefix).norm(), prefix
+    prefixes = ("cots.", "momentum_encoder.", "mvm_", "mlm_", "key_queue.image_keys", "key_queue.text_keys")
+    assert_near(sharded, whole, prefixes, 1e-5)
     assert torch.equal(whole["key_queue.image_ids"], sharded["key_queue.image_ids"])
     assert int(sharded["steps_seen"]) == STEPS
     # The filter's scores are sums of 16 products of float32.
@@ -77,9 +72,7 @@ def test_sharded_parameters_give_the_state_of_whole_ones(world, errors):
 def test_sharded_parameters_with_cached_gradients_give_those_of_one_batch(world, errors):
     assert (world.root / "cached" / f"checkpoint-{STEPS}" / "complete.json").is_file(), errors[-4000:]
     whole, cached = checkpoint(world.root / "batch", STEPS), checkpoint(world.root / "cached", STEPS)
-    for prefix in ("cots.", "mvm_", "mlm_"):
-        difference = (vector(cached, prefix) - vector(whole, prefix)).norm()
-        assert difference < 1e-5 * vector(whole, prefix).norm(), prefix
+    assert_near(cached, whole, ("cots.", "mvm_", "mlm_"), 1e-5)
     assert whole["cots.log_temperature"] != checkpoint(world.root / "batch", 2)["cots.log_temperature"]
 
 

@@ -14,7 +14,7 @@ from hf_cots import COTSImageTokenizer, COTSImageTokenizerConfig
 from hf_cots.training.arguments import DVAETrainingArguments, parse_image_tokenizer_arguments, to_flags
 from hf_cots.training.image_tokenizer import cosine
 from tests.support.runs import assert_same_checkpoints, assert_same_weights
-from tests.support.tiny import TINY_IMAGE_TOKENIZER
+from tests.support.tiny import QUIET, TINY_IMAGE_TOKENIZER
 from tests.support.worlds import all_pairs, log_history, write_images
 
 
@@ -38,12 +38,9 @@ def flags(data, output_dir, **settings):
         "learning_rate": 2e-3,
         "logging_steps": 1,
         "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
         "seed": 5,
     }
-    return to_flags(defaults | settings)
+    return to_flags(QUIET | defaults | settings)
 
 
 def train(*args, **settings):

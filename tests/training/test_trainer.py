@@ -12,7 +12,8 @@ from hf_cots.train import train
 from hf_cots.training.checkpoints import last_checkpoint
 from tests.support.runs import assert_same_weights, load_exactly, make_trainer
 from tests.support.steps import assert_close
-from tests.support.worlds import World, all_pairs, checkpoint, log_history, tiny_processor
+from tests.support.tiny import QUIET
+from tests.support.worlds import World, all_pairs, checkpoint, log_history, tiny_processor, write_images
 
 
 def run(world, folder, overrides=None, dropout=0.0, **settings):
@@ -283,10 +284,7 @@ def test_evaluation_during_training(world, tmp_path):
 
 
 def test_a_picture_that_breaks_is_skipped_and_counted(world, tmp_path):
-    images = tmp_path / "images"
-    images.mkdir()
-    for name, image, _ in all_pairs()[:16]:
-        image.save(images / name)
+    images = write_images(tmp_path / "images", 16)
     World.write_metadata(images, [{"file_name": name, "caption": text} for name, _, text in all_pairs()[:16]])
     (images / "p03.png").write_bytes(b"<html>")
     _, lines = run(world, tmp_path / "out", train_data=images, max_steps=4, dataloader_num_workers=1)
@@ -307,10 +305,8 @@ def test_a_plain_trainer_trains_the_model(world, tmp_path):
         logging_steps=10,
         remove_unused_columns=False,
         label_names=["image_ids"],
-        report_to="none",
         save_strategy="no",
-        use_cpu=True,
-        disable_tqdm=True,
+        **QUIET,
     )
     pairs = load_pairs(str(world.imagefolder))
     trainer = Trainer(

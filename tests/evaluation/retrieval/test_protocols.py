@@ -1,6 +1,7 @@
 """ProtocolSpec test sets from files in their layout, with the published counts and invented contents."""
 
 import hashlib
+import itertools
 import json
 
 import pytest
@@ -24,14 +25,12 @@ from tests.support.worlds import World, all_pairs
 def coco(images=5_000, captions=25_010):
     """The layout of dataset_coco.json: a test split of the published size, and some of the other splits."""
     extra = captions - 5 * images
-    entries, sentence = [], 0
+    entries, sentence = [], itertools.count()
     for number in range(images + 20):
-        texts = []
-        for k in range(5 + (number < extra)):
-            texts.append(
-                {"raw": f"caption {k} of picture {number}", "sentid": sentence, "imgid": number, "tokens": []}
-            )
-            sentence += 1
+        texts = [
+            {"raw": f"caption {k} of picture {number}", "sentid": next(sentence), "imgid": number, "tokens": []}
+            for k in range(5 + (number < extra))
+        ]
         split = "test" if number < images else ("train", "val", "restval")[number % 3]
         entries.append(
             {

@@ -1,7 +1,6 @@
 """Semantic textual similarity: correlations against a slow loop, and the files that are read."""
 
 import importlib.util
-import json
 import warnings
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from hf_cots.evaluation.tasks.sts import STSResult, TextPairs, evaluate_sts, load_sts_benchmark, load_text_pairs
 from hf_cots.search.loading import load_encoder
 from tests.support.known_encoder import KnownEncoder
+from tests.support.worlds import write_json_lines
 
 
 def ranks(values):
@@ -80,13 +80,10 @@ def test_no_correlation_is_an_error():
 # ---------------------------------------------------------------------- files
 
 
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 def test_a_table_is_read_by_its_column_names(tmp_path):
-    path = write_rows(tmp_path / "x.jsonl", [{"a": "one", "b": "two", "s": "3.5"}, {"a": "x", "b": "y", "s": "1"}])
+    path = str(
+        write_json_lines(tmp_path / "x.jsonl", [{"a": "one", "b": "two", "s": "3.5"}, {"a": "x", "b": "y", "s": "1"}])
+    )
     pairs = load_text_pairs(path, ("a", "b"), "s")
     assert (pairs.first, pairs.second, pairs.scores.tolist()) == (["one", "x"], ["two", "y"], [3.5, 1.0])
     for columns, message in (
@@ -108,7 +105,7 @@ def test_a_table_is_read_by_its_column_names(tmp_path):
 )
 def test_a_bad_row_is_named(tmp_path, second, score, message):
     good = {"sentence1": "a", "sentence2": "b", "score": "1" if score == "high" else 1}
-    path = write_rows(tmp_path / "x.jsonl", [good, good | {"sentence2": second, "score": score}])
+    path = str(write_json_lines(tmp_path / "x.jsonl", [good, good | {"sentence2": second, "score": score}]))
     with pytest.raises(ValueError, match=f"row 1, counted from 0: {message}"):
         load_text_pairs(path)
 
