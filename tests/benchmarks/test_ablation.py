@@ -210,9 +210,8 @@ def test_the_interval_covers_names_and_seeds():
 
 
 def test_the_summary_compares_with_clip_on_the_same_seeds():
-    lines = [recorded_line("clip", seed, BAD) for seed in (0, 1)] + [
-        recorded_line("momentum", seed, GOOD) for seed in (0, 1, 2)
-    ]
+    lines = [recorded_line("clip", seed, BAD) for seed in (0, 1)]
+    lines += [recorded_line("momentum", seed, GOOD) for seed in (0, 1, 2)]
     lines += [recorded_line("momentum", 0, BAD, budget="time")]
     text = markdown(lines)
     sections = text.split("## ")[1:]

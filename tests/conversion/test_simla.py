@@ -8,14 +8,7 @@ from omegaconf import OmegaConf
 from transformers import AutoModel, AutoProcessor
 
 from hf_cots import SimlaForPreTraining, SimlaModel
-from hf_cots.conversion.simla import (
-    convert_simla,
-    read_simla,
-    resize_positions,
-    save_converted,
-    simla_tokenizer,
-    to_simla,
-)
+from hf_cots.conversion import simla
 from hf_cots.models.terms_simla import Side, code_logits, keywords
 from tests.conversion.test_saved_modules import Attack
 from tests.support import reference_simla as slow
@@ -91,14 +84,14 @@ def compare(state, model: SimlaForPreTraining, sizes: Sizes) -> None:
 
 def test_a_small_file(tiny):
     state, path = tiny
-    compare(state, convert_simla(path, **FIELDS), TINY)
+    compare(state, simla.convert_simla(path, **FIELDS), TINY)
 
 
 def test_the_authors_sizes(tmp_path):
     """The full model from a file with exactly their keys. The larger tensors of the momentum encoder are the trained
     model's, so that 1 GB is written and not 2; the small file shows that the two are told apart."""
     state = authors_state(Sizes(), shared_above=1_000_000)
-    model = convert_simla(write(tmp_path / "pretrain.pth", state), image_tokenizer_config=SMALL)
+    model = simla.convert_simla(write(tmp_path / "pretrain.pth", state), image_tokenizer_config=SMALL)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 238_264_183  # 238.26M
     assert model.simla.temperature.tolist() == pytest.approx([0.05])
     compare(state, model, Sizes())
@@ -109,7 +102,7 @@ def test_the_authors_retrieval_file(tmp_path):
     sizes = Sizes(layers=1, grid=24, queue=64)
     state = authors_state(sizes, retrieval=True)
     assert state["visual_encoder.pos_embed"].shape == (1, 577, 768)
-    model = convert_simla(write(tmp_path / "retrieval.pth", state))
+    model = simla.convert_simla(write(tmp_path / "retrieval.pth", state))
     compare(state, model, sizes)
     stack, tower = model.simla.text_model.layers[0], model.simla.vision_model.layers[0]
     one = sum(p.numel() for part in (stack, tower) for p in part.parameters())
@@ -119,14 +112,14 @@ def test_the_authors_retrieval_file(tmp_path):
 
 def test_to_and_fro(tiny):
     state, path = tiny
-    torch.testing.assert_close(to_simla(convert_simla(path, **FIELDS))["model"], state, rtol=0, atol=0)
+    torch.testing.assert_close(simla.to_simla(simla.convert_simla(path, **FIELDS))["model"], state, rtol=0, atol=0)
 
 
 def test_another_resolution(tiny):
     """Positions of patches are resized with the grid; the first token's stays, and a pre-training file serves for
     retrieval."""
     state, path = tiny
-    model = convert_simla(path, image_size=48, mlm_weight=0, mim_weight=0, psl_weight=0)
+    model = simla.convert_simla(path, image_size=48, mlm_weight=0, mim_weight=0, psl_weight=0)
     positions = model.simla.vision_model.embeddings.position_embeddings
     assert positions.shape == (1, 37, 128)
     assert torch.equal(positions[:, 0], state["visual_encoder.pos_embed"][:, 0])
@@ -153,15 +146,15 @@ def test_positions_are_resized_by_cubic_convolution():
             weights[new, min(3, max(0, old))] += kernel(centre - old)
     positions = torch.randn(1, 17, 3)
     expected = torch.einsum("ri,cj,ijd->rcd", weights, weights, positions[0, 1:].view(4, 4, 3))
-    resized = resize_positions(positions, 6)
+    resized = simla.resize_positions(positions, 6)
     assert torch.equal(resized[:, 0], positions[:, 0])
     torch.testing.assert_close(resized[0, 1:].view(6, 6, 3), expected, rtol=0, atol=1e-5)
-    assert resize_positions(positions, 4) is positions
+    assert simla.resize_positions(positions, 4) is positions
 
 
 def test_queues_arrive_slot_by_slot(tiny):
     state, path = tiny
-    queue = convert_simla(path, **FIELDS).key_queue
+    queue = simla.convert_simla(path, **FIELDS).key_queue
     assert int(queue.filled) == TINY.queue
     assert int(queue.pointer) == TINY.queue // 2
     torch.testing.assert_close(queue.text_keys, state["text_queue"].t())
@@ -185,21 +178,21 @@ def test_a_file_that_does_not_fit(tmp_path, change, message):
     state = authors_state(TINY)
     change(state)
     with pytest.raises(ValueError, match=message):
-        convert_simla(write(tmp_path / "odd.pth", state), **FIELDS)
+        simla.convert_simla(write(tmp_path / "odd.pth", state), **FIELDS)
 
 
 def test_nothing_that_a_file_names_is_run(tmp_path):
     path, marker = tmp_path / "harm.pth", tmp_path / "ran"
     torch.save({"model": authors_state(TINY), "config": Attack(marker)}, path)
     with pytest.raises(ValueError, match=r"asks for code that is not run here: (posix|nt)\.system"):
-        read_simla(path)
+        simla.read_simla(path)
     assert not marker.exists()
     with pytest.raises(FileNotFoundError, match="no such file"):
-        read_simla(tmp_path / "none.pth")
+        simla.read_simla(tmp_path / "none.pth")
     for damaged in (b"not a checkpoint", path.read_bytes()[:5000]):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"is no checkpoint that torch\.save wrote"):
-            read_simla(path)
+            simla.read_simla(path)
 
 
 def test_the_command_there_and_back(tmp_path):
@@ -216,22 +209,22 @@ def test_the_command_there_and_back(tmp_path):
     assert processor.tokenizer.convert_ids_to_tokens(words) == ["[CLS]", "red", "square"]
     assert processor.image_processor.size == {"height": 32, "width": 32}
     succeed("convert", "simla", ours, "--output", again, "--to-simla")
-    assert_same_weights(read_simla(again), state)
+    assert_same_weights(simla.read_simla(again), state)
     missing = call("convert", "simla", tmp_path / "none.pth", "--output", tmp_path / "x")
     assert f"error: no such file: {tmp_path / 'none.pth'}" in error_of(missing)
 
 
 def test_converted_weights_have_no_random_image_tokenizer(tiny, tmp_path):
     _, path = tiny
-    model = convert_simla(path, **FIELDS)
-    save_converted(model, tmp_path)
+    model = simla.convert_simla(path, **FIELDS)
+    simla.save_converted(model, tmp_path)
     _, info = SimlaForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
     assert all(name.startswith("image_tokenizer.") for name in info["missing_keys"])
     assert bool(info["missing_keys"]) == (model.config.mim_weight > 0)
 
 
 def test_the_tokenizer_reads_as_theirs():
-    tokenizer = simla_tokenizer(tiny_tokenizer(), max_length=6)
+    tokenizer = simla.simla_tokenizer(tiny_tokenizer(), max_length=6)
     ids = tokenizer("A RED, (light-blue) circle/square!", truncation=True)["input_ids"]
     assert tokenizer.convert_ids_to_tokens(ids) == ["[CLS]", "a", "red", "light", "blue", "circle"]
     both = tokenizer(["red", "light blue square"], padding=True, return_tensors="pt")

@@ -9,16 +9,12 @@ from hf_cots import CookieConfig, CookieForPreTraining, CookieModel
 from hf_cots.models.step import Step
 from tests.support import reference_cookie as slow
 from tests.support.runs import assert_same_weights
-from tests.support.steps import assert_close
+from tests.support.steps import assert_close, take_gradients
 from tests.support.tiny_cookie import cookie_batch, tiny_cookie, tiny_cookie_config
 
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 STILL = {"shared_dropout": 0.0}
-
-
-def named_gradients(model):
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("pooling", ["mean", "first", "max"])
@@ -111,15 +107,14 @@ def test_losses_and_gradients_equal_a_reference(fields, captions):
     batch = cookie_batch(captions=captions)
     output = model(**batch)
     output.loss.backward()
-    given = named_gradients(model)
-    model.zero_grad()
+    given = take_gradients(model)
     terms = reference_terms(model, batch)
     for name, term in terms.items():
         torch.testing.assert_close(output[f"loss_{name}"], term.detach(), **CLOSE)
     loss = terms["cross_modal"] + 0.7 * terms["visual"] + 1.3 * terms["textual"]
     torch.testing.assert_close(output.loss, loss, **CLOSE)
     loss.backward()
-    wanted = named_gradients(model)
+    wanted = take_gradients(model)
     assert wanted.keys() <= given.keys()
     assert ("cookie.log_temperature" in wanted) == ("learn_temperature" in fields)
     assert_close({name: given[name] for name in wanted}, wanted, rtol=1e-8, atol=1e-11)

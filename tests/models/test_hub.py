@@ -32,11 +32,7 @@ MODELS = {
         ("", "_cross_modal", "_visual", "_textual"),
     ),
 }
-CODE = {
-    "cots": {"configuration_dvae.py", "image_processing_cots.py", "losses.py", "processing_cots.py"},
-    "simla": {"losses.py"},
-    "cookie": {"losses.py"},
-}
+CODE = {"image_processing_cots.py", "losses.py", "processing_cots.py"}
 ONLY_COTS = pytest.mark.parametrize("saved", ["cots"], indirect=True)
 
 
@@ -131,13 +127,15 @@ def test_saved_folder_holds_weights_configs_and_code(saved, part):
     if part == "pretraining":
         assert mapped["AutoModelForPreTraining"] == f"pretraining_{kind}.{learner}"
     else:
-        assert files >= CODE[kind] | {"tokenizer.json", "tokenizer_config.json"}
+        assert files >= CODE | {"tokenizer.json", "tokenizer_config.json"}
 
 
 @ONLY_COTS
 def test_a_saved_cots_holds_the_code_of_its_parts(saved):
     _, folder = saved
-    files = {part: {path.name for path in (folder / part).iterdir()} for part in ("pretraining", "image_tokenizer")}
+    parts = ("model", "pretraining", "image_tokenizer")
+    files = {part: {path.name for path in (folder / part).iterdir()} for part in parts}
+    assert "configuration_dvae.py" in files["model"]
     parts = {"pretraining_cots.py", "queues.py", "towers.py", "masking.py", "modeling_dvae.py"}
     assert parts <= files["pretraining"]
     assert {"configuration_dvae.py", "modeling_dvae.py"} <= files["image_tokenizer"]
@@ -198,7 +196,7 @@ def test_push_to_hub(saved, tmp_path):
         cls.from_pretrained(folder / "model").save_pretrained(tmp_path)
     assert "org/cots-base" in uploaded, errors
     files = uploaded["org/cots-base"]
-    code = CODE["cots"] | {"modeling_cots.py", "configuration_cots.py"}
+    code = CODE | {"modeling_cots.py", "configuration_cots.py", "configuration_dvae.py"}
     assert set(files) >= code | {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"}, errors
     for name in ("model.safetensors", *code):
         assert files[name] == (tmp_path / name).read_bytes(), name

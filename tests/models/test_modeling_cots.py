@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from transformers import BertModel, ViTModel
 
 from hf_cots import COTSConfig, COTSForPreTraining, COTSModel
+from hf_cots.models.towers import tower_class
 from tests.support.runs import assert_same_weights, load_exactly
 from tests.support.tiny import SIZES, WORDS, tiny_batch, tiny_config
 
@@ -290,28 +292,18 @@ def test_pretraining_from_pretrained_towers(tmp_path):
 
 
 def test_towers_that_do_not_fit_are_refused():
-    from transformers import CLIPModel
-
     layers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    clip = CLIPModel(
-        transformers.CLIPConfig(
-            vision_config=layers | {"image_size": 16, "patch_size": 8},
-            text_config=layers | {"vocab_size": 50, "eos_token_id": 49, "bos_token_id": 48, "pad_token_id": 1},
-        )
-    )
-    text = BertModel(tiny_config().text_config)
-    with pytest.raises(ValueError, match="CLIPModel holds several towers"):
-        COTSModel.from_vision_text_pretrained(clip, text)
-    with pytest.raises(ValueError, match="CLIPModel holds several towers"):
-        COTSModel.from_vision_text_pretrained(ViTModel(tiny_config().vision_config), clip)
+    fields = {"vision_config": layers | {"image_size": 16, "patch_size": 8}}
+    fields["text_config"] = layers | {"vocab_size": 50, "eos_token_id": 49, "bos_token_id": 48, "pad_token_id": 1}
+    clip = transformers.CLIPModel(transformers.CLIPConfig(**fields))
+    vision, text = ViTModel(tiny_config().vision_config), BertModel(tiny_config().text_config)
+    for towers in ((clip, text), (vision, clip)):
+        with pytest.raises(ValueError, match="CLIPModel holds several towers"):
+            COTSModel.from_vision_text_pretrained(*towers)
 
 
 def test_a_config_without_a_model_is_refused():
-    from transformers import PreTrainedConfig
-
-    from hf_cots.models.towers import tower_class
-
-    class StrangeConfig(PreTrainedConfig):
+    class StrangeConfig(transformers.PreTrainedConfig):
         model_type = "strange"
 
     with pytest.raises(ValueError, match="StrangeConfig"):
@@ -320,8 +312,6 @@ def test_a_config_without_a_model_is_refused():
 
 def test_saved_keys_are_the_models_own_names(tmp_path):
     """A tower keeps the names of its parameters in the file; Trainer's resume reads them without any translation."""
-    from safetensors.torch import load_file
-
     model = make()
     model.save_pretrained(tmp_path)
     assert set(load_file(tmp_path / "model.safetensors")) == set(model.state_dict())

@@ -40,18 +40,11 @@ def feed(queue, first, count):
     return list(pairs)
 
 
-@pytest.mark.parametrize(
-    "batches",
-    [
-        [3, 3],
-        [4, 4, 4],  # divides neither 10 nor its wrap-around
-        [10, 10],  # exactly full, twice
-        [25],  # larger than the queue
-        [7, 23, 1, 9, 10, 2],
-        [1] * 23,
-    ],
-    ids=str,
-)
+# 4 divides neither 10 nor its wrap-around; 10 and 10 fill the queue exactly, twice; 25 are more than it holds.
+BATCHES = ([3, 3], [4, 4, 4], [10, 10], [25], [7, 23, 1, 9, 10, 2], [1] * 23)
+
+
+@pytest.mark.parametrize("batches", BATCHES, ids=str)
 def test_queue_equals_a_list_through_wrap_around(batches):
     queue, slow, seen = KeyQueue(10, 3), SlowQueue(10), 0
     for count in batches:

@@ -19,9 +19,8 @@ RED = Image.new("RGB", (40, 30), "red")
 
 
 def test_images_and_texts_together(processor):
-    inputs = processor(
-        images=[RED, Image.new("RGB", (40, 30), "blue")], text=["a red dog", "sky"], return_tensors="pt"
-    )
+    blue = Image.new("RGB", (40, 30), "blue")
+    inputs = processor(images=[RED, blue], text=["a red dog", "sky"], return_tensors="pt")
     assert set(inputs) == {"pixel_values", "input_ids", "attention_mask"}
     assert inputs["pixel_values"].shape == (2, 3, 32, 32)
     assert inputs["input_ids"].shape == (2, 5)

@@ -80,5 +80,12 @@ def assert_close(given, wanted, rtol=1e-9, atol=1e-10):
         torch.testing.assert_close(given[name], tensor, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def take_gradients(model):
+    """The gradients of all that has one; the model's are zeroed."""
+    taken = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return taken
+
+
 def gradients(model):
     return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}

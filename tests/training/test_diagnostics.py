@@ -6,11 +6,8 @@ import torch.nn.functional as F
 
 from hf_cots import COTSForPreTraining
 from hf_cots.training.diagnostics import batch_accuracy, embedding_variance, similarity_to_queue
+from tests.support.embeddings import unit
 from tests.support.tiny import tiny_config
-
-
-def unit(rows, dim=5, seed=0):
-    return F.normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
 def loop_accuracy(images, texts, ids):
@@ -25,8 +22,8 @@ def loop_accuracy(images, texts, ids):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_batch_accuracy_equals_a_loop(seed):
-    images = unit(12, seed=seed)
-    texts = F.normalize(images + 0.7 * unit(12, seed=seed + 50), dim=1)
+    images = unit(12, 5, seed=seed)
+    texts = F.normalize(images + 0.7 * unit(12, 5, seed=seed + 50), dim=1)
     ids = torch.tensor([0, 0, 0, 1, 2, 2, 3, 4, 5, 6, 7, 7])
     expected = loop_accuracy(images, texts, ids)
     assert 0 < expected < 1
@@ -40,14 +37,14 @@ def test_batch_accuracy_of_a_collapsed_model_is_chance():
 
 def test_captions_of_one_image_do_not_compete():
     """Three captions of an image are equally good answers: none of them is a mistake."""
-    images, ids = unit(2).repeat_interleave(3, dim=0), torch.tensor([4, 4, 4, 9, 9, 9])
+    images, ids = unit(2, 5).repeat_interleave(3, dim=0), torch.tensor([4, 4, 4, 9, 9, 9])
     assert batch_accuracy(images, images, ids).item() == 1
 
 
 def test_embedding_variance():
     assert embedding_variance(torch.tensor([[0.6, 0.8]] * 5)).item() == pytest.approx(0, abs=1e-6)
     assert embedding_variance(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).item() == pytest.approx(1)
-    embeds = unit(9)
+    embeds = unit(9, 5)
     pairwise = sum(float(a @ b) for a in embeds for b in embeds) / 81
     assert embedding_variance(embeds).item() == pytest.approx(1 - pairwise, abs=1e-6)
 

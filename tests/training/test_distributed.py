@@ -86,11 +86,9 @@ def resumed(world, before, processes):
 
 
 def final_states(world, runs, contrast, processes, count):
-    assert (folder_of(world, contrast, processes, count) / f"checkpoint-{STEPS}" / "complete.json").is_file(), runs[
-        processes
-    ][-4000:]
-    one = checkpoint(folder_of(world, contrast, 1), STEPS)
-    many = checkpoint(folder_of(world, contrast, processes, count), STEPS)
+    folder = folder_of(world, contrast, processes, count)
+    assert (folder / f"checkpoint-{STEPS}" / "complete.json").is_file(), runs[processes][-4000:]
+    one, many = checkpoint(folder_of(world, contrast, 1), STEPS), checkpoint(folder, STEPS)
     assert one.keys() == many.keys()
     return one, many
 

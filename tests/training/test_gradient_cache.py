@@ -10,16 +10,10 @@ from hf_cots.train import main
 from hf_cots.training.gradient_cache import RandomState, cache_gradients
 from tests.support.recording import DoubleTrainer
 from tests.support.runs import cookie_flags
-from tests.support.steps import assert_close, split
+from tests.support.steps import assert_close, split, take_gradients
 from tests.support.tiny import tiny_batch, tiny_config
 from tests.support.tiny_cookie import cookie_batch, tiny_cookie
 from tests.support.worlds import log_history
-
-
-def gradients_of(model):
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    return gradients
 
 
 def cached_step(model, parts):
@@ -30,7 +24,7 @@ def cached_step(model, parts):
             output = model(**part, step=step)
         (output.loss / len(parts)).backward()
         losses.append(output.loss.item())
-    return losses, gradients_of(model)
+    return losses, take_gradients(model)
 
 
 def tiny_cots(**fields):
@@ -60,7 +54,7 @@ def test_micro_batches_give_the_gradient_of_one_batch(name, sizes):
     model, batch = make(), draw(12)
     wanted_loss = model(**batch).loss
     wanted_loss.backward()
-    wanted = gradients_of(model)
+    wanted = take_gradients(model)
     losses, given = cached_step(model, split(batch, sizes))
     assert losses == pytest.approx([wanted_loss.item()] * len(sizes), rel=1e-10)
     assert_close(given, wanted)
@@ -71,11 +65,11 @@ def test_without_caching_micro_batches_are_not_one_batch():
     """So that the test above can fail."""
     model, batch = tiny_cookie(shared_dropout=0), cookie_batch(12)
     model(**batch).loss.backward()
-    wanted = gradients_of(model)
+    wanted = take_gradients(model)
     parts = split(batch, [4, 4, 4])
     for part, step in zip(parts, model.begin_step(parts)):
         (model(**part, step=step).loss / 3).backward()
-    given = gradients_of(model)
+    given = take_gradients(model)
     assert not torch.allclose(given["cookie.transformer.norm.weight"], wanted["cookie.transformer.norm.weight"])
 
 
@@ -94,7 +88,7 @@ def test_dropout_is_replayed():
     ids = torch.cat([part["image_ids"] for part in parts])
     terms = model.contrast_terms(whole, Step(ids, ids, torch.full((12,), 1 / 12, dtype=torch.float64)))
     torch.stack(list(terms.values())).sum().backward()
-    wanted = gradients_of(model)
+    wanted = take_gradients(model)
     start.restore()
     _, given = cached_step(model, parts)
     assert_close(given, wanted)
@@ -122,7 +116,7 @@ def test_the_token_level_goes_along():
     batch = cots_batch(8)
     model = tiny_cots(**fields)
     model(**batch).loss.backward()
-    wanted = gradients_of(model)
+    wanted = take_gradients(model)
     model = tiny_cots(**fields)
     _, given = cached_step(model, split(batch, [4, 4]))
     assert_close(given, wanted, rtol=1e-7)

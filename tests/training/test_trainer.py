@@ -140,9 +140,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path, 
     settings = {"max_steps": 6, "save_steps": 3, "dropout": 0.1}
     overrides = {"contrast": contrast, "enqueue_before_loss": contrast == "in_batch"}
     whole, lines = run(world, tmp_path / "whole", overrides, **settings)
-    resumed, again = run(
-        world, tmp_path / "resumed", overrides, resume_from_checkpoint=tmp_path / "whole" / "checkpoint-3", **settings
-    )
+    settings["resume_from_checkpoint"] = tmp_path / "whole" / "checkpoint-3"
+    resumed, again = run(world, tmp_path / "resumed", overrides, **settings)
     assert_same_weights(resumed, whole)
     assert [line["loss"] for line in again] == [line["loss"] for line in lines]
     middle = checkpoint(tmp_path / "whole", 3)
@@ -156,12 +155,8 @@ def test_a_resumed_stream_equals_an_uninterrupted_one_bit_for_bit(world, tmp_pat
     settings |= {"train_data": world.parquet, "gradient_accumulation_steps": 2, "dataloader_num_workers": workers}
     whole, lines = run(world, tmp_path / "whole", **settings)
     for stop in (2, 4):
-        resumed, again = run(
-            world,
-            tmp_path / f"from-{stop}",
-            resume_from_checkpoint=tmp_path / "whole" / f"checkpoint-{stop}",
-            **settings,
-        )
+        settings["resume_from_checkpoint"] = tmp_path / "whole" / f"checkpoint-{stop}"
+        resumed, again = run(world, tmp_path / f"from-{stop}", **settings)
         assert_same_weights(resumed, whole)
         assert [line["loss"] for line in again] == [line["loss"] for line in lines]
     assert int(whole["pairs_seen"]) == 96

@@ -8,15 +8,8 @@ import pytest
 import torch
 
 from hf_cots.data.images import BrokenImage
+from hf_cots.evaluation.retrieval import protocols
 from hf_cots.evaluation.retrieval.directions import rank_direction
-from hf_cots.evaluation.retrieval.protocols import (
-    ProtocolSpec,
-    id_checksum,
-    load_msrvtt_1ka,
-    load_protocol,
-    mean_of_folds,
-    split_folds,
-)
 from hf_cots.search.encoders import EncodedPairs, encode_pairs
 from hf_cots.search.loading import load_encoder
 from tests.support.worlds import World, all_pairs
@@ -71,7 +64,7 @@ def write_images(folder, entries):
 def test_coco_has_its_published_counts(tmp_path, protocol, folds):
     data = coco()
     write_images(tmp_path / "images", data["images"])
-    loaded = load_protocol(protocol, write(tmp_path / "dataset_coco.json", data), tmp_path / "images")
+    loaded = protocols.load_protocol(protocol, write(tmp_path / "dataset_coco.json", data), tmp_path / "images")
     assert len(loaded.pairs.table) == 5_000
     assert len(loaded.pairs) == 25_000
     assert loaded.folds == folds
@@ -87,7 +80,7 @@ def test_coco_has_its_published_counts(tmp_path, protocol, folds):
 def test_flickr30k_has_its_published_counts(tmp_path):
     data = flickr()
     write_images(tmp_path / "images", data["images"])
-    loaded = load_protocol("flickr30k", write(tmp_path / "f.json", data), tmp_path / "images")
+    loaded = protocols.load_protocol("flickr30k", write(tmp_path / "f.json", data), tmp_path / "images")
     assert (len(loaded.pairs.table), len(loaded.pairs), loaded.folds) == (1_000, 5_000, 1)
 
 
@@ -101,26 +94,26 @@ def test_the_checksum_is_that_of_the_sorted_ids_and_can_be_demanded(tmp_path):
     )
     expected = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     path = write(tmp_path / "f.json", data)
-    assert load_protocol("flickr30k", path, tmp_path / "images", checksum=expected).checksum == expected
+    assert protocols.load_protocol("flickr30k", path, tmp_path / "images", checksum=expected).checksum == expected
     write(path, data | {"images": data["images"][::-1]})
     write_images(tmp_path / "images", data["images"][:1000][::-1])
-    assert load_protocol("karpathy", path, tmp_path / "images").checksum == expected
+    assert protocols.load_protocol("karpathy", path, tmp_path / "images").checksum == expected
     data["images"][0]["sentences"][0]["sentid"] = 99_999
     with pytest.raises(ValueError, match=f"have the checksum [0-9a-f]{{64}}, not {expected}"):
-        load_protocol("flickr30k", write(path, data), tmp_path / "images", checksum=expected)
+        protocols.load_protocol("flickr30k", write(path, data), tmp_path / "images", checksum=expected)
 
 
 def test_the_checksum_tells_which_caption_belongs_to_which_image():
-    assert id_checksum([("a", [1, 2]), ("b", [3])]) == id_checksum([("b", [3]), ("a", [1, 2])])
-    assert id_checksum([("a", [1]), ("b", [2, 3])]) != id_checksum([("a", [1, 2]), ("b", [3])])
+    assert protocols.id_checksum([("a", [1, 2]), ("b", [3])]) == protocols.id_checksum([("b", [3]), ("a", [1, 2])])
+    assert protocols.id_checksum([("a", [1]), ("b", [2, 3])]) != protocols.id_checksum([("a", [1, 2]), ("b", [3])])
 
 
 def test_any_split_in_the_layout_can_be_read(tmp_path):
     data = coco(images=10, captions=50)
     write_images(tmp_path / "images", data["images"][10:])
     path = write(tmp_path / "mine.json", data)
-    assert len(load_protocol("karpathy", path, tmp_path / "images", "val").pairs) == 5 * 7
-    assert len(load_protocol("karpathy", path, tmp_path / "images", "train+restval").pairs) == 5 * 13
+    assert len(protocols.load_protocol("karpathy", path, tmp_path / "images", "val").pairs) == 5 * 7
+    assert len(protocols.load_protocol("karpathy", path, tmp_path / "images", "train+restval").pairs) == 5 * 13
 
 
 def spoil(index, change):
@@ -155,25 +148,25 @@ def spoil(index, change):
 def test_a_file_that_is_not_the_published_one_is_refused(tmp_path, change, message):
     path = write(tmp_path / "dataset.json", change(coco()))
     with pytest.raises(ValueError, match=message) as caught:
-        load_protocol("coco-5k", path, tmp_path)
+        protocols.load_protocol("coco-5k", path, tmp_path)
     assert "dataset.json" in str(caught.value)
 
 
 def test_other_errors_are_one_line(tmp_path):
     with pytest.raises(ValueError, match="unknown protocol 'coco'; known are coco-5k, coco-1k, flickr30k, karpathy"):
-        load_protocol("coco", "a", "b")
+        protocols.load_protocol("coco", "a", "b")
     with pytest.raises(FileNotFoundError, match="no such file: /nothing"):
-        load_protocol("coco-5k", "/nothing", "b")
+        protocols.load_protocol("coco-5k", "/nothing", "b")
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(ValueError, match=r"x\.json: not a JSON file"):
-        load_protocol("coco-5k", tmp_path / "x.json", "b")
+        protocols.load_protocol("coco-5k", tmp_path / "x.json", "b")
     path = write(tmp_path / "y.json", coco(10, 50))
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        load_protocol("karpathy", path, tmp_path / "nothing")
+        protocols.load_protocol("karpathy", path, tmp_path / "nothing")
     with pytest.raises(ValueError, match="no split 'dev'; there are restval, test, train, val"):
-        load_protocol("karpathy", path, tmp_path, "dev")
+        protocols.load_protocol("karpathy", path, tmp_path, "dev")
     with pytest.raises(ValueError, match="none of the first 8 images in column 'image' can be read"):
-        load_protocol("karpathy", path, tmp_path)
+        protocols.load_protocol("karpathy", path, tmp_path)
 
 
 # ---------------------------------------------------------------------- folds
@@ -196,7 +189,7 @@ def random_pairs(images=20, captions=3, broken=()):
 
 def test_folds_are_contiguous_and_each_is_a_task_of_its_own():
     encoded = random_pairs()
-    folds = split_folds(encoded, 5)
+    folds = protocols.split_folds(encoded, 5)
     assert [fold.rows for fold in folds] == [list(range(4 * i, 4 * i + 4)) for i in range(5)]
     assert [fold.captions for fold in folds] == [list(range(12 * i, 12 * i + 12)) for i in range(5)]
     results = []
@@ -205,11 +198,11 @@ def test_folds_are_contiguous_and_each_is_a_task_of_its_own():
         assert torch.equal(fold.text_embeds, encoded.text_embeds[12 * i : 12 * i + 12])
         assert torch.equal(fold.text_ids, fold.image_ids.repeat_interleave(3))
         results.append(rank_direction(*fold.side("text_to_image")).metrics())
-    assert mean_of_folds(results)["R@1"] == pytest.approx(sum(result["R@1"] for result in results) / 5)
+    assert protocols.mean_of_folds(results)["R@1"] == pytest.approx(sum(result["R@1"] for result in results) / 5)
 
 
 def test_a_broken_image_moves_no_other_to_another_fold():
-    folds = split_folds(random_pairs(broken=[5]), 5)
+    folds = protocols.split_folds(random_pairs(broken=[5]), 5)
     assert [len(fold.rows) for fold in folds] == [4, 3, 4, 4, 4]
     assert folds[1].rows == [4, 6, 7]
     assert [len(fold.captions) for fold in folds] == [12, 9, 12, 12, 12]
@@ -217,23 +210,21 @@ def test_a_broken_image_moves_no_other_to_another_fold():
 
 def test_images_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="20 images do not divide into 3 folds"):
-        split_folds(random_pairs(), 3)
+        protocols.split_folds(random_pairs(), 3)
 
 
 def test_a_protocol_runs_from_file_to_figures(tmp_path, monkeypatch):
     """Ten images stand for COCO's 5,000: encoded, split into folds, averaged."""
-    from hf_cots.evaluation.retrieval import protocols
-
     data = coco(images=10, captions=53)
     write_images(tmp_path / "images", data["images"])
-    monkeypatch.setitem(protocols.PROTOCOLS, "coco-1k", ProtocolSpec("coco", "test", 10, 53, folds=5))
-    loaded = load_protocol("coco-1k", write(tmp_path / "c.json", data), tmp_path / "images")
+    monkeypatch.setitem(protocols.PROTOCOLS, "coco-1k", protocols.ProtocolSpec("coco", "test", 10, 53, folds=5))
+    loaded = protocols.load_protocol("coco-1k", write(tmp_path / "c.json", data), tmp_path / "images")
     world = World(tmp_path)
     encoded = encode_pairs(load_encoder(str(world.model), device="cpu"), loaded.pairs)
-    parts = split_folds(encoded, loaded.folds)
+    parts = protocols.split_folds(encoded, loaded.folds)
     assert [(len(part.rows), len(part.captions)) for part in parts] == [(2, 10)] * 5
     results = [rank_direction(*part.side("text_to_image")).metrics() for part in parts]
-    assert mean_of_folds(results)["gallery"] == 2
+    assert protocols.mean_of_folds(results)["gallery"] == 2
 
 
 # ---------------------------------------------------------------------- MSR-VTT
@@ -249,25 +240,25 @@ def msrvtt_csv(path, pairs=1_000, header="key,vid_key,video_id,sentence", cell='
 def test_msrvtt_1ka_is_a_list_of_a_thousand_pairs(tmp_path):
     path = msrvtt_csv(tmp_path / "test.csv")
     videos = {"videos": [{"video_id": f"video{i}"} for i in range(1_200)], "sentences": []}
-    pairs = load_msrvtt_1ka(path, write(tmp_path / "data.json", videos))
+    pairs = protocols.load_msrvtt_1ka(path, write(tmp_path / "data.json", videos))
     assert len(pairs) == 1_000
     assert (pairs[7].video_id, pairs[7].sentence) == ("video7", 'a man, "walking"')
-    assert load_msrvtt_1ka(path) == pairs
+    assert protocols.load_msrvtt_1ka(path) == pairs
 
 
 def test_msrvtt_errors_are_one_line(tmp_path):
     path = tmp_path / "test.csv"
     with pytest.raises(FileNotFoundError, match=r"no such file: .*test\.csv"):
-        load_msrvtt_1ka(path)
+        protocols.load_msrvtt_1ka(path)
     with pytest.raises(ValueError, match="999 pairs, the published 1k-A has 1,000"):
-        load_msrvtt_1ka(msrvtt_csv(path, 999))
+        protocols.load_msrvtt_1ka(msrvtt_csv(path, 999))
     with pytest.raises(ValueError, match="has no column 'sentence'; it has key, vid_key, video_id, text"):
-        load_msrvtt_1ka(msrvtt_csv(path, header="key,vid_key,video_id,text"))
+        protocols.load_msrvtt_1ka(msrvtt_csv(path, header="key,vid_key,video_id,text"))
     with pytest.raises(ValueError, match="pair 0, counted from 0, has no video id or no sentence"):
-        load_msrvtt_1ka(msrvtt_csv(path, cell=" "))
+        protocols.load_msrvtt_1ka(msrvtt_csv(path, cell=" "))
     path.write_text(msrvtt_csv(path).read_text().replace("video12,", "video13,"))
     with pytest.raises(ValueError, match="video13 occurs twice"):
-        load_msrvtt_1ka(path)
+        protocols.load_msrvtt_1ka(path)
     videos = write(tmp_path / "data.json", {"videos": [{"video_id": f"video{i}"} for i in range(900)]})
     with pytest.raises(ValueError, match=r"100 videos of .*test\.csv are missing, video900 for one"):
-        load_msrvtt_1ka(msrvtt_csv(path), videos)
+        protocols.load_msrvtt_1ka(msrvtt_csv(path), videos)

@@ -10,6 +10,7 @@ from hf_cots.evaluation.retrieval.directions import rank_direction
 from hf_cots.evaluation.retrieval.ranking import nearest
 from hf_cots.evaluation.retrieval.two_stage import Candidates, find_correct, rank_two_stage
 from hf_cots.search.fusion import CandidateBudget, Fusion, max_pairs_within, rerank_order
+from tests.support.embeddings import assert_same
 
 
 def data(queries=30, gallery=20, seed=0):
@@ -52,13 +53,9 @@ def test_without_a_second_stage_nothing_changes():
     plain = rank_direction(q, g, query_ids, gallery_ids)
     candidates = Candidates(*nearest(q, g, 8))
     nothing = torch.full((30, 8), math.nan, dtype=torch.float64)  # scores of other entries are ignored
-    ours = rank_two_stage(q, g, query_ids, gallery_ids, candidates, nothing, torch.zeros(30, dtype=torch.long))
-    same_order = rank_two_stage(
-        q, g, query_ids, gallery_ids, candidates, candidates.similarities, torch.full((30,), 8)
-    )
-    for name, column in plain.columns.items():
-        np.testing.assert_array_equal(ours.columns[name], column)
-        np.testing.assert_array_equal(same_order.columns[name], column)
+    for fused, count in ((nothing, 0), (candidates.similarities, 8)):
+        ours = rank_two_stage(q, g, query_ids, gallery_ids, candidates, fused, torch.full((30,), count))
+        assert_same(ours.columns, plain.columns)
 
 
 def test_equal_scores_are_ties():
@@ -66,9 +63,8 @@ def test_equal_scores_are_ties():
     q, g, query_ids, gallery_ids = data(gallery=6)
     gallery_ids = torch.arange(6)
     candidates = Candidates(*nearest(q, g, 6))
-    ours = rank_two_stage(
-        q, g, query_ids % 6, gallery_ids, candidates, torch.zeros(30, 6).double(), torch.full((30,), 6)
-    )
+    fused, counts = torch.zeros(30, 6).double(), torch.full((30,), 6)
+    ours = rank_two_stage(q, g, query_ids % 6, gallery_ids, candidates, fused, counts)
     assert set(ours.columns["rank"].tolist()) == {3.5}
 
 
