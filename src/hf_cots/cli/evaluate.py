@@ -238,8 +238,9 @@ def inspect(
     from transformers import AutoConfig
 
     from ..data.images import BrokenImage, read_image
-    from ..evaluation.diagnostics.inspect_cots import inspect_model
-    from ..evaluation.diagnostics.inspect_simla import inspect_simla_model
+    from ..evaluation.diagnostics.inspect_cots import inspect_image, load_with_token_heads
+    from ..evaluation.diagnostics.inspect_simla import inspect_simla
+    from ..evaluation.rendering.panels import draw_panels
     from ..search.loading import load_reranker
 
     try:
@@ -247,10 +248,10 @@ def inspect(
     except BrokenImage as error:
         raise ValueError(str(error)) from None
     if AutoConfig.from_pretrained(model).model_type == "simla":
-        sheet, lines = inspect_simla_model(*load_reranker(model), opened, caption)
+        found: Any = inspect_simla(*load_reranker(model), opened, caption)
     else:
-        sheet, lines = inspect_model(model, opened, caption, seed)
+        found = inspect_image(*load_with_token_heads(model), opened, caption, seed)
     output.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(output)
-    for line in (*lines, output):
+    draw_panels(found.panels()).save(output)
+    for line in (*found.lines(), output):
         typer.echo(str(line))

@@ -24,38 +24,24 @@ from .pretraining_simla import SimlaForPreTraining, SimlaForPreTrainingOutput
 from .processing_cots import COTSProcessor
 
 
-# With the package imported, the Auto classes know COTS, SIMLA and COOKIE.
-AutoConfig.register("cots", COTSConfig)
-AutoConfig.register("cots_image_tokenizer", COTSImageTokenizerConfig)
-AutoModel.register(COTSConfig, COTSModel)
+# With the package imported, the Auto classes know the models of pairs and the image tokenizer. Without it, they find
+# the code that is saved beside the weights.
+for config, model, pretraining in (
+    (COTSConfig, COTSModel, COTSForPreTraining),
+    (SimlaConfig, SimlaModel, SimlaForPreTraining),
+    (CookieConfig, CookieModel, CookieForPreTraining),
+):
+    AutoConfig.register(config.model_type, config)
+    AutoModel.register(config, model)
+    AutoModelForPreTraining.register(config, pretraining)
+    AutoModelForZeroShotImageClassification.register(config, model)
+    AutoImageProcessor.register(config, image_processor_classes={"pil": COTSImageProcessor})
+    AutoProcessor.register(config, COTSProcessor)
+    config.register_for_auto_class()
+    model.register_for_auto_class("AutoModel")
+    pretraining.register_for_auto_class("AutoModelForPreTraining")
+AutoConfig.register(COTSImageTokenizerConfig.model_type, COTSImageTokenizerConfig)
 AutoModel.register(COTSImageTokenizerConfig, COTSImageTokenizer)
-AutoModelForPreTraining.register(COTSConfig, COTSForPreTraining)
-AutoModelForZeroShotImageClassification.register(COTSConfig, COTSModel)
-AutoImageProcessor.register(COTSConfig, image_processor_classes={"pil": COTSImageProcessor})
-AutoProcessor.register(COTSConfig, COTSProcessor)
-AutoConfig.register("simla", SimlaConfig)
-AutoModel.register(SimlaConfig, SimlaModel)
-AutoModelForPreTraining.register(SimlaConfig, SimlaForPreTraining)
-AutoModelForZeroShotImageClassification.register(SimlaConfig, SimlaModel)
-AutoImageProcessor.register(SimlaConfig, image_processor_classes={"pil": COTSImageProcessor})
-AutoProcessor.register(SimlaConfig, COTSProcessor)
-AutoConfig.register("cookie", CookieConfig)
-AutoModel.register(CookieConfig, CookieModel)
-AutoModelForPreTraining.register(CookieConfig, CookieForPreTraining)
-AutoModelForZeroShotImageClassification.register(CookieConfig, CookieModel)
-AutoImageProcessor.register(CookieConfig, image_processor_classes={"pil": COTSImageProcessor})
-AutoProcessor.register(CookieConfig, COTSProcessor)
-
-# Without it, they find the code that is saved beside the weights.
-COTSConfig.register_for_auto_class()
-COTSModel.register_for_auto_class("AutoModel")
-COTSForPreTraining.register_for_auto_class("AutoModelForPreTraining")
-SimlaConfig.register_for_auto_class()
-SimlaModel.register_for_auto_class("AutoModel")
-SimlaForPreTraining.register_for_auto_class("AutoModelForPreTraining")
-CookieConfig.register_for_auto_class()
-CookieModel.register_for_auto_class("AutoModel")
-CookieForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 COTSImageProcessor.register_for_auto_class("AutoImageProcessor")
 COTSProcessor.register_for_auto_class("AutoProcessor")
 

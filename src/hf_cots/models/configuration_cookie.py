@@ -120,6 +120,3 @@ class CookieConfig(TwoTowerConfig):
                 f"word_drop_masked={self.word_drop_masked} and word_drop_replaced={self.word_drop_replaced} must be "
                 "fractions that add up to 1 at most; the rest is deleted"
             )
-
-
-__all__ = ["CookieConfig"]

@@ -186,6 +186,3 @@ class COTSConfig(TwoTowerConfig):
             raise ValueError(
                 f'soft_target_alpha > 0 needs contrast="momentum", whose keys are the targets; got "{self.contrast}"'
             )
-
-
-__all__ = ["COTSConfig"]

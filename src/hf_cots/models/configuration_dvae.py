@@ -79,6 +79,3 @@ class COTSImageTokenizerConfig(PreTrainedConfig):
                 f"image_size={self.image_size} of the image tokenizer is not a positive multiple of "
                 f"{self.downsampling}, the downsampling of its num_groups={self.num_groups}"
             )
-
-
-__all__ = ["COTSImageTokenizerConfig"]

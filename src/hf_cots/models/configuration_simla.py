@@ -153,6 +153,3 @@ class SimlaConfig(TwoTowerConfig):
         self.check_interval("(0, 1]", "word_mask_ratio")
         self.check_interval("[0, 1]", "distillation_weight")
         self.check_interval("[0, 1)", "momentum")
-
-
-__all__ = ["SimlaConfig"]

@@ -130,6 +130,3 @@ class TwoTowerConfig(PreTrainedConfig):
             ends = [low] * (interval[0] == "[") + [high] * (interval[-1] == "]")
             if not (low < value < high or value in ends):
                 raise ValueError(f"{name} must lie in {interval}, got {value}")
-
-
-__all__ = ["TwoTowerConfig"]

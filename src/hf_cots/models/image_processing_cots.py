@@ -49,6 +49,3 @@ class COTSImageProcessor(PilBackend):
         return super().process_image(
             image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
         )
-
-
-__all__ = ["COTSImageProcessor", "to_rgb"]

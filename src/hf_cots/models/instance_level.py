@@ -161,14 +161,3 @@ def info_nce(rows: ContrastRows) -> torch.Tensor:
 def hinge(rows: ContrastRows, margin: float) -> torch.Tensor:
     """(n,) hinge loss of the hardest negative, sum of both directions, of rows at temperature 1."""
     return hardest_negative_loss(rows.image_to_text, margin) + hardest_negative_loss(rows.text_to_image, margin)
-
-
-__all__ = [
-    "ContrastRows",
-    "compare_in_batch",
-    "compare_with_queue",
-    "hinge",
-    "info_nce",
-    "instance_losses",
-    "instance_term",
-]

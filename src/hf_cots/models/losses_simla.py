@@ -133,13 +133,3 @@ def multi_hot(input_ids: torch.Tensor, chosen: torch.Tensor, vocab_size: int) ->
     """
     counts = torch.zeros(len(input_ids), vocab_size, device=input_ids.device)
     return counts.scatter_add_(1, input_ids, chosen.float()).clamp_(max=1)
-
-
-__all__ = [
-    "distilled_cross_entropy",
-    "hard_negatives",
-    "in_batch_similarities",
-    "keyword_loss",
-    "keyword_positions",
-    "multi_hot",
-]

@@ -134,6 +134,3 @@ class CookieModel(CookiePreTrainedModel, COTSModel):
         hidden = transformer(self.text_projection(output.last_hidden_state), attention_mask)
         output.pooler_output = pool_tokens(hidden, attention_mask, self.config.pooling)
         return output
-
-
-__all__ = ["CookieModel", "CookiePreTrainedModel"]

@@ -260,6 +260,3 @@ class COTSImageTokenizer(PreTrainedModel):
             reconstruction=unmap_pixels(mapped),
             logits=logits,
         )
-
-
-__all__ = ["COTSImageTokenizer", "COTSImageTokenizerOutput", "map_pixels", "unmap_pixels"]

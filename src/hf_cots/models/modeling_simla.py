@@ -432,6 +432,3 @@ def copy_bert(stack: SimlaStack, bert: PreTrainedModel) -> None:
         )
         own.intermediate.load_state_dict(theirs.intermediate.state_dict())
         own.output.load_state_dict(theirs.output.state_dict())
-
-
-__all__ = ["CrossAttentionCache", "SimlaModel", "SimlaPreTrainedModel", "SimlaStack"]

@@ -347,6 +347,3 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
 
     def set_input_embeddings(self, value: nn.Module):
         self.encoder.set_input_embeddings(value)
-
-
-__all__ = ["PreTrainingModel", "batch_size", "warmup_fraction"]

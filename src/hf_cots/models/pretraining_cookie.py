@@ -183,6 +183,3 @@ class CookieForPreTraining(CookiePreTrainedModel, PreTrainingModel):
                 losses = info_nce(compare_in_batch(first, second, step.image_ids, temperature))
             terms[name] = (step.weights * losses).sum()
         return terms
-
-
-__all__ = ["CookieForPreTraining", "CookieForPreTrainingOutput"]

@@ -405,6 +405,3 @@ def _centered(keys: Keys | Step, means: Any) -> dict[str, torch.Tensor]:
         "image_keys": center_keys(keys.image_keys, image_mean),  # type: ignore[arg-type]
         "text_keys": center_keys(keys.text_keys, text_mean),  # type: ignore[arg-type]
     }
-
-
-__all__ = ["COTSForPreTraining", "COTSForPreTrainingOutput"]

@@ -194,6 +194,3 @@ def _never_empty(batch: Batch, step: Step) -> tuple[Batch, Step]:
     tensors = {field.name: getattr(step, field.name) for field in fields(step)}
     padded = {name: at_least_one_row(rows) for name, rows in tensors.items() if isinstance(rows, torch.Tensor)}
     return batch, replace(step, **padded)  # type: ignore[arg-type]
-
-
-__all__ = ["SimlaForPreTraining", "SimlaForPreTrainingOutput"]

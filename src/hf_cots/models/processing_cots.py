@@ -20,6 +20,3 @@ class COTSProcessor(ProcessorMixin):
 
     def __init__(self, image_processor=None, tokenizer=None):
         super().__init__(image_processor, tokenizer)
-
-
-__all__ = ["COTSProcessor"]

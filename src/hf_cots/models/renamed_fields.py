@@ -38,6 +38,3 @@ def rename_fields(fields: dict[str, Any]) -> dict[str, Any]:
         values = RENAMED_VALUES.get(new, {})
         renamed[new] = values.get(value, value) if isinstance(value, str) else value
     return renamed
-
-
-__all__ = ["REMOVED", "RENAMED", "RENAMED_BUFFERS", "RENAMED_VALUES", "rename_fields"]

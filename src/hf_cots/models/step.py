@@ -69,6 +69,3 @@ class Step:
     def keys(self) -> Keys:
         """The keys of this micro-batch, in the order in which they are queued."""
         return Keys(self.image_keys, self.text_keys, self.image_ids, self.pair_index)  # type: ignore[arg-type]
-
-
-__all__ = ["Batch", "CachedGradients", "Keys", "Step"]

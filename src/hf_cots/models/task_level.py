@@ -10,6 +10,3 @@ from .step import Step
 def task_term(rows: ContrastRows, step: Step) -> torch.Tensor:
     """`L_task` of a micro-batch, scalar: the KL divergence between the two directions of the same comparisons."""
     return (step.weights * task_loss(rows.image_to_text, rows.text_to_image)).sum()
-
-
-__all__ = ["task_term"]

@@ -236,17 +236,3 @@ def keywords(batch: Batch, side: Side, config: SimlaConfig) -> torch.Tensor:
         if batch["attention_mask"] is not None:
             may_vote &= batch["attention_mask"] != 0
     return keyword_positions(first_row, may_vote, config.votes_per_head, config.num_keywords)
-
-
-__all__ = [
-    "Side",
-    "SimlaHeads",
-    "bounded",
-    "code_logits",
-    "itc_term",
-    "itm_term",
-    "keywords",
-    "mim_term",
-    "mlm_term",
-    "psl_term",
-]

@@ -129,15 +129,3 @@ def draw_masks_by_index(
     seeds = [mix(index) for index in pair_index.tolist()]
     masks = draw_masks(seeds, input_ids.cpu().numpy(), words, **mask_settings(config))
     return {name: torch.from_numpy(mask).to(input_ids.device) for name, mask in masks.items()}
-
-
-__all__ = [
-    "TokenHead",
-    "codebook_pixels",
-    "draw_masks_by_index",
-    "mask_settings",
-    "masked_rows",
-    "token_term",
-    "tower_head",
-    "unnormalize_pixels",
-]

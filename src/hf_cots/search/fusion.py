@@ -88,7 +88,7 @@ class CandidateBudget:
         Args:
             similarities: (n, k) in descending order.
             pairs_per_query: the average.
-            max_candidates: of any one query, such as [`max_pairs_within`] a latency.
+            max_candidates: of any one query, such as those that fit into a latency.
 
         Raises:
             ValueError: if the average is negative.
@@ -102,11 +102,6 @@ class CandidateBudget:
             counts = cls(max_candidates, float(gaps[middle])).num_candidates(similarities)
             low, high = (middle + 1, high) if counts.double().mean() <= pairs_per_query else (low, middle)
         return cls(max_candidates, float(gaps[low - 1]) if low else -1.0)
-
-
-def max_pairs_within(seconds: float, seconds_per_pair: float) -> int:
-    """The number of pairs that fit into a latency."""
-    return int(seconds / seconds_per_pair)
 
 
 def rerank_order(fused: torch.Tensor, num_candidates: int) -> np.ndarray:

@@ -11,7 +11,6 @@ from ...models import COTSForPreTraining, COTSProcessor
 from ...models.masking import RandomStream, block_mask, generator, mix
 from ...models.token_level import unnormalize_pixels
 from ...search.loading import load_for_pretraining
-from ..rendering.panels import draw_panels
 
 
 GOLDEN = 0.618033988749895  # multiples of it, modulo 1, spread hues evenly
@@ -150,14 +149,3 @@ def _decode(model: COTSForPreTraining, codes: torch.Tensor) -> torch.Tensor:
     """Decode the codes (1, patches) of one image to pixels (3, side, side)."""
     grid = model.config.patch_grid
     return model.image_tokenizer.decode(codes.view(1, grid, grid))[0].float().cpu()
-
-
-def inspect_model(
-    model: str, image: Image.Image, caption: str | None = None, seed: int = 0
-) -> tuple[Image.Image, list[str]]:
-    """Run `hf-cots inspect` on a COTS: a row of panels, and lines of text.
-
-    Arguments are those of [`inspect_image`], errors those of [`load_with_token_heads`].
-    """
-    found = inspect_image(*load_with_token_heads(model), image, caption, seed)
-    return draw_panels(found.panels()), found.lines()

@@ -8,7 +8,6 @@ from PIL import Image
 
 from ...models import COTSProcessor, SimlaModel
 from ...models.token_level import unnormalize_pixels
-from ..rendering.panels import draw_panels
 
 
 HEAT = (1.0, 0.25, 0.0)  # color of full attention
@@ -88,11 +87,3 @@ def heat_map(image: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
     strength = attention / attention.max().clamp(min=1e-12)
     strength = F.interpolate(strength[None, None], image.shape[-2:], mode="nearest")[0] * 0.7
     return image * (1 - strength) + torch.tensor(HEAT).view(3, 1, 1) * strength
-
-
-def inspect_simla_model(
-    model: SimlaModel, processor: COTSProcessor, image: Image.Image, caption: str | None = None
-) -> tuple[Image.Image, list[str]]:
-    """Run `hf-cots inspect` on a SIMLA: a row of panels, and lines of text."""
-    found = inspect_simla(model, processor, image, caption)
-    return draw_panels(found.panels()), found.lines()

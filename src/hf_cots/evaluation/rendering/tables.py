@@ -9,18 +9,9 @@ from ...search.encoders import DIRECTIONS
 
 
 BAR = 20  # characters for 100 percent
-LABELS = {
-    "R@1": "R@1",
-    "R@5": "R@5",
-    "R@10": "R@10",
-    "median_rank": "median rank",
-    "mean_rank": "mean rank",
-    "MRR": "MRR",
-    "nDCG@10": "nDCG@10",
-    "mAP": "mAP",
-    **{f"fractional_R@{k}": f"fractional R@{k}" for k in (1, 5, 10)},
-}
-RECALL_HEADINGS = ("R@1", "R@5", "R@10", "median rank", "queries", "gallery")
+RECALLS, FRACTIONAL_RECALLS = ("R@1", "R@5", "R@10"), ("fractional_R@1", "fractional_R@5", "fractional_R@10")
+METRICS = (*RECALLS, "median_rank", "mean_rank", "MRR", "nDCG@10", "mAP", *FRACTIONAL_RECALLS)
+RECALL_HEADINGS = (*RECALLS, "median rank", "queries", "gallery")
 
 
 def terminal_table(results: dict[str, dict[str, float]], title: str | None = None) -> Table:
@@ -41,7 +32,7 @@ def markdown_table(results: dict[str, dict[str, float]]) -> str:
 
 
 def _recall_cells(values: dict[str, float]) -> list[str]:
-    recalls = [f"{values[f'R@{k}']:.1f}" for k in (1, 5, 10)]
+    recalls = [f"{values[metric]:.1f}" for metric in RECALLS]
     return [*recalls, f"{values['median_rank']:g}", str(values["queries"]), str(values["gallery"])]
 
 
@@ -77,9 +68,9 @@ def _direction_table(
         table.add_column(name.replace("_", " "), justify="right")
         table.add_column(second, justify="right")
     several_answers = any(values["fractional_R@10"] != values["R@10"] for values in directions.values())
-    for metric, label in LABELS.items():
-        if several_answers or not metric.startswith("fractional"):
-            table.add_row(label, *(cell for name in directions for cell in cells(name, metric)))
+    for metric in METRICS:
+        if several_answers or metric not in FRACTIONAL_RECALLS:
+            table.add_row(metric.replace("_", " "), *(cell for name in directions for cell in cells(name, metric)))
     return table
 
 
@@ -117,11 +108,11 @@ def _reranking_tables(reranking: dict[str, Any]) -> list[Table]:
     for name in DIRECTIONS:
         title = f"{name.replace('_', ' ')}, re-ranked by {reranking['reranker']['name']}: 95% intervals"
         table = Table(title=title, title_justify="left")
-        for heading in ("k", "pairs a query", "ms a query", "R@1", "R@5", "R@10", ""):
+        for heading in ("k", "pairs a query", "ms a query", *RECALLS, ""):
             table.add_column(heading, justify="right" if heading else "left")
         for row in reranking["rows"]:
             values = row[name]
-            recalls = [with_interval(values[f"R@{k}"], values["intervals"][f"R@{k}"]) for k in (1, 5, 10)]
+            recalls = [with_interval(values[metric], values["intervals"][metric]) for metric in RECALLS]
             cost = [f"{values['pairs_per_query']:.1f}", f"{values['milliseconds_per_query']:.2f}"]
             table.add_row(str(row["k"]), *cost, *recalls, "▇" * round(BAR * values["R@1"] / 100))
         tables.append(table)

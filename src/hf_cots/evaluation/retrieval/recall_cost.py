@@ -10,14 +10,14 @@ import torch
 from ...data.hashes import weights_fingerprint
 from ...data.sources import PairDataset
 from ...search.encoders import DIRECTIONS, EncodedPairs, Encoder, Side, encode_pairs
-from ...search.fusion import CandidateBudget, Fusion, max_pairs_within
+from ...search.fusion import CandidateBudget, Fusion
 from ...search.loading import load_reranker
 from ...search.rerank import Cost, Reranker, image_bytes
 from .directions import DirectionResult
 from .ranking import nearest
 from .report import RetrievalResult
 from .significance import RESAMPLES, bootstrap_samples, compare, intervals
-from .two_stage import Candidates, find_correct, rank_two_stage
+from .two_stage import Candidates, rank_two_stage
 
 
 KS = (0, 16, 64, 256)
@@ -49,8 +49,8 @@ class ScoredCandidates:
     pair_seconds: dict[int, float]
 
     def correct(self) -> torch.Tensor:
-        """(n, K) bool."""
-        return find_correct(self.candidates, self.side.query_ids, self.side.gallery_ids)
+        """(n, K) bool: which candidates are correct answers."""
+        return self.side.gallery_ids[self.candidates.index] == self.side.query_ids[:, None]
 
     def rank(self, fusion: Fusion, budget: CandidateBudget) -> DirectionResult:
         """Rank the gallery with the candidates within the budget re-ranked."""
@@ -227,7 +227,7 @@ class RerankEvaluation:
     def _choose_budget(self, parts: list[ScoredCandidates], seconds_per_pair: float) -> CandidateBudget:
         most = min(part.logits.shape[1] for part in parts)
         if self.latency is not None:
-            most = min(most, max_pairs_within(self.latency / 1000, seconds_per_pair))
+            most = min(most, int(self.latency / 1000 / seconds_per_pair))
         if self.budget is None:
             return CandidateBudget(most)
         similarities = torch.cat([part.candidates.similarities[:, :most] for part in parts])

@@ -78,8 +78,3 @@ def lift_candidates(
     final = scores.clone()
     final[rows, candidates[reranked]] = (floor + 1 + fused - lowest)[reranked]
     return final
-
-
-def find_correct(candidates: Candidates, query_ids: torch.Tensor, gallery_ids: torch.Tensor) -> torch.Tensor:
-    """(n, k) bool: which candidates are correct answers."""
-    return gallery_ids[candidates.index] == query_ids[:, None]
