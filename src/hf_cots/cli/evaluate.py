@@ -8,17 +8,7 @@ import typer
 
 from ..evaluation.tasks.prompts import DEFAULT_TEMPLATE
 from .app import app, console, note_skipped, write_json
-from .options import (
-    BatchSize,
-    CaptionColumn,
-    Encoder,
-    ImageColumn,
-    LabelColumn,
-    LabeledImages,
-    Pairs,
-    ResultsFile,
-    Split,
-)
+from .options import BatchSize, CaptionColumn, Encoder, ImageColumn, LabeledImages, Pairs, ResultsFile, Split
 
 
 PANEL = "Evaluate"
@@ -137,7 +127,7 @@ def classify(
         Path | None, typer.Option(help="File of classes, one a line: label, or label, tab, name.")
     ] = None,
     image_column: ImageColumn = "image",
-    label_column: LabelColumn = "label",
+    label_column: Annotated[str, typer.Option(help="Column of labels.")] = "label",
     split: Split = "test",
     batch_size: BatchSize = 64,
     output: ResultsFile = None,

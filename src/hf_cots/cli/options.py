@@ -17,9 +17,7 @@ CaptionColumn = Annotated[
         help="Column of texts or of lists of texts; by default the one named caption, captions, text or txt."
     ),
 ]
-LabelColumn = Annotated[str, typer.Option(help="Column of labels.")]
 Split = Annotated[str, typer.Option(help="Split of a Hub data set.")]
 
-TopK = Annotated[int, typer.Option("-k", "--k", help="How many images to print.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images in a forward pass.")]
 ResultsFile = Annotated[Path | None, typer.Option(help="JSON file for the results.")]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .app import app, note_skipped
-from .options import Encoder, TopK
+from .options import Encoder
 
 
 @app.command(rich_help_panel="Search")
@@ -14,7 +14,7 @@ def search(
     model: Encoder,
     folder: Annotated[Path, typer.Argument(help="Folder of images, searched with its sub-folders.")],
     text: Annotated[str, typer.Argument(help="Text to search for.")],
-    k: TopK = 10,
+    k: Annotated[int, typer.Option("-k", "--k", help="How many images to print.")] = 10,
     rerank: Annotated[str | None, typer.Option(help="SIMLA model that re-ranks the best 64 images.")] = None,
 ) -> None:
     """Print the image files that match a text best, with their scores."""

@@ -65,6 +65,7 @@ class CookieConfig(TwoTowerConfig):
     keys_to_ignore_at_inference = ["image_embeds", "text_embeds"]
     # The towers' own global features are not used: pooling follows the shared layers.
     image_pooling = text_pooling = "mean"
+    loss_terms = ("cross_modal", "visual", "textual")
 
     projection_dim: int = 1024
 
@@ -89,11 +90,6 @@ class CookieConfig(TwoTowerConfig):
     word_drop_ratio: float | int = 0.2
     word_drop_masked: float | int = 0.5
     word_drop_replaced: float | int = 0.1
-
-    @property
-    def loss_weights(self) -> dict[str, float | int]:
-        """The weight of each term of the loss."""
-        return {name: getattr(self, f"{name}_weight") for name in ("cross_modal", "visual", "textual")}
 
     def validate_shared_layers(self):
         """Part of the strict validation: layers that can be built."""

@@ -77,6 +77,10 @@ class COTSConfig(TwoTowerConfig):
         "image_tokenizer_config": COTSImageTokenizerConfig,
     }
     keys_to_ignore_at_inference = ["kept", "image_embeds", "text_embeds"]
+    loss_terms = ("instance", "mvm", "mlm", "task")
+    tokenizer_loss = "mvm_weight"
+    masks_patches = True  # a pair takes the masked passes, of words too, if some of its patches are masked
+    min_block_patches = None  # the smallest masked block is in proportion to the grid, see `masking.block_mask`
 
     image_tokenizer_config: COTSImageTokenizerConfig | dict | None = None
     image_pooling: Literal["cls", "mean", "cls+mean"] = "cls"
@@ -117,25 +121,6 @@ class COTSConfig(TwoTowerConfig):
     def num_masked_patches(self) -> int:
         """Exactly this many patches of each image are masked."""
         return max(1, round(self.patch_mask_ratio * self.num_patches))
-
-    @property
-    def loss_weights(self) -> dict[str, float | int]:
-        """The weight of each term of the loss."""
-        return {name: getattr(self, f"{name}_weight") for name in ("instance", "mvm", "mlm", "task")}
-
-    @property
-    def tokenizer_loss(self) -> str:
-        return "mvm_weight"
-
-    @property
-    def masks_patches(self) -> bool:
-        """A pair takes the masked passes, of words too, if some of its patches are masked."""
-        return True
-
-    @property
-    def min_block_patches(self) -> None:
-        """The smallest masked block is in proportion to the grid, as `masking.block_mask` has it by default."""
-        return None
 
     @property
     def uses_momentum_encoder(self) -> bool:

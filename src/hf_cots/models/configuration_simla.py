@@ -75,6 +75,7 @@ class SimlaConfig(TwoTowerConfig):
     keys_to_ignore_at_inference = ["image_embeds", "text_embeds"]
     contrast = "momentum"
     enqueue_before_loss = False  # the step's own keys enter the queue after its losses
+    tokenizer_loss = "mim_weight"
     masked_fraction = 1.0  # each pair takes the masked passes
 
     image_tokenizer_config: COTSImageTokenizerConfig | dict | None = None
@@ -99,10 +100,6 @@ class SimlaConfig(TwoTowerConfig):
     mim_weight: float | int = 1.0
     psl_weight: float | int = 1.0
     match_original_code: bool = False
-
-    @property
-    def tokenizer_loss(self) -> str:
-        return "mim_weight"
 
     @property
     def uses_masks(self) -> bool:

@@ -1,5 +1,7 @@
 """What the configurations of COTS, SIMLA and COOKIE share: two towers, their input, joint space and temperature."""
 
+from typing import ClassVar
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -49,10 +51,12 @@ class TwoTowerConfig(PreTrainedConfig):
 
     # ------------------------------------------------------------------ what a subclass says of itself
 
+    loss_terms: ClassVar[tuple[str, ...]]  # terms of the loss, each with a field for its weight
+
     @property
     def loss_weights(self) -> dict[str, float | int]:
         """The weight of each term of the loss, by name."""
-        raise NotImplementedError(f"{type(self).__name__} names no losses")
+        return {name: getattr(self, f"{name}_weight") for name in self.loss_terms}
 
     @property
     def tokenizer_loss(self) -> str | None:

@@ -21,7 +21,7 @@ from transformers.utils import can_return_tuple
 
 from .configuration_simla import SimlaConfig
 from .losses import full_precision, l2_normalize
-from .modeling_cots import COTSOutput, COTSPreTrainedModel, contrastive_output
+from .modeling_cots import COTSModel, COTSOutput, COTSPreTrainedModel, contrastive_output
 from .towers import at_least_one_row, build_tower, copy_tower, load_tower
 
 
@@ -297,27 +297,9 @@ class SimlaModel(SimlaPreTrainedModel):
         states = states[: len(input_ids)]
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=states[:, 0])
 
-    @can_return_tuple
-    def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
-        """Image features; `pooler_output` is the projected feature (n, projection_dim), *not* normalized."""
-        output = self.encode_image(pixel_values, **kwargs)
-        output.pooler_output = self.visual_projection(output.pooler_output)
-        return output
-
-    @can_return_tuple
-    def get_text_features(
-        self,
-        input_ids: torch.LongTensor,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-    ) -> BaseModelOutputWithPooling:
-        """Text features; `pooler_output` is the projected feature (n, projection_dim), *not* normalized.
-
-        `token_type_ids` is there for tokenizers that return it; SIMLA has no token types.
-        """
-        output = self.encode_text(input_ids, attention_mask)
-        output.pooler_output = self.text_projection(output.pooler_output)
-        return output
+    # Projected features (n, projection_dim), *not* normalized. Token types are ignored, as there are none here.
+    get_image_features = COTSModel.get_image_features
+    get_text_features = COTSModel.get_text_features
 
     def cache_image(self, pixel_values: torch.Tensor, **kwargs) -> CrossAttentionCache:
         """Keys and values of n images for [`match`]; kept, they make every further text about these images cheap."""

@@ -60,6 +60,7 @@ class CookieForPreTraining(CookiePreTrainedModel, PreTrainingModel):
     """
 
     encoder_class = CookieModel
+    caches_gradients = True  # all three contrasts are within the batch
 
     def __init__(self, config: CookieConfig):
         super().__init__(config)
@@ -132,11 +133,6 @@ class CookieForPreTraining(CookiePreTrainedModel, PreTrainingModel):
         )
 
     # ------------------------------------------------------------------ the contrasts
-
-    @property
-    def caches_gradients(self) -> bool:
-        """All three contrasts are within the batch."""
-        return True
 
     def contrast_embeds(self, batch: Batch, step: Step) -> dict[str, torch.Tensor]:
         """The normalized embeddings (n, projection_dim) of the sides of the contrasts; `batch` is what forward takes.

@@ -103,15 +103,13 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
 
         It rises in equal steps from 0 in the first step to the config's weight.
         """
-        return self.config.distillation_weight * self._warmup(self.config.distillation_warmup_steps)
+        fraction = warmup_fraction(self.steps_seen, self.config.distillation_warmup_steps)
+        return self.config.distillation_weight * fraction
 
     def negative_hardness(self) -> torch.Tensor:
         """The factor of ITC's similarities when negatives are drawn by them: 0 draws any, 1 the authors' hard ones;
         scalar float32."""
-        return self._warmup(self.config.hard_negative_warmup_steps)
-
-    def _warmup(self, warmup_steps: int) -> torch.Tensor:
-        return warmup_fraction(self.steps_seen, warmup_steps)
+        return warmup_fraction(self.steps_seen, self.config.hard_negative_warmup_steps)
 
     # ------------------------------------------------------------------ forward
 

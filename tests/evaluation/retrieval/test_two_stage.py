@@ -8,7 +8,7 @@ import torch
 
 from hf_cots.evaluation.retrieval.directions import rank_direction
 from hf_cots.evaluation.retrieval.ranking import nearest
-from hf_cots.evaluation.retrieval.two_stage import Candidates, rank_two_stage
+from hf_cots.evaluation.retrieval.two_stage import rank_two_stage
 from hf_cots.search.fusion import CandidateBudget, Fusion, rerank_order
 from tests.support.embeddings import assert_same
 
@@ -27,7 +27,7 @@ def slow_ranks(q, g, query_ids, gallery_ids, candidates, fused, counts):
     """Rank of the best correct answer of each query, by sorting lists."""
     ranks = []
     for i in range(len(q)):
-        scored = list(zip(fused[i].tolist(), candidates.index[i].tolist()))[: int(counts[i])]
+        scored = list(zip(fused[i].tolist(), candidates[i].tolist()))[: int(counts[i])]
         first = [entry for _, entry in sorted(scored, key=lambda pair: -pair[0])]
         others = [j for j in range(len(g)) if j not in first]
         others.sort(key=lambda j: -float(q[i].double() @ g[j].double()))
@@ -39,7 +39,7 @@ def slow_ranks(q, g, query_ids, gallery_ids, candidates, fused, counts):
 @pytest.mark.parametrize("k", [1, 5, 20])
 def test_ranks_equal_sorted_lists(k):
     q, g, query_ids, gallery_ids = data()
-    candidates = Candidates(*nearest(q, g, k))
+    _, candidates = nearest(q, g, k)
     fused = torch.randn(30, k, generator=torch.Generator().manual_seed(1)).double()
     counts = torch.randint(0, k + 1, (30,), generator=torch.Generator().manual_seed(2))
     ours = rank_two_stage(q, g, query_ids, gallery_ids, candidates, fused, counts)
@@ -51,9 +51,9 @@ def test_ranks_equal_sorted_lists(k):
 def test_without_a_second_stage_nothing_changes():
     q, g, query_ids, gallery_ids = data()
     plain = rank_direction(q, g, query_ids, gallery_ids)
-    candidates = Candidates(*nearest(q, g, 8))
+    similarities, candidates = nearest(q, g, 8)
     nothing = torch.full((30, 8), math.nan, dtype=torch.float64)  # scores of other entries are ignored
-    for fused, count in ((nothing, 0), (candidates.similarities, 8)):
+    for fused, count in ((nothing, 0), (similarities, 8)):
         ours = rank_two_stage(q, g, query_ids, gallery_ids, candidates, fused, torch.full((30,), count))
         assert_same(ours.columns, plain.columns)
 
@@ -62,7 +62,7 @@ def test_equal_scores_are_ties():
     """All candidates equal: the rank of one correct answer among 6 is 3.5 on average."""
     q, g, query_ids, gallery_ids = data(gallery=6)
     gallery_ids = torch.arange(6)
-    candidates = Candidates(*nearest(q, g, 6))
+    _, candidates = nearest(q, g, 6)
     fused, counts = torch.zeros(30, 6).double(), torch.full((30,), 6)
     ours = rank_two_stage(q, g, query_ids % 6, gallery_ids, candidates, fused, counts)
     assert set(ours.columns["rank"].tolist()) == {3.5}
@@ -70,8 +70,8 @@ def test_equal_scores_are_ties():
 
 def test_a_perfect_reranker_lifts_r1_to_the_recall_of_the_candidates():
     q, g, query_ids, gallery_ids = data()
-    candidates = Candidates(*nearest(q, g, 5))
-    correct = gallery_ids[candidates.index] == query_ids[:, None]
+    _, candidates = nearest(q, g, 5)
+    correct = gallery_ids[candidates] == query_ids[:, None]
     ours = rank_two_stage(q, g, query_ids, gallery_ids, candidates, correct.double(), torch.full((30,), 5))
     assert ours.metrics()["R@1"] == pytest.approx(rank_direction(q, g, query_ids, gallery_ids).metrics()["R@5"])
 

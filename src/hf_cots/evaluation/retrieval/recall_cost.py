@@ -17,7 +17,7 @@ from .directions import DirectionResult
 from .ranking import nearest
 from .report import RetrievalResult
 from .significance import RESAMPLES, bootstrap_samples, compare, intervals
-from .two_stage import Candidates, rank_two_stage
+from .two_stage import rank_two_stage
 
 
 KS = (0, 16, 64, 256)
@@ -36,26 +36,28 @@ class ScoredCandidates:
 
     Args:
         side: queries and gallery.
-        candidates: (n, K), as many as the largest k.
+        similarities: (n, K) float64, of the candidates of the first stage, as many as the largest k, best first.
+        candidates: (n, K) int64, which gallery entries they are.
         logits: (n, K) float32.
         search_seconds: of the first stage, all queries together.
         pair_seconds: of the re-ranker for each k, all queries together.
     """
 
     side: Side
-    candidates: Candidates
+    similarities: torch.Tensor
+    candidates: torch.Tensor
     logits: torch.Tensor
     search_seconds: float
     pair_seconds: dict[int, float]
 
     def correct(self) -> torch.Tensor:
         """(n, K) bool: which candidates are correct answers."""
-        return self.side.gallery_ids[self.candidates.index] == self.side.query_ids[:, None]
+        return self.side.gallery_ids[self.candidates] == self.side.query_ids[:, None]
 
     def rank(self, fusion: Fusion, budget: CandidateBudget) -> DirectionResult:
         """Rank the gallery with the candidates within the budget re-ranked."""
-        fused = fusion(self.candidates.similarities, self.logits)
-        counts = budget.num_candidates(self.candidates.similarities)
+        fused = fusion(self.similarities, self.logits)
+        counts = budget.num_candidates(self.similarities)
         return rank_two_stage(*self.side, self.candidates, fused, counts)
 
 
@@ -89,7 +91,7 @@ def score_candidates(
         logits[:, start:stop] = reranker.score(captions, text, rows[image]).view(len(index), stop - start)
         pair_seconds[k] = reranker.cost.pair_seconds - before
         start = stop
-    return ScoredCandidates(side, Candidates(similarities, index), logits, search_seconds, pair_seconds)
+    return ScoredCandidates(side, similarities, index, logits, search_seconds, pair_seconds)
 
 
 class RerankEvaluation:
@@ -175,10 +177,7 @@ class RerankEvaluation:
             return dict.fromkeys(DIRECTIONS, Fusion())
         encoded, reranker = encode_pairs(encoder, self.validation), self._reranker(self.validation)
         scored = {name: score_candidates(encoded, self.validation, name, reranker, [self.k]) for name in DIRECTIONS}
-        return {
-            name: Fusion.fit(part.candidates.similarities, part.logits, part.correct())
-            for name, part in scored.items()
-        }
+        return {name: Fusion.fit(part.similarities, part.logits, part.correct()) for name, part in scored.items()}
 
     @staticmethod
     def _rank(
@@ -216,7 +215,7 @@ class RerankEvaluation:
             seconds_per_pair = total_seconds / sum(part.logits.numel() for part in parts)
             budget = self._choose_budget(parts, seconds_per_pair)
             ranked |= self._rank({name: parts}, fusions, budget)
-            pairs = sum(int(budget.num_candidates(part.candidates.similarities).sum()) for part in parts)
+            pairs = sum(int(budget.num_candidates(part.similarities).sum()) for part in parts)
             seconds = sum(part.search_seconds for part in parts) + pairs * seconds_per_pair
             costs[name] = _cost_per_query(parts, pairs, seconds) | asdict(budget)
         row: dict[str, Any] = {"k": "varying"} | self._metrics(ranked)
@@ -230,7 +229,7 @@ class RerankEvaluation:
             most = min(most, int(self.latency / 1000 / seconds_per_pair))
         if self.budget is None:
             return CandidateBudget(most)
-        similarities = torch.cat([part.candidates.similarities[:, :most] for part in parts])
+        similarities = torch.cat([part.similarities[:, :most] for part in parts])
         return CandidateBudget.from_pairs_per_query(similarities, self.budget, most)
 
     def _image_cost(self, cost: Cost) -> dict[str, float]:

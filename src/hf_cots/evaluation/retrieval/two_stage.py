@@ -4,8 +4,6 @@ All other gallery entries follow behind the candidates in the first stage's orde
 search is defined.
 """
 
-from dataclasses import dataclass
-
 import torch
 
 from .directions import DirectionResult
@@ -16,25 +14,12 @@ from .ranking import Positives, Scores, group_ties, slices
 BLOCK = 256  # queries ranked at a time
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """The candidates of the first stage, best first.
-
-    Args:
-        similarities: (n, k) float64.
-        index: (n, k) int64, gallery entries.
-    """
-
-    similarities: torch.Tensor
-    index: torch.Tensor
-
-
 def rank_two_stage(
     query_embeds: torch.Tensor,
     gallery_embeds: torch.Tensor,
     query_ids: torch.Tensor,
     gallery_ids: torch.Tensor,
-    candidates: Candidates,
+    candidates: torch.Tensor,
     fused: torch.Tensor,
     num_candidates: torch.Tensor,
 ) -> DirectionResult:
@@ -42,7 +27,7 @@ def rank_two_stage(
 
     Args:
         query_embeds, gallery_embeds, query_ids, gallery_ids: see [`rank_direction`].
-        candidates: of each query.
+        candidates: (n, k) int64, the gallery entries that the first stage proposes, best first.
         fused: (n, k) float64 of [`Fusion`]; entries from `num_candidates` on are ignored.
         num_candidates: (n,) int64, how many candidates are re-ranked.
     """
@@ -50,8 +35,8 @@ def rank_two_stage(
     columns = []
     for part in slices(len(query_embeds), BLOCK):
         ((_, first),) = scores.tiles(part, len(gallery_embeds))
-        reranked = torch.arange(candidates.index.shape[1]) < num_candidates[part, None]
-        final = lift_candidates(first, candidates.index[part], fused[part], reranked)
+        reranked = torch.arange(candidates.shape[1]) < num_candidates[part, None]
+        final = lift_candidates(first, candidates[part], fused[part], reranked)
         row, entry = positives.lookup(part)
         columns.append(per_query_metrics(group_ties(row, final[row, entry], [final]), len(final)))
     return DirectionResult.from_single_gallery(concatenate(columns), query_ids.numpy(), gallery_ids.numpy())
