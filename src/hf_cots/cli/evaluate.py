@@ -1,6 +1,7 @@
 """The panel "Evaluate": retrieval, the other tasks, and a look into a model."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -135,11 +136,8 @@ def classify(
     """Evaluate zero-shot classification: top-1 and top-5 accuracy beside chance."""
     from ..evaluation.tasks.run import run_classification
 
-    _run_task(
-        lambda: run_classification(model, data, template, classes, image_column, label_column, split, batch_size),
-        "zero_shot",
-        output,
-    )
+    run = partial(run_classification, model, data, template, classes, image_column, label_column, split, batch_size)
+    _run_task(run, "zero_shot", output)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -158,12 +156,8 @@ def text_matching(
     """Evaluate text similarity: rank correlation with human scores."""
     from ..evaluation.tasks.run import run_text_matching
 
-    _run_task(
-        lambda: run_text_matching(model, data, (text_a, text_b), score_column, split, sts_benchmark),
-        "text_matching",
-        output,
-        digits=3,
-    )
+    run = partial(run_text_matching, model, data, (text_a, text_b), score_column, split, sts_benchmark)
+    _run_task(run, "text_matching", output, digits=3)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -185,11 +179,8 @@ def image_retrieval(
     """Evaluate image-to-image retrieval by label: mean average precision, each query left out of its own gallery."""
     from ..evaluation.tasks.run import run_image_retrieval
 
-    _run_task(
-        lambda: run_image_retrieval(model, data, gallery, across, image_column, label_column, split, batch_size),
-        "image_to_image",
-        output,
-    )
+    run = partial(run_image_retrieval, model, data, gallery, across, image_column, label_column, split, batch_size)
+    _run_task(run, "image_to_image", output)
 
 
 @app.command(rich_help_panel=PANEL)

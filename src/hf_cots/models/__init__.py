@@ -1,5 +1,7 @@
 """What is computed: models, configurations, processors, losses. The files of this folder travel to the Hub."""
 
+from typing import Any
+
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -24,13 +26,8 @@ from .pretraining_simla import SimlaForPreTraining, SimlaForPreTrainingOutput
 from .processing_cots import COTSProcessor
 
 
-# With the package imported, the Auto classes know the models of pairs and the image tokenizer. Without it, they find
-# the code that is saved beside the weights.
-for config, model, pretraining in (
-    (COTSConfig, COTSModel, COTSForPreTraining),
-    (SimlaConfig, SimlaModel, SimlaForPreTraining),
-    (CookieConfig, CookieModel, CookieForPreTraining),
-):
+def _register(config: Any, model: Any, pretraining: Any) -> None:
+    """With the package imported, the Auto classes know a model; without it, they find the code saved beside it."""
     AutoConfig.register(config.model_type, config)
     AutoModel.register(config, model)
     AutoModelForPreTraining.register(config, pretraining)
@@ -40,6 +37,11 @@ for config, model, pretraining in (
     config.register_for_auto_class()
     model.register_for_auto_class("AutoModel")
     pretraining.register_for_auto_class("AutoModelForPreTraining")
+
+
+_register(COTSConfig, COTSModel, COTSForPreTraining)
+_register(SimlaConfig, SimlaModel, SimlaForPreTraining)
+_register(CookieConfig, CookieModel, CookieForPreTraining)
 AutoConfig.register(COTSImageTokenizerConfig.model_type, COTSImageTokenizerConfig)
 AutoModel.register(COTSImageTokenizerConfig, COTSImageTokenizer)
 COTSImageProcessor.register_for_auto_class("AutoImageProcessor")

@@ -1,4 +1,4 @@
-"""What ranks exchange: row counts, rows in rank order, and the index of pairs over the whole run."""
+"""What ranks exchange: row counts, and rows in rank order."""
 
 import torch
 import torch.distributed as dist
@@ -24,15 +24,9 @@ def row_counts(count: int, device: torch.device) -> list[int]:
     return torch.cat(counts).tolist()
 
 
-def global_pair_index(seen: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """(n,) the index in the run of each of this rank's pairs: `seen` pairs came before this micro-batch, whose ranks
-    hold `counts`."""
-    return seen + sum(counts[: rank()]) + torch.arange(counts[rank()], device=seen.device)
-
-
-def fill_image_ids(image_ids: torch.Tensor | None, pair_index: torch.Tensor) -> torch.Tensor:
-    """The image ids; without any, each pair gets a negative one that no other pair of the run has."""
-    return -1 - pair_index if image_ids is None else image_ids
+def own_index(counts: list[int], device: torch.device) -> torch.Tensor:
+    """(n,) int64: which rows are this rank's among those of all ranks, which hold `counts`."""
+    return sum(counts[: rank()]) + torch.arange(counts[rank()], device=device)
 
 
 def _padded(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:

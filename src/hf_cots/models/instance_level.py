@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from .configuration_cots import COTSConfig
-from .distributed import gather_rows, gather_rows_with_gradient, rank, row_counts
+from .distributed import gather_rows, gather_rows_with_gradient, own_index, row_counts
 from .losses import contrast_logits, contrast_targets, hardest_negative_loss, instance_loss, sigmoid_loss, soft_targets
 from .queues import KeyQueue
 from .step import Step
@@ -113,7 +113,7 @@ def compare_in_batch(
     counts = row_counts(len(image_ids), image_ids.device)
     all_images, all_texts = (gather_rows_with_gradient(e, counts) for e in (image_embeds, text_embeds))  # (N, D)
     all_ids = gather_rows(image_ids, counts)  # (N,)
-    own = sum(counts[: rank()]) + torch.arange(len(image_ids), device=image_ids.device)  # (n,) which of the N
+    own = own_index(counts, image_ids.device)  # (n,) which of the N
     is_own = own[:, None] == torch.arange(len(all_ids), device=own.device)[None, :]  # (n, N)
     left_out, positives = negative_mask(is_own, image_ids[:, None] == all_ids[None, :], same_image)
     return ContrastRows(

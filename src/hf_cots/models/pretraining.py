@@ -19,7 +19,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_two_tower import TwoTowerConfig
-from .distributed import fill_image_ids, gather_rows, global_pair_index, row_counts, world_size
+from .distributed import gather_rows, own_index, row_counts, world_size
 from .ema import update_momentum
 from .modeling_cots import COTSPreTrainedModel
 from .modeling_dvae import COTSImageTokenizer
@@ -167,8 +167,10 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
 
     def _step(self, batch: Batch, counts: list[int], weight: float, features: dict[str, torch.Tensor]) -> Step:
         """The next pairs of the run, all of one weight; the ranks hold `counts` of them."""
-        pair_index = global_pair_index(self.pairs_seen, counts)
-        image_ids = fill_image_ids(batch.get("image_ids"), pair_index)
+        pair_index = self.pairs_seen + own_index(counts, self.pairs_seen.device)
+        image_ids = batch.get("image_ids")
+        if image_ids is None:  # a negative one for each pair, that no other pair of the run has
+            image_ids = -1 - pair_index
         weights = torch.full_like(pair_index, weight, dtype=self.full_precision)
         return Step(image_ids, pair_index, weights, **features)  # type: ignore[arg-type]
 

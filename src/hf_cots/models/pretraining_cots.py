@@ -29,7 +29,7 @@ from .pretraining import PreTrainingModel, batch_size, warmup_fraction
 from .queues import KeyCenter, KeyQueue, ScoreQueue
 from .step import Batch, Keys, Step
 from .task_level import task_term
-from .token_level import masked_rows, token_term, tower_head
+from .token_level import TokenHead, masked_rows, token_term
 from .towers import feature_size, is_frozen
 
 
@@ -85,12 +85,12 @@ class COTSForPreTraining(PreTrainingModel):
         self.mlm_head: Any = None
         if config.mvm_weight > 0:
             self.image_tokenizer = COTSImageTokenizer(config.image_tokenizer_config)  # type: ignore[arg-type]
-            self.mvm_head = tower_head(config.vision_config, text_size)
+            self.mvm_head = TokenHead(config.vision_config, text_size)
             self.mvm_classifier = nn.Linear(
                 config.vision_config.hidden_size, config.image_tokenizer_config.codebook_size
             )
         if config.mlm_weight > 0:
-            self.mlm_head = tower_head(config.text_config, image_size)
+            self.mlm_head = TokenHead(config.text_config, image_size)
             # The weight is the word embeddings' own.
             self.mlm_bias = nn.Parameter(torch.zeros(config.text_config.vocab_size))
         self.post_init()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from .configuration_two_tower import TwoTowerConfig
@@ -23,28 +24,21 @@ class TokenHead(nn.Module):
     Dense, activation and LayerNorm; the classifier over codes or words is applied by the caller.
 
     Args:
-        hidden_size: width of this stream.
+        config (`PreTrainedConfig`): of this stream's tower, with its width, activation and epsilon, or else BERT's.
         global_size: width of the other stream's global feature.
-        activation, layer_norm_eps: as in this stream's tower.
     """
 
-    def __init__(self, hidden_size: int, global_size: int, activation: str, layer_norm_eps: float):
+    def __init__(self, config: PreTrainedConfig, global_size: int):
         super().__init__()
-        self.inject = nn.Linear(global_size, hidden_size, bias=False)
-        self.dense = nn.Linear(hidden_size, hidden_size)
-        self.activation = ACT2FN[activation]
-        self.layer_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        fields, width = config.to_dict(), config.hidden_size
+        self.inject = nn.Linear(global_size, width, bias=False)
+        self.dense = nn.Linear(width, width)
+        self.activation = ACT2FN[fields.get("hidden_act", fields.get("activation", "gelu"))]
+        self.layer_norm = nn.LayerNorm(width, eps=fields.get("layer_norm_eps", 1e-12))
 
     def forward(self, hidden: torch.Tensor, global_features: torch.Tensor) -> torch.Tensor:
         """(masked, hidden_size) states and the (masked, global_size) feature that belongs to each."""
         return self.layer_norm(self.activation(self.dense(hidden + self.inject(global_features))))
-
-
-def tower_head(config, global_size: int) -> TokenHead:
-    """A [`TokenHead`] with the activation and epsilon of the tower that `config` describes, or else BERT's."""
-    fields = config.to_dict()
-    activation = fields.get("hidden_act", fields.get("activation", "gelu"))
-    return TokenHead(config.hidden_size, global_size, activation, fields.get("layer_norm_eps", 1e-12))
 
 
 def token_term(

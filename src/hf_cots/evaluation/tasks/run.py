@@ -10,6 +10,7 @@ from typing import Any
 
 from ...search.encoders import Encoder
 from ...search.loading import load_encoder
+from ..results import EvaluationResult
 from ..retrieval.report import environment
 from ..retrieval.significance import LEVEL, RESAMPLES
 from .image_retrieval import encode_labelled, evaluate_image_retrieval
@@ -41,7 +42,7 @@ def run_classification(
     encoder = load_encoder(model)
     result = evaluate_zero_shot(encoder, images, names, prompts, batch_size, progress=True)
     settings = {"templates": prompts, "class_names": names}
-    return _build_report(result.to_dict(), encoder, images.describe(result.broken), settings, "images")
+    return _build_report(result, encoder, images.describe(result.broken), settings, "images")
 
 
 def run_text_matching(
@@ -56,7 +57,7 @@ def run_text_matching(
     pairs = load_sts_benchmark(data) if sts_benchmark else load_text_pairs(data, text_columns, score_column, split)
     encoder = load_encoder(model)
     settings = {"sts_benchmark": True} if sts_benchmark else {"columns": [*text_columns, score_column]}
-    result = evaluate_sts(encoder, pairs).to_dict()
+    result = evaluate_sts(encoder, pairs)
     return _build_report(result, encoder, pairs.describe(), settings, "pairs of texts")
 
 
@@ -80,15 +81,15 @@ def run_image_retrieval(
     encoder = load_encoder(model)
     encoded = [encode_labelled(encoder, images, across, batch_size, progress=True) for images in sets]
     about, *about_gallery = [images.describe(embeddings.broken) for images, embeddings in zip(sets, encoded)]
-    result = evaluate_image_retrieval(*encoded).to_dict()
+    result = evaluate_image_retrieval(*encoded)
     report = _build_report(result, encoder, about, {"across": across}, "query images")
     return report | ({"gallery": about_gallery[0]} if gallery else {})
 
 
 def _build_report(
-    result: dict[str, Any], encoder: Encoder, data: dict[str, Any], settings: dict[str, Any], items: str
+    result: EvaluationResult, encoder: Encoder, data: dict[str, Any], settings: dict[str, Any], items: str
 ) -> dict[str, Any]:
-    return result | {
+    return result.to_dict() | {
         "model": {"name": encoder.name, "fingerprint": encoder.fingerprint()},
         "data": data,
         "settings": settings,
