@@ -14,6 +14,7 @@ from transformers import set_seed
 from .data.augmentation import RandomCropFlip
 from .data.collator import ImageCollator
 from .models import COTSImageTokenizer, COTSImageTokenizerConfig
+from .search.loading import check_source
 from .training.arguments import (
     DVAETrainingArguments,
     ImageArguments,
@@ -77,6 +78,7 @@ def build_image_tokenizer(arguments: ImageTokenizerArguments) -> COTSImageTokeni
     if unknown:
         raise ValueError(f"--config: no field of COTSImageTokenizerConfig: {', '.join(unknown)}")
     if arguments.model:
+        check_source(arguments.model)
         model = COTSImageTokenizer.from_pretrained(arguments.model)
     else:
         model = COTSImageTokenizer(COTSImageTokenizerConfig(**fields))

@@ -51,7 +51,9 @@ def flava(
 
     from ..conversion import image_tokenizers
     from ..models import COTSImageTokenizer
+    from ..search.loading import check_source
 
+    check_source(source)
     if to_flava:
         image_tokenizers.to_flava(COTSImageTokenizer.from_pretrained(source)).save_pretrained(output)
     else:
@@ -81,7 +83,11 @@ def simla(
     from ..conversion.simla import convert_simla, save_converted, simla_tokenizer
     from ..conversion.simla import to_simla as to_authors
     from ..models import COTSImageProcessor, COTSProcessor, SimlaForPreTraining
+    from ..search.loading import check_source
 
+    for named in (source if to_simla else None, tokenizer):
+        if named is not None:
+            check_source(named)
     if to_simla:
         torch.save(to_authors(SimlaForPreTraining.from_pretrained(source)), output)
         return

@@ -240,8 +240,9 @@ def inspect(
     from ..data.images import BrokenImage, read_image
     from ..evaluation.diagnostics.inspect_cots import inspect_model
     from ..evaluation.diagnostics.inspect_simla import inspect_simla_model
-    from ..search.loading import load_reranker
+    from ..search.loading import check_source, load_reranker
 
+    check_source(model)
     try:
         opened = read_image(image)
     except BrokenImage as error:

@@ -56,9 +56,7 @@ class ImageIndex:
         ...     print(f"{match.score:.3f}  {match.path}")
     """
 
-    def __init__(
-        self, encoder: Encoder, paths: Iterable[Path | str], batch_size: int = 64, progress: bool = False
-    ):
+    def __init__(self, encoder: Encoder, paths: Iterable[Path | str], batch_size: int = 64, progress: bool = False):
         check_batch_size(batch_size)
         files = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
         self.encoder = encoder

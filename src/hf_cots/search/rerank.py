@@ -85,9 +85,7 @@ class Reranker:
         return list(self._slots)
 
     @torch.no_grad()
-    def score(
-        self, texts: str | Sequence[str], text_rows: torch.Tensor, images: torch.Tensor
-    ) -> torch.Tensor:
+    def score(self, texts: str | Sequence[str], text_rows: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """The logit for "these belong together" of each pair, as the authors rank with: (pairs,) float32, on the CPU.
 
         However small the cache is, each image is encoded at most once in a call.
