@@ -240,14 +240,15 @@ def inspect(
     from ..data.images import BrokenImage, read_image
     from ..evaluation.diagnostics.inspect_cots import inspect_model
     from ..evaluation.diagnostics.inspect_simla import inspect_simla_model
-    from ..search.loading import check_source, load_reranker
+    from ..search.loading import load_reranker, named_errors
 
-    check_source(model)
     try:
         opened = read_image(image)
     except BrokenImage as error:
         raise ValueError(str(error)) from None
-    if AutoConfig.from_pretrained(model).model_type == "simla":
+    with named_errors(model):
+        kind = AutoConfig.from_pretrained(model).model_type
+    if kind == "simla":
         sheet, lines = inspect_simla_model(*load_reranker(model), opened, caption)
     else:
         sheet, lines = inspect_model(model, opened, caption, seed)

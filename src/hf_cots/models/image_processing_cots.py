@@ -7,7 +7,6 @@ import os
 import urllib.request
 import warnings
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from transformers.image_utils import (
 )
 
 
-ENCODED = (str, Path, bytes, bytearray, memoryview, io.BytesIO)
+ENCODED = (str, os.PathLike, bytes, bytearray, memoryview, io.IOBase)
 ROUNDING = 1e-4  # of a gray level: k / 255 in float32 times 255 may lie this little below k
 
 
@@ -33,8 +32,8 @@ def load_image(source: Any) -> Image.Image:
     """Read an image of any kind as upright 8-bit RGB: the same file gives the same pixels, whoever opens it.
 
     Args:
-        source: a path, URL, data URL, encoded bytes, a table's cell with `bytes` and `path`, a PIL image, or an array
-            or tensor as [`image_from_array`] takes it.
+        source: a path, URL, data URL, open file, encoded bytes, a table's cell with `bytes` and `path`, a PIL image,
+            or an array or tensor as [`image_from_array`] takes it.
 
     Raises:
         ValueError: naming what cannot be read, or is no image.
@@ -60,8 +59,8 @@ def load_image(source: Any) -> Image.Image:
         raise ValueError(reason if name in reason else f"{name}: {reason}") from None
 
 
-def open_image(source: str | Path | bytes | bytearray | memoryview | io.BytesIO) -> Image.Image:
-    """Open a path, URL, data URL, base64 text or encoded bytes with PIL, which reads the header only.
+def open_image(source: Any) -> Image.Image:
+    """Open a path, URL, data URL, base64 text, file or encoded bytes with PIL, which reads the header only.
 
     Raises:
         OSError: if there is no such file, a URL cannot be downloaded, or what is there is no image.
@@ -75,7 +74,7 @@ def open_image(source: str | Path | bytes | bytearray | memoryview | io.BytesIO)
     except FileNotFoundError:
         raise FileNotFoundError(f"no such image file: {source}") from None
     except UnidentifiedImageError:
-        name = "these bytes" if isinstance(source, io.BytesIO) else f"'{source}'"
+        name = "these bytes" if isinstance(source, io.IOBase) else f"'{source}'"
         raise UnidentifiedImageError(f"cannot identify image file {name}") from None
 
 
@@ -85,6 +84,8 @@ def _from_text(text: str) -> bytes:
         request = urllib.request.Request(text, headers={"User-Agent": "Mozilla/5.0 (hf_cots)"})
         with urllib.request.urlopen(request) as answer:
             return answer.read()
+    if os.path.isdir(text):
+        raise IsADirectoryError(f"a folder, not an image file: {text}")
     data = text.partition(",")[2] if text.startswith("data:image/") else text
     try:
         decoded = base64.b64decode(data, validate=True)
@@ -96,7 +97,7 @@ def _from_text(text: str) -> bytes:
 
 def _describe(source: Any) -> str:
     """What to call an image in an error."""
-    if not isinstance(source, (str, Path)):
+    if not isinstance(source, (str, os.PathLike)):
         return "image without a name"
     return name if len(name := str(source)) < 300 else f"{name[:60]}..."
 
@@ -114,9 +115,11 @@ def image_from_array(
     Raises:
         ValueError: naming the shape or the values that are not an image's.
     """
+    half = array.dtype in (np.float16, torch.float16, torch.bfloat16)
     if isinstance(array, torch.Tensor):
         array = array.detach().cpu()
-        array = (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+        array = (array.float() if half else array).numpy()
+    array = array.astype(np.float32) if half else array
     array = _channels_last(array, input_data_format)
     if array.dtype == bool:
         array = array.astype(np.uint8) * 255
@@ -126,12 +129,14 @@ def image_from_array(
         raise ValueError(f"an image's samples are numbers, not {array.dtype}")
     if not array.min() >= 0 or not array.max() <= 65535:  # NaN is neither
         raise ValueError(
-            f"an array with values from {array.min():g} to {array.max():g} is no image: neither in [0, 1], nor 8 or 16 "
-            "bits (was it normalized before?)"
+            f"an array with values from {array.min():g} to {array.max():g} is no image: neither in [0, 1], nor 8 or "
+            "16 bits (was it normalized before?)"
         )
+    if half:
+        return Image.fromarray(_eight_bits(array, rounding=0.5))
     if array.ndim == 2:  # as PIL holds what it reads from files
         return Image.fromarray(array if array.dtype == np.uint16 else array.astype(_gray_type(array)))
-    if array.dtype == np.uint16 or np.issubdtype(array.dtype, np.integer) and array.max() > 255:
+    if array.dtype == np.uint16 or (np.issubdtype(array.dtype, np.integer) and array.max() > 255):
         return Image.fromarray((array.astype(np.uint16) >> 8).astype(np.uint8))  # as PIL reads a file of 16-bit colors
     if np.issubdtype(array.dtype, np.integer):
         return Image.fromarray(array.astype(np.uint8))
@@ -156,13 +161,12 @@ def _gray_type(array: np.ndarray) -> type:
     return np.int32 if np.issubdtype(array.dtype, np.integer) else np.float32
 
 
-def _eight_bits(values: np.ndarray, wide: bool = False) -> np.ndarray:
+def _eight_bits(values: np.ndarray, wide: bool = False, rounding: float = ROUNDING) -> np.ndarray:
     """Samples in [0, 1], in [0, 255] or, if `wide` or greater than that, of 16 bits, as uint8."""
     highest = values.max(initial=0)
     if not np.isfinite(values).all():
         raise ValueError("the image holds values that are not finite")
     scale = 257.0 if wide or highest > 255 else 1.0 if highest > 1 else 1 / 255
-    rounding = 0.5 if values.dtype == np.float16 else ROUNDING
     return np.clip(values.astype(np.float64) / scale + rounding, 0, 255).astype(np.uint8)
 
 
@@ -248,7 +252,7 @@ def _fetch(images: Any, name: str) -> Any:
 
 def _flatten(images: Any) -> list:
     """The single images of nested lists and of batches (n, height, width, channels)."""
-    if isinstance(images, list) or not isinstance(images, Image.Image) and images.ndim == 4:
+    if isinstance(images, list) or (not isinstance(images, Image.Image) and images.ndim == 4):
         return [image for each in images for image in _flatten(each)]
     return [images]
 

@@ -228,8 +228,8 @@ class COTSModel(COTSPreTrainedModel):
             if positions is None or length <= positions:
                 raise
             raise ValueError(
-                f"texts of {length} tokens are too long for the text tower's {positions} positions: tokenize them with "
-                "truncation=True"
+                f"texts of {length} tokens are too long for the text tower's {positions} positions: tokenize them "
+                "with truncation=True"
             ) from error
         hidden = output.last_hidden_state[: len(input_ids)]
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask

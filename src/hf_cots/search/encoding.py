@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from ..models.losses import l2_normalize
 # Text towers that were trained on texts padded to full length, without an attention mask (Zhai et al., 2023).
 PADDED_TO_FULL_LENGTH = ("siglip", "siglip2")
 
-AnyImage = Image.Image | str | Path | bytes | np.ndarray | torch.Tensor  # what `load_image` reads
+AnyImage: TypeAlias = Image.Image | str | Path | bytes | np.ndarray | torch.Tensor  # what `load_image` reads
 
 
 def check_batch_size(size: int) -> None:
@@ -54,7 +54,8 @@ def as_images(images: AnyImage | Iterable[AnyImage]) -> Iterator[Image.Image]:
         single = images.ndim < 4 and not (isinstance(images, np.ndarray) and images.dtype.kind in "OU")
     if not single and not isinstance(images, Iterable):
         raise ValueError(f"images must be an image or a collection of images, not {type(images).__name__}")
-    yield from map(load_image, [images] if single else images)
+    for image in [images] if single else images:
+        yield load_image(image)
 
 
 def text_options(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -42,12 +42,39 @@ def check_source(name: str | Path) -> None:
     Raises:
         FileNotFoundError: naming it.
     """
-    if Path(name).exists():
+    if str(name).strip() and Path(name).exists():
         return
+    if str(name).startswith((".", "/", "~")):
+        raise FileNotFoundError(f"no such model folder: {name}")
     try:
         validate_repo_id(str(name))
     except HFValidationError:
         raise FileNotFoundError(f"no such folder, and no Hub id: {name}") from None
+
+
+@contextmanager
+def named_errors(name: str) -> Iterator[None]:
+    """Make any error of loading one line that names the model, tokenizer or config.
+
+    Raises:
+        OSError: if it is not there.
+        ValueError: if it cannot be used.
+    """
+    check_source(name)
+    try:
+        yield
+    except OSError as error:
+        place = "" if Path(name).exists() else "no such folder, and on the Hub: "
+        raise OSError(f"cannot load the model '{name}': {place}{' '.join(str(error).split())}") from error
+    except ValueError as error:
+        if name in str(error):
+            raise
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _refuse_files(name: str) -> None:
+    if Path(name).is_file():
+        raise NotADirectoryError(f"{name} is a file: name the folder of the model")
 
 
 def load_encoder(name: str, device: str | torch.device | None = None) -> Encoder:
@@ -73,7 +100,8 @@ def load_encoder(name: str, device: str | torch.device | None = None) -> Encoder
         >>> texts.shape == (2, encoder.dim)  # doctest: +SKIP
         True
     """
-    with _named_errors(name):
+    _refuse_files(name)
+    with named_errors(name):
         load = _load_sentence_encoder if _has_file(name, "modules.json") else _load_transformers_encoder
         return load(name, device)
 
@@ -92,7 +120,8 @@ def load_reranker(name: str, device: str | torch.device | None = None) -> tuple[
         OSError: if there is no such model.
         ValueError: if it is a model of another kind, or lacks weights.
     """
-    with _named_errors(name):
+    _refuse_files(name)
+    with named_errors(name):
         config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE)
         if not isinstance(config, SimlaConfig):
             raise ValueError(f"{name} is '{config.model_type}' and cannot re-rank: name a SIMLA model")
@@ -116,24 +145,14 @@ def load_for_pretraining(
         OSError: if there is no such model.
         ValueError: if it is a model of another kind, or a deployable one without the heads.
     """
-    with _named_errors(name):
+    _refuse_files(name)
+    with named_errors(name):
         config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE)
         if not isinstance(config, (COTSConfig, CookieConfig, SimlaConfig)):
             raise ValueError(f"{name} is '{config.model_type}': name a checkpoint of COTS, COOKIE or SIMLA")
         advice = ". Name a checkpoint of its pre-training, such as output_dir/checkpoint-1000, not a model to deploy"
         model = _load_complete(AutoModelForPreTraining, name, device, advice)
         return model, _load_fitting_processor(name, model)
-
-
-@contextmanager
-def _named_errors(name: str) -> Iterator[None]:
-    """Make an error of the file system or the Hub one line that names the model."""
-    check_source(name)
-    try:
-        yield
-    except OSError as error:
-        place = "" if Path(name).exists() else "no such folder, and on the Hub: "
-        raise OSError(f"cannot load the model '{name}': {place}{' '.join(str(error).split())}") from error
 
 
 def _load_fitting_processor(name: str, model: PreTrainedModel) -> Any:

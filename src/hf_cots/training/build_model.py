@@ -27,7 +27,7 @@ from ..models import (
     SimlaForPreTraining,
 )
 from ..models.pretraining import PreTrainingModel
-from ..search.loading import check_source, check_tokenizer
+from ..search.loading import check_tokenizer, named_errors
 from .arguments import ModelArguments
 
 
@@ -56,14 +56,15 @@ def check_sources(arguments: ModelArguments) -> None:
 
     Raises:
         ValueError: if there is none, or more than one.
-        FileNotFoundError: naming the folder that is missing.
+        OSError: naming the one that is missing.
     """
     sources = [arguments.model, arguments.vision or arguments.text, arguments.config]
     if sum(source is not None for source in sources) != 1 or bool(arguments.vision) != bool(arguments.text):
         raise ValueError("name exactly one source of the model: --model, or --vision with --text, or --config")
-    for source in (*sources, arguments.text, arguments.tokenizer, arguments.image_tokenizer):
+    for source in (*sources, arguments.text, arguments.image_tokenizer):
         if source is not None and not source.startswith("{"):
-            check_source(source)
+            with named_errors(source):
+                AutoConfig.from_pretrained(source)
 
 
 def build_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
@@ -76,7 +77,8 @@ def build_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
     """
     check_sources(arguments)
     source = arguments.tokenizer or arguments.model or arguments.text or arguments.config
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    with named_errors(str(source)):
+        tokenizer = AutoTokenizer.from_pretrained(source)
     check_tokenizer(source, tokenizer)
     for kind in ("mask_token", "pad_token"):
         if getattr(tokenizer, kind) is None:
