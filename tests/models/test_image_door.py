@@ -109,6 +109,7 @@ WAYS = {
     "float in [0, 255]": ARRAY.astype(np.float32),
     "int64": ARRAY.astype(np.int64),
     "16 bits": ARRAY.astype(np.uint16) * 257,
+    "big endian": (ARRAY.astype(np.uint16) * 257).astype(">u2"),
     "int32 of 16 bits": ARRAY.astype(np.int32) * 257,
     "opaque": np.dstack([ARRAY, np.full(ARRAY.shape[:2], 255, np.uint8)]),
     "float, opaque": np.dstack([ARRAY / 255, np.ones(ARRAY.shape[:2])]),

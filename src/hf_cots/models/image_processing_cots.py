@@ -120,7 +120,7 @@ def image_from_array(
         array = array.detach().cpu()
         array = (array.float() if half else array).numpy()
     array = array.astype(np.float32) if half else array
-    array = _channels_last(array, input_data_format)
+    array = _channels_last(array.astype(array.dtype.newbyteorder("="), copy=False), input_data_format)
     if array.dtype == bool:
         array = array.astype(np.uint8) * 255
     if array.dtype == np.uint8:

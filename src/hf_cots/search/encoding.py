@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from ..models import as_texts, load_image
 from ..models.losses import l2_normalize
+from ..models.processing_cots import NO_LIMIT
 
 
 # Text towers that were trained on texts padded to full length, without an attention mask (Zhai et al., 2023).
@@ -59,10 +60,11 @@ def as_images(images: AnyImage | Iterable[AnyImage]) -> Iterator[Image.Image]:
 
 
 def text_options(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Tokenizer options: pad to the longest text of the batch, truncate to the model's maximum length."""
+    """Tokenizer options: pad to the longest text of the batch, truncate to the maximum length, if there is one."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", tokenizer.model_max_length)
     padding = "max_length" if model.config.model_type in PADDED_TO_FULL_LENGTH else "longest"
-    return {"padding": padding, "truncation": True, "max_length": min(positions, tokenizer.model_max_length)}
+    limit = min(positions, tokenizer.model_max_length)
+    return {"padding": padding, "truncation": True, "max_length": limit if limit < NO_LIMIT else None}
 
 
 @torch.no_grad()

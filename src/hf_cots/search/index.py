@@ -76,7 +76,7 @@ class ImageIndex:
     @classmethod
     def from_folder(
         cls,
-        model: str,
+        model: str | Path,
         folder: Path | str,
         batch_size: int = 64,
         progress: bool = False,

@@ -72,12 +72,13 @@ def named_errors(name: str) -> Iterator[None]:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _refuse_files(name: str) -> None:
+def _folder_or_id(name: str | Path) -> str:
     if Path(name).is_file():
         raise NotADirectoryError(f"{name} is a file: name the folder of the model")
+    return str(name)
 
 
-def load_encoder(name: str, device: str | torch.device | None = None) -> Encoder:
+def load_encoder(name: str | Path, device: str | torch.device | None = None) -> Encoder:
     """Load an encoder by Hub id or folder.
 
     A folder or repository with a `modules.json` is opened by sentence-transformers. All else is opened by
@@ -100,13 +101,13 @@ def load_encoder(name: str, device: str | torch.device | None = None) -> Encoder
         >>> texts.shape == (2, encoder.dim)  # doctest: +SKIP
         True
     """
-    _refuse_files(name)
+    name = _folder_or_id(name)
     with named_errors(name):
         load = _load_sentence_encoder if _has_file(name, "modules.json") else _load_transformers_encoder
         return load(name, device)
 
 
-def load_reranker(name: str, device: str | torch.device | None = None) -> tuple[SimlaModel, COTSProcessor]:
+def load_reranker(name: str | Path, device: str | torch.device | None = None) -> tuple[SimlaModel, COTSProcessor]:
     """Load a SIMLA model and its processor by Hub id or folder, for [`Reranker`].
 
     Args:
@@ -120,7 +121,7 @@ def load_reranker(name: str, device: str | torch.device | None = None) -> tuple[
         OSError: if there is no such model.
         ValueError: if it is a model of another kind, or lacks weights.
     """
-    _refuse_files(name)
+    name = _folder_or_id(name)
     with named_errors(name):
         config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE)
         if not isinstance(config, SimlaConfig):
@@ -130,7 +131,7 @@ def load_reranker(name: str, device: str | torch.device | None = None) -> tuple[
 
 
 def load_for_pretraining(
-    name: str, device: str | torch.device | None = None
+    name: str | Path, device: str | torch.device | None = None
 ) -> tuple[PreTrainingModel, COTSProcessor]:
     """Load a training checkpoint of COTS, COOKIE or SIMLA with all its heads, and the processor.
 
@@ -145,7 +146,7 @@ def load_for_pretraining(
         OSError: if there is no such model.
         ValueError: if it is a model of another kind, or a deployable one without the heads.
     """
-    _refuse_files(name)
+    name = _folder_or_id(name)
     with named_errors(name):
         config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE)
         if not isinstance(config, (COTSConfig, CookieConfig, SimlaConfig)):
