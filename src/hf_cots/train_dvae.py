@@ -14,6 +14,7 @@ from transformers import set_seed
 from .data.augmentation import RandomCropFlip
 from .data.collator import ImageCollator
 from .models import COTSImageTokenizer, COTSImageTokenizerConfig
+from .search.loading import named_errors
 from .training.arguments import (
     DVAETrainingArguments,
     ImageArguments,
@@ -77,7 +78,8 @@ def build_image_tokenizer(arguments: ImageTokenizerArguments) -> COTSImageTokeni
     if unknown:
         raise ValueError(f"--config: no field of COTSImageTokenizerConfig: {', '.join(unknown)}")
     if arguments.model:
-        model = COTSImageTokenizer.from_pretrained(arguments.model)
+        with named_errors(arguments.model):
+            model = COTSImageTokenizer.from_pretrained(arguments.model)
     else:
         model = COTSImageTokenizer(COTSImageTokenizerConfig(**fields))
     if model.decoder is None:

@@ -51,12 +51,14 @@ def flava(
 
     from ..conversion import image_tokenizers
     from ..models import COTSImageTokenizer
+    from ..search.loading import named_errors
 
+    with named_errors(source):
+        loaded = (COTSImageTokenizer if to_flava else FlavaImageCodebook).from_pretrained(source)
     if to_flava:
-        image_tokenizers.to_flava(COTSImageTokenizer.from_pretrained(source)).save_pretrained(output)
+        image_tokenizers.to_flava(loaded).save_pretrained(output)
     else:
-        codebook = FlavaImageCodebook.from_pretrained(source)
-        image_tokenizers.convert_flava(codebook, decoder, image_size).save_pretrained(output)
+        image_tokenizers.convert_flava(loaded, decoder, image_size).save_pretrained(output)
 
 
 @converters.command()
@@ -81,10 +83,17 @@ def simla(
     from ..conversion.simla import convert_simla, save_converted, simla_tokenizer
     from ..conversion.simla import to_simla as to_authors
     from ..models import COTSImageProcessor, COTSProcessor, SimlaForPreTraining
+    from ..search.loading import check_tokenizer, named_errors
 
     if to_simla:
-        torch.save(to_authors(SimlaForPreTraining.from_pretrained(source)), output)
+        with named_errors(source):
+            model = SimlaForPreTraining.from_pretrained(source)
+        torch.save(to_authors(model), output)
         return
+    if tokenizer:  # before the long work
+        with named_errors(tokenizer):
+            words = AutoTokenizer.from_pretrained(tokenizer)
+        check_tokenizer(tokenizer, words)
     left_out = {"mlm_weight": 0, "mim_weight": 0, "psl_weight": 0} if retrieval else {}
     model = convert_simla(source, image_size, **left_out)
     save_converted(model, output)
@@ -93,4 +102,4 @@ def simla(
         pixels = COTSImageProcessor(
             size={"height": side, "width": side}, image_mean=config.image_mean, image_std=config.image_std
         )
-        COTSProcessor(pixels, simla_tokenizer(AutoTokenizer.from_pretrained(tokenizer))).save_pretrained(output)
+        COTSProcessor(pixels, simla_tokenizer(words)).save_pretrained(output)

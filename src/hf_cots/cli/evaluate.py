@@ -222,13 +222,15 @@ def inspect(
     from ..evaluation.diagnostics.inspect_cots import inspect_image, load_with_token_heads
     from ..evaluation.diagnostics.inspect_simla import inspect_simla
     from ..evaluation.rendering.panels import draw_panels
-    from ..search.loading import load_reranker
+    from ..search.loading import load_reranker, named_errors
 
     try:
         opened = read_image(image)
     except BrokenImage as error:
         raise ValueError(str(error)) from None
-    if AutoConfig.from_pretrained(model).model_type == "simla":
+    with named_errors(model):
+        kind = AutoConfig.from_pretrained(model).model_type
+    if kind == "simla":
         found: Any = inspect_simla(*load_reranker(model), opened, caption)
     else:
         found = inspect_image(*load_with_token_heads(model), opened, caption, seed)

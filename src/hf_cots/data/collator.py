@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..models import CookieConfig, COTSConfig, COTSProcessor, SimlaConfig
+from ..models import CookieConfig, COTSConfig, COTSProcessor, SimlaConfig, fit_text_limit
 from ..models.masking import draw_masks
 from ..models.token_level import mask_settings
 from .augmentation import RandomCropFlip, crop_image
@@ -69,6 +69,7 @@ class COTSCollator:
         code_cache: CodeCache | None = None,
         views: SecondViews | None = None,
     ):
+        fit_text_limit(processor.tokenizer, config)
         self.processor, self.config, self.augmentation = processor, config, augmentation
         self.code_cache, self.views = code_cache, views
         self.mask_settings = mask_settings(config) if config.uses_masks else {}

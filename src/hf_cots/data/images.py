@@ -1,6 +1,5 @@
 """Reading images that may be broken, and reporting which ones are."""
 
-import io
 import json
 import logging
 import warnings
@@ -9,7 +8,7 @@ from pathlib import Path
 from filelock import FileLock
 from PIL import Image
 
-from ..models import to_rgb
+from ..models import open_image, to_rgb
 
 
 logger = logging.getLogger(__name__)
@@ -18,7 +17,7 @@ MAX_ASPECT = 100  # strips longer than this are separators and spacers, of which
 LARGE_SIDE = 16_384  # pixels; decoded all the same, but so slowly that it is reported
 
 
-class BrokenImage(Exception):
+class BrokenImage(ValueError):
     """An image that cannot be read. `name` says which one, `reason` why."""
 
     def __init__(self, name: str, reason: str):
@@ -100,7 +99,7 @@ def read_image(
     """Read a file or its bytes as an upright RGB image.
 
     Args:
-        source: path or encoded bytes.
+        source: path or encoded bytes. A path is never a URL: nothing is downloaded.
         name: what to call it in errors; the path if not given.
         report: told of images that are used, but unusual.
 
@@ -108,11 +107,12 @@ def read_image(
         BrokenImage: whatever is wrong with it (missing, truncated, no image, too many pixels, one pixel wide, ...).
     """
     name = name or (str(source) if not isinstance(source, bytes) else "image without a name")
+    source = Path(source) if isinstance(source, str) else source
     try:
         with warnings.catch_warnings():
             # PIL only warns of moderate decompression bombs; those would take gigabytes too.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+            with open_image(source) as opened:
                 width, height = opened.size
                 if min(width, height) == 1 or max(width, height) > MAX_ASPECT * min(width, height):
                     raise ValueError(f"{width} x {height} pixels show nothing")

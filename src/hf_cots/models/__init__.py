@@ -15,7 +15,7 @@ from .configuration_cookie import CookieConfig
 from .configuration_cots import COTSConfig
 from .configuration_dvae import COTSImageTokenizerConfig
 from .configuration_simla import SimlaConfig
-from .image_processing_cots import COTSImageProcessor, to_rgb
+from .image_processing_cots import COTSImageProcessor, load_image, open_image, to_rgb
 from .modeling_cookie import CookieModel
 from .modeling_cots import COTSModel, COTSOutput
 from .modeling_dvae import COTSImageTokenizer, COTSImageTokenizerOutput
@@ -23,7 +23,7 @@ from .modeling_simla import CrossAttentionCache, SimlaModel
 from .pretraining_cookie import CookieForPreTraining, CookieForPreTrainingOutput
 from .pretraining_cots import COTSForPreTraining, COTSForPreTrainingOutput
 from .pretraining_simla import SimlaForPreTraining, SimlaForPreTrainingOutput
-from .processing_cots import COTSProcessor
+from .processing_cots import COTSProcessor, as_texts, fit_text_limit
 
 
 def _register(config: Any, model: Any, pretraining: Any) -> None:
@@ -67,5 +67,9 @@ __all__ = [
     "SimlaForPreTraining",
     "SimlaForPreTrainingOutput",
     "SimlaModel",
+    "as_texts",
+    "fit_text_limit",
+    "load_image",
+    "open_image",
     "to_rgb",
 ]

@@ -1,9 +1,173 @@
 """Image processor of COTS: turns any image that PIL opens into normalized square RGB pixels."""
 
+import base64
+import binascii
+import io
+import os
+import urllib.request
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
-from PIL import Image, ImageOps
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, PILImageResampling
+from transformers.image_utils import (
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    ChannelDimension,
+    PILImageResampling,
+)
+
+
+ENCODED = (str, os.PathLike, bytes, bytearray, memoryview, io.IOBase)
+ROUNDING = 1e-4  # of a gray level: k / 255 in float32 times 255 may lie this little below k
+
+
+# ---------------------------------------------------------------------- one way in for images of every kind
+
+
+def load_image(source: Any) -> Image.Image:
+    """Read an image of any kind as upright 8-bit RGB: the same file gives the same pixels, whoever opens it.
+
+    Args:
+        source: a path, URL, data URL, open file, encoded bytes, a table's cell with `bytes` and `path`, a PIL image,
+            or an array or tensor as [`image_from_array`] takes it.
+
+    Raises:
+        ValueError: naming what cannot be read, or is no image.
+    """
+    if isinstance(source, Image.Image):
+        return to_rgb(source)
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        return to_rgb(image_from_array(source))
+    if isinstance(source, dict) and {"bytes", "path"} & set(source):
+        source = source.get("path") if source.get("bytes") is None else source["bytes"]
+    if not isinstance(source, ENCODED):
+        raise ValueError(
+            f"an image is a path, a URL, bytes, a PIL image, an array or a tensor, not {type(source).__name__}"
+        )
+    try:
+        with warnings.catch_warnings():
+            # PIL only warns of moderate decompression bombs; those would take gigabytes too.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with open_image(source) as opened:
+                return to_rgb(opened)
+    except Exception as error:  # decoders raise whatever they like: OSError, SyntaxError, struct.error, ...
+        name, reason = _describe(source), str(error) or type(error).__name__
+        raise ValueError(reason if name in reason else f"{name}: {reason}") from None
+
+
+def open_image(source: Any) -> Image.Image:
+    """Open a path, URL, data URL, base64 text, file or encoded bytes with PIL, which reads the header only.
+
+    Raises:
+        OSError: if there is no such file, a URL cannot be downloaded, or what is there is no image.
+    """
+    if isinstance(source, str) and not os.path.isfile(source):
+        source = _from_text(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        source = io.BytesIO(source)
+    try:
+        return Image.open(source)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no such image file: {source}") from None
+    except UnidentifiedImageError:
+        name = "these bytes" if isinstance(source, io.IOBase) else f"'{source}'"
+        raise UnidentifiedImageError(f"cannot identify image file {name}") from None
+
+
+def _from_text(text: str) -> bytes:
+    """The encoded image that a URL, a data URL or base64 text stands for, as in transformers."""
+    if text.startswith(("http://", "https://")):
+        request = urllib.request.Request(text, headers={"User-Agent": "Mozilla/5.0 (hf_cots)"})
+        with urllib.request.urlopen(request) as answer:
+            return answer.read()
+    if os.path.isdir(text):
+        raise IsADirectoryError(f"a folder, not an image file: {text}")
+    data = text.partition(",")[2] if text.startswith("data:image/") else text
+    try:
+        decoded = base64.b64decode(data, validate=True)
+        Image.open(io.BytesIO(decoded)).close()
+    except (binascii.Error, UnidentifiedImageError, ValueError):
+        raise FileNotFoundError(f"no such image file: {_describe(text)}") from None
+    return decoded
+
+
+def _describe(source: Any) -> str:
+    """What to call an image in an error."""
+    if not isinstance(source, (str, os.PathLike)):
+        return "image without a name"
+    return name if len(name := str(source)) < 300 else f"{name[:60]}..."
+
+
+def image_from_array(
+    array: np.ndarray | torch.Tensor, input_data_format: str | ChannelDimension | None = None
+) -> Image.Image:
+    """Make a PIL image of the samples of one image.
+
+    Args:
+        array: (height, width), (height, width, channels) or (channels, height, width) with 1, 3 or 4 channels (gray,
+            RGB, RGBA). Booleans; integers of 8 or 16 bits; or floats in [0, 1] or in [0, 255].
+        input_data_format: where the channels are, if the shape does not tell.
+
+    Raises:
+        ValueError: naming the shape or the values that are not an image's.
+    """
+    half = array.dtype in (np.float16, torch.float16, torch.bfloat16)
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        array = (array.float() if half else array).numpy()
+    array = array.astype(np.float32) if half else array
+    array = _channels_last(array.astype(array.dtype.newbyteorder("="), copy=False), input_data_format)
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    if array.dtype == np.uint8:
+        return Image.fromarray(np.ascontiguousarray(array))
+    if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
+        raise ValueError(f"an image's samples are numbers, not {array.dtype}")
+    if not array.min() >= 0 or not array.max() <= 65535:  # NaN is neither
+        raise ValueError(
+            f"an array with values from {array.min():g} to {array.max():g} is no image: neither in [0, 1], nor 8 or "
+            "16 bits (was it normalized before?)"
+        )
+    if half:
+        return Image.fromarray(_eight_bits(array, rounding=0.5))
+    if array.ndim == 2:  # as PIL holds what it reads from files
+        return Image.fromarray(array if array.dtype == np.uint16 else array.astype(_gray_type(array)))
+    if array.dtype == np.uint16 or (np.issubdtype(array.dtype, np.integer) and array.max() > 255):
+        return Image.fromarray((array.astype(np.uint16) >> 8).astype(np.uint8))  # as PIL reads a file of 16-bit colors
+    if np.issubdtype(array.dtype, np.integer):
+        return Image.fromarray(array.astype(np.uint8))
+    return Image.fromarray(_eight_bits(array))
+
+
+def _channels_last(array: np.ndarray, input_data_format: str | ChannelDimension | None) -> np.ndarray:
+    """(height, width) for gray, otherwise (height, width, channels)."""
+    shape = array.shape
+    if array.ndim not in (2, 3) or 0 in shape:
+        raise ValueError(f"an array of shape {shape} is no image: expected (height, width) with or without channels")
+    if array.ndim == 3:
+        # Where both ends could be channels, the first is taken, as in transformers.
+        first = shape[0] in (1, 3, 4) if input_data_format is None else input_data_format == ChannelDimension.FIRST
+        array = np.moveaxis(array, 0, -1) if first else array
+        if array.shape[2] not in (1, 2, 3, 4):
+            raise ValueError(f"an array of shape {shape} is no image: neither end is 1, 3 or 4 channels")
+    return array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+
+
+def _gray_type(array: np.ndarray) -> type:
+    return np.int32 if np.issubdtype(array.dtype, np.integer) else np.float32
+
+
+def _eight_bits(values: np.ndarray, wide: bool = False, rounding: float = ROUNDING) -> np.ndarray:
+    """Samples in [0, 1], in [0, 255] or, if `wide` or greater than that, of 16 bits, as uint8."""
+    highest = values.max(initial=0)
+    if not np.isfinite(values).all():
+        raise ValueError("the image holds values that are not finite")
+    scale = 257.0 if wide or highest > 255 else 1.0 if highest > 1 else 1 / 255
+    return np.clip(values.astype(np.float64) / scale + rounding, 0, 255).astype(np.uint8)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -14,19 +178,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image, dtype=np.float64)
         # PNG's 16-bit samples arrive as I;16 or I, by version of PIL; TIFF's floats lie in [0, 1] or in [0, 255].
-        wide = image.mode.startswith("I;16") or values.max(initial=0) > 255
-        scale = 257.0 if wide else 1.0 if values.max(initial=0) > 1 else 1 / 255
-        image = Image.fromarray(np.clip(values / scale, 0, 255).astype(np.uint8))
+        image = Image.fromarray(_eight_bits(np.asarray(image), wide=image.mode.startswith("I;16")))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+# ---------------------------------------------------------------------- the processor
+
+
 class COTSImageProcessor(PilBackend):
-    """Resize to a square, rescale to [0, 1], normalize. Works on PIL images, numpy arrays and tensors.
+    """Resize to a square, rescale to [0, 1], normalize. Works on all that [`load_image`] reads, one or many.
 
     The full image is squeezed into the square, as retrieval models do: a crop could lose what the caption names.
     PIL does the work on every machine, so that a model gives the same embeddings everywhere, without torchvision.
@@ -42,10 +206,52 @@ class COTSImageProcessor(PilBackend):
     do_normalize = True
     do_convert_rgb = True
 
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Read what is not in memory yet; lists keep their form. transformers' own would drop transparency and bit
+        depth on the way."""
+        return _fetch(image_url_or_urls, "images")
+
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list:
+        """A flat list of single images."""
+        flat = _flatten(self.fetch_images(images))
+        if not flat:
+            raise ValueError("images is empty: give at least one image")
+        return flat
+
     def process_image(self, image, do_convert_rgb=None, input_data_format=None, **kwargs):
-        """Convert one image to a channels-first array; PIL images keep their alpha and bit depth until [`to_rgb`]."""
+        """Convert one image to a channels-first array; images keep their alpha and bit depth until [`to_rgb`]."""
         if do_convert_rgb and isinstance(image, Image.Image):
             image = to_rgb(image)
+        elif do_convert_rgb and (kwargs.get("do_rescale") is not False or not _is_floating(image)):
+            image, input_data_format = to_rgb(image_from_array(image, input_data_format)), None
         return super().process_image(
             image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
         )
+
+
+def _is_floating(array: np.ndarray | torch.Tensor) -> bool:
+    """Whether an array may hold values that its owner has brought to a scale of their own."""
+    if isinstance(array, torch.Tensor):
+        return array.is_floating_point()
+    return np.issubdtype(array.dtype, np.floating)
+
+
+def _fetch(images: Any, name: str) -> Any:
+    """Images in memory stay as they are, those elsewhere are read, collections become lists; errors say which."""
+    if isinstance(images, np.ndarray) and images.dtype.kind in "OUS":
+        images = images.tolist()  # of paths, or of images
+    if isinstance(images, (Image.Image, np.ndarray, torch.Tensor)):
+        return images
+    if isinstance(images, Iterable) and not isinstance(images, (*ENCODED, dict)):
+        return [_fetch(image, f"{name}[{i}]") for i, image in enumerate(images)]
+    try:
+        return load_image(images)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _flatten(images: Any) -> list:
+    """The single images of nested lists and of batches (n, height, width, channels)."""
+    if isinstance(images, list) or (not isinstance(images, Image.Image) and images.ndim == 4):
+        return [image for each in images for image in _flatten(each)]
+    return [images]

@@ -216,9 +216,21 @@ class COTSModel(COTSPreTrainedModel):
         Args:
             input_ids: (n, length).
             attention_mask: (n, length), 0 on padding; all ones if not given.
+
+        Raises:
+            ValueError: if the texts have more tokens than the tower has positions.
         """
         tower_mask = attention_mask if len(input_ids) else None  # a blank text that is all padding would give NaN
-        output = self.text_model(input_ids=at_least_one_row(input_ids), attention_mask=tower_mask, **kwargs)
+        try:
+            output = self.text_model(input_ids=at_least_one_row(input_ids), attention_mask=tower_mask, **kwargs)
+        except (IndexError, RuntimeError) as error:
+            length, positions = input_ids.shape[1], getattr(self.config.text_config, "max_position_embeddings", None)
+            if positions is None or length <= positions:
+                raise
+            raise ValueError(
+                f"texts of {length} tokens are too long for the text tower's {positions} positions: tokenize them "
+                "with truncation=True"
+            ) from error
         hidden = output.last_hidden_state[: len(input_ids)]
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         weights = mask.unsqueeze(-1).to(hidden.dtype)

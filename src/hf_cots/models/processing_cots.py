@@ -1,6 +1,43 @@
 """Processor of COTS: an image processor and a tokenizer in one object."""
 
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+
+
+# Options of a call that a tokenizer may carry along, from its file or its constructor. ProcessorMixin lets them win
+# over everything else, so that a processor would cut texts at another length than its own tokenizer does.
+CARRIED_OPTIONS = ("max_length", "truncation", "padding", "stride", "truncation_strategy", "pad_to_multiple_of")
+NO_LIMIT = 10**9  # tokenizers without a limit of their own say 10**30
+
+
+def as_texts(texts: Any) -> list[str]:
+    """List the texts of one text, or of any ordered collection of them (list, tuple, array, generator, column).
+
+    Raises:
+        ValueError: naming the first that is no text.
+    """
+    if isinstance(texts, str):
+        texts = [texts]
+    if not isinstance(texts, Iterable) or isinstance(texts, (bytes, dict, set, frozenset)):
+        raise ValueError(f"texts must be a text or a list of texts, not {type(texts).__name__}")
+    found = texts.tolist() if isinstance(texts, np.ndarray) else list(texts)
+    for i, text in enumerate([found] if isinstance(found, str) else found):
+        if not isinstance(text, str):
+            raise ValueError(f"text number {i} is {str(text)[:40]!r} ({type(text).__name__}), not a text")
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError(f"text number {i} is no valid Unicode: {text[:40]!r}")
+    return [found] if isinstance(found, str) else found
+
+
+def fit_text_limit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+    """Lower a tokenizer's `model_max_length`, the one limit of all texts, to the positions of a model's text tower."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(positions, int) and 0 < positions < tokenizer.model_max_length:
+        tokenizer.model_max_length = positions
 
 
 class COTSProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
@@ -11,12 +48,53 @@ class COTSProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-a
 class COTSProcessor(ProcessorMixin):
     """`processor(images=..., text=..., return_tensors="pt")` gives `pixel_values`, `input_ids`, `attention_mask`.
 
+    Texts are padded to the longest of the batch and cut at the tokenizer's `model_max_length`, which is the limit in
+    training, evaluation and search alike. Another length that the tokenizer carries, in its file or constructor,
+    counts only if it has no `model_max_length`.
+
     Args:
         image_processor ([`COTSImageProcessor`] or any other).
-        tokenizer (any fast tokenizer): texts are padded to the longest of the batch and cut at `model_max_length`.
+        tokenizer (any fast tokenizer).
     """
 
     valid_processor_kwargs = COTSProcessorKwargs
 
     def __init__(self, image_processor=None, tokenizer=None):
         super().__init__(image_processor, tokenizer)
+        carried = {name: tokenizer.init_kwargs.pop(name, None) for name in CARRIED_OPTIONS}
+        if tokenizer.model_max_length > NO_LIMIT and isinstance(carried["max_length"], int):
+            tokenizer.model_max_length = carried["max_length"]
+        if tokenizer.is_fast:  # the next call sets them again; until then a saved file should not carry others
+            tokenizer.backend_tokenizer.no_truncation()
+            tokenizer.backend_tokenizer.no_padding()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers; a tokenizer without any limit gets that of the text tower in the same place."""
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        tokenizer = processor.tokenizer
+        if tokenizer.model_max_length > NO_LIMIT:
+            try:
+                fields, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **kwargs)
+            except OSError:  # a processor without a model
+                fields = {}
+            positions = fields.get("text_config", {}).get("max_position_embeddings")
+            tokenizer.model_max_length = positions or tokenizer.model_max_length
+        return processor
+
+    def __call__(self, images=None, text=None, *args, **kwargs):
+        """As in transformers; besides, texts may be any collection, and images all that the image processor reads.
+
+        Raises:
+            ValueError: naming the text or image that is none, or if there is none at all.
+        """
+        if text is not None:
+            texts = as_texts(text)
+            if not texts:
+                raise ValueError("text is empty: give at least one text")
+            text = texts[0] if isinstance(text, str) else texts
+        return super().__call__(images, text, *args, **kwargs)
+
+    def _merge_kwargs(self, *args, tokenizer_init_kwargs=None, **kwargs):
+        """As in transformers, but for options that the tokenizer was made with: see `CARRIED_OPTIONS`."""
+        return super()._merge_kwargs(*args, **kwargs)

@@ -6,7 +6,7 @@ sentence-transformers model and plain text models are search's and evaluation's 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -21,8 +21,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from ..data.hashes import weights_fingerprint
 from ..data.images import BrokenImage, skip_image
 from ..data.sources import PairDataset
+from ..models import as_texts
 from ..models.losses import l2_normalize
-from .encoding import batches, encode_images, encode_texts, text_options
+from .encoding import AnyImage, as_images, batches, check_batch_size, encode_images, encode_texts, text_options
 
 
 DIRECTIONS = ("text_to_image", "image_to_text")
@@ -42,14 +43,14 @@ class Encoder(Protocol):
     def encode_images(
         self, images: Iterable[Image.Image], batch_size: int = 64, total: int | None = None
     ) -> torch.Tensor:
-        """(n, dim) for RGB images, taken one batch at a time; a progress bar if `total` is given.
+        """(n, dim) for images, taken one batch at a time; a progress bar if `total` is given.
 
         Raises:
             ValueError: if the model has no image tower.
         """
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
-        """(n, dim)."""
+        """(n, dim); a single `str` is one text."""
 
     def fingerprint(self) -> str:
         """Hash of the weights' names, shapes, types and values: equal for equal weights, wherever they were loaded."""
@@ -89,7 +90,7 @@ class DualEncoder(ModelEncoder):
     name: str = "model"
 
     def encode_images(
-        self, images: Iterable[Image.Image], batch_size: int = 64, total: int | None = None
+        self, images: AnyImage | Iterable[AnyImage], batch_size: int = 64, total: int | None = None
     ) -> torch.Tensor:
         return encode_images(self.model, self.processor, images, batch_size, total)
 
@@ -109,12 +110,13 @@ class TextEncoder(ModelEncoder):
     name: str = "model"
 
     def encode_images(
-        self, images: Iterable[Image.Image], batch_size: int = 64, total: int | None = None
+        self, images: AnyImage | Iterable[AnyImage], batch_size: int = 64, total: int | None = None
     ) -> torch.Tensor:
         raise ValueError(f"{self.name} ({type(self.model).__name__}) has no image tower: it can only encode texts")
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
+        texts = as_texts(texts)
         if not texts:
             return torch.empty(0, self.dim)
         options = text_options(self.model, self.tokenizer)
@@ -123,7 +125,7 @@ class TextEncoder(ModelEncoder):
             inputs = self.tokenizer(batch, return_tensors="pt", **options).to(self.model.device)
             states = self.model(**inputs).last_hidden_state.float()  # (b, length, D)
             mask = inputs["attention_mask"][..., None]
-            embeddings.append(l2_normalize((states * mask).sum(dim=1) / mask.sum(dim=1)).cpu())
+            embeddings.append(l2_normalize((states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)).cpu())
         return torch.cat(embeddings)
 
 
@@ -134,7 +136,7 @@ class SentenceEncoder(ModelEncoder):
     name: str = "model"
 
     def encode_images(
-        self, images: Iterable[Image.Image], batch_size: int = 64, total: int | None = None
+        self, images: AnyImage | Iterable[AnyImage], batch_size: int = 64, total: int | None = None
     ) -> torch.Tensor:
         if not self.model.supports("image"):
             raise ValueError(
@@ -142,13 +144,15 @@ class SentenceEncoder(ModelEncoder):
             )
         embeddings = []
         with tqdm(total=total, desc="images", disable=total is None, leave=False) as bar:
-            for batch in batches(images, batch_size):
+            for batch in batches(as_images(images), batch_size):
                 embeddings.append(self._encode(batch, batch_size))
                 bar.update(len(batch))
         return torch.cat(embeddings) if embeddings else torch.empty(0, self.dim)
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
-        return self._encode(list(texts), batch_size) if texts else torch.empty(0, self.dim)
+        check_batch_size(batch_size)
+        texts = as_texts(texts)
+        return self._encode(texts, batch_size) if texts else torch.empty(0, self.dim)
 
     def _encode(self, items: list, batch_size: int) -> torch.Tensor:
         embeds = self.model.encode(items, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False)
@@ -213,6 +217,22 @@ class EncodedPairs:
         return Side(self.image_embeds, self.text_embeds, self.image_ids, self.text_ids)
 
 
+def check_finite(embeds: torch.Tensor, kind: str, name: Callable[[int], str]) -> None:
+    """Check that all embeddings of some images or texts are numbers: NaN would win or lose every comparison.
+
+    Args:
+        embeds: (n, D).
+        kind: "image" or "text".
+        name: tells what the error calls one of the n.
+
+    Raises:
+        ValueError: saying how many are not, and naming the first.
+    """
+    broken = (~embeds.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
+    if broken:
+        raise ValueError(f"{len(broken)} {kind} embeddings are not finite, the first is of {name(broken[0])}")
+
+
 def encode_rows(
     encoder: Encoder, pairs: PairDataset, rows: Sequence[int], batch_size: int = 64, progress: bool = False
 ) -> tuple[torch.Tensor, list[int], list[BrokenImage]]:
@@ -220,6 +240,9 @@ def encode_rows(
 
     Returns:
         (n, D) embeddings as [`Encoder`] defines them, the n rows that could be read, and the unreadable images.
+
+    Raises:
+        ValueError: naming an image whose embedding is not finite.
     """
     read: list[int] = []
     unreadable: list[BrokenImage] = []
@@ -235,7 +258,9 @@ def encode_rows(
             read.append(row)
             yield image
 
-    return encoder.encode_images(readable(), batch_size, len(rows) if progress else None), read, unreadable
+    embeds = encoder.encode_images(readable(), batch_size, len(rows) if progress else None)
+    check_finite(embeds, "image", lambda i: pairs.image_name(read[i]))
+    return embeds, read, unreadable
 
 
 def encode_pairs(encoder: Encoder, pairs: PairDataset, batch_size: int = 64, progress: bool = False) -> EncodedPairs:
@@ -249,15 +274,20 @@ def encode_pairs(encoder: Encoder, pairs: PairDataset, batch_size: int = 64, pro
         pairs: the data. A caption's correct answers are the images with the same image id, and vice versa.
         batch_size: images in a forward pass.
         progress: show a progress bar.
+
+    Raises:
+        ValueError: naming an image or text whose embedding is not finite.
     """
     first_rows = pairs.first_rows()
     distinct = np.unique(first_rows).tolist()
     image_embeds, rows, broken = encode_rows(encoder, pairs, distinct, batch_size, progress)
     present = set(rows)
     captions = [i for i, row in enumerate(first_rows[pairs.pair_rows].tolist()) if row in present]
+    text_embeds = encoder.encode_texts([pairs.caption(index) for index in captions])
+    check_finite(text_embeds, "text", lambda i: f"{pairs.name}, pair {captions[i]}")
     return EncodedPairs(
         image_embeds=image_embeds,
-        text_embeds=encoder.encode_texts([pairs.caption(index) for index in captions]),
+        text_embeds=text_embeds,
         image_ids=torch.from_numpy(pairs.image_ids[rows]),
         text_ids=torch.from_numpy(pairs.image_ids[pairs.pair_rows[captions]]),
         rows=rows,

@@ -1,5 +1,6 @@
 """How many candidates are re-ranked, and how the two scores of a candidate are fused."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +18,18 @@ class Fusion:
         weight: of the first stage's similarity, in [0, 1]; 0, the default, ranks by the re-ranker alone, as its
             authors do.
         similarity_scale, logit_scale: what one unit of each is.
+
+    Raises:
+        ValueError: if the weight or a scale is out of range.
     """
 
     weight: float = 0.0
     similarity_scale: float = 1.0
     logit_scale: float = 1.0
+
+    def __post_init__(self):
+        if not 0 <= self.weight <= 1 or not self.similarity_scale > 0 or not self.logit_scale > 0:
+            raise ValueError(f"a fusion needs a weight in [0, 1] and positive scales, got {self}")
 
     def __call__(self, similarities: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Fused scores, float64, of any shape that the two share."""
@@ -65,10 +73,17 @@ class CandidateBudget:
     Args:
         max_candidates: at most so many.
         margin: in units of similarity; all candidates by default.
+
+    Raises:
+        ValueError: if the number is negative or the margin is not a number.
     """
 
     max_candidates: int
     margin: float = float("inf")
+
+    def __post_init__(self):
+        if self.max_candidates < 0 or math.isnan(self.margin):
+            raise ValueError(f"a budget needs at least 0 candidates and a margin that is a number, got {self}")
 
     def num_candidates(self, similarities: torch.Tensor) -> torch.Tensor:
         """(n,) int64 for (n, k) similarities in descending order; 0 where there would be only one."""

@@ -3,10 +3,14 @@
 A model whose file lacks weights is refused: they would be random, and so would every number computed with them.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -14,10 +18,12 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.utils.hub import cached_file
 
-from ..models import CookieConfig, COTSConfig, COTSProcessor, SimlaConfig, SimlaModel
+from ..models import CookieConfig, COTSConfig, COTSProcessor, SimlaConfig, SimlaModel, fit_text_limit
+from ..models.configuration_two_tower import TwoTowerConfig
 from ..models.pretraining import PreTrainingModel
 from .encoders import BlipRetrieval, DualEncoder, DualTower, Encoder, SentenceEncoder, TextEncoder
 
@@ -30,7 +36,49 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
-def load_encoder(name: str, device: str | torch.device | None = None) -> Encoder:
+def check_source(name: str | Path) -> None:
+    """Check that a model's or tokenizer's name is a file or folder, or at least has the form of a Hub id.
+
+    Raises:
+        FileNotFoundError: naming it.
+    """
+    if str(name).strip() and Path(name).exists():
+        return
+    if str(name).startswith((".", "/", "~")):
+        raise FileNotFoundError(f"no such model folder: {name}")
+    try:
+        validate_repo_id(str(name))
+    except HFValidationError:
+        raise FileNotFoundError(f"no such folder, and no Hub id: {name}") from None
+
+
+@contextmanager
+def named_errors(name: str) -> Iterator[None]:
+    """Make any error of loading one line that names the model, tokenizer or config.
+
+    Raises:
+        OSError: if it is not there.
+        ValueError: if it cannot be used.
+    """
+    check_source(name)
+    try:
+        yield
+    except OSError as error:
+        place = "" if Path(name).exists() else "no such folder, and on the Hub: "
+        raise OSError(f"cannot load the model '{name}': {place}{' '.join(str(error).split())}") from error
+    except ValueError as error:
+        if name in str(error):
+            raise
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _folder_or_id(name: str | Path) -> str:
+    if Path(name).is_file():
+        raise NotADirectoryError(f"{name} is a file: name the folder of the model")
+    return str(name)
+
+
+def load_encoder(name: str | Path, device: str | torch.device | None = None) -> Encoder:
     """Load an encoder by Hub id or folder.
 
     A folder or repository with a `modules.json` is opened by sentence-transformers. All else is opened by
@@ -43,7 +91,8 @@ def load_encoder(name: str, device: str | torch.device | None = None) -> Encoder
 
     Raises:
         OSError: if there is no such model.
-        ValueError: if it is neither a dual encoder nor a text model, or if the file lacks weights of it.
+        ValueError: if it is neither a dual encoder nor a text model, if the file lacks weights of it, or if tokenizer
+            or image processor do not fit it.
         ModuleNotFoundError: for a sentence-transformers model without that package; names the extra to install.
 
     Example:
@@ -52,16 +101,13 @@ def load_encoder(name: str, device: str | torch.device | None = None) -> Encoder
         >>> texts.shape == (2, encoder.dim)  # doctest: +SKIP
         True
     """
-    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
-        raise FileNotFoundError(f"no such model folder: {name}")
-    try:
+    name = _folder_or_id(name)
+    with named_errors(name):
         load = _load_sentence_encoder if _has_file(name, "modules.json") else _load_transformers_encoder
         return load(name, device)
-    except OSError as error:
-        raise OSError(f"cannot load the model '{name}': {str(error).splitlines()[0]}") from error
 
 
-def load_reranker(name: str, device: str | torch.device | None = None) -> tuple[SimlaModel, COTSProcessor]:
+def load_reranker(name: str | Path, device: str | torch.device | None = None) -> tuple[SimlaModel, COTSProcessor]:
     """Load a SIMLA model and its processor by Hub id or folder, for [`Reranker`].
 
     Args:
@@ -75,14 +121,17 @@ def load_reranker(name: str, device: str | torch.device | None = None) -> tuple[
         OSError: if there is no such model.
         ValueError: if it is a model of another kind, or lacks weights.
     """
-    config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE)
-    if not isinstance(config, SimlaConfig):
-        raise ValueError(f"{name} is '{config.model_type}' and cannot re-rank: name a SIMLA model")
-    return _load_complete(AutoModel, name, device), AutoProcessor.from_pretrained(name, **NO_REMOTE_CODE)
+    name = _folder_or_id(name)
+    with named_errors(name):
+        config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE)
+        if not isinstance(config, SimlaConfig):
+            raise ValueError(f"{name} is '{config.model_type}' and cannot re-rank: name a SIMLA model")
+        model = _load_complete(AutoModel, name, device)
+        return model, _load_fitting_processor(name, model)
 
 
 def load_for_pretraining(
-    name: str, device: str | torch.device | None = None
+    name: str | Path, device: str | torch.device | None = None
 ) -> tuple[PreTrainingModel, COTSProcessor]:
     """Load a training checkpoint of COTS, COOKIE or SIMLA with all its heads, and the processor.
 
@@ -97,12 +146,57 @@ def load_for_pretraining(
         OSError: if there is no such model.
         ValueError: if it is a model of another kind, or a deployable one without the heads.
     """
-    config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE)
-    if not isinstance(config, (COTSConfig, CookieConfig, SimlaConfig)):
-        raise ValueError(f"{name} is '{config.model_type}': name a checkpoint of COTS, COOKIE or SIMLA")
-    advice = ". Name a checkpoint of its pre-training, such as output_dir/checkpoint-1000, not a model to deploy"
-    model = _load_complete(AutoModelForPreTraining, name, device, advice)
-    return model, AutoProcessor.from_pretrained(name, **NO_REMOTE_CODE)
+    name = _folder_or_id(name)
+    with named_errors(name):
+        config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE)
+        if not isinstance(config, (COTSConfig, CookieConfig, SimlaConfig)):
+            raise ValueError(f"{name} is '{config.model_type}': name a checkpoint of COTS, COOKIE or SIMLA")
+        advice = ". Name a checkpoint of its pre-training, such as output_dir/checkpoint-1000, not a model to deploy"
+        model = _load_complete(AutoModelForPreTraining, name, device, advice)
+        return model, _load_fitting_processor(name, model)
+
+
+def _load_fitting_processor(name: str, model: PreTrainedModel) -> Any:
+    """The processor in the same place as a model.
+
+    Raises:
+        ValueError: if its tokenizer or its image size do not fit the model.
+    """
+    processor = AutoProcessor.from_pretrained(name, **NO_REMOTE_CODE)
+    check_tokenizer(name, processor.tokenizer, model.config.get_text_config().vocab_size)
+    if isinstance(model.config, TwoTowerConfig):
+        fit_text_limit(processor.tokenizer, model.config)
+        side, size = getattr(model.config.vision_config, "image_size", None), processor.image_processor.size
+        if isinstance(side, int) and {size.height, size.width} != {side}:
+            raise ValueError(
+                f"{name}: the image processor makes {size.height} x {size.width} pixels, the image tower takes "
+                f"{side} x {side}"
+            )
+    return processor
+
+
+def check_tokenizer(
+    name: str | Path | None, tokenizer: PreTrainedTokenizerBase, vocab_size: int | None = None
+) -> None:
+    """Check that a tokenizer knows words, and none that a text tower has no embedding for.
+
+    Args:
+        name: where it comes from.
+        tokenizer: any.
+        vocab_size: the embeddings of the text tower, if there is one to compare with.
+
+    Raises:
+        ValueError: saying what does not fit.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if not set(vocabulary) - set(tokenizer.all_special_tokens):
+        raise ValueError(
+            f"{name}: the tokenizer has no vocabulary, every word would be unknown: is tokenizer.json or the "
+            "vocabulary's file missing?"
+        )
+    tokens = 1 + max(vocabulary.values())
+    if vocab_size is not None and tokens > vocab_size:
+        raise ValueError(f"{name}: the tokenizer has {tokens} tokens, the text tower only {vocab_size}")
 
 
 def _load_complete(auto_class: Any, name: str, device: str | torch.device | None, advice: str = "") -> PreTrainedModel:
@@ -128,13 +222,15 @@ def _load_transformers_encoder(name: str, device: str | torch.device | None) -> 
     is_blip_retrieval = "BlipForImageTextRetrieval" in (config.architectures or ())
     model = _load_complete(BlipRetrieval if is_blip_retrieval else AutoModel, name, device)
     if _is_text_only(model):
-        return TextEncoder(model, AutoTokenizer.from_pretrained(name, **NO_REMOTE_CODE), name)
+        tokenizer = AutoTokenizer.from_pretrained(name, **NO_REMOTE_CODE)
+        check_tokenizer(name, tokenizer, config.vocab_size)
+        return TextEncoder(model, tokenizer, name)
     if not isinstance(model, DualTower):
         raise ValueError(
             f"{name}: {type(model).__name__} has no separate embeddings for images and texts (get_image_features, "
             f"get_text_features); name a dual encoder or a text model"
         )
-    return DualEncoder(model, AutoProcessor.from_pretrained(name, **NO_REMOTE_CODE), name)
+    return DualEncoder(model, _load_fitting_processor(name, model), name)
 
 
 def _load_sentence_encoder(name: str, device: str | torch.device | None) -> SentenceEncoder:

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from transformers import ProcessorMixin
 
-from ..models import CrossAttentionCache, SimlaModel
-from .encoding import batches, text_options
+from ..models import CrossAttentionCache, SimlaModel, as_texts
+from .encoding import batches, check_batch_size, text_options
 
 
 @dataclass
@@ -66,6 +66,8 @@ class Reranker:
         batch_size: int = 64,
         image_batch: int = 16,
     ):
+        check_batch_size(batch_size)
+        check_batch_size(image_batch)
         self.model, self.processor, self.read_image = model, processor, read_image
         self.batch_size, self.image_batch = batch_size, image_batch
         self.cost = Cost()
@@ -82,26 +84,30 @@ class Reranker:
         """The images whose keys and values are in memory, the least recently used first."""
         return list(self._slots)
 
-    @torch.inference_mode()
-    def score(self, texts: Sequence[str], text_rows: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    @torch.no_grad()
+    def score(self, texts: str | Sequence[str], text_rows: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """The logit for "these belong together" of each pair, as the authors rank with: (pairs,) float32, on the CPU.
 
         However small the cache is, each image is encoded at most once in a call.
 
         Args:
-            texts: that `text_rows` refers to.
+            texts: that `text_rows` refers to; one, or several.
             text_rows: (pairs,) int64, the text of each pair.
             images: (pairs,) int64, the gallery index of its image.
 
         Raises:
-            ValueError: if there are not as many texts as images.
+            ValueError: if there are not as many texts as images, or there is no such text.
         """
+        texts = as_texts(texts)
+        text_rows, images = torch.as_tensor(text_rows), torch.as_tensor(images)
         if len(text_rows) != len(images):
             raise ValueError(f"{len(text_rows)} texts and {len(images)} images are no pairs")
         if len(images) == 0:
             return torch.empty(0)
+        if not 0 <= int(text_rows.min()) <= int(text_rows.max()) < len(texts):
+            raise ValueError(f"text_rows from {text_rows.min()} to {text_rows.max()} do not fit {len(texts)} texts")
         options = text_options(self.model, self.processor.tokenizer) | {"padding": False}
-        tokens = self.processor.tokenizer(list(texts), **options)["input_ids"]
+        tokens = self.processor.tokenizer(texts, **options)["input_ids"]
         lengths = np.array([len(ids) for ids in tokens])
         text_of, image_of = text_rows.numpy(), images.numpy()
         order = np.argsort(image_of, kind="stable")

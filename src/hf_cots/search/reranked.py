@@ -5,7 +5,7 @@ import torch
 from ..data.images import read_image
 from ..models import COTSProcessor, SimlaModel
 from .fusion import CandidateBudget, Fusion, rerank_order
-from .index import ImageIndex, Match
+from .index import ImageIndex, Match, check_k
 from .loading import load_reranker
 from .rerank import Reranker
 
@@ -43,14 +43,26 @@ class RerankedIndex:
         """Find the k best files for a text. Re-ranked ones come first, with their fused scores; the others follow with
         their similarities.
 
+        Args:
+            text: the query; images cannot be re-ranked for an image.
+            k: how many; fewer are returned by a smaller index.
+
         Raises:
-            ValueError: as [`ImageIndex.search`].
+            ValueError: as [`ImageIndex.search`]; or if the query is not a text, or the score of a candidate is not
+                finite.
+            BrokenImage: if the file of a candidate can no longer be read.
         """
+        check_k(k)
+        if not isinstance(text, str):
+            raise ValueError(f"a re-ranker takes one text as its query, not {type(text).__name__}")
         found = self.index.search(text, max(k, self.budget.max_candidates))
         similarities = torch.tensor([match.score for match in found], dtype=torch.float64)
         count = int(self.budget.num_candidates(similarities[None])[0])
         images = torch.tensor([self.position[match.path] for match in found[:count]], dtype=torch.long)
         logits = self.reranker.score([text], torch.zeros_like(images), images)
+        broken = [match.path for match, finite in zip(found, logits.isfinite()) if not finite]
+        if broken:
+            raise ValueError(f"the re-ranker's scores are not finite for {len(broken)} images, such as {broken[0]}")
         fused = self.fusion(similarities[:count], logits)
         matches = [Match(match.path, float(score)) for match, score in zip(found, fused)] + found[count:]
         return [matches[i] for i in rerank_order(torch.cat([fused, similarities[count:]]), count)[:k]]

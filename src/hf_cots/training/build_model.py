@@ -27,6 +27,7 @@ from ..models import (
     SimlaForPreTraining,
 )
 from ..models.pretraining import PreTrainingModel
+from ..search.loading import check_tokenizer, named_errors
 from .arguments import ModelArguments
 
 
@@ -50,15 +51,20 @@ NEW_PARAMETERS = (
 TOWERS = {"vision": "vision_model", "text": "text_model"}
 
 
-def check_source(arguments: ModelArguments) -> None:
-    """Check that exactly one source of the model is named.
+def check_sources(arguments: ModelArguments) -> None:
+    """Check that exactly one source of the model is named, and that what is named exists or may be a Hub id.
 
     Raises:
         ValueError: if there is none, or more than one.
+        OSError: naming the one that is missing.
     """
     sources = [arguments.model, arguments.vision or arguments.text, arguments.config]
     if sum(source is not None for source in sources) != 1 or bool(arguments.vision) != bool(arguments.text):
         raise ValueError("name exactly one source of the model: --model, or --vision with --text, or --config")
+    for source in (*sources, arguments.text, arguments.image_tokenizer):
+        if source is not None and not source.startswith("{"):
+            with named_errors(source):
+                AutoConfig.from_pretrained(source)
 
 
 def build_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
@@ -69,9 +75,11 @@ def build_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
         ValueError: if not exactly one source of the model is named, or the tokenizer has no mask or padding token,
             which masked language modeling and batches need.
     """
-    check_source(arguments)
+    check_sources(arguments)
     source = arguments.tokenizer or arguments.model or arguments.text or arguments.config
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    with named_errors(str(source)):
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    check_tokenizer(source, tokenizer)
     for kind in ("mask_token", "pad_token"):
         if getattr(tokenizer, kind) is None:
             raise ValueError(f"the tokenizer {source} has no {kind}; name another with --tokenizer")
@@ -98,7 +106,7 @@ def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -
             small for the tokenizer, masked image modeling has no trained image tokenizer, or a tower to freeze is
             unknown.
     """
-    check_source(arguments)
+    check_sources(arguments)
     model_class = find_model_class(arguments)
     overrides = read_overrides(arguments, model_class.config_class)
     overrides |= {"mask_token_id": tokenizer.mask_token_id, "special_token_ids": sorted(tokenizer.all_special_ids)}
@@ -163,12 +171,23 @@ def load_config(source: str | None, overrides: dict[str, Any]) -> Config:
 def load_checkpoint(
     source: str, model_class: type[PreTrainingModel], overrides: dict[str, Any]
 ) -> tuple[PreTrainingModel, bool]:
-    """A trained model with empty queues, and whether its image tokenizer has random weights."""
+    """A trained model with empty queues, and whether its image tokenizer has random weights.
+
+    Raises:
+        ValueError: if the file lacks weights of the encoder, or they do not fit the config.
+    """
     # Queues are not loaded: their keys and ids belong to another run's data.
     known = {field.name for field in dataclasses.fields(model_class.config_class)}
     sizes = {name: overrides.pop(name, None) for name in ("queue_size", "similarity_queue_size") if name in known}
     config = load_config(source, overrides)
-    model, info = model_class.from_pretrained(source, config=config, output_loading_info=True)
+    try:
+        model, info = model_class.from_pretrained(source, config=config, output_loading_info=True)
+    except RuntimeError as error:  # transformers has just logged which weights have another shape
+        raise ValueError(f"{source}: the weights do not fit the config: {str(error).splitlines()[0]}") from error
+    prefix, new = f"{model.base_model_prefix}.", ("mask_token", "log_temperature")
+    missing = sorted(key for key in info["missing_keys"] if key.startswith(prefix) and not key.endswith(new))
+    if missing:
+        raise ValueError(f"{source}: the file lacks weights of the model: {', '.join(missing[:3])}")
     model.reset_queues(**{name: getattr(config, name) if size is None else size for name, size in sizes.items()})
     return model, any(key.startswith("image_tokenizer.") for key in info["missing_keys"])
 

@@ -50,7 +50,7 @@ class CodeUsage:
         return f"{self.used} of {len(self.counts)} codes are in use, with a perplexity of {self.perplexity:.1f}"
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate_image_tokenizer(
     model: COTSImageTokenizer, pairs: PairDataset, batch_size: int = 64, shown: int = 12
 ) -> tuple[dict[str, float], Image.Image]:

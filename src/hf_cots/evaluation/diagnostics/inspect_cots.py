@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from ...models import COTSForPreTraining, COTSProcessor
 from ...models.masking import RandomStream, block_mask, generator, mix
 from ...models.token_level import unnormalize_pixels
-from ...search.loading import load_for_pretraining
+from ...search.loading import load_for_pretraining, named_errors
 
 
 GOLDEN = 0.618033988749895  # multiples of it, modulo 1, spread hues evenly
@@ -92,7 +92,8 @@ def load_with_token_heads(model: str) -> tuple[COTSForPreTraining, COTSProcessor
         ValueError: if it is another kind of model, a deployable one, or was trained without masked vision modeling
             or with an image tokenizer that cannot decode.
     """
-    config = AutoConfig.from_pretrained(model)
+    with named_errors(model):
+        config = AutoConfig.from_pretrained(model)
     if config.model_type != "cots":
         raise ValueError(f"{model} is no COTS model but '{config.model_type}'")
     if config.mvm_weight == 0:
@@ -103,7 +104,7 @@ def load_with_token_heads(model: str) -> tuple[COTSForPreTraining, COTSProcessor
     return loaded, processor
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def inspect_image(
     model: COTSForPreTraining, processor: COTSProcessor, image: Image.Image, caption: str | None = None, seed: int = 0
 ) -> COTSInspection:

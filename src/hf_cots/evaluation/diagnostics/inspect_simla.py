@@ -44,7 +44,7 @@ class SimlaInspection:
         return lines if self.match is None else [*lines, f"match: {self.match:.1%}"]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def inspect_simla(
     model: SimlaModel,
     processor: COTSProcessor,

@@ -209,7 +209,7 @@ def _tie_groups(scores: Scores, positives: Positives, queries: slice, block: int
         start += size
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def rank_queries(
     query_embeds: torch.Tensor,
     gallery_embeds: torch.Tensor,
@@ -251,7 +251,7 @@ def rank_queries(
     return columns
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def nearest(
     query_embeds: torch.Tensor,
     gallery_embeds: torch.Tensor,

@@ -68,7 +68,7 @@ def querybank(
     )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def gallery_bias(
     bank_embeds: torch.Tensor, gallery_embeds: torch.Tensor, beta: float, block: int = BLOCK
 ) -> torch.Tensor:
