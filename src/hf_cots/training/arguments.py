@@ -14,7 +14,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import HfArg
 
 from ..models.renamed_fields import RENAMED, rename_fields
-from .settings import choose_best_by, watch_in_the_right_direction
+from .settings import check_upload, choose_best_by, watch_in_the_right_direction
 
 
 logger = logging.getLogger(__name__)
@@ -268,7 +268,11 @@ def parse_flags(kinds: tuple[type, ...], argv: list[str] | None, description: st
     values, unknown = parser.parse_known_args(argv)
     if unknown:
         raise ValueError(f"unknown flags: {' '.join(unknown)}")
-    return tuple(kind(**{f.name: getattr(values, f.name) for f in fields(kind) if f.init}) for kind in kinds)
+    parsed = tuple(kind(**{f.name: getattr(values, f.name) for f in fields(kind) if f.init}) for kind in kinds)
+    for arguments in parsed:
+        if isinstance(arguments, TrainingArguments):
+            check_upload(arguments)
+    return parsed
 
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, COTSTrainingArguments]:

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from torch.utils.data import DataLoader, Sampler
@@ -198,6 +199,23 @@ class PairTrainer(Trainer):
         """Trainer would load it once more, after the first step has begun."""
         if self._drawn == 0 or self._loads_random_state:
             super()._load_rng_state(checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        """Trainer's.
+
+        Raises:
+            ValueError: if they cannot be read, or are of other parameters.
+        """
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"cannot resume {checkpoint}: its optimizer or schedule is damaged or of other parameters ({reason})"
+            ) from None
+        problem = resuming.find_other_moments(self.optimizer) if checkpoint else None
+        if problem:
+            raise ValueError(f"cannot resume {checkpoint}: {problem}")
 
     def _find_best_checkpoint(self) -> None:
         """Find the best checkpoint again where the run's folder was moved.

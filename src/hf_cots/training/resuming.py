@@ -202,7 +202,7 @@ def find_other_run(run: dict[str, Any], before: dict[str, Any]) -> str | None:
     """Why a checkpoint's run is another than this one, or None."""
     now, then = run["settings"], before["settings"]
     for name in SEEDS:
-        if now[name] != then[name]:
+        if now[name] != then.get(name):
             return f"--{name} is {now[name]} and was {then[name]}, which would change the order of the data"
     data, other = run["data"], before["data"]
     if data["streaming"] != other["streaming"]:
@@ -213,9 +213,9 @@ def find_other_run(run: dict[str, Any], before: dict[str, Any]) -> str | None:
     if run["lora_rank"] != before["lora_rank"]:
         return f"--lora_rank is {run['lora_rank']} and was {before['lora_rank']}"
     for name in FROM_OPTIMIZER:
-        if now[name] != then[name]:
+        if now[name] != then.get(name):
             return (
-                f"--{name} is {now[name]} and was {then[name]}, but a resumed run has the optimizer of its checkpoint; "
+                f"--{name} is {now[name]} and was {then.get(name)}, but a resumed run has the optimizer of its checkpoint; "
                 "leave it as it was, or start a new run with --model"
             )
     added, missing = set(run["trained"]) - set(before["trained"]), set(before["trained"]) - set(run["trained"])
@@ -255,3 +255,13 @@ def find_other_weights(folder: Path, run: dict[str, Any], model: torch.nn.Module
     saved = {state[name].data_ptr() for name in shapes}
     missing = [name for name, tensor in state.items() if name not in shapes and tensor.data_ptr() not in saved]
     return f"it has no tensor {missing[0]}, which this run's model has" if missing else None
+
+
+def find_other_moments(optimizer: torch.optim.Optimizer) -> str | None:
+    """Why the state that an optimizer has loaded is of other parameters than its own, or None."""
+    for parameter, state in optimizer.state.items():
+        for name in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
+            if state.get(name) is not None and state[name].shape != parameter.shape:
+                shapes = f"{list(state[name].shape)} for a parameter of shape {list(parameter.shape)}"
+                return f"its optimizer has a state of shape {shapes}: its run trained other parameters"
+    return None

@@ -37,6 +37,7 @@ WITHOUT_EFFECT_ON_PAIRS = dict.fromkeys(
     _OWN_EVALUATION,
 )
 WITHOUT_EFFECT_ON_STREAMS = {"dataloader_drop_last": "batches of a stream run on from one pass to the next"}
+OF_UPLOADED_CHECKPOINTS = ("hub_strategy", "hub_always_push", "hub_revision")
 OF_ACCELERATE = ("split_batches", "dispatch_batches", "even_batches", "use_seedable_sampler", "non_blocking")
 
 
@@ -65,6 +66,17 @@ def check_settings(args: TrainingArguments, train_data: Any, metrics: set[str] |
         raise ValueError("--fp16 has no effect on a CPU; leave it out, or use --bf16")
     if metrics is not None:
         check_metric(args, metrics)
+
+
+def check_upload(args: TrainingArguments) -> None:
+    """Check the settings of an upload for the programs, which upload the finished model and no checkpoints.
+
+    Raises:
+        ValueError: naming the one that would have no effect.
+    """
+    for field in fields(args):
+        if field.name in OF_UPLOADED_CHECKPOINTS and getattr(args, field.name) != default_of(field):
+            raise ValueError(f"--{field.name} would have no effect: the model is uploaded once, at the end")
 
 
 def default_of(field: Field) -> Any:
