@@ -73,9 +73,7 @@ def test_a_resumed_stream_goes_on_where_it_stopped(shards, stop, block):
     """At any batch: within a block, at its end, at the end of a pass, in the second pass."""
     whole, batches = draw_batches(load_stream(str(shards), shuffle_buffer_size=block), 15, size=8)
     state = batches.state_dict(stop)
-    again, resumed = draw_batches(
-        load_stream(str(shards), shuffle_buffer_size=block), 15 - stop, size=8, start=state
-    )
+    again, resumed = draw_batches(load_stream(str(shards), shuffle_buffer_size=block), 15 - stop, size=8, start=state)
     assert again == whole[stop:]
     # A position that a resumed run writes is as good.
     last, _ = draw_batches(

@@ -87,14 +87,13 @@ def test_a_stream_goes_on_with_the_next_pair(start, tmp_path, before, after):
     two = start(tmp_path, resume=tmp_path / "checkpoint-3", max_steps=6, save_steps=6, **stream, **sizes(*after))
     seen, step = flat(one.seen) + flat(two.seen), after[0] * after[1]
     assert len(seen) == 3 * before[0] * before[1] + 3 * step
-    whole = start(tmp_path / "whole", max_steps=-(-len(seen) // 2), save_strategy="no", **stream, **sizes(2, 1))
-    assert seen == flat(whole.seen)[: len(seen)]
     assert min(map(len, two.seen)) == after[0]
     assert two.state.global_step == 6
-    # What this run wrote is as good: back to the first sizes.
+    # What this run wrote is as good.
     three = start(tmp_path, resume=tmp_path / "checkpoint-6", max_steps=7, save_strategy="no", **stream, **sizes(2, 1))
-    more = start(tmp_path / "more", max_steps=-(-len(seen) // 2) + 1, save_strategy="no", **stream, **sizes(2, 1))
-    assert flat(three.seen) == flat(more.seen)[len(seen) : len(seen) + 2]
+    seen += flat(three.seen)
+    whole = start(tmp_path / "whole", max_steps=1, save_strategy="no", **stream, **sizes(len(seen), 1))
+    assert [seen] == whole.seen
 
 
 @pytest.mark.parametrize(("before", "after"), WAYS)
@@ -105,7 +104,6 @@ def test_epochs_go_on_with_the_next_pair_and_end_with_the_last(start, tmp_path, 
     one = start(tmp_path, save_steps=stop, **settings, **sizes(*before))
     if not (tmp_path / f"checkpoint-{stop}").is_dir():
         pytest.skip("the run is over by then")
-    done = min(stop * before[1], len(one.seen))
     per_epoch = -(-PAIRS // before[0])
     steps_per_epoch = -(-per_epoch // before[1])
     epoch, steps = divmod(stop, steps_per_epoch)
@@ -149,9 +147,7 @@ def test_a_run_with_cached_gradients_and_dropout_resumes_bit_for_bit(start, tmp_
     """Its forwards begin before Trainer loads the random state. An epoch has three steps."""
     settings = {"gradient_cache": True, "max_steps": 6, "save_steps": 1, "dropout": 0.1, **sizes(8, 2)}
     whole = start(tmp_path, {"contrast": "in_batch"}, **settings)
-    again = start(
-        tmp_path / "again", {"contrast": "in_batch"}, resume=tmp_path / f"checkpoint-{stop}", **settings
-    )
+    again = start(tmp_path / "again", {"contrast": "in_batch"}, resume=tmp_path / f"checkpoint-{stop}", **settings)
     assert_same_weights(again.model.state_dict(), whole.model.state_dict())
 
 
@@ -169,7 +165,7 @@ def test_a_step_without_any_pair_is_an_error(start, tmp_path, world):
     rows += ["broken.png,nothing to see"] * 8
     (tmp_path / "pairs.csv").write_text("\n".join(["image,caption", *rows]) + "\n")
     settings = {"train_data": tmp_path / "pairs.csv", "streaming": True, "shuffle_buffer_size": 1}
-    with pytest.raises(ValueError, match=r"."):
+    with pytest.raises(ValueError, match=r"used|usable|read"):
         start(tmp_path / "run", max_steps=4, **settings)
 
 
@@ -192,7 +188,9 @@ def test_the_best_model_is_loaded_whole(start, world, tmp_path, settings):
             return {"text_to_image": {"R@1": next(results)}}
 
     flags = BEST | {"learning_rate": 0.05, "eval_data": world.imagefolder, "image_tokenizer": None} | settings
-    trainer = build_trainer(*parse_arguments(world.flags(tmp_path, OVERRIDES, **flags, save_strategy="steps")), Descending)
+    trainer = build_trainer(
+        *parse_arguments(world.flags(tmp_path, OVERRIDES, **flags, save_strategy="steps")), Descending
+    )
     trainer.train()
     assert trainer.state.best_global_step == 2
     assert_same_weights(trainer.model.state_dict(), states[2])
@@ -247,7 +245,9 @@ def test_weights_alone_of_an_older_version_are_not_resumed_from(three_steps, tmp
 def test_a_copy_without_one_of_its_files_is_refused_by_its_name(three_steps, tmp_path, caplog):
     folder = shutil.copytree(three_steps, tmp_path / "checkpoint-3")
     names = json.loads((folder / "complete.json").read_text())
-    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "position.json", "run.json"} <= set(names)
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "position.json", "run.json"} <= set(
+        names
+    )
     for name in names:
         (folder / name).rename(tmp_path / "aside")
         assert f"checkpoint-3/{name} is missing" in find_problem(folder)
@@ -272,7 +272,7 @@ OTHER_RUNS = {
     "decay": ({"weight_decay": 0.1}, r"--weight_decay is 0\.1 and was 0"),
     "optimizer": ({"optim": "sgd"}, r"--optim is \S*sgd"),
     "tower rate": ({"text_learning_rate": 0.1}, r"--text_learning_rate is 0\.1 and was None"),
-    "frozen": ({"freeze": "text"}, r"parameters that its run trained are not trained .*--freeze"),
+    "frozen": ({"freeze": "text"}, r"\d+ parameters that its run trained are not trained .*--freeze"),
     "adapters": ({"lora_rank": 2}, r"it holds no LoRA adapters"),
     "architecture": ({"architecture": "simla"}, r"it is of a model of type 'cots', and this run trains .*'simla'"),
     "queue": ({"overrides": {"queue_size": 32}}, r"its tensor key_queue\.\w+ has shape \[24.*\], and this run's \[32"),
@@ -370,7 +370,12 @@ def test_checkpoints_of_an_older_version_are_resumed(start, tmp_path, caplog):
         assert again.seen == whole.seen[3:]
         assert_same_weights(again.model.state_dict(), whole.model.state_dict())
     assert "does not tell its position" not in caplog.text
-    start(tmp_path / "other", resume=tmp_path / "pairs" / "checkpoint-3", max_steps=4, **{"per_device_train_batch_size": 4})
+    start(
+        tmp_path / "other",
+        resume=tmp_path / "pairs" / "checkpoint-3",
+        max_steps=4,
+        **{"per_device_train_batch_size": 4},
+    )
     assert "does not tell its position" in caplog.text
 
 

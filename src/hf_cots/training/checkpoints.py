@@ -29,10 +29,18 @@ def mark_complete(folder: Path) -> None:
     os.replace(draft, folder / COMPLETE)
 
 
+def recorded_sizes(folder: Path) -> dict[str, int] | None:
+    """The files that a checkpoint was complete with and their sizes; None if its mark is missing or damaged."""
+    try:
+        return json.loads((folder / COMPLETE).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def holds_weights_alone(folder: Path) -> bool:
-    """Whether a checkpoint was written with `--save_only_model`: its last file is there, but no optimizer."""
-    optimizers = (*folder.glob("optimizer*"), *folder.glob("global_step*"))
-    return (folder / TRAINER_STATE).is_file() and not optimizers
+    """Whether a checkpoint was written with `--save_only_model`: its last file is there, but no optimizer ever was."""
+    names = {path.name for path in folder.glob("*")} | (recorded_sizes(folder) or {}).keys()
+    return TRAINER_STATE in names and not any(name.startswith(("optimizer", "global_step")) for name in names)
 
 
 def find_problem(folder: Path) -> str | None:
@@ -40,23 +48,23 @@ def find_problem(folder: Path) -> str | None:
     size, and the optimizer's state is among them."""
     if not folder.is_dir():
         return f"there is no folder {folder}"
-    mark = folder / COMPLETE
-    if mark.is_file():
-        try:
-            sizes = json.loads(mark.read_text())
-        except ValueError:
-            return f"{mark} is damaged"
-        for name, size in sizes.items():
-            path = folder / name
-            if not path.is_file() or path.stat().st_size != size:
-                return f"{path} is missing or does not have the {size} bytes that were written"
     if holds_weights_alone(folder):
         return (
             f"{folder} has weights but no optimizer and no learning-rate schedule (--save_only_model); a new run can "
             "start from its weights with --model"
         )
-    if not mark.is_file():
-        return f"{folder} has no {COMPLETE}: its writing was interrupted, or another trainer wrote it"
+    sizes = recorded_sizes(folder)
+    if sizes is None:
+        damaged = (folder / COMPLETE).is_file()
+        return (
+            f"{folder / COMPLETE} is damaged"
+            if damaged
+            else f"{folder} has no {COMPLETE}: its writing was interrupted, or another trainer wrote it"
+        )
+    for name, size in sizes.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            return f"{path} is missing or does not have the {size} bytes that were written"
     return None
 
 

@@ -3,7 +3,6 @@
 Both serve one promise: a run that is killed at any moment and resumed equals the uninterrupted run.
 """
 
-import json
 import logging
 import math
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
@@ -184,7 +184,7 @@ class PairTrainer(Trainer):
         if isinstance(self.batches, PairBatches):
             self.batches.set_epoch(epoch, self.batches.offset if resumed else 0)
         passed = kwargs["steps_trained_in_current_epoch"]
-        if resumed and passed:
+        if resumed and passed and self.batches is not None:
             self._loads_random_state = True
             kwargs["train_dataloader"] = self._make_loader(PassedOver(self.batches, passed))
             if isinstance(self.batches, PairBatches):
@@ -208,7 +208,9 @@ class PairTrainer(Trainer):
         """
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
-        except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, LookupError, EOFError, UnpicklingError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
                 f"cannot resume {checkpoint}: its optimizer or schedule is damaged or of other parameters ({reason})"
@@ -248,7 +250,8 @@ class PairTrainer(Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            resuming.write_position(folder, self.batches, self._drawn)
+            if self.batches is not None:
+                resuming.write_position(folder, self.batches, self._drawn)
             resuming.write_run(folder, self._run)
             if not self.args.save_only_model:  # what cannot be resumed from is not complete
                 checkpoints.mark_complete(folder)

@@ -19,6 +19,7 @@ from ..data.frozen_features import StoredFeaturePairs
 from ..data.hashes import hex_digest
 from ..data.sources import PairDataset
 from ..data.streams import PairStream, StreamBatches
+from ..models.renamed_fields import RENAMED_BUFFERS
 from .checkpoints import read_state
 
 
@@ -215,8 +216,8 @@ def find_other_run(run: dict[str, Any], before: dict[str, Any]) -> str | None:
     for name in FROM_OPTIMIZER:
         if now[name] != then.get(name):
             return (
-                f"--{name} is {now[name]} and was {then.get(name)}, but a resumed run has the optimizer of its checkpoint; "
-                "leave it as it was, or start a new run with --model"
+                f"--{name} is {now[name]} and was {then.get(name)}, but a resumed run has the optimizer of its "
+                "checkpoint; leave it as it was, or start a new run with --model"
             )
     added, missing = set(run["trained"]) - set(before["trained"]), set(before["trained"]) - set(run["trained"])
     if added or missing:
@@ -244,7 +245,7 @@ def find_other_weights(folder: Path, run: dict[str, Any], model: torch.nn.Module
     shapes: dict[str, list[int]] = {}
     for path in files:
         with safe_open(path, framework="pt") as file:
-            shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            shapes |= {present_name(name): file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     state = model.state_dict()
     for name, shape in shapes.items():
         if name not in state:
@@ -255,6 +256,12 @@ def find_other_weights(folder: Path, run: dict[str, Any], model: torch.nn.Module
     saved = {state[name].data_ptr() for name in shapes}
     missing = [name for name, tensor in state.items() if name not in shapes and tensor.data_ptr() not in saved]
     return f"it has no tensor {missing[0]}, which this run's model has" if missing else None
+
+
+def present_name(tensor: str) -> str:
+    """The name of a checkpoint's tensor, where an older version called it otherwise."""
+    prefix, dot, name = tensor.rpartition(".")
+    return f"{prefix}{dot}{RENAMED_BUFFERS.get(name, name)}"
 
 
 def find_other_moments(optimizer: torch.optim.Optimizer) -> str | None:

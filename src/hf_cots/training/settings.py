@@ -6,7 +6,6 @@ from typing import Any
 from transformers import SchedulerType, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from ..data.sources import PairDataset
 from ..data.streams import PairStream
 
 

@@ -18,6 +18,7 @@ from ..search.encoders import DIRECTIONS
 from .diagnostics import batch_accuracy, embedding_variance, similarity_to_queue
 from .gradient_cache import cache_gradients
 from .pair_trainer import PairTrainer
+from .resuming import present_name
 
 
 # Parts that a LoRA checkpoint leaves out: the adapters have peft's own file, the rest is as it was loaded.
@@ -185,7 +186,7 @@ class COTSTrainer(PairTrainer):
         path = folder / BESIDE_ADAPTERS
         if not path.is_file():
             raise ValueError(f"{folder} has no {BESIDE_ADAPTERS}, which holds all that is trained beside the adapters")
-        base, saved = self.model.get_base_model(), load_file(path)
+        base, saved = self.model.get_base_model(), {present_name(n): tensor for n, tensor in load_file(path).items()}
         for name, tensor in self._beside_adapters().items():
             if name not in saved or saved[name].shape != tensor.shape:
                 raise ValueError(f"{path} has no tensor {name} of shape {list(tensor.shape)}: it is of another model")
