@@ -45,3 +45,26 @@ def test_lengths_with_and_without_the_ragged_batch(length, full, all_of_it):
     assert len(PairBatches(length, 8)) == all_of_it == len(epoch_of(0, 0, length))
     assert len(PairBatches(length, 8, drop_last=True)) == full == len(epoch_of(0, 0, length, drop_last=True))
     assert epoch_of(0, 0, length)[:full] == epoch_of(0, 0, length, drop_last=True)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 8, 16])
+@pytest.mark.parametrize("stop", range(1, 8))
+def test_an_epoch_goes_on_with_the_next_pair_in_batches_of_another_size(size, stop):
+    """50 pairs in batches of eight; behind the seventh, the ragged one, the next epoch begins."""
+    first = PairBatches(50, 8, 3)
+    first.set_epoch(2)
+    whole = list(first)
+    position = first.state_dict(stop)
+    assert position == ({"epoch": 2, "offset": 8 * stop} if stop < 7 else {"epoch": 3, "offset": 0})
+    batches = PairBatches(50, size, 3)
+    batches.load_state_dict(position)
+    pairs = flat(whole[stop:]) or flat(epoch_of(3, 3))
+    assert flat(batches) == pairs
+    assert batches.remaining() == len(list(batches))
+    assert batches.state_dict(batches.remaining()) == {"epoch": position["epoch"] + 1, "offset": 0}
+
+
+def test_an_epoch_whose_rest_is_dropped_is_over():
+    batches = PairBatches(50, 16, drop_last=True)
+    batches.load_state_dict({"epoch": 2, "offset": 40})
+    assert (batches.epoch, batches.offset) == (3, 0)

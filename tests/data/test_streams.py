@@ -73,14 +73,62 @@ def test_a_resumed_stream_goes_on_where_it_stopped(shards, stop, block):
     """At any batch: within a block, at its end, at the end of a pass, in the second pass."""
     whole, batches = draw_batches(load_stream(str(shards), shuffle_buffer_size=block), 15, size=8)
     state = batches.state_dict(stop)
-    again, resumed = draw_batches(load_stream(str(shards), shuffle_buffer_size=block), 15, size=8, start=state)
-    assert again[:stop] == [[]] * stop  # batches that Trainer passes over, without reading them
-    assert again[stop:] == whole[stop:]
+    again, resumed = draw_batches(load_stream(str(shards), shuffle_buffer_size=block), 15 - stop, size=8, start=state)
+    assert again == whole[stop:]
     # A position that a resumed run writes is as good.
     last, _ = draw_batches(
-        load_stream(str(shards), shuffle_buffer_size=block), 15, size=8, start=resumed.state_dict(14)
+        load_stream(str(shards), shuffle_buffer_size=block), 1, size=8, start=resumed.state_dict(14 - stop)
     )
-    assert last[14:] == whole[14:]
+    assert last == whole[14:]
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 16])
+@pytest.mark.parametrize("stop", [1, 4, 5, 7])
+def test_a_stream_goes_on_with_the_next_pair_in_batches_of_another_size(shards, stop, size):
+    whole, batches = draw_batches(load_stream(str(shards), shuffle_buffer_size=12), 14, size=8)
+    stream = load_stream(str(shards), shuffle_buffer_size=12)
+    again, resumed = draw_batches(stream, 16 // size + 1, size=size, start=batches.state_dict(stop))
+    pairs = [pair for batch in whole[stop:] for pair in batch]
+    assert [pair for batch in again for pair in batch] == pairs[: len(again) * size]
+    # And back to the first size.
+    stream = load_stream(str(shards), shuffle_buffer_size=12)
+    last, _ = draw_batches(stream, 2, size=8, start=resumed.state_dict(len(again)))
+    assert [pair for batch in last for pair in batch] == pairs[len(again) * size : len(again) * size + 16]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_stream_goes_on_with_another_number_of_ranks(shards, ranks):
+    whole, batches = draw_batches(load_stream(str(shards), shuffle_buffer_size=12), 9, size=8)
+    state = batches.state_dict(3)
+    parts = [
+        draw_batches(
+            load_stream(str(shards), shuffle_buffer_size=12),
+            *(6, 8 // ranks, state),
+            rank=rank,
+            world_size=ranks,
+        )[0]
+        for rank in range(ranks)
+    ]
+    assert [[pair for shard in batch for pair in shard] for batch in zip(*parts)] == whole[3:]
+
+
+@pytest.mark.parametrize("block", [1, 7, 30])
+@pytest.mark.parametrize("stop", [1, 2, 5, 6])
+def test_a_stream_goes_on_with_blocks_of_another_size(shards, stop, block):
+    """The block under way is finished as it was begun: no pair twice, none left out, in this pass."""
+    whole, batches = draw_batches(load_stream(str(shards), shuffle_buffer_size=12), 10, size=4)
+    stream = load_stream(str(shards), shuffle_buffer_size=block)
+    again, _ = draw_batches(stream, 10 - stop, size=4, start=batches.state_dict(stop))
+    assert sorted(captions_of(whole[:stop] + again)) == sorted(IN_ORDER)
+
+
+def test_a_position_of_an_older_version_is_read(shards):
+    """They counted batches, too, which no longer matters."""
+    whole, batches = draw_batches(load_stream(str(shards), shuffle_buffer_size=12), 6, size=8)
+    state = batches.state_dict(4)
+    old = {"batches": 4} | {name: state[name] for name in ("epoch", "number", "offset", "source")}
+    again, _ = draw_batches(load_stream(str(shards), shuffle_buffer_size=12), 4, size=4, start=old)
+    assert captions_of(again) == captions_of(whole[4:])
 
 
 def test_a_resumed_stream_does_not_read_what_lies_before(shards, monkeypatch):
@@ -92,7 +140,7 @@ def test_a_resumed_stream_does_not_read_what_lies_before(shards, monkeypatch):
     monkeypatch.setattr(
         PairStream, "split_row", lambda self, row, *rest: read.append(row["caption"]) or original(self, row, *rest)
     )
-    draw_batches(stream, 8, size=5, start=state)
+    draw_batches(stream, 2, size=5, start=state)
     assert read == IN_ORDER[20:]  # the block under way and the last one, not the twenty pairs before
 
 

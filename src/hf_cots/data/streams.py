@@ -104,21 +104,21 @@ class PairStream(PairSource):
 
 @dataclass(frozen=True)
 class StreamPosition:
-    """How far a stream was read, as a checkpoint holds it.
+    """How far a stream was read, counted in pairs, as a checkpoint holds it.
 
     Args:
-        batches: batches before this position.
         epoch: passes through the source before it.
         number: pairs of this pass before the current block.
         offset: pairs of the (shuffled) block before it.
         source: the source's state at the beginning of the block; None at the beginning of the source.
+        block_size: pairs that were shuffled together in the current block; None for the stream's own number.
     """
 
-    batches: int = 0
     epoch: int = 0
     number: int = 0
     offset: int = 0
     source: dict | None = field(default=None, repr=False)
+    block_size: int | None = None
 
 
 class StreamBatches(Sampler[list[StreamedPair]]):
@@ -130,48 +130,54 @@ class StreamBatches(Sampler[list[StreamedPair]]):
 
     Resuming needs the source's state and one block: what lies before is not read again where the source can be
     entered in the middle (parquet, tars and JSON lines by shard; see `datasets.IterableDataset.load_state_dict`).
+    A position is a place between two pairs, so that another batch size, another number of ranks or another size of
+    the blocks goes on with the next pair: a block under way is finished as it was begun.
 
     Args:
         stream: the pairs.
         batch_size: pairs of a batch on one rank.
         rank, world_size: which shard to give, of how many.
+        seed: of the order; by default that of the stream.
     """
 
-    def __init__(self, stream: PairStream, batch_size: int, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self, stream: PairStream, batch_size: int, rank: int = 0, world_size: int = 1, seed: int | None = None
+    ):
         self.stream, self.rank, self.world_size = stream, rank, world_size
         self.global_size = batch_size * world_size
+        self.seed = stream.seed if seed is None else seed
         self.start = StreamPosition()
-        # Of the batches that were handed out but perhaps not yet trained on: workers ask ahead.
-        self._ends: deque[StreamPosition] = deque(maxlen=10_000)
+        # Where each batch ends that was handed out but perhaps not yet trained on (workers ask ahead), and its number.
+        self._ends: deque[tuple[int, StreamPosition]] = deque(maxlen=10_000)
 
     def state_dict(self, batches: int) -> dict[str, Any]:
-        """The position after the first `batches` batches of the run, as plain JSON types; earlier ones are forgotten.
+        """The position after `batches` batches from the start of the iteration, as plain JSON types; earlier ones are
+        forgotten.
 
         Raises:
             ValueError: if so many were not handed out.
         """
-        while self._ends and self._ends[0].batches < batches:
+        while self._ends and self._ends[0][0] < batches:
             self._ends.popleft()
-        if not self._ends or self._ends[0].batches != batches:
+        if not self._ends or self._ends[0][0] != batches:
             raise ValueError(f"{batches} batches were not drawn from the stream")
-        return asdict(self._ends[0])
+        return asdict(self._ends[0][1])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on behind the position of another run's checkpoint."""
-        self.start = StreamPosition(**state)
+        # Older checkpoints also hold a number of batches, which says nothing to a run with other batches.
+        self.start = StreamPosition(**{name: value for name, value in state.items() if name != "batches"})
 
     def __iter__(self) -> Iterator[list[StreamedPair]]:
-        for _ in range(self.start.batches):
-            yield []  # Trainer drops the batches before a checkpoint, so they need not be read
         self._ends.clear()
-        self._ends.append(self.start)
+        self._ends.append((0, self.start))
         batch: list[StreamedPair] = []
-        batches = self.start.batches
+        batches = 0
         for pair, position in self._pairs():
             batch.append(pair)
             if len(batch) == self.global_size:
                 batches += 1
-                self._ends.append(replace(position, batches=batches))
+                self._ends.append((batches, position))
                 yield take_shard(batch, self.rank, self.world_size)
                 batch = []
 
@@ -182,7 +188,7 @@ class StreamBatches(Sampler[list[StreamedPair]]):
             empty = True
             for block, begin in self._blocks(start):
                 empty = False
-                key = [self.stream.seed, mix(begin.epoch, begin.number)]
+                key = [self.seed, mix(begin.epoch, begin.number)]
                 order = np.random.Generator(np.random.Philox(key=key)).permutation(len(block))
                 for offset in range(begin.offset, len(block)):
                     yield block[order[offset]], replace(begin, offset=offset + 1)
@@ -194,16 +200,17 @@ class StreamBatches(Sampler[list[StreamedPair]]):
         """The blocks of one pass, each with the position at its beginning."""
         table, stream = self.stream.table, self.stream
         table.load_state_dict(start.source or stream.start)
+        size = start.block_size or stream.shuffle_buffer_size
         block: list[StreamedPair] = []
         for row in table:
             block += stream.split_row(row, start.epoch, start.number + len(block))
-            if len(block) >= stream.shuffle_buffer_size:
+            if len(block) >= size:
                 after = table.state_dict()
-                yield block, start
+                yield block, replace(start, block_size=size)
                 start = StreamPosition(epoch=start.epoch, number=start.number + len(block), source=after)
-                block = []
+                block, size = [], stream.shuffle_buffer_size
         if block:
-            yield block, start
+            yield block, replace(start, block_size=size)
 
 
 def load_stream(

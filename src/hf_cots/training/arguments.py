@@ -14,6 +14,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import HfArg
 
 from ..models.renamed_fields import RENAMED, rename_fields
+from .settings import check_upload, choose_best_by, watch_in_the_right_direction
 
 
 logger = logging.getLogger(__name__)
@@ -140,6 +141,11 @@ class COTSTrainingArguments(TrainingArguments):
     text_learning_rate: float | None = HfArg(default=None, help="Learning rate of the text tower, if it differs.")
     vision_learning_rate: float | None = HfArg(default=None, help="Learning rate of the image tower, if it differs.")
 
+    def __post_init__(self):
+        choose_best_by(self, "text_to_image_R@1", smaller_is_better=("_rank",))
+        super().__post_init__()
+        watch_in_the_right_direction(self)
+
 
 @dataclass
 class DVAETrainingArguments(TrainingArguments):
@@ -163,6 +169,11 @@ class DVAETrainingArguments(TrainingArguments):
     kl_warmup_fraction: float = HfArg(
         default=1 / 600, help="Fraction of the steps that raise the KL weight to the config's."
     )
+
+    def __post_init__(self):
+        choose_best_by(self, "mse", smaller_is_better=("mse", "mae", "collapsed"))
+        super().__post_init__()
+        watch_in_the_right_direction(self)
 
 
 # ---------------------------------------------------------------------- recipes
@@ -257,7 +268,11 @@ def parse_flags(kinds: tuple[type, ...], argv: list[str] | None, description: st
     values, unknown = parser.parse_known_args(argv)
     if unknown:
         raise ValueError(f"unknown flags: {' '.join(unknown)}")
-    return tuple(kind(**{f.name: getattr(values, f.name) for f in fields(kind) if f.init}) for kind in kinds)
+    parsed = tuple(kind(**{f.name: getattr(values, f.name) for f in fields(kind) if f.init}) for kind in kinds)
+    for arguments in parsed:
+        if isinstance(arguments, TrainingArguments):
+            check_upload(arguments)
+    return parsed
 
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, COTSTrainingArguments]:

@@ -1,12 +1,17 @@
 """Checkpoints that are complete or not used: one whose writing was interrupted has no valid `complete.json`."""
 
 import json
+import logging
 import os
 import re
 from pathlib import Path
+from typing import Any
 
+
+logger = logging.getLogger(__name__)
 
 COMPLETE = "complete.json"
+TRAINER_STATE = "trainer_state.json"
 
 
 def invalidate(folder: Path) -> None:
@@ -24,12 +29,39 @@ def mark_complete(folder: Path) -> None:
     os.replace(draft, folder / COMPLETE)
 
 
+def recorded_sizes(folder: Path) -> dict[str, int] | None:
+    """The files that a checkpoint was complete with and their sizes; None if its mark is missing or damaged."""
+    try:
+        return json.loads((folder / COMPLETE).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def holds_weights_alone(folder: Path) -> bool:
+    """Whether a checkpoint was written with `--save_only_model`: its last file is there, but no optimizer ever was."""
+    names = {path.name for path in folder.glob("*")} | (recorded_sizes(folder) or {}).keys()
+    return TRAINER_STATE in names and not any(name.startswith(("optimizer", "global_step")) for name in names)
+
+
 def find_problem(folder: Path) -> str | None:
-    """Why a checkpoint must not be used; None if it is marked as complete and every file has its recorded size."""
-    mark = folder / COMPLETE
-    if not mark.is_file():
-        return f"{folder} has no {COMPLETE}: its writing was interrupted, or another trainer wrote it"
-    for name, size in json.loads(mark.read_text()).items():
+    """Why a run must not be resumed from a checkpoint; None if it is marked as complete, every file has its recorded
+    size, and the optimizer's state is among them."""
+    if not folder.is_dir():
+        return f"there is no folder {folder}"
+    if holds_weights_alone(folder):
+        return (
+            f"{folder} has weights but no optimizer and no learning-rate schedule (--save_only_model); a new run can "
+            "start from its weights with --model"
+        )
+    sizes = recorded_sizes(folder)
+    if sizes is None:
+        damaged = (folder / COMPLETE).is_file()
+        return (
+            f"{folder / COMPLETE} is damaged"
+            if damaged
+            else f"{folder} has no {COMPLETE}: its writing was interrupted, or another trainer wrote it"
+        )
+    for name, size in sizes.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             return f"{path} is missing or does not have the {size} bytes that were written"
@@ -37,10 +69,26 @@ def find_problem(folder: Path) -> str | None:
 
 
 def last_checkpoint(output_dir: Path | str) -> Path | None:
-    """The complete checkpoint with the most steps, or None."""
+    """The complete checkpoint with the most steps, or None; later ones that are incomplete are named in the log.
+
+    Raises:
+        ValueError: if a later one holds weights alone: a run that began again before it would overwrite it.
+    """
     steps = {}
     for folder in Path(output_dir).glob("checkpoint-*"):
         match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-        if match and find_problem(folder) is None:
+        if match:
             steps[int(match[1])] = folder
-    return steps[max(steps)] if steps else None
+    for _, folder in sorted(steps.items(), reverse=True):
+        problem = find_problem(folder)
+        if problem is None:
+            return folder
+        if holds_weights_alone(folder):
+            raise ValueError(f"cannot resume: {problem}")
+        logger.warning("passing over a checkpoint: %s", problem)
+    return None
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The state of transformers' Trainer."""
+    return json.loads((folder / TRAINER_STATE).read_text())

@@ -12,6 +12,9 @@ from .pair_trainer import PairTrainer
 
 logger = logging.getLogger(__name__)
 
+# What `evaluate` reports.
+METRICS = {"mse", "mae", "psnr", "perplexity", "used_codes", "used_share", "collapsed", "pictures"}
+
 
 def cosine(start: float, end: float, progress: float) -> float:
     """Half a cosine wave from `start` at progress 0 to `end` at progress 1, and `end` from there on."""
@@ -77,6 +80,9 @@ class DVAETrainer(PairTrainer):
             self._warned = usage.collapsed
             self._reset_statistics()
         super().log(logs, start_time)
+
+    def metric_names(self) -> set[str]:
+        return METRICS
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Metrics of [`evaluate_image_tokenizer`] on a [`PairDataset`] (`eval_mse`, ...), and an image of

@@ -76,7 +76,9 @@ def describe_training(trainer: PairTrainer, train_data: str, unit: str) -> str:
     """The card's sentence on data and length of the training."""
     args = trainer.args
     batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return f"Trained on `{train_data}` for {trainer.state.global_step} steps of {batch_size} {unit}."
+    best = args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None
+    steps = trainer.state.best_global_step if best else trainer.state.global_step
+    return f"Trained on `{train_data}` for {steps} steps of {batch_size} {unit}."
 
 
 def model_name(args: TrainingArguments) -> str:

@@ -13,9 +13,12 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from ..data.sources import PairDataset
 from ..evaluation.retrieval.directions import evaluate_retrieval
+from ..evaluation.retrieval.metrics import chance_level
+from ..search.encoders import DIRECTIONS
 from .diagnostics import batch_accuracy, embedding_variance, similarity_to_queue
 from .gradient_cache import cache_gradients
 from .pair_trainer import PairTrainer
+from .resuming import present_name
 
 
 # Parts that a LoRA checkpoint leaves out: the adapters have peft's own file, the rest is as it was loaded.
@@ -74,20 +77,30 @@ class COTSTrainer(PairTrainer):
             "vision_model": getattr(self.args, "vision_learning_rate", None),
             "text_model": getattr(self.args, "text_learning_rate", None),
         }
-        if self.optimizer is not None or not any(rates.values()):
+        rates = {tower: rate for tower, rate in rates.items() if rate is not None}
+        if self.optimizer is not None or not rates:
             return super().create_optimizer(model)
         model = self.model if model is None else model
+        self._check_rates(model, rates)
         decayed = set(self.get_decay_parameter_names(model))
         groups: dict[tuple[float, float], list[torch.nn.Parameter]] = defaultdict(list)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                own_rate = next((rate for tower, rate in rates.items() if rate and f"{tower}." in name), None)
+                rate = next((rate for tower, rate in rates.items() if f"{tower}." in name), self.args.learning_rate)
                 decay = self.args.weight_decay if name in decayed else 0.0
-                groups[own_rate or self.args.learning_rate, decay].append(parameter)
+                groups[rate, decay].append(parameter)
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
         settings = [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
         self.optimizer = optimizer_class(settings, **options)
         return self.optimizer
+
+    @staticmethod
+    def _check_rates(model, rates: dict[str, float]) -> None:
+        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        for tower in rates:
+            if not any(f"{tower}." in name for name in trained):
+                flag = tower.replace("model", "learning_rate")
+                raise ValueError(f"--{flag} would have no effect: the {tower.removesuffix('_model')} tower is frozen")
 
     # ------------------------------------------------------------------ sharded parameters (FSDP2)
 
@@ -130,6 +143,8 @@ class COTSTrainer(PairTrainer):
                     steps = cache_gradients(self.model, batches, steps)
         batches = [batch | {"step": step} for batch, step in zip(batches, steps)]
         self._step_pairs = int(self.model.pairs_seen - seen)
+        if self._step_pairs == 0:
+            raise ValueError(f"step {self.state.global_step + 1}: no image and caption of its batch can be used")
         self._step_batches = len(batches) * self.args.world_size
         self._pairs += self._step_pairs
         if threshold is not None and torch.isfinite(threshold):
@@ -149,20 +164,41 @@ class COTSTrainer(PairTrainer):
     def _save(self, output_dir: str | None = None, state_dict=None):
         """peft saves the adapters alone; projections, token heads and queues must be saved beside them."""
         super()._save(output_dir, state_dict)
-        if not isinstance(self.model, PreTrainedModel):
-            state = self.model.get_base_model().state_dict()
-            beside = {
-                name: tensor.contiguous()
-                for name, tensor in state.items()
-                if name.endswith("mask_token") or not any(part in name for part in FROM_TOWERS)
-            }
-            save_file(beside, Path(output_dir or self.args.output_dir) / BESIDE_ADAPTERS)
+        if self.args.should_save and not isinstance(self.model, PreTrainedModel):
+            save_file(self._beside_adapters(), Path(output_dir or self.args.output_dir) / BESIDE_ADAPTERS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        beside = Path(resume_from_checkpoint) / BESIDE_ADAPTERS
-        if not isinstance(self.model, PreTrainedModel) and beside.is_file():
-            self.model.get_base_model().load_state_dict(load_file(beside), strict=False)
+        self._load_beside_adapters(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_beside_adapters(Path(self.state.best_model_checkpoint))
+
+    def _load_beside_adapters(self, folder: Path) -> None:
+        """What peft neither saves nor loads, on every way back to a checkpoint.
+
+        Raises:
+            ValueError: if the checkpoint has not all of it, or in other shapes.
+        """
+        if isinstance(self.model, PreTrainedModel):
+            return
+        path = folder / BESIDE_ADAPTERS
+        if not path.is_file():
+            raise ValueError(f"{folder} has no {BESIDE_ADAPTERS}, which holds all that is trained beside the adapters")
+        base, saved = self.model.get_base_model(), {present_name(n): tensor for n, tensor in load_file(path).items()}
+        for name, tensor in self._beside_adapters().items():
+            if name not in saved or saved[name].shape != tensor.shape:
+                raise ValueError(f"{path} has no tensor {name} of shape {list(tensor.shape)}: it is of another model")
+        base.load_state_dict(saved, strict=False)
+
+    def _beside_adapters(self) -> dict[str, torch.Tensor]:
+        """Projections, token heads, queues, counters and mask tokens of a model with adapters."""
+        return {
+            name: tensor.contiguous()
+            for name, tensor in self.model.get_base_model().state_dict().items()
+            if name.endswith("mask_token") or not any(part in name for part in FROM_TOWERS)
+        }
 
     # ------------------------------------------------------------------ logging
 
@@ -213,6 +249,14 @@ class COTSTrainer(PairTrainer):
 
     # ------------------------------------------------------------------ evaluation
 
+    def metric_names(self) -> set[str] | None:
+        """`text_to_image_R@1` and so on, behind the name of the data set if there are several."""
+        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        if not all(isinstance(pairs, PairDataset | None) for pairs in sets.values()):
+            return None
+        names = {f"{direction}_{name}" for direction in DIRECTIONS for name in chance_level(1, 1)}
+        return {f"{prefix}_{name}".lstrip("_") for prefix in sets for name in names}
+
     def retrieval(self, pairs: PairDataset) -> dict[str, dict[str, float]]:
         """Both directions of [`evaluate_retrieval`] with the model as it stands.
 
@@ -233,6 +277,8 @@ class COTSTrainer(PairTrainer):
         Other data sets are evaluated by `transformers.Trainer`, which reports the loss.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):  # one of several, as Trainer asks for it
+            dataset = self.eval_dataset[dataset]
         if not isinstance(dataset, PairDataset):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         metrics = {
