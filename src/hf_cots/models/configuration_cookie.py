@@ -95,6 +95,12 @@ class CookieConfig(TwoTowerConfig):
         """The weight of each term of the loss."""
         return {name: getattr(self, f"{name}_weight") for name in ("cross_modal", "visual", "textual")}
 
+    @property
+    def mask_token_field(self) -> str | None:
+        """The field that, above 0, asks for a mask token; None if no word is masked."""
+        drops = self.textual_weight > 0 and self.text_view == "dropped_words" and self.word_drop_ratio > 0
+        return "word_drop_masked" if drops and self.word_drop_masked > 0 else None
+
     def validate_shared_layers(self):
         """Part of the strict validation: layers that can be built."""
         if not 0 <= self.num_shared_layers <= 4:
@@ -103,6 +109,15 @@ class CookieConfig(TwoTowerConfig):
         if self.projection_dim % self.num_shared_heads:
             raise ValueError(
                 f"projection_dim={self.projection_dim} is not divisible by num_shared_heads={self.num_shared_heads}"
+            )
+
+    def validate_pooling(self):
+        """Part of the strict validation: the first token knows of the others, through the shared layers or the tower."""
+        tower = self.tower_properties["text_pooling"]
+        if self.pooling == "first" and self.num_shared_layers == 0 and tower.is_causal:
+            raise ValueError(
+                f'pooling="first" without shared layers does not fit {tower.name}, which is causal: its first state '
+                'sees no other word; set pooling="mean"'
             )
 
     def validate_ranges(self):

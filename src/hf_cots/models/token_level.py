@@ -15,6 +15,7 @@ from .configuration_two_tower import TwoTowerConfig
 from .losses import masked_token_loss
 from .masking import draw_masks, mix
 from .step import Step
+from .tower_properties import describe_tower
 
 
 class TokenHead(nn.Module):
@@ -44,7 +45,7 @@ def tower_head(config, global_size: int) -> TokenHead:
     """A [`TokenHead`] with the activation and epsilon of the tower that `config` describes, or else BERT's."""
     fields = config.to_dict()
     activation = fields.get("hidden_act", fields.get("activation", "gelu"))
-    return TokenHead(config.hidden_size, global_size, activation, fields.get("layer_norm_eps", 1e-12))
+    return TokenHead(describe_tower(config).hidden_size, global_size, activation, fields.get("layer_norm_eps", 1e-12))
 
 
 def token_term(
