@@ -112,7 +112,7 @@ class CookieConfig(TwoTowerConfig):
             )
 
     def validate_pooling(self):
-        """Part of the strict validation: the first token knows of the others, through the shared layers or the tower."""
+        """Part of the strict validation: a first token that is pooled knows of the others."""
         tower = self.tower_properties["text_pooling"]
         if self.pooling == "first" and self.num_shared_layers == 0 and tower.is_causal:
             raise ValueError(

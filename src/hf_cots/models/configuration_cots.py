@@ -25,8 +25,9 @@ class COTSConfig(TwoTowerConfig):
         image_pooling, text_pooling (`"cls"`, `"mean"` or `"cls+mean"`; for images also `"tower"`, for texts `"last"`):
             which feature of a stream is its global one. `"mean"` averages the patches, or the words without padding;
             `"cls+mean"` is both, one beside the other, and twice as wide; `"tower"` is the image tower's own pooled
-            output (SigLIP's attention head); `"last"` is a causal tower's last word that is no padding. The default is `"cls"` [M],
-            `"mean"` for an image tower without a class token [D], and `"last"` for a causal text tower [D].
+            output (SigLIP's attention head); `"last"` is a causal tower's last word that is no padding. The default
+            is `"cls"` [M]; `"mean"` for an image tower without a class token and for T5's encoder [D]; `"last"` for a
+            causal text tower [D].
         image_mean, image_std (`list[float]`, default 0.5 [D]): normalization of `pixel_values`.
         special_token_ids (`list[int]`, defaults to BERT's): token ids that are never masked.
         mask_token_id (`int`, defaults to 103, BERT's): the token that stands for a masked word.

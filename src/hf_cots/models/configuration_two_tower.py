@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .renamed_fields import rename_fields
-from .tower_properties import TowerProperties, describe_tower, image_sides
+from .tower_properties import TowerProperties, describe_tower, square_side
 
 
 @strict
@@ -18,7 +18,7 @@ class TwoTowerConfig(PreTrainedConfig):
     projection_dim (`int`): width of the joint space.
     image_mean, image_std (`list[float]`): normalization of `pixel_values`.
     special_token_ids (`list[int]`): token ids that are never masked.
-    mask_token_id (`int`): the token that stands for a masked word.
+    mask_token_id (`int`): the token that stands for a masked word; -1 where the tokenizer has none.
     temperature, min_temperature, max_temperature (`float`): tau, and the bounds of a learned tau.
     initializer_range (`float`): standard deviation of new linear layers.
     """
@@ -35,20 +35,15 @@ class TwoTowerConfig(PreTrainedConfig):
     max_temperature: float | int = 0.5
     initializer_range: float = 0.02
 
-    # Which of a tower's states are its global feature; None for the one that suits the tower. A model without a choice
-    # names what it takes.
-    image_pooling = text_pooling = None
-
     def __post_init__(self, **kwargs):
-        """As in transformers; then poolings that were not named are those that suit the towers.
+        """As in transformers; then poolings, of [`tower_properties`], that were not named are those that suit the
+        towers.
 
         Raises:
             ValueError: if a tower cannot be used, or lacks what a pooling takes.
         """
         super().__post_init__(**kwargs)
-        sides = image_sides(self.vision_config)
-        if isinstance(self.vision_config.image_size, (list, tuple)) and sides[0] == sides[1]:
-            self.vision_config.image_size = sides[0]
+        self.vision_config.image_size = square_side(self.vision_config)  # it may be a list of two equal sides
         for field, tower in self.tower_properties.items():
             if getattr(self, field) is None:
                 setattr(self, field, tower.default_pooling)
@@ -139,12 +134,7 @@ class TwoTowerConfig(PreTrainedConfig):
 
     def validate_image_grid(self):
         """Part of the strict validation: images are square, and patches tile them."""
-        sides = image_sides(self.vision_config)
-        if sides[0] != sides[1]:
-            raise ValueError(
-                f"vision_config.image_size must be one whole number (square images), got {list(sides)}; give another "
-                "(--image_size)"
-            )
+        square_side(self.vision_config)
 
     def validate_temperature(self):
         """Part of the strict validation: tau lies within its bounds."""

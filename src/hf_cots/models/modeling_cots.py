@@ -122,7 +122,7 @@ class COTSModel(COTSPreTrainedModel):
         text_size = feature_size(config.text_config, config.text_pooling)
         self.visual_projection = nn.Linear(image_size, config.projection_dim)
         self.text_projection = nn.Linear(text_size, config.projection_dim)
-        self.num_special_tokens = describe_tower(config.vision_config, "image").num_special_tokens
+        self.vision_tower = describe_tower(config.vision_config, "image")
         self.text_tower = describe_tower(config.text_config, "text")
         self.log_temperature = None
         if config.learn_temperature:
@@ -138,9 +138,9 @@ class COTSModel(COTSPreTrainedModel):
         Args:
             vision: Hub id, folder or model of an image encoder (ViT, DeiT, BEiT, DINOv2, SigLIP, ...).
             text: Hub id, folder or model of a text encoder (BERT, MiniLM, RoBERTa, ModernBERT, GPT-2, T5, ...).
-            config_fields: any field of [`COTSConfig`], and `image_size`, a side in pixels other than the image tower's,
-                to which its position embeddings are interpolated. The image tokenizer's input size follows the patch
-                grid.
+            config_fields: any field of [`COTSConfig`], and `image_size`, a side in pixels other than the image
+                tower's, to which its position embeddings are interpolated. The image tokenizer's input size follows
+                the patch grid.
 
         Raises:
             ValueError: if a tower holds several modalities or does not fit its config.
@@ -204,6 +204,8 @@ class COTSModel(COTSPreTrainedModel):
         """
         if bool_masked_pos is not None:
             kwargs["bool_masked_pos"] = at_least_one_row(bool_masked_pos)
+        if not self.vision_tower.takes & {"interpolate_pos_encoding", "kwargs"}:
+            kwargs.pop("interpolate_pos_encoding", None)  # a convolutional net takes any size
         output = self.vision_model(pixel_values=at_least_one_row(pixel_values), **kwargs)
         hidden = output.last_hidden_state[: len(pixel_values)]
         if hidden.ndim == 4:  # the map (n, hidden, rows, columns) of a convolutional net
@@ -222,7 +224,7 @@ class COTSModel(COTSPreTrainedModel):
 
     def patch_states(self, hidden: torch.Tensor) -> torch.Tensor:
         """Of an image's states (n, tokens, hidden) those of its patches; special tokens stand in front of them."""
-        return hidden[:, self.num_special_tokens :]
+        return hidden[:, self.vision_tower.num_special_tokens :]
 
     def encode_text(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs

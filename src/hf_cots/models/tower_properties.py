@@ -35,7 +35,8 @@ class TowerProperties:
     Args:
         name: the class of its model, for messages.
         hidden_size: width of its output states.
-        default_pooling: `"cls"` where its first state sees all others, `"last"` for a causal tower, else `"mean"`.
+        default_pooling: `"cls"` where its first state sees all others and may stand for them, `"last"` for a causal
+            tower, else `"mean"`.
         pooled_size: width of its own pooled output, None without one.
         patch_grid: rows and columns of an image tower's output states, without special tokens.
         num_special_tokens: how many stand in front of the patches; the first is the class token.
@@ -155,12 +156,30 @@ def image_sides(config: PreTrainedConfig) -> tuple[int, int]:
     return sides  # type: ignore[return-value]
 
 
+def square_side(config: PreTrainedConfig) -> int:
+    """Side in pixels of the square images that a tower is made for.
+
+    Raises:
+        ValueError: if its images are not square.
+    """
+    rows, columns = image_sides(config)
+    if rows != columns:
+        raise ValueError(
+            f"vision_config.image_size must be one whole number (square images), got {[rows, columns]}; take an image "
+            "tower for square images"
+        )
+    return rows
+
+
 def _describe_image_tower(native: type[PreTrainedModel], config: PreTrainedConfig) -> TowerProperties:
     arguments = inspect.signature(native.forward).parameters
     _check_only_needs(native, arguments, "pixel_values")
     sides = image_sides(config)
+    shallow = copy.deepcopy(config)
+    if isinstance(getattr(config, "num_hidden_layers", None), int) and not hasattr(config, "depths"):
+        shallow.num_hidden_layers = 1  # layers that are all alike change no shape
     with _examined(native), torch.device("meta"), torch.no_grad():
-        model = _build(native, config)
+        model = _build(native, shallow)
         grids, inputs = _record_patches(model)
         output = model(pixel_values=torch.empty(1, getattr(config, "num_channels", 3), *sides), return_dict=True)
     states = output.get("last_hidden_state")
@@ -222,8 +241,8 @@ def _locate_patches(
         rows, columns = grids[-1]
         if inputs and inputs[0] < rows * columns:
             raise ValueError(
-                f"{native.__name__} drops patches: of {rows} x {columns} it keeps {inputs[0]} tokens; take a model that "
-                "keeps them all, such as ViTModel for ViT-MAE's weights"
+                f"{native.__name__} drops patches: of {rows} x {columns} it keeps {inputs[0]} tokens; take a model "
+                "that keeps them all, such as ViTModel for ViT-MAE's weights"
             )
         for factor in range(1, min(rows, columns) + 1):
             grid = (-(-rows // factor), -(-columns // factor))
@@ -248,7 +267,7 @@ def _describe_text_tower(native: type[PreTrainedModel], config: PreTrainedConfig
     return TowerProperties(
         name=native.__name__,
         hidden_size=width,
-        default_pooling="last" if causal else "cls",
+        default_pooling="last" if causal else "mean" if config.is_encoder_decoder else "cls",
         is_causal=causal,
         ignores_padding=not padding,
         takes=frozenset(arguments),
@@ -338,10 +357,10 @@ def _count_positions(model: PreTrainedModel, config: PreTrainedConfig, words: nn
     if not isinstance(limit, int) or limit < 1:
         return None
     for module in model.modules():
-        if isinstance(module, nn.Embedding) and module is not words and module.num_embeddings == limit:
-            if module.padding_idx is not None:
-                padding = getattr(config, "pad_token_id", None)
-                return limit - (module.padding_idx if padding is None else padding) - 1
+        counted = isinstance(module, nn.Embedding) and module is not words and module.num_embeddings == limit
+        if counted and module.padding_idx is not None:
+            padding = getattr(config, "pad_token_id", None)
+            return limit - (module.padding_idx if padding is None else padding) - 1
     return limit
 
 
@@ -400,4 +419,4 @@ def _projects(linear: list[str]) -> bool:
     return linear != ["dense"]
 
 
-__all__ = ["TowerProperties", "attention_layers", "describe_tower", "image_sides", "native_class"]
+__all__ = ["TowerProperties", "attention_layers", "describe_tower", "image_sides", "native_class", "square_side"]

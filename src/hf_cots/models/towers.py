@@ -1,5 +1,6 @@
 """The towers of the models: pretrained encoders of transformers, and the pooling of their outputs."""
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -92,7 +93,8 @@ def interpolate_positions(source: PreTrainedModel, target: PreTrainedModel) -> d
         if name.endswith("relative_position_bias_table"):
             new = _interpolate_relative_positions(tensor, ours[name], target.config)
         elif owner is not None and width == ours[name].shape[-1]:
-            new = owner.interpolate_pos_encoding(tensor.new_zeros(1, ours[name].numel() // width, width), *size)
+            with contextlib.suppress(RuntimeError):  # positions of a grid that is not square
+                new = owner.interpolate_pos_encoding(tensor.new_zeros(1, ours[name].numel() // width, width), *size)
         if new is None or new.numel() != ours[name].numel():
             raise ValueError(
                 f"{type(source).__name__} cannot take image_size={size[0]}: its {name} is made for "
@@ -121,7 +123,9 @@ def is_frozen(tower: nn.Module) -> bool:
     return not any(parameter.requires_grad for parameter in tower.parameters())
 
 
-def pooled(pooling: str, first: torch.Tensor, mean: torch.Tensor, own: torch.Tensor | None = None) -> torch.Tensor:
+def pooled(
+    pooling: str | None, first: torch.Tensor, mean: torch.Tensor, own: torch.Tensor | None = None
+) -> torch.Tensor:
     """A stream's global feature (n, [`feature_size`]) of its first token's state and its tokens' mean, (n, hidden).
 
     Args:
@@ -146,7 +150,7 @@ def last_words(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tens
     return hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1])).squeeze(1)
 
 
-def feature_size(tower_config: PreTrainedConfig, pooling: str) -> int:
+def feature_size(tower_config: PreTrainedConfig, pooling: str | None) -> int:
     """Width of a stream's global feature."""
     if pooling == "tower":
         return describe_tower(tower_config).pooled_size  # type: ignore[return-value]

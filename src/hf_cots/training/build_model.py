@@ -24,6 +24,7 @@ from ..models import (
     COTSForPreTraining,
     COTSImageProcessor,
     COTSImageTokenizer,
+    COTSImageTokenizerConfig,
     COTSProcessor,
     SimlaConfig,
     SimlaForPreTraining,
@@ -104,16 +105,20 @@ def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -
     """Build the model for pre-training that the flags name, with LoRA and frozen towers as they ask.
 
     Raises:
-        ValueError: if not exactly one source is named, an override is not a field of the config, a tower lacks what the
-            model or a flag needs of it, the vocabulary is too small for the tokenizer, masked words have no mask token
-            or masked images no trained image tokenizer, or a tower to freeze is unknown.
+        ValueError: if not exactly one source is named, an override is not a field of the config, a tower lacks what
+            the model or a flag needs of it, the vocabulary is too small for the tokenizer, masked words have no mask
+            token or masked images no trained image tokenizer, or a tower to freeze is unknown.
     """
     check_source(arguments)
     model_class = find_model_class(arguments)
     overrides = read_overrides(arguments, model_class.config_class)
-    overrides |= {"special_token_ids": sorted(tokenizer.all_special_ids)}
-    if tokenizer.mask_token_id is not None:
-        overrides |= {"mask_token_id": tokenizer.mask_token_id}
+    mask_token_id = -1 if tokenizer.mask_token_id is None else tokenizer.mask_token_id
+    overrides |= {"mask_token_id": mask_token_id, "special_token_ids": sorted(tokenizer.all_special_ids)}
+    if arguments.vision and arguments.text:
+        overrides |= choose_text_pooling(arguments.text, tokenizer, model_class.config_class, overrides)
+    config = plan_config(arguments, model_class.config_class, overrides)
+    check_mask_token(config, tokenizer)
+    check_text_tower(config, tokenizer)
     if arguments.vision and arguments.text:
         towers = (arguments.vision, arguments.text, arguments.image_tokenizer)
         sizes = {} if arguments.image_size is None else {"image_size": arguments.image_size}
@@ -122,14 +127,10 @@ def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -
         model, random_codes = load_checkpoint(arguments.model, model_class, overrides)
         model = resize_images(model, arguments.image_size)
     else:
-        config = load_config(arguments.config, overrides)
-        config = config if arguments.image_size is None else config.at_image_size(arguments.image_size)
         model, random_codes = model_class(config), True
-    check_mask_token(model.config, tokenizer)
     if arguments.image_tokenizer and not arguments.vision:
         model.set_image_tokenizer(COTSImageTokenizer.from_pretrained(arguments.image_tokenizer))
     check_image_tokenizer(model.config, trained=not random_codes or arguments.image_tokenizer is not None)
-    check_text_tower(model.config, tokenizer)
     tell_about_towers(model.config)
     adapted = add_lora(model, arguments.lora_rank, arguments.freeze) if arguments.lora_rank else model
     freeze_towers(model, arguments.freeze)
@@ -178,6 +179,38 @@ def load_config(source: str | None, overrides: dict[str, Any]) -> Config:
     return type(config).from_dict(config.to_dict() | overrides)
 
 
+def plan_config(arguments: ModelArguments, config_class: type[Config], overrides: dict[str, Any]) -> Config:
+    """The config of the model that the flags name, read before any weights are.
+
+    Raises:
+        ValueError: if a tower cannot be used, or fields contradict each other.
+    """
+    if arguments.vision and arguments.text:
+        fields: dict[str, Any] = dict(overrides)
+        if arguments.image_tokenizer and "image_tokenizer_config" in config_class.sub_configs_defaults:
+            fields["image_tokenizer_config"] = COTSImageTokenizerConfig.from_pretrained(arguments.image_tokenizer)
+        towers = load_tower_config(arguments.vision), load_tower_config(arguments.text)
+        return config_class.from_towers(*towers, image_size=arguments.image_size, **fields)
+    config = load_config(arguments.model or arguments.config, overrides)
+    return config if arguments.image_size is None else config.at_image_size(arguments.image_size)
+
+
+def choose_text_pooling(
+    text: str, tokenizer: PreTrainedTokenizerBase, config_class: type[Config], overrides: dict[str, Any]
+) -> dict[str, str]:
+    """The pooling of a text tower whose tokenizer puts no special token in front, unless one is named: there is no
+    class token to take, and `"mean"` takes its place. Empty where the tower's own default will do."""
+    first = tokenizer("a")["input_ids"][:1]
+    if config_class is not COTSConfig or (first and first[0] in tokenizer.all_special_ids):
+        return {}
+    if overrides.get("text_pooling") is None:
+        default = describe_tower(load_tower_config(text), "text").default_pooling
+        return {"text_pooling": "mean"} if default == "cls" else {}
+    if overrides["text_pooling"].startswith("cls"):
+        logger.warning('text_pooling="cls" takes the first word: the tokenizer puts no special token in front of it')
+    return {}
+
+
 def load_checkpoint(
     source: str, model_class: type[PreTrainingModel], overrides: dict[str, Any]
 ) -> tuple[PreTrainingModel, bool]:
@@ -217,6 +250,31 @@ def combine_towers(
     return model_class.from_vision_text_pretrained(load_tower(vision), load_tower(text), image_tokenizer, **overrides)
 
 
+def load_tower_config(source: str) -> PreTrainedConfig:
+    """The config of a tower: of a Hub id or folder, or given as JSON.
+
+    Raises:
+        ValueError: if the JSON is invalid or has no `model_type`.
+    """
+    if not source.startswith("{"):
+        return AutoConfig.from_pretrained(source)
+    fields = read_tower_json(source)
+    fields.pop("add_pooling_layer", None)
+    return AutoConfig.for_model(**fields)
+
+
+def read_tower_json(source: str) -> dict[str, Any]:
+    """The fields of a tower's config given as JSON.
+
+    Raises:
+        ValueError: if the JSON is invalid or has no `model_type`.
+    """
+    fields = json.loads(source)
+    if "model_type" not in fields:
+        raise ValueError(f"the config of a tower to train from random weights needs a model_type, got {source}")
+    return fields
+
+
 def load_tower(source: str) -> str | PreTrainedModel:
     """A tower with random weights if `source` is a config as JSON; else `source` itself, a Hub id or folder.
 
@@ -227,9 +285,7 @@ def load_tower(source: str) -> str | PreTrainedModel:
     """
     if not source.startswith("{"):
         return source
-    fields = json.loads(source)
-    if "model_type" not in fields:
-        raise ValueError(f"the config of a tower to train from random weights needs a model_type, got {source}")
+    fields = read_tower_json(source)
     options = {name: fields.pop(name) for name in ("add_pooling_layer",) if name in fields}
     return AutoModel.from_config(AutoConfig.for_model(**fields), **options)
 
@@ -273,8 +329,8 @@ def check_mask_token(config: Config, tokenizer: PreTrainedTokenizerBase) -> None
     field = config.mask_token_field
     if field is not None and tokenizer.mask_token_id is None:
         raise ValueError(
-            f"the tokenizer has no mask_token, which {field} > 0 needs: name another with --tokenizer, or set {field} to "
-            f"0 with --config_overrides '{{\"{field}\": 0}}'"
+            f"{tokenizer.name_or_path or 'the tokenizer'} has no mask_token; name another with --tokenizer, or turn "
+            f"masked words off with --config_overrides '{{\"{field}\": 0}}'"
         )
 
 
@@ -305,8 +361,8 @@ def check_text_tower(config: Config, tokenizer: PreTrainedTokenizerBase) -> None
 
 
 def tell_about_towers(config: Config) -> None:
-    """Log what of the towers is not what one may expect of any tower: another pooling than "cls" by default, words that
-    see only those before them, padding that is not ignored."""
+    """Log what sets a tower apart: another pooling than "cls" by default, words that see only those before them,
+    padding that is not ignored."""
     for field, tower in config.tower_properties.items():
         if tower.default_pooling != "cls" and isinstance(config, COTSConfig):
             logger.info('%s: %s="%s"', tower.name, field, getattr(config, field))
