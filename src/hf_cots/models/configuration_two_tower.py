@@ -43,11 +43,13 @@ class TwoTowerConfig(PreTrainedConfig):
             ValueError: if a tower cannot be used, or lacks what a pooling takes.
         """
         super().__post_init__(**kwargs)
+        towers = self.tower_properties
         self.vision_config.image_size = square_side(self.vision_config)  # it may be a list of two equal sides
-        for field, tower in self.tower_properties.items():
-            if getattr(self, field) is None:
-                setattr(self, field, tower.default_pooling)
-            tower.check_pooling(field, getattr(self, field))
+        fields = {field.name for field in dataclasses.fields(self)}
+        for name, tower in towers.items():
+            if getattr(self, name) is None:
+                setattr(self, name, tower.default_pooling)
+            tower.check_pooling(name, getattr(self, name), chosen=name in fields)
 
     @property
     def tower_properties(self) -> dict[str, TowerProperties]:

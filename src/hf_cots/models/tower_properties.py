@@ -1,7 +1,8 @@
 """What a tower offers: read off its transformers model, which runs once on a small input, and not guessed from names.
 
-An image tower runs on the meta device, where only shapes are computed. A text tower runs with one layer, few words and
-random weights: which states change with a word shows whether it is causal. Each config is asked once per process.
+A tower runs with one layer and random weights where its depth can be cut, and else on the meta device, which computes
+shapes alone. Of a text, which states change with a word shows whether the tower is causal. Each config is asked once
+per process.
 """
 
 import copy
@@ -65,8 +66,11 @@ class TowerProperties:
     def has_class_token(self) -> bool:
         return self.num_special_tokens > 0
 
-    def check_pooling(self, field: str, pooling: str) -> None:
+    def check_pooling(self, field: str, pooling: str, chosen: bool = True) -> None:
         """Check that the tower has what `pooling`, the value of the config's `field`, takes.
+
+        Args:
+            chosen: whether the config has a choice; else its model always takes this.
 
         Raises:
             ValueError: naming tower, value and what to write instead.
@@ -81,9 +85,8 @@ class TowerProperties:
         elif pooling == "tower" and self.pooled_size is None:
             reason = "has no pooled output of its own"
         if reason:
-            raise ValueError(
-                f'{field}="{pooling}" does not fit {self.name}, which {reason}; set {field}="{self.default_pooling}"'
-            )
+            instead = f'set {field}="{self.default_pooling}"' if chosen else "this model needs another tower"
+            raise ValueError(f'{field}="{pooling}" does not fit {self.name}, which {reason}; {instead}')
 
 
 _KNOWN: dict[tuple[type, str], TowerProperties] = {}
@@ -128,9 +131,7 @@ def native_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel]:
         raise ValueError(f"{native.__name__} holds several towers; pass the vision or the text encoder alone")
     if getattr(config_class, "is_encoder_decoder", False):
         if config_class not in MODEL_FOR_TEXT_ENCODING_MAPPING:
-            raise ValueError(
-                f"{native.__name__} is an encoder-decoder; transformers has no model of its encoder alone"
-            )
+            raise ValueError(f"{native.__name__} has a decoder, and transformers has no model of its encoder alone")
         native = MODEL_FOR_TEXT_ENCODING_MAPPING[config_class]
     return native
 
@@ -176,12 +177,16 @@ def _describe_image_tower(native: type[PreTrainedModel], config: PreTrainedConfi
     _check_only_needs(native, arguments, "pixel_values")
     sides = image_sides(config)
     shallow = copy.deepcopy(config)
-    if isinstance(getattr(config, "num_hidden_layers", None), int) and not hasattr(config, "depths"):
+    alike = isinstance(getattr(config, "num_hidden_layers", None), int) and not hasattr(config, "depths")
+    if alike:
         shallow.num_hidden_layers = 1  # layers that are all alike change no shape
-    with _examined(native), torch.device("meta"), torch.no_grad():
-        model = _build(native, shallow)
+    with _examined(native, f"takes no images of {sides[0]} x {sides[1]} pixels"), torch.no_grad():
+        # What BEiT computes on the meta device stays in a cache, and would be found there on a real one.
+        model = _build(native, shallow, real=alike)
         grids, inputs = _record_patches(model)
-        output = model(pixel_values=torch.empty(1, getattr(config, "num_channels", 3), *sides), return_dict=True)
+        pixels = torch.zeros(1, getattr(config, "num_channels", 3), *sides, device=model.device)
+        with model.device:
+            output = model(pixel_values=pixels, return_dict=True)
     states = output.get("last_hidden_state")
     pooled = output.get("pooler_output")
     pooled_size = None if pooled is None else pooled[0].numel()
@@ -259,7 +264,7 @@ def _describe_text_tower(native: type[PreTrainedModel], config: PreTrainedConfig
     _check_only_needs(native, arguments, "input_ids")
     if "attention_mask" not in arguments:
         raise ValueError(f"{native.__name__} takes no attention mask: padding would change a text's embedding")
-    with _examined(native):
+    with _examined(native, "cannot be the text tower"):
         model = _small_text_model(native, config)
         sees_later, sees_earlier, padding, width = _measure_context(model, arguments)
     words = _word_embeddings(model)
@@ -286,20 +291,14 @@ def _small_text_model(native: type[PreTrainedModel], config: PreTrainedConfig) -
     small.vocab_size, small.use_cache = words, False
     try:
         small.num_hidden_layers = 1
-        with torch.device("meta"):
-            model = _build(native, small)
+        model = _build(native, small)
     except (NotImplementedError, IndexError, KeyError, ValueError, TypeError):  # a depth that cannot be cut
         small.num_hidden_layers = config.num_hidden_layers
-        with torch.device("meta"):
-            model = _build(native, small)
-    if model.num_parameters() > MAX_PROBE_PARAMETERS:
-        return model
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        model = _build(native, small).float()
-        generator = torch.Generator().manual_seed(0)
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.data.normal_(0, parameter.shape[-1] ** -0.5, generator=generator)
+        model = _build(native, small)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim > 1 and parameter.device.type == "cpu":
+            parameter.data.normal_(0, parameter.shape[-1] ** -0.5, generator=generator)
     return model
 
 
@@ -318,7 +317,7 @@ def _measure_context(model: PreTrainedModel, arguments: Any) -> tuple[bool, bool
     full = torch.ones_like(ids)
     without_last = full.clone()
     without_last[0, -1] = 0
-    with torch.no_grad(), torch.device(model.device):
+    with torch.no_grad(), model.device:
         states, late, early, cut, late_cut = (
             model(input_ids=x, attention_mask=mask, return_dict=True, **options).last_hidden_state
             for x, mask in (
@@ -367,9 +366,19 @@ def _count_positions(model: PreTrainedModel, config: PreTrainedConfig, words: nn
 # ---------------------------------------------------------------------- both
 
 
-def _build(native: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """A model to be tried out, in evaluation mode. Its attention needs no kernel that the machine may lack."""
-    return native._from_config(copy.deepcopy(config), attn_implementation="eager").eval()
+def _build(native: type[PreTrainedModel], config: PreTrainedConfig, real: bool = True) -> PreTrainedModel:
+    """A model to be tried out, in evaluation mode: on the CPU in float32, or on the meta device if it is large or need
+    not be `real`. Random streams stay as they are, and its attention needs no kernel that the machine may lack."""
+
+    def make() -> PreTrainedModel:
+        return native._from_config(copy.deepcopy(config), attn_implementation="eager").eval()
+
+    with torch.device("meta"):
+        model = make()
+    if not real or model.num_parameters() > MAX_PROBE_PARAMETERS:
+        return model
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        return make().float()
 
 
 def _check_only_needs(native: type[PreTrainedModel], arguments: Any, given: str) -> None:
@@ -389,15 +398,15 @@ def _check_only_needs(native: type[PreTrainedModel], arguments: Any, given: str)
 
 
 @contextmanager
-def _examined(native: type[PreTrainedModel]):
-    """Turn what a model raises on an input that it should take into one line that names it."""
+def _examined(native: type[PreTrainedModel], problem: str):
+    """Turn what a model raises on an input that it should take into one line that names it and the problem."""
     try:
         yield
     except ModuleNotFoundError:
         raise
     except Exception as error:
         lines = str(error).strip().splitlines()
-        raise ValueError(f"{native.__name__} cannot be a tower here: {lines[0] if lines else repr(error)}") from error
+        raise ValueError(f"{native.__name__} {problem}: {lines[0] if lines else repr(error)}") from error
 
 
 def attention_layers(tower: nn.Module) -> list[str]:

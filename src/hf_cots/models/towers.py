@@ -22,7 +22,12 @@ def tower_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel]:
     Raises:
         ValueError: if transformers has no plain model for this config.
     """
-    native = native_class(config_class)
+    return own_class(native_class(config_class))  # type: ignore[arg-type]
+
+
+@functools.cache
+def own_class(native: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The thin subclass of a transformers model."""
     return type(f"COTS{native.__name__}", (native,), {"__module__": __name__})
 
 
@@ -41,7 +46,11 @@ def build_tower(config: PreTrainedConfig, **options: bool) -> PreTrainedModel:
     if options.get("use_mask_token") and getattr(config, "use_mask_token", True) is False:
         config = copy.copy(config)
         config.use_mask_token = True
-    return cls._from_config(config, **{name: value for name, value in options.items() if name in known})
+    tower = cls._from_config(config, **{name: value for name, value in options.items() if name in known})
+    for module in tower.modules():  # DINOv3's encoder is a native model of its own, whose keys would be translated
+        if isinstance(module, PreTrainedModel) and module is not tower:
+            module.__class__ = own_class(type(module))  # type: ignore[arg-type, assignment]
+    return tower
 
 
 def load_tower(source: str | PreTrainedModel) -> PreTrainedModel:
