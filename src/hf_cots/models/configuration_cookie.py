@@ -91,6 +91,12 @@ class CookieConfig(TwoTowerConfig):
     word_drop_masked: float | int = 0.5
     word_drop_replaced: float | int = 0.1
 
+    @property
+    def mask_token_field(self) -> str | None:
+        """The field that, above 0, asks for a mask token; None if no word is masked."""
+        drops = self.textual_weight > 0 and self.text_view == "dropped_words" and self.word_drop_ratio > 0
+        return "word_drop_masked" if drops and self.word_drop_masked > 0 else None
+
     def validate_shared_layers(self):
         """Part of the strict validation: layers that can be built."""
         if not 0 <= self.num_shared_layers <= 4:
@@ -99,6 +105,15 @@ class CookieConfig(TwoTowerConfig):
         if self.projection_dim % self.num_shared_heads:
             raise ValueError(
                 f"projection_dim={self.projection_dim} is not divisible by num_shared_heads={self.num_shared_heads}"
+            )
+
+    def validate_pooling(self):
+        """Part of the strict validation: a first token that is pooled knows of the others."""
+        tower = self.tower_properties["text_pooling"]
+        if self.pooling == "first" and self.num_shared_layers == 0 and tower.is_causal:
+            raise ValueError(
+                f'pooling="first" without shared layers does not fit {tower.name}, which is causal: its first state '
+                'sees no other word; set pooling="mean"'
             )
 
     def validate_ranges(self):

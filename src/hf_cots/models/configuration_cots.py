@@ -22,9 +22,12 @@ class COTSConfig(TwoTowerConfig):
         text_config (`PreTrainedConfig` or `dict`, defaults to BERT-base-uncased [M]): the text stream.
         image_tokenizer_config (`COTSImageTokenizerConfig` or `dict`, defaults to DALL-E's at 192 pixels [M]).
         projection_dim (`int`, defaults to 256 [D]): width of the joint space.
-        image_pooling, text_pooling (`"cls"`, `"mean"` or `"cls+mean"`, default `"cls"` [M]): which feature of a
-            stream is its global one. `"mean"` averages the patches, or the words without padding; `"cls+mean"` is
-            both, one beside the other, and twice as wide.
+        image_pooling, text_pooling (`"cls"`, `"mean"` or `"cls+mean"`; for images also `"tower"`, for texts `"last"`):
+            which feature of a stream is its global one. `"mean"` averages the patches, or the words without padding;
+            `"cls+mean"` is both, one beside the other, and twice as wide; `"tower"` is the image tower's own pooled
+            output (SigLIP's attention head); `"last"` is a causal tower's last word that is no padding. The default
+            is `"cls"` [M]; `"mean"` for an image tower without a class token and for T5's encoder [D]; `"last"` for a
+            causal text tower [D].
         image_mean, image_std (`list[float]`, default 0.5 [D]): normalization of `pixel_values`.
         special_token_ids (`list[int]`, defaults to BERT's): token ids that are never masked.
         mask_token_id (`int`, defaults to 103, BERT's): the token that stands for a masked word.
@@ -83,8 +86,8 @@ class COTSConfig(TwoTowerConfig):
     min_block_patches = None  # the smallest masked block is in proportion to the grid, see `masking.block_mask`
 
     image_tokenizer_config: COTSImageTokenizerConfig | dict | None = None
-    image_pooling: Literal["cls", "mean", "cls+mean"] = "cls"
-    text_pooling: Literal["cls", "mean", "cls+mean"] = "cls"
+    image_pooling: Literal["cls", "mean", "cls+mean", "tower"] | None = None
+    text_pooling: Literal["cls", "mean", "cls+mean", "last"] | None = None
 
     contrast: Literal["momentum", "in_batch", "sigmoid"] = "momentum"
     momentum: float | int = 0.99

@@ -6,6 +6,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_dvae import COTSImageTokenizerConfig
 from .configuration_two_tower import TwoTowerConfig
+from .tower_properties import TowerProperties, describe_tower
 
 
 @strict
@@ -73,6 +74,7 @@ class SimlaConfig(TwoTowerConfig):
         ),
     }
     keys_to_ignore_at_inference = ["image_embeds", "text_embeds"]
+    image_pooling = "cls"
     contrast = "momentum"
     enqueue_before_loss = False  # the step's own keys enter the queue after its losses
     tokenizer_loss = "mim_weight"
@@ -100,6 +102,11 @@ class SimlaConfig(TwoTowerConfig):
     mim_weight: float | int = 1.0
     psl_weight: float | int = 1.0
     match_original_code: bool = False
+
+    @property
+    def tower_properties(self) -> dict[str, TowerProperties]:
+        """What the image tower offers; the text stack is SIMLA's own."""
+        return {"image_pooling": describe_tower(self.vision_config, "image")}
 
     @property
     def uses_masks(self) -> bool:

@@ -1,11 +1,14 @@
 """What the configurations of COTS, SIMLA and COOKIE share: two towers, their input, joint space and temperature."""
 
+import copy
+import dataclasses
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .renamed_fields import rename_fields
+from .tower_properties import TowerProperties, describe_tower, square_side
 
 
 @strict
@@ -16,7 +19,7 @@ class TwoTowerConfig(PreTrainedConfig):
     projection_dim (`int`): width of the joint space.
     image_mean, image_std (`list[float]`): normalization of `pixel_values`.
     special_token_ids (`list[int]`): token ids that are never masked.
-    mask_token_id (`int`): the token that stands for a masked word.
+    mask_token_id (`int`): the token that stands for a masked word; -1 where the tokenizer has none.
     temperature, min_temperature, max_temperature (`float`): tau, and the bounds of a learned tau.
     initializer_range (`float`): standard deviation of new linear layers.
     """
@@ -33,21 +36,70 @@ class TwoTowerConfig(PreTrainedConfig):
     max_temperature: float | int = 0.5
     initializer_range: float = 0.02
 
+    def __post_init__(self, **kwargs):
+        """As in transformers; then poolings, of [`tower_properties`], that were not named are those that suit the
+        towers.
+
+        Raises:
+            ValueError: if a tower cannot be used, or lacks what a pooling takes.
+        """
+        super().__post_init__(**kwargs)
+        towers = self.tower_properties
+        self.vision_config.image_size = square_side(self.vision_config)  # it may be a list of two equal sides
+        fields = {field.name for field in dataclasses.fields(self)}
+        for name, tower in towers.items():
+            if getattr(self, name) is None:
+                setattr(self, name, tower.default_pooling)
+            tower.check_pooling(name, getattr(self, name), chosen=name in fields)
+
+    @property
+    def tower_properties(self) -> dict[str, TowerProperties]:
+        """What the towers offer, by the field that says how each is pooled."""
+        return {
+            "image_pooling": describe_tower(self.vision_config, "image"),
+            "text_pooling": describe_tower(self.text_config, "text"),
+        }
+
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """As in transformers; fields and values may have the names that older files give them."""
         return super().from_dict(rename_fields(config_dict), **kwargs)
 
     @classmethod
-    def from_towers(cls, vision_config: PreTrainedConfig, text_config: PreTrainedConfig, **fields):
-        """The config of a model with these towers. The image tokenizer's input size follows the patch grid."""
+    def from_towers(
+        cls,
+        vision_config: PreTrainedConfig,
+        text_config: PreTrainedConfig,
+        image_size: int | None = None,
+        **fields,
+    ):
+        """The config of a model with these towers. The image tokenizer's input size follows the patch grid.
+
+        Args:
+            image_size: side in pixels of the images, if the image tower is to take others than its own.
+
+        Raises:
+            ValueError: if a tower cannot be used, or fields contradict one another.
+        """
+        if image_size is not None:
+            vision_config = copy.deepcopy(vision_config)
+            vision_config.image_size = image_size
         if "image_tokenizer_config" in cls.sub_configs_defaults:
             codes = fields.pop("image_tokenizer_config", None) or {}
             codes = codes.to_dict() if isinstance(codes, PreTrainedConfig) else dict(codes)
             downsampling = 2 ** (codes.get("num_groups", 4) - 1)
-            codes["image_size"] = vision_config.image_size // vision_config.patch_size * downsampling
+            codes["image_size"] = describe_tower(vision_config, "image").patch_grid[0] * downsampling  # type: ignore[index]
             fields["image_tokenizer_config"] = codes
         return cls(vision_config=vision_config, text_config=text_config, **fields)
+
+    def at_image_size(self, image_size: int):
+        """The same config for images of another side in pixels; the image tokenizer's input size follows.
+
+        Raises:
+            ValueError: if the image tower or another field does not allow for it.
+        """
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return self.from_towers(image_size=image_size, **copy.deepcopy(fields))
 
     # ------------------------------------------------------------------ what a subclass says of itself
 
@@ -64,6 +116,11 @@ class TwoTowerConfig(PreTrainedConfig):
         return None
 
     @property
+    def mask_token_field(self) -> str | None:
+        """The field that, above 0, asks for a mask token; None if no word is masked."""
+        return "mlm_weight" if self.loss_weights.get("mlm", 0) > 0 else None
+
+    @property
     def masks_patches(self) -> bool:
         """Whether a step masks patches."""
         return False
@@ -77,17 +134,12 @@ class TwoTowerConfig(PreTrainedConfig):
 
     @property
     def patch_grid(self) -> int:
-        """Patches along one side of the image tower's input."""
-        return self.vision_config.image_size // self.vision_config.patch_size
+        """Patches, or cells of a convolutional net's last map, along one side of the image tower's output."""
+        return describe_tower(self.vision_config, "image").patch_grid[0]  # type: ignore[index]
 
     def validate_image_grid(self):
-        """Part of the strict validation: patches must tile the image."""
-        image_size, patch_size = self.vision_config.image_size, self.vision_config.patch_size
-        for name, size in (("image_size", image_size), ("patch_size", patch_size)):
-            if not isinstance(size, int):
-                raise ValueError(f"vision_config.{name} must be one whole number (square images), got {size}")
-        if image_size % patch_size:
-            raise ValueError(f"vision_config.image_size={image_size} is not divisible by patch_size={patch_size}")
+        """Part of the strict validation: images are square, and patches tile them."""
+        square_side(self.vision_config)
 
     def validate_temperature(self):
         """Part of the strict validation: tau lies within its bounds."""

@@ -112,7 +112,7 @@ class CookieModel(CookiePreTrainedModel, COTSModel):
     def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
         """Image features; `pooler_output` is the joint feature (n, projection_dim), *not* normalized."""
         output = self.encode_image(pixel_values, **kwargs)
-        patches = output.last_hidden_state[:, -self.num_patches(pixel_values) :]  # without special tokens
+        patches = self.patch_states(output.last_hidden_state)  # without special tokens
         hidden = self.transformer(self.visual_projection(patches))
         output.pooler_output = pool_tokens(hidden, None, self.config.pooling)
         return output

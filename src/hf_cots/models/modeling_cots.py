@@ -7,6 +7,7 @@ Pre-training lives in `pretraining_cots.py`.
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +19,8 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .configuration_cots import COTSConfig
 from .losses import full_precision, l2_normalize
 from .renamed_fields import RENAMED_BUFFERS
-from .towers import at_least_one_row, build_tower, copy_tower, feature_size, load_tower, pooled
+from .tower_properties import describe_tower
+from .towers import at_least_one_row, build_tower, copy_tower, feature_size, last_words, load_tower, pooled
 
 
 @dataclass
@@ -111,12 +113,17 @@ class COTSModel(COTSPreTrainedModel):
 
     def __init__(self, config: COTSConfig, use_mask_token: bool = False):
         super().__init__(config)
-        self.vision_model = build_tower(config.vision_config, add_pooling_layer=False, use_mask_token=use_mask_token)
+        own_pooling = config.image_pooling == "tower"
+        self.vision_model = build_tower(
+            config.vision_config, add_pooling_layer=own_pooling, use_mask_token=use_mask_token
+        )
         self.text_model = build_tower(config.text_config, add_pooling_layer=False)
         image_size = feature_size(config.vision_config, config.image_pooling)
         text_size = feature_size(config.text_config, config.text_pooling)
         self.visual_projection = nn.Linear(image_size, config.projection_dim)
         self.text_projection = nn.Linear(text_size, config.projection_dim)
+        self.vision_tower = describe_tower(config.vision_config, "image")
+        self.text_tower = describe_tower(config.text_config, "text")
         self.log_temperature = None
         if config.learn_temperature:
             self.log_temperature = nn.Parameter(torch.tensor([math.log(config.temperature)]))  # FSDP shards no scalars
@@ -129,9 +136,11 @@ class COTSModel(COTSPreTrainedModel):
         """Start from two pretrained towers; the projections are new.
 
         Args:
-            vision: Hub id, folder or model of an image encoder (ViT, DeiT, BEiT, DINOv2, ...).
-            text: Hub id, folder or model of a text encoder (BERT, MiniLM, RoBERTa, XLM-R, DistilBERT, ...).
-            config_fields: any field of [`COTSConfig`]. The image tokenizer's input size follows the patch grid.
+            vision: Hub id, folder or model of an image encoder (ViT, DeiT, BEiT, DINOv2, SigLIP, ...).
+            text: Hub id, folder or model of a text encoder (BERT, MiniLM, RoBERTa, ModernBERT, GPT-2, T5, ...).
+            config_fields: any field of [`COTSConfig`], and `image_size`, a side in pixels other than the image
+                tower's, to which its position embeddings are interpolated. The image tokenizer's input size follows
+                the patch grid.
 
         Raises:
             ValueError: if a tower holds several modalities or does not fit its config.
@@ -195,17 +204,27 @@ class COTSModel(COTSPreTrainedModel):
         """
         if bool_masked_pos is not None:
             kwargs["bool_masked_pos"] = at_least_one_row(bool_masked_pos)
+        if not self.vision_tower.takes & {"interpolate_pos_encoding", "kwargs"}:
+            kwargs.pop("interpolate_pos_encoding", None)  # a convolutional net takes any size
         output = self.vision_model(pixel_values=at_least_one_row(pixel_values), **kwargs)
-        output.last_hidden_state = hidden = output.last_hidden_state[: len(pixel_values)]
-        # Whatever special tokens a tower puts in front, the patches come last.
-        patches = slice(hidden.shape[1] - self.num_patches(pixel_values), None)
-        output.pooler_output = pooled(self.config.image_pooling, hidden[:, 0], hidden[:, patches].mean(dim=1))
-        return output
+        hidden = output.last_hidden_state[: len(pixel_values)]
+        if hidden.ndim == 4:  # the map (n, hidden, rows, columns) of a convolutional net
+            hidden = hidden.flatten(2).transpose(1, 2)
+        own = None
+        if self.config.image_pooling == "tower":
+            own = output.pooler_output[: len(pixel_values)].flatten(1)
+        mean = self.patch_states(hidden).mean(dim=1)
+        # Output classes of towers differ: some have no pooled output, others more than a stream's needs.
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden,
+            pooler_output=pooled(self.config.image_pooling, hidden[:, 0], mean, own),
+            hidden_states=output.get("hidden_states"),
+            attentions=output.get("attentions"),
+        )
 
-    def num_patches(self, pixel_values: torch.Tensor) -> int:
-        """Patch tokens that the image stream makes of these pixels."""
-        patch_size = self.config.vision_config.patch_size
-        return (pixel_values.shape[-2] // patch_size) * (pixel_values.shape[-1] // patch_size)
+    def patch_states(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Of an image's states (n, tokens, hidden) those of its patches; special tokens stand in front of them."""
+        return hidden[:, self.vision_tower.num_special_tokens :]
 
     def encode_text(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs
@@ -221,6 +240,8 @@ class COTSModel(COTSPreTrainedModel):
             ValueError: if the texts have more tokens than the tower has positions.
         """
         tower_mask = attention_mask if len(input_ids) else None  # a blank text that is all padding would give NaN
+        if self.text_tower.is_causal:
+            kwargs = self.causal_arguments(tower_mask) | kwargs
         try:
             output = self.text_model(input_ids=at_least_one_row(input_ids), attention_mask=tower_mask, **kwargs)
         except (IndexError, RuntimeError) as error:
@@ -235,13 +256,28 @@ class COTSModel(COTSPreTrainedModel):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         weights = mask.unsqueeze(-1).to(hidden.dtype)
         mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+        last = last_words(hidden, mask) if self.config.text_pooling == "last" else None
         # BERT's own output class has more fields than a stream's output needs.
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden,
-            pooler_output=pooled(self.config.text_pooling, hidden[:, 0], mean),
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
+            pooler_output=pooled(self.config.text_pooling, hidden[:, 0], mean, last),
+            hidden_states=output.get("hidden_states"),
+            attentions=output.get("attentions"),
         )
+
+    def causal_arguments(self, attention_mask: torch.Tensor | None) -> dict[str, Any]:
+        """What a causal text tower is given beside words and mask: positions that do not count padding in front, and
+        no wish for a cache.
+
+        Args:
+            attention_mask: (n, length), 0 on padding.
+        """
+        arguments: dict[str, Any] = {}
+        if "position_ids" in self.text_tower.takes and attention_mask is not None:
+            arguments["position_ids"] = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        if "use_cache" in self.text_tower.takes:
+            arguments["use_cache"] = False
+        return arguments
 
     @can_return_tuple
     def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:

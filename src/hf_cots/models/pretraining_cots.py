@@ -30,6 +30,7 @@ from .queues import KeyCenter, KeyQueue, ScoreQueue
 from .step import Batch, Keys, Step
 from .task_level import task_term
 from .token_level import TokenHead, masked_rows, token_term
+from .tower_properties import describe_tower
 from .towers import feature_size, is_frozen
 
 
@@ -83,6 +84,7 @@ class COTSForPreTraining(PreTrainingModel):
             self.logit_bias = nn.Parameter(torch.tensor([float(config.initial_logit_bias)]))  # FSDP shards no scalars
         self.mvm_head: Any = None
         self.mlm_head: Any = None
+        self.mlm_projection: Any = None
         if config.mvm_weight > 0:
             self.image_tokenizer = COTSImageTokenizer(config.image_tokenizer_config)  # type: ignore[arg-type]
             self.mvm_head = TokenHead(config.vision_config, text_size)
@@ -91,6 +93,9 @@ class COTSForPreTraining(PreTrainingModel):
             )
         if config.mlm_weight > 0:
             self.mlm_head = TokenHead(config.text_config, image_size)
+            width = self.get_input_embeddings().weight.shape[1]
+            if width != describe_tower(config.text_config).hidden_size:  # ALBERT's and ELECTRA's words are narrower
+                self.mlm_projection = nn.Linear(describe_tower(config.text_config).hidden_size, width, bias=False)
             # The weight is the word embeddings' own.
             self.mlm_bias = nn.Parameter(torch.zeros(config.text_config.vocab_size))
         self.post_init()
@@ -341,6 +346,8 @@ class COTSForPreTraining(PreTrainingModel):
         """
         features = image_features.repeat_interleave(masked.sum(dim=1), dim=0)
         informed = self.mlm_head(hidden[masked], features)
+        if self.mlm_projection is not None:
+            informed = self.mlm_projection(informed)
         words = self.get_input_embeddings()
         if isinstance(words, FSDPModule):
             words.unshard()  # a sharded module gathers its weight for its own forward only

@@ -16,6 +16,7 @@ from .configuration_two_tower import TwoTowerConfig
 from .losses import masked_token_loss
 from .masking import draw_masks, mix
 from .step import Step
+from .tower_properties import describe_tower
 
 
 class TokenHead(nn.Module):
@@ -30,7 +31,7 @@ class TokenHead(nn.Module):
 
     def __init__(self, config: PreTrainedConfig, global_size: int):
         super().__init__()
-        fields, width = config.to_dict(), config.hidden_size
+        fields, width = config.to_dict(), describe_tower(config).hidden_size
         self.inject = nn.Linear(global_size, width, bias=False)
         self.dense = nn.Linear(width, width)
         self.activation = ACT2FN[fields.get("hidden_act", fields.get("activation", "gelu"))]

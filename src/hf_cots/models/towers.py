@@ -1,13 +1,15 @@
 """The towers of the models: pretrained encoders of transformers, and the pooling of their outputs."""
 
+import contextlib
 import copy
 import functools
 import inspect
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from .tower_properties import describe_tower, image_sides, native_class
 
 
 @functools.cache
@@ -20,11 +22,12 @@ def tower_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel]:
     Raises:
         ValueError: if transformers has no plain model for this config.
     """
-    if config_class not in MODEL_MAPPING:
-        raise ValueError(
-            f"no transformers model is known for {config_class.__name__}; give a vision and a text encoder"
-        )
-    native = MODEL_MAPPING[config_class]
+    return own_class(native_class(config_class))  # type: ignore[arg-type]
+
+
+@functools.cache
+def own_class(native: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The thin subclass of a transformers model."""
     return type(f"COTS{native.__name__}", (native,), {"__module__": __name__})
 
 
@@ -34,7 +37,7 @@ def build_tower(config: PreTrainedConfig, **options: bool) -> PreTrainedModel:
     BEiT is told by its config, not its constructor, to have a mask token.
     """
     cls = tower_class(type(config))  # type: ignore[arg-type]
-    if options.get("use_mask_token") and "bool_masked_pos" not in inspect.signature(cls.forward).parameters:
+    if options.get("use_mask_token") and not describe_tower(config).can_mask_patches:
         raise ValueError(
             f"{cls.__name__} cannot mask patches, which masked vision modelling needs; take another vision tower, or "
             "set mvm_weight=0"
@@ -43,7 +46,11 @@ def build_tower(config: PreTrainedConfig, **options: bool) -> PreTrainedModel:
     if options.get("use_mask_token") and getattr(config, "use_mask_token", True) is False:
         config = copy.copy(config)
         config.use_mask_token = True
-    return cls._from_config(config, **{name: value for name, value in options.items() if name in known})
+    tower = cls._from_config(config, **{name: value for name, value in options.items() if name in known})
+    for module in tower.modules():  # DINOv3's encoder is a native model of its own, whose keys would be translated
+        if isinstance(module, PreTrainedModel) and module is not tower:
+            module.__class__ = own_class(type(module))  # type: ignore[arg-type, assignment]
+    return tower
 
 
 def load_tower(source: str | PreTrainedModel) -> PreTrainedModel:
@@ -52,22 +59,72 @@ def load_tower(source: str | PreTrainedModel) -> PreTrainedModel:
     Raises:
         ValueError: if it is a model of several modalities; its towers must be named one by one.
     """
-    tower = AutoModel.from_pretrained(source) if isinstance(source, str) else source
-    if tower.config.sub_configs:
-        raise ValueError(f"{type(tower).__name__} holds several towers; pass the vision or the text encoder alone")
-    return tower
+    if not isinstance(source, str):
+        native_class(type(source.config))
+        return source
+    config_class = type(AutoConfig.from_pretrained(source))
+    native = native_class(config_class)
+    return (native if config_class.is_encoder_decoder else AutoModel).from_pretrained(source)
 
 
 def copy_tower(target: PreTrainedModel, source: PreTrainedModel) -> None:
-    """Copy pretrained weights into one of our towers. The pooler is left behind, the mask token may be new.
+    """Copy pretrained weights into one of our towers; position embeddings are interpolated to its image size. The
+    pooler is left behind unless it has one, the mask token may be new.
 
     Raises:
-        ValueError: naming the parameters, if anything else is missing.
+        ValueError: naming the parameters, if anything else is missing, or depends on the image size.
     """
-    result = target.load_state_dict(source.state_dict(), strict=False)
+    state = source.state_dict()
+    if getattr(target.config, "image_size", None) != getattr(source.config, "image_size", None):
+        state |= interpolate_positions(source, target)
+    result = target.load_state_dict(state, strict=False)
     missing = [key for key in result.missing_keys if not key.endswith("mask_token")]
     if missing:
         raise ValueError(f"{type(source).__name__} does not fit {type(target).__name__}; missing: {missing[:5]}")
+
+
+@torch.no_grad()
+def interpolate_positions(source: PreTrainedModel, target: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The parameters of an image tower that depend on the image size, interpolated from `source`'s size to `target`'s
+    as the tower itself does under `interpolate_pos_encoding`.
+
+    Raises:
+        ValueError: naming those of which that is not known.
+    """
+    size = image_sides(target.config)
+    made, ours = {}, target.state_dict()
+    for name, tensor in source.state_dict().items():
+        if name not in ours or ours[name].shape == tensor.shape:
+            continue
+        parts, new, width = name.split("."), None, tensor.shape[-1]
+        owners = (source.get_submodule(".".join(parts[:depth])) for depth in range(len(parts) - 1, -1, -1))
+        owner = next((module for module in owners if hasattr(module, "interpolate_pos_encoding")), None)
+        if name.endswith("relative_position_bias_table"):
+            new = _interpolate_relative_positions(tensor, ours[name], target.config)
+        elif owner is not None and width == ours[name].shape[-1]:
+            with contextlib.suppress(RuntimeError):  # positions of a grid that is not square
+                new = owner.interpolate_pos_encoding(tensor.new_zeros(1, ours[name].numel() // width, width), *size)
+        if new is None or new.numel() != ours[name].numel():
+            raise ValueError(
+                f"{type(source).__name__} cannot take image_size={size[0]}: its {name} is made for "
+                f"{getattr(source.config, 'image_size', 'another size')} pixels"
+            )
+        made[name] = new.reshape(ours[name].shape)
+    return made
+
+
+def _interpolate_relative_positions(
+    table: torch.Tensor, wanted: torch.Tensor, config: PreTrainedConfig
+) -> torch.Tensor | None:
+    """BEiT's bias of each distance between two patches, (2 rows - 1) (2 columns - 1) of them, and three more for the
+    class token, which stay as they are; None for a table of another kind."""
+    rows, columns = (2 * (side // config.patch_size) - 1 for side in image_sides(config))
+    before = round((len(table) - 3) ** 0.5)
+    if len(wanted) != rows * columns + 3 or before**2 != len(table) - 3:
+        return None
+    distances = table[:-3].T.reshape(1, -1, before, before)
+    distances = nn.functional.interpolate(distances, (rows, columns), mode="bilinear")
+    return torch.cat([distances.flatten(2)[0].T, table[-3:]])
 
 
 def is_frozen(tower: nn.Module) -> bool:
@@ -75,16 +132,38 @@ def is_frozen(tower: nn.Module) -> bool:
     return not any(parameter.requires_grad for parameter in tower.parameters())
 
 
-def pooled(pooling: str, first: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """A stream's global feature (n, [`feature_size`]) of its first token's state and its tokens' mean, (n, hidden)."""
+def pooled(
+    pooling: str | None, first: torch.Tensor, mean: torch.Tensor, own: torch.Tensor | None = None
+) -> torch.Tensor:
+    """A stream's global feature (n, [`feature_size`]) of its first token's state and its tokens' mean, (n, hidden).
+
+    Args:
+        own: the tower's own pooled output, which `"tower"` takes, or the last word's state, which `"last"` takes.
+    """
     if pooling == "cls+mean":
         return torch.cat([first, mean], dim=-1)
+    if pooling in ("tower", "last") and own is not None:
+        return own
     return first if pooling == "cls" else mean
 
 
-def feature_size(tower_config: PreTrainedConfig, pooling: str) -> int:
+def last_words(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """The states (n, hidden) of the last words that are no padding, wherever the padding stands.
+
+    Args:
+        hidden: (n, length, hidden).
+        attention_mask: (n, length), 0 on padding.
+    """
+    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    last = ((attention_mask != 0) * positions).argmax(dim=1)
+    return hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1])).squeeze(1)
+
+
+def feature_size(tower_config: PreTrainedConfig, pooling: str | None) -> int:
     """Width of a stream's global feature."""
-    return tower_config.hidden_size * (2 if pooling == "cls+mean" else 1)
+    if pooling == "tower":
+        return describe_tower(tower_config).pooled_size  # type: ignore[return-value]
+    return describe_tower(tower_config).hidden_size * (2 if pooling == "cls+mean" else 1)
 
 
 def at_least_one_row(rows: torch.Tensor) -> torch.Tensor:

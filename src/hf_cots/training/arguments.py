@@ -53,6 +53,10 @@ class ModelArguments:
         default=None, help="Text tokenizer: Hub id or folder. Defaults to that of --model, --text or --config."
     )
     max_text_length: int = HfArg(default=64, help="Maximum number of tokens of a text; the rest is cut.")
+    image_size: int | None = HfArg(
+        default=None,
+        help="Side of the images in pixels, if it is not the image tower's own; position embeddings are interpolated.",
+    )
     freeze: list[str] = HfArg(default_factory=list, help="Towers that are not trained: vision, text, or both.")
     standardize_features: bool = HfArg(
         default=False,

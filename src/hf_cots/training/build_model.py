@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import (
@@ -10,6 +11,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -22,11 +24,14 @@ from ..models import (
     COTSForPreTraining,
     COTSImageProcessor,
     COTSImageTokenizer,
+    COTSImageTokenizerConfig,
     COTSProcessor,
     SimlaConfig,
     SimlaForPreTraining,
 )
 from ..models.pretraining import PreTrainingModel
+from ..models.tower_properties import attention_layers, describe_tower
+from ..models.towers import copy_tower
 from ..search.loading import check_tokenizer, named_errors
 from .arguments import ModelArguments
 
@@ -69,21 +74,27 @@ def check_sources(arguments: ModelArguments) -> None:
 
 def build_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
     """Load the named text tokenizer, or that of the checkpoint, the text tower or the config. With a text tower that
-    becomes SIMLA's, it drops [SEP] and punctuation, see [`simla_tokenizer`].
+    becomes SIMLA's, it drops [SEP] and punctuation, see [`simla_tokenizer`]. Without a padding token, as GPT-2's, its
+    end token pads: the attention mask tells the two apart.
 
     Raises:
-        ValueError: if not exactly one source of the model is named, or the tokenizer has no mask or padding token,
-            which masked language modeling and batches need.
+        ValueError: if not exactly one source of the model is named, or the tokenizer has no token to pad with.
     """
     check_sources(arguments)
     source = arguments.tokenizer or arguments.model or arguments.text or arguments.config
     with named_errors(str(source)):
         tokenizer = AutoTokenizer.from_pretrained(source)
     check_tokenizer(source, tokenizer)
-    for kind in ("mask_token", "pad_token"):
-        if getattr(tokenizer, kind) is None:
-            raise ValueError(f"the tokenizer {source} has no {kind}; name another with --tokenizer")
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                f"the tokenizer {source} has neither a pad_token nor an eos_token to pad with; name another with "
+                "--tokenizer"
+            )
+        logger.warning("the tokenizer %s has no pad_token: texts are padded with %s", source, tokenizer.eos_token)
+        tokenizer.pad_token = tokenizer.eos_token
     if arguments.architecture == "simla" and source == arguments.text:
+        check_simla_text(AutoConfig.from_pretrained(source))
         tokenizer = simla_tokenizer(tokenizer, tokenizer.model_max_length)
     tokenizer.model_max_length = min(arguments.max_text_length, tokenizer.model_max_length)
     return tokenizer
@@ -102,26 +113,34 @@ def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -
     """Build the model for pre-training that the flags name, with LoRA and frozen towers as they ask.
 
     Raises:
-        ValueError: if not exactly one source is named, an override is not a field of the config, the vocabulary is too
-            small for the tokenizer, masked image modeling has no trained image tokenizer, or a tower to freeze is
-            unknown.
+        ValueError: if not exactly one source is named, an override is not a field of the config, a tower lacks what
+            the model or a flag needs of it, the vocabulary is too small for the tokenizer, masked words have no mask
+            token or masked images no trained image tokenizer, or a tower to freeze is unknown.
     """
     check_sources(arguments)
     model_class = find_model_class(arguments)
     overrides = read_overrides(arguments, model_class.config_class)
-    overrides |= {"mask_token_id": tokenizer.mask_token_id, "special_token_ids": sorted(tokenizer.all_special_ids)}
+    mask_token_id = -1 if tokenizer.mask_token_id is None else tokenizer.mask_token_id
+    overrides |= {"mask_token_id": mask_token_id, "special_token_ids": sorted(tokenizer.all_special_ids)}
+    if arguments.vision and arguments.text:
+        overrides |= choose_text_pooling(arguments.text, tokenizer, model_class.config_class, overrides)
+    config = plan_config(arguments, model_class.config_class, overrides)
+    check_mask_token(config, tokenizer)
+    check_text_tower(config, tokenizer)
     if arguments.vision and arguments.text:
         towers = (arguments.vision, arguments.text, arguments.image_tokenizer)
-        model, random_codes = combine_towers(*towers, model_class, overrides), True
+        sizes = {} if arguments.image_size is None else {"image_size": arguments.image_size}
+        model, random_codes = combine_towers(*towers, model_class, overrides | sizes), True
     elif arguments.model:
         model, random_codes = load_checkpoint(arguments.model, model_class, overrides)
+        model = resize_images(model, arguments.image_size)
     else:
-        model, random_codes = model_class(load_config(arguments.config, overrides)), True
+        model, random_codes = model_class(config), True
     if arguments.image_tokenizer and not arguments.vision:
         model.set_image_tokenizer(COTSImageTokenizer.from_pretrained(arguments.image_tokenizer))
     check_image_tokenizer(model.config, trained=not random_codes or arguments.image_tokenizer is not None)
-    check_text_tower(model.config.text_config, tokenizer)
-    adapted = add_lora(model, arguments.lora_rank) if arguments.lora_rank else model
+    tell_about_towers(model.config)
+    adapted = add_lora(model, arguments.lora_rank, arguments.freeze) if arguments.lora_rank else model
     freeze_towers(model, arguments.freeze)
     return adapted
 
@@ -168,6 +187,38 @@ def load_config(source: str | None, overrides: dict[str, Any]) -> Config:
     return type(config).from_dict(config.to_dict() | overrides)
 
 
+def plan_config(arguments: ModelArguments, config_class: type[Config], overrides: dict[str, Any]) -> Config:
+    """The config of the model that the flags name, read before any weights are.
+
+    Raises:
+        ValueError: if a tower cannot be used, or fields contradict each other.
+    """
+    if arguments.vision and arguments.text:
+        fields: dict[str, Any] = dict(overrides)
+        if arguments.image_tokenizer and "image_tokenizer_config" in config_class.sub_configs_defaults:
+            fields["image_tokenizer_config"] = COTSImageTokenizerConfig.from_pretrained(arguments.image_tokenizer)
+        towers = load_tower_config(arguments.vision), load_tower_config(arguments.text)
+        return config_class.from_towers(*towers, image_size=arguments.image_size, **fields)
+    config = load_config(arguments.model or arguments.config, overrides)
+    return config if arguments.image_size is None else config.at_image_size(arguments.image_size)
+
+
+def choose_text_pooling(
+    text: str, tokenizer: PreTrainedTokenizerBase, config_class: type[Config], overrides: dict[str, Any]
+) -> dict[str, str]:
+    """The pooling of a text tower whose tokenizer puts no special token in front, unless one is named: there is no
+    class token to take, and `"mean"` takes its place. Empty where the tower's own default will do."""
+    first = tokenizer("a")["input_ids"][:1]
+    if config_class is not COTSConfig or (first and first[0] in tokenizer.all_special_ids):
+        return {}
+    if overrides.get("text_pooling") is None:
+        default = describe_tower(load_tower_config(text), "text").default_pooling
+        return {"text_pooling": "mean"} if default == "cls" else {}
+    if overrides["text_pooling"].startswith("cls"):
+        logger.warning('text_pooling="cls" takes the first word: the tokenizer puts no special token in front of it')
+    return {}
+
+
 def load_checkpoint(
     source: str, model_class: type[PreTrainingModel], overrides: dict[str, Any]
 ) -> tuple[PreTrainingModel, bool]:
@@ -192,12 +243,55 @@ def load_checkpoint(
     return model, any(key.startswith("image_tokenizer.") for key in info["missing_keys"])
 
 
+def resize_images(model: PreTrainingModel, image_size: int | None) -> PreTrainingModel:
+    """The model for images of another side in pixels, if one is named: position embeddings of its image towers are
+    interpolated, the image tokenizer's grid follows, and all other weights stay.
+
+    Raises:
+        ValueError: if the image tower or the config does not allow for it.
+    """
+    if image_size is None or image_size == model.config.vision_config.image_size:
+        return model
+    resized = type(model)(model.config.at_image_size(image_size))
+    towers = {name: tower for name, tower in model.named_modules() if name.endswith("vision_model")}
+    for name, tower in towers.items():
+        copy_tower(resized.get_submodule(name), tower)  # type: ignore[arg-type]
+    state = {name: rows for name, rows in model.state_dict().items() if not name.startswith(tuple(towers))}
+    resized.load_state_dict(state, strict=False)
+    return resized
+
+
 def combine_towers(
     vision: str, text: str, image_tokenizer: str | None, model_class: type[PreTrainingModel], overrides: dict[str, Any]
 ) -> PreTrainingModel:
     """A new model on top of two towers, with the image normalization of the image tower."""
     overrides = read_normalization(vision) | overrides
     return model_class.from_vision_text_pretrained(load_tower(vision), load_tower(text), image_tokenizer, **overrides)
+
+
+def load_tower_config(source: str) -> PreTrainedConfig:
+    """The config of a tower: of a Hub id or folder, or given as JSON.
+
+    Raises:
+        ValueError: if the JSON is invalid or has no `model_type`.
+    """
+    if not source.startswith("{"):
+        return AutoConfig.from_pretrained(source)
+    fields = read_tower_json(source)
+    fields.pop("add_pooling_layer", None)
+    return AutoConfig.for_model(**fields)
+
+
+def read_tower_json(source: str) -> dict[str, Any]:
+    """The fields of a tower's config given as JSON.
+
+    Raises:
+        ValueError: if the JSON is invalid or has no `model_type`.
+    """
+    fields = json.loads(source)
+    if "model_type" not in fields:
+        raise ValueError(f"the config of a tower to train from random weights needs a model_type, got {source}")
+    return fields
 
 
 def load_tower(source: str) -> str | PreTrainedModel:
@@ -210,9 +304,7 @@ def load_tower(source: str) -> str | PreTrainedModel:
     """
     if not source.startswith("{"):
         return source
-    fields = json.loads(source)
-    if "model_type" not in fields:
-        raise ValueError(f"the config of a tower to train from random weights needs a model_type, got {source}")
+    fields = read_tower_json(source)
     options = {name: fields.pop(name) for name in ("add_pooling_layer",) if name in fields}
     return AutoModel.from_config(AutoConfig.for_model(**fields), **options)
 
@@ -247,19 +339,56 @@ def check_image_tokenizer(config: Config, trained: bool) -> None:
         )
 
 
-def check_text_tower(config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_mask_token(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that the tokenizer has a mask token, if the model masks words.
+
+    Raises:
+        ValueError: naming the field that asks for one.
+    """
+    field = config.mask_token_field
+    if field is not None and tokenizer.mask_token_id is None:
+        raise ValueError(
+            f"{tokenizer.name_or_path or 'the tokenizer'} has no mask_token; name another with --tokenizer, or turn "
+            f"masked words off with --config_overrides '{{\"{field}\": 0}}'"
+        )
+
+
+def check_simla_text(config: PreTrainedConfig) -> None:
+    """Check that a text tower can become SIMLA's, before its tokenizer is rewritten.
+
+    Raises:
+        ValueError: if it is no BERT.
+    """
+    if config.model_type != "bert":
+        raise ValueError(f"SIMLA's text stack starts from a BERT, not from '{config.model_type}'")
+
+
+def check_text_tower(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
     """Check that the text tower has an embedding for every token and every position.
 
     Raises:
         ValueError: if its vocabulary or its positions are too few.
     """
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the text tower only {config.vocab_size}")
-    positions = getattr(config, "max_position_embeddings", tokenizer.model_max_length)
-    if tokenizer.model_max_length > positions:
+    words = config.text_config.vocab_size
+    if len(tokenizer) > words:
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the text tower only {words}")
+    positions = describe_tower(config.text_config).max_positions
+    if positions is not None and tokenizer.model_max_length > positions:
         raise ValueError(
             f"--max_text_length {tokenizer.model_max_length} is more than the text tower's {positions} positions"
         )
+
+
+def tell_about_towers(config: Config) -> None:
+    """Log what sets a tower apart: another pooling than "cls" by default, words that see only those before them,
+    padding that is not ignored."""
+    for field, tower in config.tower_properties.items():
+        if tower.default_pooling != "cls" and isinstance(config, COTSConfig):
+            logger.info('%s: %s="%s"', tower.name, field, getattr(config, field))
+        if not tower.ignores_padding:
+            logger.warning("%s does not ignore padding: it changes the embeddings of shorter texts", tower.name)
+        if tower.is_causal and config.loss_weights.get("mlm", 0) > 0:
+            logger.warning("%s is causal: masked words are predicted from the words before them alone", tower.name)
 
 
 # ---------------------------------------------------------------------- which parameters are trained
@@ -278,26 +407,50 @@ def freeze_towers(model: PreTrainingModel, names: list[str]) -> None:
     model.train(model.training)  # turns the dropout of frozen towers off
 
 
-def add_lora(model: PreTrainingModel, rank: int):
+def add_lora(model: PreTrainingModel, rank: int, frozen: Sequence[str] = ()):
     """Add low-rank adapters (Hu et al. 2022) to the attention of both towers; projections and token heads are
     trained in full. The momentum encoder gets adapters too, which follow the trained ones.
 
+    Args:
+        frozen: towers that are not trained, and need no attention.
+
     Raises:
         ModuleNotFoundError: naming the package, if peft is missing.
-        ValueError: for SIMLA and COOKIE, whose cross-attention and shared layers are new and must be trained in full.
+        ValueError: for SIMLA and COOKIE, whose cross-attention and shared layers are new and must be trained in full;
+            and for a tower to be trained in whose attention no linear layer is found.
     """
     if not isinstance(model, COTSForPreTraining):
         new = "SIMLA's cross-attention" if isinstance(model, SimlaForPreTraining) else "COOKIE's shared layers"
         raise ValueError(f"--lora_rank is for COTS: {new} must be trained in full")
+    targets = find_lora_targets(model, frozen)
     try:
         from peft import LoraConfig, get_peft_model
     except ModuleNotFoundError:
         raise ModuleNotFoundError("--lora_rank needs peft: pip install peft") from None
-    attention = r"(cots|momentum_encoder)\..*\.(q_proj|v_proj|query|value|q_lin|v_lin)"
-    adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=attention))
+    adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets))
     for name, parameter in model.named_parameters():
         if name.startswith(NEW_PARAMETERS) or name.endswith("mask_token"):
             parameter.requires_grad_(True)
     model.reset_momentum()
     model.train()  # freezes the momentum encoder's adapters
     return adapted
+
+
+def find_lora_targets(model: COTSForPreTraining, frozen: Sequence[str]) -> list[str]:
+    """Names of the linear layers to adapt, in both towers and in the momentum encoder's.
+
+    Raises:
+        ValueError: naming the tower, if one that is to be trained has none.
+    """
+    targets = []
+    for kind, attribute in TOWERS.items():
+        tower = getattr(model.encoder, attribute)
+        layers = attention_layers(tower)
+        if not layers and kind not in frozen:
+            raise ValueError(
+                f"--lora_rank: {describe_tower(tower).name} has no attention with linear layers to adapt; leave out "
+                f"--lora_rank, or keep that tower as it is with --freeze {kind}"
+            )
+        encoders = ["cots"] + ["momentum_encoder"] * (model.momentum_encoder is not None)
+        targets += [f"{encoder}.{attribute}.{layer}" for encoder in encoders for layer in layers]
+    return targets
