@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
+from .._errors import check_output_file, check_output_folder
 from .app import app
+from .options import Revision, Token
 
 
 converters = typer.Typer(no_args_is_help=True)
@@ -33,6 +35,7 @@ def dalle(
     """Convert OpenAI's discrete VAE to an image tokenizer for --image_tokenizer."""
     from ..conversion.image_tokenizers import convert_dalle
 
+    check_output_folder(output)
     convert_dalle(encoder, decoder, image_size).save_pretrained(output)
 
 
@@ -45,17 +48,22 @@ def flava(
     ] = None,
     image_size: TokenizerSize = 192,
     to_flava: Annotated[bool, typer.Option("--to-flava", help="Convert ours to FLAVA's, without decoder.")] = False,
+    revision: Revision = None,
+    token: Token = None,
 ) -> None:
     """Convert FLAVA's image codebook (Hub id or folder) to an image tokenizer for --image_tokenizer, or back."""
     from transformers import FlavaImageCodebook
 
     from ..conversion import image_tokenizers
     from ..models import COTSImageTokenizer
+    from ..search.loading import hub_options
 
+    check_output_folder(output)
     if to_flava:
-        image_tokenizers.to_flava(COTSImageTokenizer.from_pretrained(source)).save_pretrained(output)
+        tokenizer = COTSImageTokenizer.from_pretrained(source, **hub_options(revision))
+        image_tokenizers.to_flava(tokenizer).save_pretrained(output)
     else:
-        codebook = FlavaImageCodebook.from_pretrained(source)
+        codebook = FlavaImageCodebook.from_pretrained(source, **hub_options(revision))
         image_tokenizers.convert_flava(codebook, decoder, image_size).save_pretrained(output)
 
 
@@ -73,6 +81,7 @@ def simla(
         str | None, typer.Option(help="BERT's tokenizer: Hub id or folder. Without it no processor is written.")
     ] = None,
     to_simla: Annotated[bool, typer.Option("--to-simla", help="Convert ours to the authors' format.")] = False,
+    token: Token = None,
 ) -> None:
     """Convert a checkpoint of SIMLA's authors (pre-training or retrieval) to a folder for AutoModel, or back."""
     import torch
@@ -83,8 +92,10 @@ def simla(
     from ..models import COTSImageProcessor, COTSProcessor, SimlaForPreTraining
 
     if to_simla:
+        check_output_file(output)
         torch.save(to_authors(SimlaForPreTraining.from_pretrained(source)), output)
         return
+    check_output_folder(output)
     left_out = {"mlm_weight": 0, "mim_weight": 0, "psl_weight": 0} if retrieval else {}
     model = convert_simla(source, image_size, **left_out)
     save_converted(model, output)

@@ -82,7 +82,11 @@ def read_dalle(path: Path | str, kind: str) -> dict[str, torch.Tensor]:
     if not isinstance(module, StandIn) or held != kind:
         raise ValueError(f"{path} must hold DALL-E's {kind}, but holds {held}")
     try:
-        return {rename_parameter(name): tensor.float() for name, tensor in _parameters(module)}
+        parameters = {rename_parameter(name): tensor for name, tensor in _parameters(module)}
+        claimed, size = sum(tensor.nbytes for tensor in parameters.values()), Path(path).stat().st_size
+        if claimed > size:
+            raise ValueError(f"{path} has {size:,} bytes, and parameters that share them claim {claimed:,}")
+        return {name: tensor.float() for name, tensor in parameters.items()}
     except (AttributeError, KeyError, RecursionError, TypeError) as error:
         raise ValueError(f"{path} holds no complete {kind}: {type(error).__name__} {error}") from None
 
@@ -109,10 +113,10 @@ def _assemble(
         raise ValueError(f"{source} lacks the parameter {missing}") from None
     except IndexError:
         raise ValueError(f"{source} holds weights of fewer axes than those of a convolution") from None
-    model = COTSImageTokenizer(config)
+    with torch.device("meta"):  # which takes no memory, whatever sizes a file claims
+        wanted = {name: tensor.shape for name, tensor in COTSImageTokenizer(config).state_dict().items()}
     parts = {"encoder": encoder, "decoder": decoder or {}}
     state = {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     given = {name: tensor.shape for name, tensor in state.items()}
     wrong = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
     if wrong:
@@ -121,6 +125,7 @@ def _assemble(
             f"{source} does not fit together in {len(wrong)} parameters, the first is {name}: wanted "
             f"{list(wanted.get(name, []))}, found {list(given.get(name, []))}"
         )
+    model = COTSImageTokenizer(config)
     model.load_state_dict(state)
     return model.eval()
 

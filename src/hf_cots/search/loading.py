@@ -30,7 +30,12 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
-def load_encoder(name: str, device: str | torch.device | None = None) -> Encoder:
+def load_encoder(
+    name: str,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> Encoder:
     """Load an encoder by Hub id or folder.
 
     A folder or repository with a `modules.json` is opened by sentence-transformers. All else is opened by
@@ -40,6 +45,8 @@ def load_encoder(name: str, device: str | torch.device | None = None) -> Encoder
     Args:
         name: Hub id or folder.
         device: where it computes; [`default_device`] if None.
+        revision: branch, tag or commit on the Hub; the main branch if None.
+        token: for a private or gated repository; that of `hf auth login` or HF_TOKEN if None.
 
     Raises:
         OSError: if there is no such model.
@@ -55,18 +62,26 @@ def load_encoder(name: str, device: str | torch.device | None = None) -> Encoder
     if name.startswith((".", "/", "~")) and not Path(name).is_dir():
         raise FileNotFoundError(f"no such model folder: {name}")
     try:
-        load = _load_sentence_encoder if _has_file(name, "modules.json") else _load_transformers_encoder
-        return load(name, device)
+        hub = hub_options(revision, token)
+        load = _load_sentence_encoder if _has_file(name, "modules.json", hub) else _load_transformers_encoder
+        return load(name, device, hub)
     except OSError as error:
         raise OSError(f"cannot load the model '{name}': {str(error).splitlines()[0]}") from error
 
 
-def load_reranker(name: str, device: str | torch.device | None = None) -> tuple[SimlaModel, COTSProcessor]:
+def load_reranker(
+    name: str,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> tuple[SimlaModel, COTSProcessor]:
     """Load a SIMLA model and its processor by Hub id or folder, for [`Reranker`].
 
     Args:
         name: Hub id or folder.
         device: where it computes; [`default_device`] if None.
+        revision: branch, tag or commit on the Hub; the main branch if None.
+        token: for a private or gated repository; that of `hf auth login` or HF_TOKEN if None.
 
     Returns:
         The model, in evaluation mode, and its processor.
@@ -75,20 +90,27 @@ def load_reranker(name: str, device: str | torch.device | None = None) -> tuple[
         OSError: if there is no such model.
         ValueError: if it is a model of another kind, or lacks weights.
     """
-    config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE)
+    hub = hub_options(revision, token)
+    config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE, **hub)
     if not isinstance(config, SimlaConfig):
         raise ValueError(f"{name} is '{config.model_type}' and cannot re-rank: name a SIMLA model")
-    return _load_complete(AutoModel, name, device), AutoProcessor.from_pretrained(name, **NO_REMOTE_CODE)
+    model = _load_complete(AutoModel, name, device, hub)
+    return model, AutoProcessor.from_pretrained(name, **NO_REMOTE_CODE, **hub)
 
 
 def load_for_pretraining(
-    name: str, device: str | torch.device | None = None
+    name: str,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
 ) -> tuple[PreTrainingModel, COTSProcessor]:
     """Load a training checkpoint of COTS, COOKIE or SIMLA with all its heads, and the processor.
 
     Args:
         name: Hub id or folder, such as `output_dir/checkpoint-1000`.
         device: where it computes; [`default_device`] if None.
+        revision: branch, tag or commit on the Hub; the main branch if None.
+        token: for a private or gated repository; that of `hf auth login` or HF_TOKEN if None.
 
     Returns:
         The model, in evaluation mode, and its processor.
@@ -97,18 +119,27 @@ def load_for_pretraining(
         OSError: if there is no such model.
         ValueError: if it is a model of another kind, or a deployable one without the heads.
     """
-    config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE)
+    hub = hub_options(revision, token)
+    config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE, **hub)
     if not isinstance(config, (COTSConfig, CookieConfig, SimlaConfig)):
         raise ValueError(f"{name} is '{config.model_type}': name a checkpoint of COTS, COOKIE or SIMLA")
     advice = ". Name a checkpoint of its pre-training, such as output_dir/checkpoint-1000, not a model to deploy"
-    model = _load_complete(AutoModelForPreTraining, name, device, advice)
-    return model, AutoProcessor.from_pretrained(name, **NO_REMOTE_CODE)
+    model = _load_complete(AutoModelForPreTraining, name, device, hub, advice)
+    return model, AutoProcessor.from_pretrained(name, **NO_REMOTE_CODE, **hub)
 
 
-def _load_complete(auto_class: Any, name: str, device: str | torch.device | None, advice: str = "") -> PreTrainedModel:
+def hub_options(revision: str | None = None, token: str | bool | None = None) -> dict[str, Any]:
+    """The options of `from_pretrained` that say where on the Hub a model is, without those that are not set."""
+    options = {"revision": revision, "token": token}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _load_complete(
+    auto_class: Any, name: str, device: str | torch.device | None, hub: dict[str, Any], advice: str = ""
+) -> PreTrainedModel:
     """The model in evaluation mode on its device, or an error that names weights that its file lacks."""
     try:
-        model, loading = auto_class.from_pretrained(name, output_loading_info=True, **NO_REMOTE_CODE)
+        model, loading = auto_class.from_pretrained(name, output_loading_info=True, **NO_REMOTE_CODE, **hub)
     except RuntimeError as error:  # transformers has just logged which weights have another shape
         raise ValueError(f"{name}: the weights do not fit the config: {str(error).splitlines()[0]}") from error
     unused = "pooler." if _is_text_only(model) else None  # we pool its tokens ourselves
@@ -123,34 +154,36 @@ def _is_text_only(model: PreTrainedModel) -> bool:
     return model.input_modalities in ("text", ("text",))
 
 
-def _load_transformers_encoder(name: str, device: str | torch.device | None) -> DualEncoder | TextEncoder:
-    config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE)
+def _load_transformers_encoder(
+    name: str, device: str | torch.device | None, hub: dict[str, Any]
+) -> DualEncoder | TextEncoder:
+    config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE, **hub)
     is_blip_retrieval = "BlipForImageTextRetrieval" in (config.architectures or ())
-    model = _load_complete(BlipRetrieval if is_blip_retrieval else AutoModel, name, device)
+    model = _load_complete(BlipRetrieval if is_blip_retrieval else AutoModel, name, device, hub)
     if _is_text_only(model):
-        return TextEncoder(model, AutoTokenizer.from_pretrained(name, **NO_REMOTE_CODE), name)
+        return TextEncoder(model, AutoTokenizer.from_pretrained(name, **NO_REMOTE_CODE, **hub), name)
     if not isinstance(model, DualTower):
         raise ValueError(
             f"{name}: {type(model).__name__} has no separate embeddings for images and texts (get_image_features, "
             f"get_text_features); name a dual encoder or a text model"
         )
-    return DualEncoder(model, AutoProcessor.from_pretrained(name, **NO_REMOTE_CODE), name)
+    return DualEncoder(model, AutoProcessor.from_pretrained(name, **NO_REMOTE_CODE, **hub), name)
 
 
-def _load_sentence_encoder(name: str, device: str | torch.device | None) -> SentenceEncoder:
+def _load_sentence_encoder(name: str, device: str | torch.device | None, hub: dict[str, Any]) -> SentenceEncoder:
     try:
         from sentence_transformers import SentenceTransformer
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             f"{name} is a sentence-transformers model; to use it: pip install 'hf-cots[sentence-transformers]'"
         ) from None
-    return SentenceEncoder(SentenceTransformer(name, device=str(device or default_device())).eval(), name)
+    return SentenceEncoder(SentenceTransformer(name, device=str(device or default_device()), **hub).eval(), name)
 
 
-def _has_file(name: str, file: str) -> bool:
+def _has_file(name: str, file: str, hub: dict[str, Any]) -> bool:
     if Path(name).is_dir():
         return (Path(name) / file).is_file()
     try:
-        return cached_file(name, file) is not None
+        return cached_file(name, file, **hub) is not None
     except OSError:
         return False  # an unknown name is reported by the loading itself

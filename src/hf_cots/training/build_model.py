@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from .._errors import naming
 from ..conversion.simla import simla_tokenizer
 from ..models import (
     CookieConfig,
@@ -191,7 +192,8 @@ def load_tower(source: str) -> str | PreTrainedModel:
     """
     if not source.startswith("{"):
         return source
-    fields = json.loads(source)
+    with naming(f"the config of a tower (--vision or --text) is no JSON: {source}"):
+        fields = json.loads(source)
     if "model_type" not in fields:
         raise ValueError(f"the config of a tower to train from random weights needs a model_type, got {source}")
     options = {name: fields.pop(name) for name in ("add_pooling_layer",) if name in fields}

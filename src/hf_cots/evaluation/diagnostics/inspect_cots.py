@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from ...models import COTSForPreTraining, COTSProcessor
 from ...models.masking import RandomStream, block_mask, generator, mix
 from ...models.token_level import unnormalize_pixels
-from ...search.loading import load_for_pretraining
+from ...search.loading import NO_REMOTE_CODE, hub_options, load_for_pretraining
 from ..rendering.panels import draw_panels
 
 
@@ -85,20 +85,20 @@ def color_codes(codes: torch.Tensor) -> torch.Tensor:
     return light * ((wheel - 3).abs() - 1).clamp(0, 1)
 
 
-def load_with_token_heads(model: str) -> tuple[COTSForPreTraining, COTSProcessor]:
-    """Load a checkpoint of pre-training in evaluation mode, and its processor.
+def load_with_token_heads(model: str, revision: str | None = None) -> tuple[COTSForPreTraining, COTSProcessor]:
+    """Load a checkpoint of pre-training in evaluation mode, and its processor, as [`load_for_pretraining`] does.
 
     Raises:
         OSError: if there is no such model.
         ValueError: if it is another kind of model, a deployable one, or was trained without masked vision modeling
             or with an image tokenizer that cannot decode.
     """
-    config = AutoConfig.from_pretrained(model)
+    config = AutoConfig.from_pretrained(model, **NO_REMOTE_CODE, **hub_options(revision))
     if config.model_type != "cots":
         raise ValueError(f"{model} is no COTS model but '{config.model_type}'")
     if config.mvm_weight == 0:
         raise ValueError(f"{model} was trained with mvm_weight 0: it never learned to predict masked patches")
-    loaded, processor = load_for_pretraining(model)
+    loaded, processor = load_for_pretraining(model, revision=revision)
     if not config.image_tokenizer_config.has_decoder:
         raise ValueError(f"{model} has an image tokenizer without a decoder: its codes cannot be shown")
     return loaded, processor
@@ -153,11 +153,11 @@ def _decode(model: COTSForPreTraining, codes: torch.Tensor) -> torch.Tensor:
 
 
 def inspect_model(
-    model: str, image: Image.Image, caption: str | None = None, seed: int = 0
+    model: str, image: Image.Image, caption: str | None = None, seed: int = 0, revision: str | None = None
 ) -> tuple[Image.Image, list[str]]:
     """Run `hf-cots inspect` on a COTS: a row of panels, and lines of text.
 
     Arguments are those of [`inspect_image`], errors those of [`load_with_token_heads`].
     """
-    found = inspect_image(*load_with_token_heads(model), image, caption, seed)
+    found = inspect_image(*load_with_token_heads(model, revision), image, caption, seed)
     return draw_panels(found.panels()), found.lines()
