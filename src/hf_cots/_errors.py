@@ -214,7 +214,8 @@ def path_of(value: Any) -> str | None:
         return None
     path = str(value)
     try:
-        return path if os.path.isfile(path) and not path.endswith((".py", ".pyc", ".so")) else None
+        is_file = os.path.exists(path) and not os.path.isdir(path)
+        return path if is_file and not path.endswith((".py", ".pyc", ".so")) else None
     except ValueError:  # a null byte
         return None
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .app import app, note_skipped
-from .options import Encoder, Revision, TopK, Token
+from .options import Encoder, Revision, Token, TopK
 
 
 @app.command(rich_help_panel="Search")

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
+from .._errors import naming
 from ..models import COTSImageTokenizer, COTSImageTokenizerConfig
 from .saved_modules import StandIn, read_saved_module
 
@@ -97,18 +98,19 @@ def _assemble(
     """Build a model whose sizes are read off the weights."""
     try:
         stem, head = encoder["stem.weight"], encoder["head.weight"]
-        config = COTSImageTokenizerConfig(
-            image_size=image_size,
-            num_channels=stem.shape[1],
-            codebook_size=head.shape[0],
-            hidden_size=stem.shape[0],
-            decoder_input_size=128 if decoder is None else decoder["stem.weight"].shape[0],
-            num_groups=NUM_GROUPS,
-            blocks_per_group=len({name.split(".")[2] for name in encoder if name.startswith("groups.0.")}),
-            has_decoder=decoder is not None,
-            reconstruction="logit_laplace",
-            kl_weight=6.6 / 192,
-        )
+        with naming(source):
+            config = COTSImageTokenizerConfig(
+                image_size=image_size,
+                num_channels=stem.shape[1],
+                codebook_size=head.shape[0],
+                hidden_size=stem.shape[0],
+                decoder_input_size=128 if decoder is None else decoder["stem.weight"].shape[0],
+                num_groups=NUM_GROUPS,
+                blocks_per_group=len({name.split(".")[2] for name in encoder if name.startswith("groups.0.")}),
+                has_decoder=decoder is not None,
+                reconstruction="logit_laplace",
+                kl_weight=6.6 / 192,
+            )
     except KeyError as missing:
         raise ValueError(f"{source} lacks the parameter {missing}") from None
     except IndexError:

@@ -135,7 +135,7 @@ def _unpickle(file: IO[bytes], size: int, classes: Iterable[str], storage: Calla
     start = file.tell()
     try:
         for code, argument, _ in pickletools.genops(file):
-            if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > size:
+            if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > size:
                 raise Refused(f"it asks for room for {argument:,} objects, and has {size:,} bytes")
     except ValueError:
         pass  # no pickle from here on; the unpickler stops there too, and says why

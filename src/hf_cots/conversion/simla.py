@@ -16,6 +16,7 @@ from tokenizers import Regex, Tokenizer, normalizers, processors
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from transformers import BertConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast, ViTConfig
 
+from .._errors import naming
 from ..models import SimlaConfig, SimlaForPreTraining
 from .saved_modules import Refused, StandIn, check_archive, check_tensor, make_stand_ins
 
@@ -249,7 +250,8 @@ def convert_simla(path: Path | str, image_size: int | None = None, **fields) -> 
     """
     state = read_simla(path)
     try:
-        config = read_config(state, image_size, **fields)
+        with naming(path):
+            config = read_config(state, image_size, **fields)
     except KeyError as error:
         raise ValueError(f"{path} is no checkpoint of SIMLA: missing {error}") from None
     except (IndexError, TypeError, ZeroDivisionError) as error:

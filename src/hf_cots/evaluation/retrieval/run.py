@@ -168,7 +168,10 @@ class EvaluationRun:
         path = Path(str(self.compare))
         if path.suffix not in (".json", ".parquet"):
             return load_encoder(str(self.compare))
-        directions, about = read_query_table(query_table_path(path) if path.suffix == ".json" else path)
+        table = query_table_path(path) if path.suffix == ".json" else path
+        if table != path and path.is_file() and not table.is_file():
+            raise FileNotFoundError(f"{path} cannot be compared with: its per-query table {table} is not beside it")
+        directions, about = read_query_table(table)
         if about["data_fingerprint"] != fingerprint:
             raise ValueError(f"{path} was evaluated on other data than {self.data}: their fingerprints differ")
         return RetrievalResult(about["model"], about["fingerprint"], directions, [])

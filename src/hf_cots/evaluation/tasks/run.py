@@ -30,8 +30,8 @@ def run_classification(
     batch_size: int = 64,
     revision: str | None = None,
 ) -> dict[str, Any]:
-    """Evaluate zero-shot classification; see [`hf_cots.evaluation.tasks.zero_shot`] for the arguments. `revision` is the
-    model's on the Hub.
+    """Evaluate zero-shot classification; see [`hf_cots.evaluation.tasks.zero_shot`] for the arguments.
+    `revision` is the model's on the Hub, here and below.
 
     Raises:
         FileNotFoundError, OSError, ValueError: saying what is wrong with the model, the data or a setting; so do the
