@@ -1,13 +1,79 @@
-"""The errors that a user can fix, and how every command reports them."""
+"""The errors that a user can mend, and how every command reports them: one line, exit code 2.
 
-from collections.abc import Iterator
+Libraries are known by the names of their exceptions, so that this file imports none of them.
+"""
+
+import errno
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 
-# What the library raises for wrong names, files, settings and missing packages. All else is a fault of ours.
-USER_ERRORS = (OSError, ValueError, ModuleNotFoundError)
+# What wrong names, files, settings and missing packages raise.
+USER_ERRORS = (OSError, ValueError, ModuleNotFoundError, MemoryError)
+# The same of libraries whose exceptions derive from none of these. All else is a bug and keeps its traceback.
+LIBRARY_ERRORS = {
+    "PIL.Image.DecompressionBombError",
+    "_pickle.UnpicklingError",
+    "builtins.EOFError",
+    "datasets.exceptions.DatasetsError",
+    "huggingface_hub.errors.EntryNotFoundError",
+    "huggingface_hub.errors.RevisionResolutionError",
+    "huggingface_hub.errors.SafetensorsParsingError",
+    "huggingface_hub.errors.StrictDataclassError",
+    "huggingface_hub.errors.XetDownloadError",
+    "httpx.HTTPError",
+    "httpx2.HTTPError",
+    "aiohttp.client_exceptions.ClientError",
+    "_lzma.LZMAError",
+    "pyarrow.lib.ArrowException",
+    "subprocess.CalledProcessError",
+    "tarfile.TarError",
+    "torch.OutOfMemoryError",
+    "torch.distributed.DistError",
+    "yaml.error.YAMLError",
+    "zipfile.BadZipFile",
+    "zipfile.LargeZipFile",
+    "zlib.error",
+}
+LIBRARY_NAMES = {"SafetensorError"}  # whose module is called differently from version to version
+# Exceptions that only say that another one was raised.
+WRAPPERS = {
+    "datasets.exceptions.DatasetGenerationError",
+    "huggingface_hub.errors.StrictDataclassClassValidationError",
+    "huggingface_hub.errors.StrictDataclassFieldValidationError",
+}
+# What torch and transformers raise as RuntimeError, which else is a bug.
+OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED|Unable to allocate")
+RUNTIME_ERRORS = re.compile(
+    r"PytorchStream(Reader|Writer)|inline_container|archive is corrupted|Invalid magic number|unexpected EOF"
+    r"|DataLoader worker \(pid|No space left on device|ignore_mismatched_sizes|Error\(s\) in loading state_dict"
+    r"|Found no NVIDIA driver|No CUDA GPUs are available|CUDA error: (invalid device|no kernel image)"
+)
+# Nearest hint first: what to do about an error of the Hub.
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN (--token)"
+HUB_HINTS = {
+    "huggingface_hub.errors.GatedRepoError": f"it is gated: ask for access on its page, then {LOG_IN}",
+    "huggingface_hub.errors.RepositoryNotFoundError": f"if it is private or gated, {LOG_IN}",
+    "datasets.exceptions.DatasetNotFoundError": f"if it is private or gated, {LOG_IN}",
+    "huggingface_hub.errors.RevisionNotFoundError": "no such branch, tag or commit: see its page, and --revision",
+    "huggingface_hub.errors.OfflineModeIsEnabled": "it is not in the cache, and HF_HUB_OFFLINE forbids to download it",
+    "huggingface_hub.errors.LocalEntryNotFoundError": "it is not in the cache, and the Hub is not reached",
+}
+LESS_MEMORY = (
+    "lower --batch-size; in training --per_device_train_batch_size (with --gradient_accumulation_steps or "
+    "--gradient_cache for as many pairs in a step), or add --gradient_checkpointing"
+)
+WORKER = re.compile(r"Caught \w+ in .*\bprocess \d+\.\s+Original Traceback", re.DOTALL)
+CLASS_NAME = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Refused|BrokenImage): ")
+LFS_POINTER = b"version https://git-lfs"
+LONGEST = 500  # characters of a library's message that are shown
 
 
 def print_note(text: str, style: str) -> None:
@@ -15,9 +81,152 @@ def print_note(text: str, style: str) -> None:
     Console(stderr=True).print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
+# ---------------------------------------------------------------------- what is known
+
+
+def class_names(error: BaseException) -> list[str]:
+    """Full names of an exception's class and of those that it derives from."""
+    return [f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__]
+
+
+def list_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what it was raised from, and so on."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of an accelerator."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
+    )
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Whether a user can mend this error; else it is a bug."""
+    if isinstance(error, ImportError):
+        ours = (error.name or "").partition(".")[0] == "hf_cots"
+        return not ours and (isinstance(error, ModuleNotFoundError) or error.name is None)
+    names = class_names(error)
+    return (
+        isinstance(error, USER_ERRORS)
+        or not LIBRARY_ERRORS.isdisjoint(names)
+        or type(error).__name__ in LIBRARY_NAMES
+        or type(error) is Exception  # as tokenizers raises it; nothing else does
+        or is_out_of_memory(error)
+        or (isinstance(error, RuntimeError) and bool(RUNTIME_ERRORS.search(str(error))))
+    )
+
+
+# ---------------------------------------------------------------------- what is said
+
+
+def explain(error: BaseException) -> str | None:
+    """Say in one line what a user must mend: the cause, the file or field, what to do. None for a bug.
+
+    Args:
+        error: with its traceback, in which a file is looked for that the message does not name.
+    """
+    if not is_user_error(error):
+        return None
+    specific = error
+    while not WRAPPERS.isdisjoint(class_names(specific)[:1]) and specific.__cause__ is not None:
+        specific = specific.__cause__
+    if is_out_of_memory(specific):
+        return f"out of memory: {shorten(first_sentences(str(specific)))}; {LESS_MEMORY}".replace(": ;", ":")
+    text = describe(specific)
+    if not is_user_error(specific) and " " not in text:  # such as a KeyError, which says no more than the key
+        text = f"{type(specific).__name__}: {text}"
+    text = name_file(specific, text)
+    hint = next((hint for hint in map(find_hint, list_causes(error)) if hint), None)
+    return text if hint is None or "hf auth login" in text else f"{text}; {hint}"
+
+
+def describe(error: BaseException) -> str:
+    """An error's own message in one line."""
+    if isinstance(error, OSError) and error.strerror and error.errno and type(error).__module__ == "builtins":
+        return ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
+    text = str(error)
+    if WORKER.match(text):  # of a process that loads data: its whole traceback
+        text = CLASS_NAME.sub("", text.strip().splitlines()[-1])
+    text = re.sub(r" ?\(Request ID:[^)]*\)", "", text)
+    return shorten(text) or type(error).__name__
+
+
+def shorten(text: str) -> str:
+    """One line of at most about [`LONGEST`] characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST].rsplit(' ', 1)[0]} ..."
+
+
+def first_sentences(text: str, count: int = 2) -> str:
+    """The beginning of a long message."""
+    return " ".join(re.split(r"(?<=\.)\s+", text.strip())[:count]).rstrip(". ")
+
+
+def find_hint(error: BaseException) -> str | None:
+    """What to do about an error of the Hub, if it is one."""
+    names = class_names(error)
+    return next((hint for name, hint in HUB_HINTS.items() if name in names), None)
+
+
+def name_file(error: BaseException, text: str) -> str:
+    """Put the file in front that a library's message does not name, and say if it is a pointer of git-lfs."""
+    named = not isinstance(error, OSError) or error.errno == errno.ENOSPC
+    path = find_file(error) if named and type(error) not in (ValueError, ModuleNotFoundError) else None
+    if path is None:
+        return text
+    try:
+        with open(path, "rb") as file:
+            is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+    except OSError:
+        is_pointer = False
+    if is_pointer:
+        return f"{path} is a git-lfs pointer and not the file itself: run `git lfs pull` in its folder, or download it"
+    return text if os.path.basename(path) in text else f"{path}: {text}"
+
+
+def find_file(error: BaseException) -> str | None:
+    """The file that a library was at work on: the innermost in the frames of its own code, or in the call to it."""
+    frames = []
+    trace = error.__traceback__
+    while trace is not None:
+        frames.append(trace.tb_frame)
+        trace = trace.tb_next
+    for frame in reversed(frames):
+        for value in reversed(list(frame.f_locals.values())):
+            path = path_of(value)
+            if path is not None:
+                return path
+    return None
+
+
+def path_of(value: Any) -> str | None:
+    """The path of a data file that a variable names or has open, else None."""
+    if not isinstance(value, (str, os.PathLike)):
+        if not hasattr(value, "fileno"):
+            return None
+        value = getattr(value, "name", None)
+    if not isinstance(value, (str, os.PathLike)) or not 0 < len(str(value)) < 4096 or "\n" in str(value):
+        return None
+    path = str(value)
+    try:
+        is_file = os.path.exists(path) and not os.path.isdir(path)
+        return path if is_file and not path.endswith((".py", ".pyc", ".so")) else None
+    except ValueError:  # a null byte
+        return None
+
+
+# ---------------------------------------------------------------------- the boundary
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn an error of [`USER_ERRORS`] into one line on stderr and exit code 2; others keep their traceback.
+    """Turn what a user can mend into one line on stderr and exit code 2, and Ctrl-C into one line and exit code 130;
+    a bug keeps its traceback.
 
     Raises:
         SystemExit: with the line as its message.
@@ -26,8 +235,82 @@ def one_line_errors() -> Iterator[None]:
         yield
     except BrokenPipeError:  # `hf-cots ... | head`, which is no error
         raise
-    except USER_ERRORS as error:
-        stop = SystemExit(f"error: {error}")
-        stop.code = 2
-        print_note(str(stop), "red")
-        raise stop from None
+    except KeyboardInterrupt as error:
+        leave("; ".join(["stopped by Ctrl-C", *(map(str, error.args) if error.args else ["nothing was saved"])]), 130)
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        leave(f"error: {line}", 2)
+
+
+def leave(line: str, code: int) -> None:
+    """Print a line on stderr and end the program."""
+    stop = SystemExit(line)
+    stop.code = code
+    print_note(line, "red")
+    raise stop from None
+
+
+@contextmanager
+def naming(subject: object) -> Iterator[None]:
+    """Put a file's or flag's name in front of what goes wrong within, where the error does not name it.
+
+    Raises:
+        ValueError: in one line, for each error that a user can mend.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        if error.filename is None:
+            raise
+        raise FileNotFoundError(f"no such file: {error.filename}") from error
+    except RecursionError as error:
+        raise ValueError(f"{subject}: it is nested too deeply") from error
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        raise ValueError(line if str(subject) in line else f"{subject}: {line}") from error
+
+
+@contextmanager
+def note_on_interrupt(describe_saved: Callable[[], str]) -> Iterator[None]:
+    """Let Ctrl-C within say what is saved: `describe_saved` is called then."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(*error.args, describe_saved()) from None
+
+
+def check_output_folder(folder: Path | str) -> None:
+    """Make a folder and check that files can be written there, before the work and not after it.
+
+    Raises:
+        OSError: naming the folder.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise OSError(f"cannot write into the folder {folder}: {reason}") from error
+
+
+def check_output_file(path: Path | str | None) -> None:
+    """Make a file's folder and check that the file can be written, before the work and not after it; what it holds
+    stays until then.
+
+    Raises:
+        OSError: naming the file.
+    """
+    if path is None:
+        return
+    path = Path(path)
+    if path.is_dir():
+        raise OSError(f"cannot write {path}: it is a folder")
+    check_output_folder(path.parent)
+    if path.exists() and not os.access(path, os.W_OK):
+        raise OSError(f"cannot write {path}: {os.strerror(errno.EACCES)}")

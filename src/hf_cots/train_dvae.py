@@ -23,7 +23,7 @@ from .training.arguments import (
 )
 from .training.build_data import load_eval_data, load_train_data
 from .training.image_tokenizer import DVAETrainer
-from .training.program import run_program, take_push_to_hub
+from .training.program import guarded_output, run_program, take_push_to_hub
 from .training.publish import push_folder, save_image_tokenizer
 
 
@@ -31,16 +31,19 @@ def train(argv: list[str] | None = None) -> dict[str, float]:
     """Train with these flags; returns the final evaluation, or nothing without `--eval_data`."""
     model_arguments, data_arguments, training = parse_image_tokenizer_arguments(argv)
     push = take_push_to_hub(training)
-    trainer = build_trainer(model_arguments, data_arguments, training)
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    results = trainer.evaluate(metric_key_prefix="final") if trainer.eval_dataset is not None else {}
-    results = {name.removeprefix("final_"): value for name, value in results.items()}
-    folder = save_image_tokenizer(trainer, results, data_arguments.train_data, data_arguments.eval_data)
-    if trainer.is_world_process_zero():
-        for measure, value in results.items():
-            print(f"{measure:12} {value:.5g}")
-        if push:
-            push_folder(folder, training)
+    with guarded_output(training.output_dir):
+        trainer = build_trainer(model_arguments, data_arguments, training)
+        trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+        results = trainer.evaluate(metric_key_prefix="final") if trainer.eval_dataset is not None else {}
+        results = {name.removeprefix("final_"): value for name, value in results.items()}
+        if trainer.is_world_process_zero():
+            for measure, value in results.items():
+                print(f"{measure:12} {value:.5g}", flush=True)  # before anything is written, which can fail
+        folder = save_image_tokenizer(
+            trainer, results, data_arguments.train_data, data_arguments.eval_data, model_arguments.license
+        )
+    if push and trainer.is_world_process_zero():
+        push_folder(folder, training)
     return results
 
 

@@ -1,5 +1,6 @@
 """The converter on files with the authors' keys: against the slow reference, to and fro, without running pickles."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -230,3 +231,17 @@ def test_the_tokenizer_reads_as_theirs():
     both = tokenizer(["red", "light blue square"], padding=True, return_tensors="pt")
     assert both["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
     assert (both["input_ids"][0, 2:] == tokenizer.pad_token_id).all()
+
+
+@pytest.mark.parametrize(("grid", "fields"), [(4, (5, 1)), (6, (11, 2)), (8, (19, 4)), (9, (75, 16)), (14, (75, 16))])
+def test_a_small_image_gets_a_small_mask(tmp_path, caplog, grid, fields):
+    """75 of 256 patches in proportion where 75 do not fit; what is asked for stays."""
+    sizes = replace(TINY, grid=grid, positions=grid**2 + 8)
+    path = write(tmp_path / "small.pth", authors_state(sizes))
+    config = simla.convert_simla(path, image_tokenizer_config=SMALL).config
+    assert (config.num_masked_patches, config.min_block_patches) == fields
+    told = [record.getMessage() for record in caplog.records if "masked patches" in record.getMessage()]
+    assert len(told) == (grid < 9)
+    assert all(f"an image of {grid**2}: the converted model masks {fields[0]}" in line for line in told)
+    asked = simla.convert_simla(path, image_tokenizer_config=SMALL, num_masked_patches=3, min_block_patches=1).config
+    assert (asked.num_masked_patches, asked.min_block_patches) == (3, 1)

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
+from .._errors import check_output_file, check_output_folder
 from .app import app
+from .options import Revision, Token
 
 
 converters = typer.Typer(no_args_is_help=True)
@@ -33,6 +35,7 @@ def dalle(
     """Convert OpenAI's discrete VAE to an image tokenizer for --image_tokenizer."""
     from ..conversion.image_tokenizers import convert_dalle
 
+    check_output_folder(output)
     convert_dalle(encoder, decoder, image_size).save_pretrained(output)
 
 
@@ -45,16 +48,21 @@ def flava(
     ] = None,
     image_size: TokenizerSize = 192,
     to_flava: Annotated[bool, typer.Option("--to-flava", help="Convert ours to FLAVA's, without decoder.")] = False,
+    revision: Revision = None,
+    token: Token = None,
 ) -> None:
     """Convert FLAVA's image codebook (Hub id or folder) to an image tokenizer for --image_tokenizer, or back."""
     from transformers import FlavaImageCodebook
 
     from ..conversion import image_tokenizers
     from ..models import COTSImageTokenizer
-    from ..search.loading import named_errors
+    from ..search.loading import hub_options, named_errors
 
+    check_output_folder(output)
     with named_errors(source):
-        loaded = (COTSImageTokenizer if to_flava else FlavaImageCodebook).from_pretrained(source)
+        loaded = (COTSImageTokenizer if to_flava else FlavaImageCodebook).from_pretrained(
+            source, **hub_options(revision)
+        )
     if to_flava:
         image_tokenizers.to_flava(loaded).save_pretrained(output)
     else:
@@ -75,6 +83,7 @@ def simla(
         str | None, typer.Option(help="BERT's tokenizer: Hub id or folder. Without it no processor is written.")
     ] = None,
     to_simla: Annotated[bool, typer.Option("--to-simla", help="Convert ours to the authors' format.")] = False,
+    token: Token = None,
 ) -> None:
     """Convert a checkpoint of SIMLA's authors (pre-training or retrieval) to a folder for AutoModel, or back."""
     import torch
@@ -86,10 +95,12 @@ def simla(
     from ..search.loading import check_tokenizer, named_errors
 
     if to_simla:
+        check_output_file(output)
         with named_errors(source):
             model = SimlaForPreTraining.from_pretrained(source)
         torch.save(to_authors(model), output)
         return
+    check_output_folder(output)
     if tokenizer:  # before the long work
         with named_errors(tokenizer):
             words = AutoTokenizer.from_pretrained(tokenizer)

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from .._errors import check_output_folder
 from .app import app
-from .options import CaptionColumn, Encoder, ImageColumn, Pairs, Split
+from .options import CaptionColumn, Encoder, ImageColumn, Pairs, Revision, Split, Token
 
 
 PANEL = "Data"
@@ -24,6 +25,7 @@ def openclipart(
     """Make the openclipart set, 3,300 drawings with titles, from the Debian package openclipart-svg."""
     from ..data.sets.openclipart import write_openclipart_set
 
+    check_output_folder(output)
     counts = write_openclipart_set(output, deb, size=size, seed=seed)
     typer.echo(f"{counts['train']} training pairs and {counts['test']} test pairs in {output}")
 
@@ -40,14 +42,17 @@ def audit(
     ] = 2.0,
     shown: Annotated[int, typer.Option(min=1, help="Images on the page.")] = 100,
     output: Annotated[Path, typer.Option(help="Folder for the table, the keep-mask and the page.")] = Path("audit"),
+    revision: Revision = None,
+    token: Token = None,
 ) -> None:
     """Rank the pairs whose image and caption match least: a table, a keep-mask for training, a page of images."""
     from ..data.sources import load_pairs
     from ..evaluation.diagnostics.audit import audit_pairs, write_audit
     from ..search.loading import load_encoder
 
+    check_output_folder(output)
     pairs = load_pairs(data, image_column, caption_column, split=split)
-    result = audit_pairs(load_encoder(model), pairs, filter_lambda, progress=True)
+    result = audit_pairs(load_encoder(model, revision=revision), pairs, filter_lambda, progress=True)
     files = write_audit(result, pairs, output, shown)
     typer.echo(f"{len(pairs)} pairs, {int((~result.kept).sum())} suspect; see {files['suspects.html']}")
     typer.echo(f"to train without them: --keep_mask {files['keep_mask.json']}")

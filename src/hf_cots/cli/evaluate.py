@@ -7,9 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
+from .._errors import check_output_file, note_on_interrupt
 from ..evaluation.tasks.prompts import DEFAULT_TEMPLATE
 from .app import app, console, note_skipped, write_json
-from .options import BatchSize, CaptionColumn, Encoder, ImageColumn, LabeledImages, Pairs, ResultsFile, Split
+from .options import (
+    BatchSize,
+    CaptionColumn,
+    Encoder,
+    ImageColumn,
+    LabeledImages,
+    Pairs,
+    ResultsFile,
+    Revision,
+    Split,
+    Token,
+)
 
 
 PANEL = "Evaluate"
@@ -57,6 +69,8 @@ def evaluate(
     batch_size: BatchSize = 64,
     resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples of each confidence interval.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap and the randomization test.")] = 0,
+    revision: Revision = None,
+    token: Token = None,
 ) -> None:
     """Evaluate retrieval in both directions on image-text pairs, with intervals and a page of failures.
 
@@ -79,7 +93,7 @@ def evaluate(
         columns = (image_column, caption_column, image_id_column)
         fitted_on = None if validation is None else load_pairs(validation, *columns, "validation")
         reranking = RerankEvaluation(rerank, k, fitted_on, budget, latency, batch_size, resamples, seed)
-    EvaluationRun(
+    run = EvaluationRun(
         model=model,
         data=data,
         image_column=image_column,
@@ -100,19 +114,26 @@ def evaluate(
         resamples=resamples,
         seed=seed,
         rerank=reranking,
-    ).run(show)
+        revision=revision,
+    )
+    with note_on_interrupt(lambda: describe_results(output)):
+        run.run(show)
+
+
+def describe_results(output: Path | None) -> str:
+    """What a stopped evaluation leaves behind."""
+    return f"results so far are in {output}" if output is not None and output.is_file() else "no results were written"
 
 
 def _run_task(run: Callable[[], dict[str, Any]], task: str, output: Path | None, digits: int = 1) -> None:
-    """Run a task of `evaluation.tasks`, write its report, print its table."""
+    """Run a task of `evaluation.tasks`, print its table, write its report."""
     from ..evaluation.rendering.tables import task_table
 
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)  # an error here comes before the work, not after
+    check_output_file(output)  # an error here comes before the work, not after
     report = run()
+    console.print(task_table(report, task, digits))
     if output is not None:
         write_json(report, output)
-    console.print(task_table(report, task, digits))
     for data in (report["data"], report.get("gallery", {})):
         note_skipped(data.get("left_out", ()))
 
@@ -132,11 +153,14 @@ def classify(
     split: Split = "test",
     batch_size: BatchSize = 64,
     output: ResultsFile = None,
+    revision: Revision = None,
+    token: Token = None,
 ) -> None:
     """Evaluate zero-shot classification: top-1 and top-5 accuracy beside chance."""
     from ..evaluation.tasks.run import run_classification
 
-    run = partial(run_classification, model, data, template, classes, image_column, label_column, split, batch_size)
+    columns = (image_column, label_column)
+    run = partial(run_classification, model, data, template, classes, *columns, split, batch_size, revision)
     _run_task(run, "zero_shot", output)
 
 
@@ -152,11 +176,13 @@ def text_matching(
         bool, typer.Option("--sts-benchmark", help="The data is a file of STS-Benchmark as its authors publish it.")
     ] = False,
     output: ResultsFile = None,
+    revision: Revision = None,
+    token: Token = None,
 ) -> None:
     """Evaluate text similarity: rank correlation with human scores."""
     from ..evaluation.tasks.run import run_text_matching
 
-    run = partial(run_text_matching, model, data, (text_a, text_b), score_column, split, sts_benchmark)
+    run = partial(run_text_matching, model, data, (text_a, text_b), score_column, split, sts_benchmark, revision)
     _run_task(run, "text_matching", output, digits=3)
 
 
@@ -175,11 +201,14 @@ def image_retrieval(
     split: Split = "test",
     batch_size: BatchSize = 64,
     output: ResultsFile = None,
+    revision: Revision = None,
+    token: Token = None,
 ) -> None:
     """Evaluate image-to-image retrieval by label: mean average precision, each query left out of its own gallery."""
     from ..evaluation.tasks.run import run_image_retrieval
 
-    run = partial(run_image_retrieval, model, data, gallery, across, image_column, label_column, split, batch_size)
+    columns = (image_column, label_column)
+    run = partial(run_image_retrieval, model, data, gallery, across, *columns, split, batch_size, revision)
     _run_task(run, "image_to_image", output)
 
 
@@ -190,6 +219,8 @@ def inspect_token_level(
     image_column: ImageColumn = "image",
     caption_column: CaptionColumn = "auto",
     split: Split = "test",
+    revision: Revision = None,
+    token: Token = None,
 ) -> None:
     """Check that the token level uses the other modality: how its losses rise with a shuffled cross-modal feature."""
     from ..data.sources import load_pairs
@@ -197,7 +228,7 @@ def inspect_token_level(
     from ..search.loading import load_for_pretraining
 
     pairs = load_pairs(data, image_column, caption_column, split=split)
-    for name, found in measure(*load_for_pretraining(checkpoint), pairs).items():
+    for name, found in measure(*load_for_pretraining(checkpoint, revision=revision), pairs).items():
         percent = 100 * found["rise"] / found["loss"]
         typer.echo(f"{name}: {found['loss']:.4f}, with a shuffled feature {found['shuffled']:.4f} ({percent:+.2f}%)")
 
@@ -211,6 +242,8 @@ def inspect(
     ] = None,
     output: Annotated[Path, typer.Option(help="Image file to write.")] = Path("inspection.png"),
     seed: Annotated[int, typer.Option(help="Seed of the mask.")] = 0,
+    revision: Revision = None,
+    token: Token = None,
 ) -> None:
     """Draw an image, its codes and their reconstruction, a mask, and what the model predicts for masked patches.
 
@@ -222,19 +255,32 @@ def inspect(
     from ..evaluation.diagnostics.inspect_cots import inspect_image, load_with_token_heads
     from ..evaluation.diagnostics.inspect_simla import inspect_simla
     from ..evaluation.rendering.panels import draw_panels
-    from ..search.loading import load_reranker, named_errors
+    from ..search.loading import NO_REMOTE_CODE, hub_options, load_reranker, named_errors
 
     try:
         opened = read_image(image)
     except BrokenImage as error:
         raise ValueError(str(error)) from None
+    check_image_file(output)
     with named_errors(model):
-        kind = AutoConfig.from_pretrained(model).model_type
+        kind = AutoConfig.from_pretrained(model, **NO_REMOTE_CODE, **hub_options(revision)).model_type
     if kind == "simla":
-        found: Any = inspect_simla(*load_reranker(model), opened, caption)
+        found: Any = inspect_simla(*load_reranker(model, revision=revision), opened, caption)
     else:
-        found = inspect_image(*load_with_token_heads(model), opened, caption, seed)
-    output.parent.mkdir(parents=True, exist_ok=True)
+        found = inspect_image(*load_with_token_heads(model, revision), opened, caption, seed)
     draw_panels(found.panels()).save(output)
     for line in (*found.lines(), output):
         typer.echo(str(line))
+
+
+def check_image_file(path: Path) -> None:
+    """Check before the work that an image can be written.
+
+    Raises:
+        OSError, ValueError: naming the file.
+    """
+    from PIL import Image
+
+    check_output_file(path)
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"cannot write {path}: '{path.suffix}' is no image format; write a .png")

@@ -1,9 +1,25 @@
 """Arguments and options that several verbs share, each declared once."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+def use_token(context: typer.Context, token: str | None) -> None:
+    """Let this command read the Hub with a token: models, re-rankers and data sets alike."""
+    if token is None:
+        return
+    before = os.environ.get("HF_TOKEN")
+    os.environ["HF_TOKEN"] = token
+
+    def restore() -> None:
+        os.environ.pop("HF_TOKEN", None)
+        if before is not None:
+            os.environ["HF_TOKEN"] = before
+
+    context.call_on_close(restore)
 
 
 Encoder = Annotated[str, typer.Argument(help="Dual encoder: Hub id or folder.")]
@@ -18,6 +34,16 @@ CaptionColumn = Annotated[
     ),
 ]
 Split = Annotated[str, typer.Option(help="Split of a Hub data set.")]
+
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.")]
+# What takes it is its callback; the verbs need not look at it.
+Token = Annotated[
+    str | None,
+    typer.Option(
+        callback=use_token,
+        help="Access token of the Hub, for private and gated repositories; by default that of `hf auth login`.",
+    ),
+]
 
 BatchSize = Annotated[int, typer.Option(min=1, help="Images in a forward pass.")]
 ResultsFile = Annotated[Path | None, typer.Option(help="JSON file for the results.")]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .app import app, note_skipped
-from .options import Encoder
+from .options import Encoder, Revision, Token
 
 
 @app.command(rich_help_panel="Search")
@@ -16,12 +16,14 @@ def search(
     text: Annotated[str, typer.Argument(help="Text to search for.")],
     k: Annotated[int, typer.Option("-k", "--k", help="How many images to print.")] = 10,
     rerank: Annotated[str | None, typer.Option(help="SIMLA model that re-ranks the best 64 images.")] = None,
+    revision: Revision = None,
+    token: Token = None,
 ) -> None:
     """Print the image files that match a text best, with their scores."""
     from ..search.index import ImageIndex
     from ..search.reranked import RerankedIndex
 
-    index = ImageIndex.from_folder(model, folder, progress=True)
+    index = ImageIndex.from_folder(model, folder, progress=True, revision=revision)
     matches = (RerankedIndex.from_index(index, rerank) if rerank else index).search(text, k)
     note_skipped(index.broken)
     for match in matches:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from .._errors import check_output_folder, note_on_interrupt
 from .app import app
 
 
@@ -43,8 +44,10 @@ def tokenize(
     from ..training.arguments import parse_arguments
     from ..training.tokenize import tokenize_training_data
 
+    check_output_folder(output)
     arguments = parse_arguments([recipe, *context.args])
-    done, held = tokenize_training_data(*arguments, output, epochs, batch_size, shard_size, workers)
+    with note_on_interrupt(lambda: f"complete files stay in {output}: the same command goes on from there"):
+        done, held = tokenize_training_data(*arguments, output, epochs, batch_size, shard_size, workers)
     typer.echo(f"{done} crops tokenized, {held} were there: {output}")
 
 
@@ -56,9 +59,11 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of data order, augmentation, masks and weights.")] = 0,
 ) -> None:
     """Train a small COTS on emoji on a CPU, evaluate it on unseen concepts, and search with it."""
+    check_output_folder(output)
     try:
         from ..demo.run import run_demo
 
-        run_demo(output, compare=compare, smoke=smoke, seed=seed)
+        with note_on_interrupt(lambda: f"what is finished is in {output}; the demo starts from its beginning"):
+            run_demo(output, compare=compare, smoke=smoke, seed=seed)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}. The demo needs: pip install 'hf-cots[demo]'") from None

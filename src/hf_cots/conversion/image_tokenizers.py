@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
+from .._errors import naming
 from ..models import COTSImageTokenizer, COTSImageTokenizerConfig
 from .saved_modules import StandIn, read_saved_module
 
@@ -82,7 +83,11 @@ def read_dalle(path: Path | str, kind: str) -> dict[str, torch.Tensor]:
     if not isinstance(module, StandIn) or held != kind:
         raise ValueError(f"{path} must hold DALL-E's {kind}, but holds {held}")
     try:
-        return {rename_parameter(name): tensor.float() for name, tensor in _parameters(module)}
+        parameters = {rename_parameter(name): tensor for name, tensor in _parameters(module)}
+        claimed, size = sum(tensor.nbytes for tensor in parameters.values()), Path(path).stat().st_size
+        if claimed > size:
+            raise ValueError(f"{path} has {size:,} bytes, and parameters that share them claim {claimed:,}")
+        return {name: tensor.float() for name, tensor in parameters.items()}
     except (AttributeError, KeyError, RecursionError, TypeError) as error:
         raise ValueError(f"{path} holds no complete {kind}: {type(error).__name__} {error}") from None
 
@@ -93,26 +98,27 @@ def _assemble(
     """Build a model whose sizes are read off the weights."""
     try:
         stem, head = encoder["stem.weight"], encoder["head.weight"]
-        config = COTSImageTokenizerConfig(
-            image_size=image_size,
-            num_channels=stem.shape[1],
-            codebook_size=head.shape[0],
-            hidden_size=stem.shape[0],
-            decoder_input_size=128 if decoder is None else decoder["stem.weight"].shape[0],
-            num_groups=NUM_GROUPS,
-            blocks_per_group=len({name.split(".")[2] for name in encoder if name.startswith("groups.0.")}),
-            has_decoder=decoder is not None,
-            reconstruction="logit_laplace",
-            kl_weight=6.6 / 192,
-        )
+        with naming(source):
+            config = COTSImageTokenizerConfig(
+                image_size=image_size,
+                num_channels=stem.shape[1],
+                codebook_size=head.shape[0],
+                hidden_size=stem.shape[0],
+                decoder_input_size=128 if decoder is None else decoder["stem.weight"].shape[0],
+                num_groups=NUM_GROUPS,
+                blocks_per_group=len({name.split(".")[2] for name in encoder if name.startswith("groups.0.")}),
+                has_decoder=decoder is not None,
+                reconstruction="logit_laplace",
+                kl_weight=6.6 / 192,
+            )
     except KeyError as missing:
         raise ValueError(f"{source} lacks the parameter {missing}") from None
     except IndexError:
         raise ValueError(f"{source} holds weights of fewer axes than those of a convolution") from None
-    model = COTSImageTokenizer(config)
+    with torch.device("meta"):  # which takes no memory, whatever sizes a file claims
+        wanted = {name: tensor.shape for name, tensor in COTSImageTokenizer(config).state_dict().items()}
     parts = {"encoder": encoder, "decoder": decoder or {}}
     state = {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     given = {name: tensor.shape for name, tensor in state.items()}
     wrong = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
     if wrong:
@@ -121,6 +127,7 @@ def _assemble(
             f"{source} does not fit together in {len(wrong)} parameters, the first is {name}: wanted "
             f"{list(wanted.get(name, []))}, found {list(given.get(name, []))}"
         )
+    model = COTSImageTokenizer(config)
     model.load_state_dict(state)
     return model.eval()
 

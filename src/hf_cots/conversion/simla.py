@@ -6,20 +6,24 @@ configuration object; torch's restricted unpickler reads it, with stand-ins that
 configuration's classes.
 """
 
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from tokenizers import Regex, Tokenizer, normalizers, processors
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from transformers import BertConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast, ViTConfig
 
+from .._errors import naming
 from ..models import SimlaConfig, SimlaForPreTraining
-from .saved_modules import StandIn, make_stand_ins
+from .saved_modules import Refused, StandIn, check_archive, check_tensor, make_stand_ins
 
 
+logger = logging.getLogger(__name__)
+
+AUTHORS_GRID = 16  # patches in a row of the 256 pixels that they mask 75 patches of
 HEAD_SIZE = 64  # of BERT-base and ViT-B/16
 # The word classifier's weight is the word embeddings'; positions are counted, not learned.
 TIED = ("embeddings.position_ids", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
@@ -51,6 +55,7 @@ def read_simla(path: Path | str) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     try:
+        check_archive(path)
         asked = get_unsafe_globals_in_checkpoint(path)
     except Exception as error:
         raise ValueError(f"{path} is no checkpoint that torch.save wrote: {error}") from None
@@ -61,12 +66,24 @@ def read_simla(path: Path | str) -> dict[str, torch.Tensor]:
     try:
         with safe_globals(stand_ins):  # type: ignore[arg-type]
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, UnpicklingError) as error:
-        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # a hostile or damaged pickle can bring the unpickler to raise anything
+        raise ValueError(f"{path} cannot be read: {first_line(error)}") from None
     state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or "visual_encoder.pos_embed" not in state:
         raise ValueError(f"{path} has no 'model' with SIMLA's weights")
+    for name, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_complex():
+            raise ValueError(f"{path}: '{name}' is no tensor of weights")
+        try:
+            check_tensor(tensor)
+        except Refused as refused:
+            raise ValueError(f"{path}: '{name}': {refused}") from None
     return state
+
+
+def first_line(error: Exception) -> str:
+    """The beginning of an error's message, or its class if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def tower_names(config: SimlaConfig, suffix: str) -> Iterator[tuple[str, list[str]]]:
@@ -147,9 +164,13 @@ def read_config(state: dict[str, torch.Tensor], image_size: int | None = None, *
     )
     side = round((state["visual_encoder.pos_embed"].shape[1] - 1) ** 0.5)
     heads = max(1, width // HEAD_SIZE)
+    if side < 1 or patch_size < 1:
+        raise IndexError(f"{side} patches of {patch_size} pixels in a row")
     if not pretraining:
         fields = {"mlm_weight": 0, "mim_weight": 0, "psl_weight": 0} | fields
     grid = (image_size or side * patch_size) // patch_size
+    if fields.get("mim_weight", 1) > 0:
+        fields = mask_of_grid(grid) | fields
     codes = {"image_size": 8 * grid} | dict(fields.pop("image_tokenizer_config", {}))
     if "mim_head.weight" in state:
         codes["codebook_size"] = len(state["mim_head.weight"])
@@ -176,6 +197,26 @@ def read_config(state: dict[str, torch.Tensor], image_size: int | None = None, *
         queue_size=state["image_queue"].shape[1],
         **fields,
     )
+
+
+def mask_of_grid(grid: int) -> dict[str, int]:
+    """The config's fields for as large a part of a small image as the authors mask of 16 x 16 patches; none where
+    their mask fits, which does not grow with the image."""
+    usual, smallest = SimlaConfig.num_masked_patches, SimlaConfig.min_block_patches
+    if usual <= grid**2:
+        return {}
+    share = grid**2 / AUTHORS_GRID**2
+    fields = {
+        "num_masked_patches": max(1, round(usual * share)),
+        "min_block_patches": max(1, round(smallest * share)),
+    }
+    logger.warning(
+        "%d masked patches do not fit an image of %d: the converted model masks %d, in blocks of at least %d",
+        usual,
+        grid**2,
+        *fields.values(),
+    )
+    return fields
 
 
 def _count_layers(state: dict[str, torch.Tensor], prefix: str) -> int:
@@ -209,9 +250,12 @@ def convert_simla(path: Path | str, image_size: int | None = None, **fields) -> 
     """
     state = read_simla(path)
     try:
-        config = read_config(state, image_size, **fields)
+        with naming(path):
+            config = read_config(state, image_size, **fields)
     except KeyError as error:
         raise ValueError(f"{path} is no checkpoint of SIMLA: missing {error}") from None
+    except (IndexError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{path} is no checkpoint of SIMLA: a weight has another shape ({error})") from None
     if config.mlm_weight == 0:  # a pre-training file read for retrieval
         state = {re.sub(r"^(text_encoder(_m)?)\.bert\.", r"\1.", name): tensor for name, tensor in state.items()}
     check_names(path, state, config)
@@ -231,6 +275,9 @@ def convert_simla(path: Path | str, image_size: int | None = None, **fields) -> 
     for kind in ("weight", "bias"):  # their momentum encoder has none
         ours[f"momentum_encoder.itm_head.{kind}"] = ours[f"simla.itm_head.{kind}"]
     ours |= convert_queue(state, config.queue_size)
+    for name, tensor in ours.items():
+        if expected[name].shape != tensor.shape:
+            raise ValueError(f"{path}: {name} would have the shape {tuple(tensor.shape)}, which does not fit the rest")
     return SimlaForPreTraining.from_pretrained(None, config=config, state_dict=ours)
 
 

@@ -16,6 +16,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .cards import WithCard
 from .configuration_cots import COTSConfig
 from .losses import full_precision, l2_normalize
 from .renamed_fields import RENAMED_BUFFERS
@@ -43,7 +44,7 @@ class COTSOutput(ModelOutput):
     text_model_output: BaseModelOutputWithPooling | None = None
 
 
-class COTSPreTrainedModel(PreTrainedModel):
+class COTSPreTrainedModel(WithCard, PreTrainedModel):
     """What the COTS classes share: config, weight initialization, and what Trainer must know about them."""
 
     config: COTSConfig

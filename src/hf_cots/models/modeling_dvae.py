@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from .cards import WithCard
 from .configuration_dvae import COTSImageTokenizerConfig
 
 
@@ -144,7 +145,7 @@ def logit_laplace_nll(location: torch.Tensor, log_scale: torch.Tensor, mapped: t
     return (mapped.logit() - location).abs() * (-log_scale).exp() + (2 * mapped * (1 - mapped)).log() + log_scale
 
 
-class COTSImageTokenizer(PreTrainedModel):
+class COTSImageTokenizer(WithCard, PreTrainedModel):
     """A discrete VAE: `get_codebook_indices` to tokenize, `decode` to see what the codes keep, `forward` to train.
 
     All pixels in and out lie in [0, 1]; the mapping to [0.1, 0.9] is done inside.
@@ -187,7 +188,7 @@ class COTSImageTokenizer(PreTrainedModel):
             "AutoModel": "modeling_dvae.COTSImageTokenizer",
         }
         super().save_pretrained(save_directory, **kwargs)
-        for defined in (type(self), type(self.config)):
+        for defined in (type(self), type(self.config), WithCard):
             shutil.copy(sys.modules[defined.__module__].__file__, save_directory)
 
     def get_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:

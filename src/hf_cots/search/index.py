@@ -81,11 +81,12 @@ class ImageIndex:
         batch_size: int = 64,
         progress: bool = False,
         device: str | torch.device | None = None,
+        revision: str | None = None,
     ) -> "ImageIndex":
         """Load a model by Hub id or folder and encode every image below a folder.
 
         Args:
-            model, device: see [`load_encoder`], whose errors are raised too.
+            model, device, revision: see [`load_encoder`], whose errors are raised too.
             folder: searched with its sub-folders.
             batch_size, progress: as for the class.
 
@@ -100,7 +101,7 @@ class ImageIndex:
         )
         if not paths:
             raise FileNotFoundError(f"no image ({', '.join(sorted(IMAGE_SUFFIXES))}) below {folder}")
-        return cls(load_encoder(model, device), paths, batch_size, progress)
+        return cls(load_encoder(model, device, revision), paths, batch_size, progress)
 
     def _readable(self, paths: list[Path]) -> Iterator[Image.Image]:
         for path in paths:

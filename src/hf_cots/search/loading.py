@@ -78,7 +78,12 @@ def _folder_or_id(name: str | Path) -> str:
     return str(name)
 
 
-def load_encoder(name: str | Path, device: str | torch.device | None = None) -> Encoder:
+def load_encoder(
+    name: str | Path,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> Encoder:
     """Load an encoder by Hub id or folder.
 
     A folder or repository with a `modules.json` is opened by sentence-transformers. All else is opened by
@@ -88,6 +93,8 @@ def load_encoder(name: str | Path, device: str | torch.device | None = None) -> 
     Args:
         name: Hub id or folder.
         device: where it computes; [`default_device`] if None.
+        revision: branch, tag or commit on the Hub; the main branch if None.
+        token: for a private or gated repository; that of `hf auth login` or HF_TOKEN if None.
 
     Raises:
         OSError: if there is no such model.
@@ -101,18 +108,25 @@ def load_encoder(name: str | Path, device: str | torch.device | None = None) -> 
         >>> texts.shape == (2, encoder.dim)  # doctest: +SKIP
         True
     """
-    name = _folder_or_id(name)
+    name, hub = _folder_or_id(name), hub_options(revision, token)
     with named_errors(name):
-        load = _load_sentence_encoder if _has_file(name, "modules.json") else _load_transformers_encoder
-        return load(name, device)
+        load = _load_sentence_encoder if _has_file(name, "modules.json", hub) else _load_transformers_encoder
+        return load(name, device, hub)
 
 
-def load_reranker(name: str | Path, device: str | torch.device | None = None) -> tuple[SimlaModel, COTSProcessor]:
+def load_reranker(
+    name: str | Path,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> tuple[SimlaModel, COTSProcessor]:
     """Load a SIMLA model and its processor by Hub id or folder, for [`Reranker`].
 
     Args:
         name: Hub id or folder.
         device: where it computes; [`default_device`] if None.
+        revision: branch, tag or commit on the Hub; the main branch if None.
+        token: for a private or gated repository; that of `hf auth login` or HF_TOKEN if None.
 
     Returns:
         The model, in evaluation mode, and its processor.
@@ -121,23 +135,28 @@ def load_reranker(name: str | Path, device: str | torch.device | None = None) ->
         OSError: if there is no such model.
         ValueError: if it is a model of another kind, or lacks weights.
     """
-    name = _folder_or_id(name)
+    name, hub = _folder_or_id(name), hub_options(revision, token)
     with named_errors(name):
-        config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE)
+        config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE, **hub)
         if not isinstance(config, SimlaConfig):
             raise ValueError(f"{name} is '{config.model_type}' and cannot re-rank: name a SIMLA model")
-        model = _load_complete(AutoModel, name, device)
-        return model, _load_fitting_processor(name, model)
+        model = _load_complete(AutoModel, name, device, hub)
+        return model, _load_fitting_processor(name, model, hub)
 
 
 def load_for_pretraining(
-    name: str | Path, device: str | torch.device | None = None
+    name: str | Path,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
 ) -> tuple[PreTrainingModel, COTSProcessor]:
     """Load a training checkpoint of COTS, COOKIE or SIMLA with all its heads, and the processor.
 
     Args:
         name: Hub id or folder, such as `output_dir/checkpoint-1000`.
         device: where it computes; [`default_device`] if None.
+        revision: branch, tag or commit on the Hub; the main branch if None.
+        token: for a private or gated repository; that of `hf auth login` or HF_TOKEN if None.
 
     Returns:
         The model, in evaluation mode, and its processor.
@@ -146,23 +165,23 @@ def load_for_pretraining(
         OSError: if there is no such model.
         ValueError: if it is a model of another kind, or a deployable one without the heads.
     """
-    name = _folder_or_id(name)
+    name, hub = _folder_or_id(name), hub_options(revision, token)
     with named_errors(name):
-        config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE)
+        config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE, **hub)
         if not isinstance(config, (COTSConfig, CookieConfig, SimlaConfig)):
             raise ValueError(f"{name} is '{config.model_type}': name a checkpoint of COTS, COOKIE or SIMLA")
         advice = ". Name a checkpoint of its pre-training, such as output_dir/checkpoint-1000, not a model to deploy"
-        model = _load_complete(AutoModelForPreTraining, name, device, advice)
-        return model, _load_fitting_processor(name, model)
+        model = _load_complete(AutoModelForPreTraining, name, device, hub, advice)
+        return model, _load_fitting_processor(name, model, hub)
 
 
-def _load_fitting_processor(name: str, model: PreTrainedModel) -> Any:
+def _load_fitting_processor(name: str, model: PreTrainedModel, hub: dict[str, Any]) -> Any:
     """The processor in the same place as a model.
 
     Raises:
         ValueError: if its tokenizer or its image size do not fit the model.
     """
-    processor = AutoProcessor.from_pretrained(name, **NO_REMOTE_CODE)
+    processor = AutoProcessor.from_pretrained(name, **NO_REMOTE_CODE, **hub)
     check_tokenizer(name, processor.tokenizer, model.config.get_text_config().vocab_size)
     if isinstance(model.config, TwoTowerConfig):
         fit_text_limit(processor.tokenizer, model.config)
@@ -199,10 +218,18 @@ def check_tokenizer(
         raise ValueError(f"{name}: the tokenizer has {tokens} tokens, the text tower only {vocab_size}")
 
 
-def _load_complete(auto_class: Any, name: str, device: str | torch.device | None, advice: str = "") -> PreTrainedModel:
+def hub_options(revision: str | None = None, token: str | bool | None = None) -> dict[str, Any]:
+    """The options of `from_pretrained` that say where on the Hub a model is, without those that are not set."""
+    options = {"revision": revision, "token": token}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _load_complete(
+    auto_class: Any, name: str, device: str | torch.device | None, hub: dict[str, Any], advice: str = ""
+) -> PreTrainedModel:
     """The model in evaluation mode on its device, or an error that names weights that its file lacks."""
     try:
-        model, loading = auto_class.from_pretrained(name, output_loading_info=True, **NO_REMOTE_CODE)
+        model, loading = auto_class.from_pretrained(name, output_loading_info=True, **NO_REMOTE_CODE, **hub)
     except RuntimeError as error:  # transformers has just logged which weights have another shape
         raise ValueError(f"{name}: the weights do not fit the config: {str(error).splitlines()[0]}") from error
     unused = "pooler." if _is_text_only(model) else None  # we pool its tokens ourselves
@@ -217,12 +244,14 @@ def _is_text_only(model: PreTrainedModel) -> bool:
     return model.input_modalities in ("text", ("text",))
 
 
-def _load_transformers_encoder(name: str, device: str | torch.device | None) -> DualEncoder | TextEncoder:
-    config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE)
+def _load_transformers_encoder(
+    name: str, device: str | torch.device | None, hub: dict[str, Any]
+) -> DualEncoder | TextEncoder:
+    config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE, **hub)
     is_blip_retrieval = "BlipForImageTextRetrieval" in (config.architectures or ())
-    model = _load_complete(BlipRetrieval if is_blip_retrieval else AutoModel, name, device)
+    model = _load_complete(BlipRetrieval if is_blip_retrieval else AutoModel, name, device, hub)
     if _is_text_only(model):
-        tokenizer = AutoTokenizer.from_pretrained(name, **NO_REMOTE_CODE)
+        tokenizer = AutoTokenizer.from_pretrained(name, **NO_REMOTE_CODE, **hub)
         check_tokenizer(name, tokenizer, config.vocab_size)
         return TextEncoder(model, tokenizer, name)
     if not isinstance(model, DualTower):
@@ -230,23 +259,23 @@ def _load_transformers_encoder(name: str, device: str | torch.device | None) -> 
             f"{name}: {type(model).__name__} has no separate embeddings for images and texts (get_image_features, "
             f"get_text_features); name a dual encoder or a text model"
         )
-    return DualEncoder(model, _load_fitting_processor(name, model), name)
+    return DualEncoder(model, _load_fitting_processor(name, model, hub), name)
 
 
-def _load_sentence_encoder(name: str, device: str | torch.device | None) -> SentenceEncoder:
+def _load_sentence_encoder(name: str, device: str | torch.device | None, hub: dict[str, Any]) -> SentenceEncoder:
     try:
         from sentence_transformers import SentenceTransformer
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             f"{name} is a sentence-transformers model; to use it: pip install 'hf-cots[sentence-transformers]'"
         ) from None
-    return SentenceEncoder(SentenceTransformer(name, device=str(device or default_device())).eval(), name)
+    return SentenceEncoder(SentenceTransformer(name, device=str(device or default_device()), **hub).eval(), name)
 
 
-def _has_file(name: str, file: str) -> bool:
+def _has_file(name: str, file: str, hub: dict[str, Any]) -> bool:
     if Path(name).is_dir():
         return (Path(name) / file).is_file()
     try:
-        return cached_file(name, file) is not None
+        return cached_file(name, file, **hub) is not None
     except OSError:
         return False  # an unknown name is reported by the loading itself

@@ -3,6 +3,8 @@
 import copy
 import json
 import logging
+import math
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, make_dataclass
@@ -13,6 +15,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import HfArg
 
+from .._errors import naming
 from ..models.renamed_fields import RENAMED, rename_fields
 from .settings import check_upload, choose_best_by, watch_in_the_right_direction
 
@@ -26,6 +29,43 @@ RENAMED_FLAGS = {
     "standardize": "standardize_features",
     "temperature_share": "temperature_anneal_fraction",
 }
+
+LICENSE_HELP = "License of the weights for the model card, as the Hub names it, such as apache-2.0; yours to choose."
+
+
+def check_range(flag: str, value: float, low: float, high: float = math.inf, *, open_below: bool = False) -> None:
+    """Check a number that a flag gives.
+
+    Raises:
+        ValueError: naming the flag, if the number is not finite or not in the range.
+    """
+    if not (math.isfinite(value) and low <= value <= high) or (open_below and value == low):
+        least = f"above {low}" if open_below else f"at least {low}"
+        most = "" if high == math.inf else f" and at most {high}"
+        raise ValueError(f"--{flag} must be {least}{most}, got {value}")
+
+
+def check_license(name: str | None) -> None:
+    """Check that a license is written as the Hub's identifiers are.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if name is not None and not re.fullmatch(r"[a-z0-9]+([.+-][a-z0-9]+)*[+]?", name):
+        raise ValueError(
+            f"--license {name!r} is no identifier of the Hub such as apache-2.0, cc-by-4.0 or other: see "
+            "https://hf.co/docs/hub/repositories-licenses"
+        )
+
+
+def check_batches(training: Any) -> None:
+    """Check the sizes of batches, which transformers would only divide by.
+
+    Raises:
+        ValueError: naming the flag.
+    """
+    for flag in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        check_range(flag, getattr(training, flag), 1)
 
 
 @dataclass
@@ -63,6 +103,12 @@ class ModelArguments:
         help="Initialize new projections as for features of zero mean and unit variance (needs --feature_cache).",
     )
     lora_rank: int = HfArg(default=0, help="Rank of LoRA adapters to train the towers with (needs peft); 0 for none.")
+    license: str | None = HfArg(default=None, help=LICENSE_HELP)
+
+    def __post_init__(self) -> None:
+        check_range("max_text_length", self.max_text_length, 1)
+        check_range("lora_rank", self.lora_rank, 0)
+        check_license(self.license)
 
 
 @dataclass
@@ -75,6 +121,10 @@ class ImageTokenizerArguments:
     config: dict | str | None = HfArg(
         default=None, help='Fields of COTSImageTokenizerConfig, as JSON or as a YAML mapping: {"codebook_size": 512}.'
     )
+    license: str | None = HfArg(default=None, help=LICENSE_HELP)
+
+    def __post_init__(self) -> None:
+        check_license(self.license)
 
 
 @dataclass
@@ -94,6 +144,11 @@ class ImageArguments:
     shuffle_buffer_size: int = HfArg(default=1000, help="Pairs that are shuffled together, with --streaming.")
     min_scale: float = HfArg(default=0.2, help="Smallest area of a random crop, as a fraction of the image's area.")
     flip: float = HfArg(default=0.5, help="Probability of a horizontal flip.")
+
+    def __post_init__(self) -> None:
+        check_range("shuffle_buffer_size", self.shuffle_buffer_size, 1)
+        check_range("min_scale", self.min_scale, 0, 1, open_below=True)
+        check_range("flip", self.flip, 0, 1)
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -218,10 +273,28 @@ def read_recipe(recipe: Mapping[str, Any] | Path | str) -> dict[str, Any]:
     """
     if isinstance(recipe, Mapping):
         return rename_keys(recipe, RENAMED_FLAGS, "the recipe")
-    settings = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))  # JSON is YAML too
+    with naming(recipe):
+        settings = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))  # JSON is YAML too
+    check_size(settings, recipe)
     if not isinstance(settings, dict):
         raise ValueError(f"{recipe} must hold a mapping of flags to values, got {type(settings).__name__}")
     return rename_keys(settings, RENAMED_FLAGS, str(recipe))
+
+
+def check_size(settings: Any, source: Path | str, most: int = 100_000) -> None:
+    """Check that a recipe is not made of aliases that multiply: written out, each value counts.
+
+    Raises:
+        ValueError: naming the file, if it has more values than `most`.
+    """
+    left, count = [settings], 0
+    while left:
+        value = left.pop()
+        count += 1
+        if count > most:
+            raise ValueError(f"{source}: its aliases stand for more than {most:,} values")
+        if isinstance(value, (dict, list)):
+            left += value.values() if isinstance(value, dict) else value
 
 
 def parse_mapping(flag: str, value: Mapping[str, Any] | str | None) -> dict[str, Any]:
@@ -272,6 +345,7 @@ def parse_flags(kinds: tuple[type, ...], argv: list[str] | None, description: st
     values, unknown = parser.parse_known_args(argv)
     if unknown:
         raise ValueError(f"unknown flags: {' '.join(unknown)}")
+    check_batches(values)
     parsed = tuple(kind(**{f.name: getattr(values, f.name) for f in fields(kind) if f.init}) for kind in kinds)
     for arguments in parsed:
         if isinstance(arguments, TrainingArguments):

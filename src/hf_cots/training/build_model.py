@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from .._errors import naming
 from ..conversion.simla import simla_tokenizer
 from ..models import (
     CookieConfig,
@@ -288,7 +289,8 @@ def read_tower_json(source: str) -> dict[str, Any]:
     Raises:
         ValueError: if the JSON is invalid or has no `model_type`.
     """
-    fields = json.loads(source)
+    with naming(f"the config of a tower (--vision or --text) is no JSON: {source}"):
+        fields = json.loads(source)
     if "model_type" not in fields:
         raise ValueError(f"the config of a tower to train from random weights needs a model_type, got {source}")
     return fields

@@ -7,6 +7,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..evaluation.rendering.tables import markdown_table
 from ..models import CookieConfig, COTSConfig, COTSImageTokenizerConfig, SimlaConfig
+from ..models.cards import NO_LICENSE, UNKNOWN_LICENSE
 
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -26,6 +27,7 @@ def write_model_card(
     data_name: str = "held-out pairs",
     model_name: str | None = None,
     license: str | None = None,
+    location: str | None = None,
 ) -> None:
     """Write `README.md` with the card of a retrieval model.
 
@@ -36,7 +38,9 @@ def write_model_card(
         results: `{"text_to_image": ..., "image_to_text": ...}` of [`evaluate_retrieval`], if it was evaluated.
         data_name: the data that the results were measured on.
         model_name: its name on the Hub; by default the folder's name.
-        license: of the weights; it depends on the training data, so only their owner can name it.
+        license: of the weights, as the Hub names it. It depends on the training data, so only their owner can name it;
+            without it the card says so.
+        location: what the card's example passes to `from_pretrained`; by default the name.
     """
     name = model_name or Path(folder).name
     metrics = [
@@ -46,7 +50,7 @@ def write_model_card(
         if metric.startswith("R@")
     ]
     data = ModelCardData(
-        license=license,
+        license=license or UNKNOWN_LICENSE,
         library_name="transformers",
         pipeline_tag="zero-shot-image-classification",
         tags=["hf_cots", config.model_type, "image-text-retrieval"],
@@ -58,6 +62,9 @@ def write_model_card(
         folder,
         data,
         model_name=name,
+        location=location or name,
+        license=license,
+        no_license=NO_LICENSE,
         config=config,
         vision=config.vision_config,
         text=config.text_config,
@@ -74,20 +81,30 @@ def write_image_tokenizer_card(
     results: dict[str, float],
     data_name: str | None,
     model_name: str,
+    license: str | None = None,
+    location: str | None = None,
 ) -> None:
     """Write `README.md` with the card of an image tokenizer.
 
     Args:
-        folder, config, training, model_name: as for [`write_model_card`].
+        folder, config, training, model_name, license, location: as for [`write_model_card`].
         results: metrics of [`evaluate_image_tokenizer`] on `data_name`, whose image of reconstructions is
             `reconstructions.png` in the folder; empty if it was not evaluated.
     """
-    data = ModelCardData(library_name="transformers", tags=["hf_cots", "image-tokenizer"], model_name=model_name)
+    data = ModelCardData(
+        license=license or UNKNOWN_LICENSE,
+        library_name="transformers",
+        tags=["hf_cots", "image-tokenizer"],
+        model_name=model_name,
+    )
     write_card(
         "image_tokenizer_card.md",
         folder,
         data,
         model_name=model_name,
+        location=location or model_name,
+        license=license,
+        no_license=NO_LICENSE,
         config=config,
         training=training,
         results=results,

@@ -1,12 +1,14 @@
 """The folder that users load and share: model, processor and card, and its upload to the Hub."""
 
 import logging
+import re
 import shutil
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from huggingface_hub import create_repo, upload_folder
 from transformers import PreTrainedModel, TrainingArguments
 
+from ..models.cards import rename_in_card
 from .image_tokenizer import DVAETrainer
 from .model_card import write_image_tokenizer_card, write_model_card
 from .pair_trainer import PairTrainer
@@ -17,7 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 def save_for_inference(
-    trainer: COTSTrainer, results: dict[str, dict[str, float]], train_data: str, eval_data: str | None = None
+    trainer: COTSTrainer,
+    results: dict[str, dict[str, float]],
+    train_data: str,
+    eval_data: str | None = None,
+    license: str | None = None,
 ) -> Path:
     """Write the encoder, its processor and a model card to `output_dir/model`, and return that folder. Every process
     must call it; the main one writes.
@@ -25,7 +31,8 @@ def save_for_inference(
     Args:
         trainer: a trainer that has finished.
         results: retrieval metrics for the card, empty if the model was not evaluated.
-        train_data, eval_data: names of the data for the card.
+        train_data, eval_data: names of the data for the card; of a path on this machine only its last part is told.
+        license: of the weights, as the Hub names it; without it the card says that none was chosen.
     """
     folder = Path(trainer.args.output_dir) / "model"
     state = trainer.full_state_dict()  # gathered from all processes
@@ -39,23 +46,33 @@ def save_for_inference(
         state = {name.removeprefix(prefix): rows for name, rows in state.items() if name.startswith(prefix)}
     encoder.save_pretrained(folder, state_dict=state)
     trainer.processing_class.save_pretrained(folder)
-    training = describe_training(trainer, train_data, "pairs")
     write_model_card(
-        folder, encoder.config, training, results, eval_data or "held-out pairs", model_name(trainer.args)
+        folder,
+        encoder.config,
+        describe_training(trainer, train_data, "pairs"),
+        results,
+        data_name(eval_data) if eval_data else "held-out pairs",
+        model_name(trainer.args),
+        license,
+        loadable_name(trainer.args, folder),
     )
     logger.info("saved the model in %s", folder)
     return folder
 
 
 def save_image_tokenizer(
-    trainer: DVAETrainer, results: dict[str, float], train_data: str, eval_data: str | None = None
+    trainer: DVAETrainer,
+    results: dict[str, float],
+    train_data: str,
+    eval_data: str | None = None,
+    license: str | None = None,
 ) -> Path:
     """Write the image tokenizer and its card to `output_dir/model`, and return that folder. The main process writes.
 
     Args:
         trainer: a trainer that has finished.
         results: metrics of [`evaluate_image_tokenizer`] for the card, empty if it was not evaluated.
-        train_data, eval_data: names of the data for the card.
+        train_data, eval_data, license: as for [`save_for_inference`].
     """
     output_dir = Path(trainer.args.output_dir)
     folder = output_dir / "model"
@@ -66,8 +83,16 @@ def save_image_tokenizer(
     if results:
         reconstructions = output_dir / f"reconstructions-{trainer.state.global_step:06d}.png"
         shutil.copy(reconstructions, folder / "reconstructions.png")
-    training = describe_training(trainer, train_data, "images")
-    write_image_tokenizer_card(folder, model.config, training, results, eval_data, model_name(trainer.args))
+    write_image_tokenizer_card(
+        folder,
+        model.config,
+        describe_training(trainer, train_data, "images"),
+        results,
+        data_name(eval_data) if eval_data else None,
+        model_name(trainer.args),
+        license,
+        loadable_name(trainer.args, folder),
+    )
     logger.info("saved the image tokenizer in %s", folder)
     return folder
 
@@ -78,7 +103,7 @@ def describe_training(trainer: PairTrainer, train_data: str, unit: str) -> str:
     batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     best = args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None
     steps = trainer.state.best_global_step if best else trainer.state.global_step
-    return f"Trained on `{train_data}` for {steps} steps of {batch_size} {unit}."
+    return f"Trained on `{data_name(train_data)}` for {steps} steps of {batch_size} {unit}."
 
 
 def model_name(args: TrainingArguments) -> str:
@@ -86,7 +111,30 @@ def model_name(args: TrainingArguments) -> str:
     return args.hub_model_id or Path(args.output_dir).resolve().name
 
 
+def data_name(data: str) -> str:
+    """The name of data for a card: a Hub id as it is; of a path or an address only the last part, because the rest
+    tells about this machine."""
+    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", data) and not data.startswith(".") and not Path(data).exists()
+    if is_id or not re.search(r"[/\\~.]", data):
+        return data
+    path = PureWindowsPath(data.partition("?")[0]) if "\\" in data else Path(data.partition("?")[0])
+    return path.name if path.name not in ("", "..", "~") else Path(data).expanduser().resolve().name
+
+
+def loadable_name(args: TrainingArguments, folder: Path) -> str:
+    """What a card's reader passes to `from_pretrained`: `--hub_model_id`, or the folder as seen from here, or from the
+    folder that holds it."""
+    if args.hub_model_id:
+        return args.hub_model_id
+    here = Path.cwd()
+    path = folder.resolve()
+    return path.relative_to(here).as_posix() if path.is_relative_to(here) else path.name
+
+
 def push_folder(folder: Path, args: TrainingArguments) -> None:
-    """Upload a saved model to `--hub_model_id`, or to a repository with the name of `output_dir`."""
+    """Upload a saved model to `--hub_model_id`, or to a repository with the name of `output_dir`; its card then names
+    the repository."""
     repo = create_repo(model_name(args), private=args.hub_private_repo, token=args.hub_token, exist_ok=True)
+    card = folder / "README.md"
+    card.write_text(rename_in_card(card.read_text(encoding="utf-8"), repo.repo_id), encoding="utf-8")
     upload_folder(repo_id=repo.repo_id, folder_path=folder, token=args.hub_token, commit_message="Add model")

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from ...models import COTSForPreTraining, COTSProcessor
 from ...models.masking import RandomStream, block_mask, generator, mix
 from ...models.token_level import unnormalize_pixels
-from ...search.loading import load_for_pretraining, named_errors
+from ...search.loading import NO_REMOTE_CODE, hub_options, load_for_pretraining, named_errors
 
 
 GOLDEN = 0.618033988749895  # multiples of it, modulo 1, spread hues evenly
@@ -84,8 +84,8 @@ def color_codes(codes: torch.Tensor) -> torch.Tensor:
     return light * ((wheel - 3).abs() - 1).clamp(0, 1)
 
 
-def load_with_token_heads(model: str) -> tuple[COTSForPreTraining, COTSProcessor]:
-    """Load a checkpoint of pre-training in evaluation mode, and its processor.
+def load_with_token_heads(model: str, revision: str | None = None) -> tuple[COTSForPreTraining, COTSProcessor]:
+    """Load a checkpoint of pre-training in evaluation mode, and its processor, as [`load_for_pretraining`] does.
 
     Raises:
         OSError: if there is no such model.
@@ -93,12 +93,12 @@ def load_with_token_heads(model: str) -> tuple[COTSForPreTraining, COTSProcessor
             or with an image tokenizer that cannot decode.
     """
     with named_errors(model):
-        config = AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(model, **NO_REMOTE_CODE, **hub_options(revision))
     if config.model_type != "cots":
         raise ValueError(f"{model} is no COTS model but '{config.model_type}'")
     if config.mvm_weight == 0:
         raise ValueError(f"{model} was trained with mvm_weight 0: it never learned to predict masked patches")
-    loaded, processor = load_for_pretraining(model)
+    loaded, processor = load_for_pretraining(model, revision=revision)
     if not config.image_tokenizer_config.has_decoder:
         raise ValueError(f"{model} has an image tokenizer without a decoder: its codes cannot be shown")
     return loaded, processor

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..._errors import check_output_file
 from ...data.sources import PairDataset, load_pairs
 from ...search.encoders import Encoder, encode_pairs
 from ...search.loading import load_encoder
@@ -54,6 +55,7 @@ class EvaluationRun:
         batch_size: images in a forward pass.
         resamples, seed: of the bootstrap, and of the randomization test.
         rerank: a second stage that re-ranks what the encoder finds; the report's entry `reranking`.
+        revision: of the model on the Hub, as for [`load_encoder`].
     """
 
     model: str
@@ -76,6 +78,7 @@ class EvaluationRun:
     resamples: int = RESAMPLES
     seed: int = 0
     rerank: RerankEvaluation | None = None
+    revision: str | None = None
 
     def run(self, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Evaluate. Under torchrun or accelerate every process calls; the first one writes and shows.
@@ -98,7 +101,8 @@ class EvaluationRun:
         pairs, folds, about_protocol = self._open_data()
         bank_pairs = self._open_pairs(self.querybank, "train") if self.querybank else None
         train_pairs = self._open_pairs(self.check_overlap, "train") if self.check_overlap else None
-        encoder, fingerprint = load_encoder(self.model), data_fingerprint(pairs)
+        encoder = load_encoder(self.model, revision=self.revision)
+        fingerprint = data_fingerprint(pairs)
         other = self._open_other(fingerprint) if self.compare else None
 
         result = self._evaluate(encoder, pairs, folds)
@@ -132,6 +136,7 @@ class EvaluationRun:
             raise ValueError(f"beta must be above 0, got {self.beta}")
         if self.resamples < 1:
             raise ValueError(f"resamples must be at least 1, got {self.resamples}")
+        check_output_file(self.output)
 
     def _rescore(
         self, encoder: Encoder, result: RetrievalResult, bank_pairs: PairDataset | None
@@ -163,7 +168,10 @@ class EvaluationRun:
         path = Path(str(self.compare))
         if path.suffix not in (".json", ".parquet"):
             return load_encoder(str(self.compare))
-        directions, about = read_query_table(query_table_path(path) if path.suffix == ".json" else path)
+        table = query_table_path(path) if path.suffix == ".json" else path
+        if table != path and path.is_file() and not table.is_file():
+            raise FileNotFoundError(f"{path} cannot be compared with: its per-query table {table} is not beside it")
+        directions, about = read_query_table(table)
         if about["data_fingerprint"] != fingerprint:
             raise ValueError(f"{path} was evaluated on other data than {self.data}: their fingerprints differ")
         return RetrievalResult(about["model"], about["fingerprint"], directions, [])

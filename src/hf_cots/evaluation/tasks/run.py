@@ -29,8 +29,10 @@ def run_classification(
     label_column: str = "label",
     split: str = "test",
     batch_size: int = 64,
+    revision: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate zero-shot classification; see [`hf_cots.evaluation.tasks.zero_shot`] for the arguments.
+    `revision` is the model's on the Hub, here and below.
 
     Raises:
         FileNotFoundError, OSError, ValueError: saying what is wrong with the model, the data or a setting; so do the
@@ -39,7 +41,7 @@ def run_classification(
     prompts = read_templates(templates)
     images = load_labelled_images(data, image_column, label_column, split)
     names = read_class_names(classes, images)
-    encoder = load_encoder(model)
+    encoder = load_encoder(model, revision=revision)
     result = evaluate_zero_shot(encoder, images, names, prompts, batch_size, progress=True)
     settings = {"templates": prompts, "class_names": names}
     return _build_report(result, encoder, images.describe(result.broken), settings, "images")
@@ -52,10 +54,11 @@ def run_text_matching(
     score_column: str = "score",
     split: str = "test",
     sts_benchmark: bool = False,
+    revision: str | None = None,
 ) -> dict[str, Any]:
     """Correlate cosines with human scores; see [`hf_cots.evaluation.tasks.sts`] for the arguments."""
     pairs = load_sts_benchmark(data) if sts_benchmark else load_text_pairs(data, text_columns, score_column, split)
-    encoder = load_encoder(model)
+    encoder = load_encoder(model, revision=revision)
     settings = {"sts_benchmark": True} if sts_benchmark else {"columns": [*text_columns, score_column]}
     result = evaluate_sts(encoder, pairs)
     return _build_report(result, encoder, pairs.describe(), settings, "pairs of texts")
@@ -70,6 +73,7 @@ def run_image_retrieval(
     label_column: str = "label",
     split: str = "test",
     batch_size: int = 64,
+    revision: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate image retrieval by label; see [`hf_cots.evaluation.tasks.image_retrieval`] for the arguments.
 
@@ -78,7 +82,7 @@ def run_image_retrieval(
     """
     columns = () if across is None else (across,)
     sets = [load_labelled_images(name, image_column, label_column, split, columns) for name in (data, gallery) if name]
-    encoder = load_encoder(model)
+    encoder = load_encoder(model, revision=revision)
     encoded = [encode_labelled(encoder, images, across, batch_size, progress=True) for images in sets]
     about, *about_gallery = [images.describe(embeddings.broken) for images, embeddings in zip(sets, encoded)]
     result = evaluate_image_retrieval(*encoded)
