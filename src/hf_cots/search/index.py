@@ -7,12 +7,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from ..data.folders import find_images
 from ..data.images import BrokenImage, read_image
 from .encoders import Encoder
 from .loading import load_encoder
-
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -71,14 +69,7 @@ class ImageIndex:
         Raises:
             FileNotFoundError: if the folder does not exist or holds no image.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no such folder: {folder}")
-        paths = sorted(
-            path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
-        )
-        if not paths:
-            raise FileNotFoundError(f"no image ({', '.join(sorted(IMAGE_SUFFIXES))}) below {folder}")
+        paths = find_images(Path(folder))
         return cls(load_encoder(model, device), paths, batch_size, progress)
 
     def _readable(self, paths: Sequence[Path]) -> Iterator[Image.Image]:
