@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .app import app
-from .options import CaptionColumn, Encoder, ImageColumn, Pairs, Split
+from .options import CaptionColumn, Encoder, ImageColumn, Pairs, Separator, Split
 
 
 PANEL = "Data"
@@ -35,6 +35,7 @@ def audit(
     image_column: ImageColumn = "image",
     caption_column: CaptionColumn = "auto",
     split: Split = "train",
+    separator: Separator = None,
     filter_lambda: Annotated[
         float, typer.Option(help="Standard deviations below the mean score from which a pair is suspect.")
     ] = 2.0,
@@ -46,7 +47,7 @@ def audit(
     from ..evaluation.diagnostics.audit import audit_pairs, write_audit
     from ..search.loading import load_encoder
 
-    pairs = load_pairs(data, image_column, caption_column, split=split)
+    pairs = load_pairs(data, image_column, caption_column, split=split, separator=separator)
     result = audit_pairs(load_encoder(model), pairs, filter_lambda, progress=True)
     files = write_audit(result, pairs, output, shown)
     typer.echo(f"{len(pairs)} pairs, {int((~result.kept).sum())} suspect; see {files['suspects.html']}")

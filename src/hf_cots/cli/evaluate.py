@@ -17,6 +17,7 @@ from .options import (
     LabeledImages,
     Pairs,
     ResultsFile,
+    Separator,
     Split,
 )
 
@@ -38,6 +39,7 @@ def evaluate(
     caption_column: CaptionColumn = "auto",
     image_id_column: Annotated[str | None, typer.Option(help="Column whose equal cells mean the same image.")] = None,
     split: Annotated[str, typer.Option(help="Split of a Hub data set or of Karpathy's file.")] = "test",
+    separator: Separator = None,
     protocol: Annotated[str | None, typer.Option(help="Protocol: coco-5k, coco-1k, flickr30k or karpathy.")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Folder of the protocol's images.")] = None,
     id_checksum: Annotated[str | None, typer.Option(help="Checksum that the protocol's ids must have.")] = None,
@@ -86,7 +88,7 @@ def evaluate(
     reranking = None
     if rerank is not None:
         columns = (image_column, caption_column, image_id_column)
-        fitted_on = None if validation is None else load_pairs(validation, *columns, "validation")
+        fitted_on = None if validation is None else load_pairs(validation, *columns, "validation", separator=separator)
         reranking = RerankEvaluation(rerank, k, fitted_on, budget, latency, batch_size, resamples, seed)
     EvaluationRun(
         model=model,
@@ -95,6 +97,7 @@ def evaluate(
         caption_column=caption_column,
         image_id_column=image_id_column,
         split=split,
+        separator=separator,
         protocol=protocol,
         image_root=image_root,
         id_checksum=id_checksum,
@@ -139,6 +142,7 @@ def classify(
     image_column: ImageColumn = "image",
     label_column: LabelColumn = "label",
     split: Split = "test",
+    separator: Separator = None,
     batch_size: BatchSize = 64,
     output: ResultsFile = None,
 ) -> None:
@@ -146,7 +150,9 @@ def classify(
     from ..evaluation.tasks.run import run_classification
 
     _run_task(
-        lambda: run_classification(model, data, template, classes, image_column, label_column, split, batch_size),
+        lambda: run_classification(
+            model, data, template, classes, image_column, label_column, split, batch_size, separator
+        ),
         "zero_shot",
         output,
     )
@@ -160,6 +166,7 @@ def text_matching(
     text_b: Annotated[str, typer.Option(help="Column of the second text.")] = "sentence2",
     score_column: Annotated[str, typer.Option(help="Column of the score; higher is more similar.")] = "score",
     split: Split = "test",
+    separator: Separator = None,
     sts_benchmark: Annotated[
         bool, typer.Option("--sts-benchmark", help="The data is a file of STS-Benchmark as its authors publish it.")
     ] = False,
@@ -169,7 +176,7 @@ def text_matching(
     from ..evaluation.tasks.run import run_text_matching
 
     _run_task(
-        lambda: run_text_matching(model, data, (text_a, text_b), score_column, split, sts_benchmark),
+        lambda: run_text_matching(model, data, (text_a, text_b), score_column, split, sts_benchmark, separator),
         "text_matching",
         output,
         digits=3,
@@ -189,6 +196,7 @@ def image_retrieval(
         str, typer.Option(help="Column of labels: images of equal labels are relevant to each other.")
     ] = "label",
     split: Split = "test",
+    separator: Separator = None,
     batch_size: BatchSize = 64,
     output: ResultsFile = None,
 ) -> None:
@@ -196,7 +204,9 @@ def image_retrieval(
     from ..evaluation.tasks.run import run_image_retrieval
 
     _run_task(
-        lambda: run_image_retrieval(model, data, gallery, across, image_column, label_column, split, batch_size),
+        lambda: run_image_retrieval(
+            model, data, gallery, across, image_column, label_column, split, batch_size, separator
+        ),
         "image_to_image",
         output,
     )
@@ -209,13 +219,14 @@ def inspect_token_level(
     image_column: ImageColumn = "image",
     caption_column: CaptionColumn = "auto",
     split: Split = "test",
+    separator: Separator = None,
 ) -> None:
     """Check that the token level uses the other modality: how its losses rise with a shuffled cross-modal feature."""
     from ..data.sources import load_pairs
     from ..evaluation.diagnostics.inspect_token_level import inspect_token_level as measure
     from ..search.loading import load_for_pretraining
 
-    pairs = load_pairs(data, image_column, caption_column, split=split)
+    pairs = load_pairs(data, image_column, caption_column, split=split, separator=separator)
     for name, found in measure(*load_for_pretraining(checkpoint), pairs).items():
         percent = 100 * found["rise"] / found["loss"]
         typer.echo(f"{name}: {found['loss']:.4f}, with a shuffled feature {found['shuffled']:.4f} ({percent:+.2f}%)")

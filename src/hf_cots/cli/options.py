@@ -18,6 +18,9 @@ CaptionColumn = Annotated[
     ),
 ]
 LabelColumn = Annotated[str, typer.Option(help="Column of labels.")]
+Separator = Annotated[
+    str | None, typer.Option(help="Separator of CSV files (a character, or tab); by default that of the header.")
+]
 Split = Annotated[str, typer.Option(help="Split of a Hub data set.")]
 
 TopK = Annotated[int, typer.Option("-k", "--k", help="How many images to print.")]

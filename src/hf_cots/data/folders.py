@@ -70,7 +70,10 @@ def find_images(folder: Path) -> list[Path]:
     files = walk_files(folder)
     images = [path for path in files if is_image(path)]
     if not images:
-        raise FileNotFoundError(f"no image below {folder} ({len(files)} other files)")
+        raise FileNotFoundError(
+            f"no image (.avif, .bmp, .gif, .jpeg, .jpg, .png, .tif, .webp, or another that PIL opens) below {folder}; "
+            f"{len(files)} other files"
+        )
     if len(images) < len(files):
         suffixes = sorted({path.suffix.lower() or "no suffix" for path in files if not is_image(path)})
         logger.info(

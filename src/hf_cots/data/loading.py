@@ -9,6 +9,7 @@ there.
 import glob
 import itertools
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,12 +22,14 @@ import pyarrow.parquet as pq
 
 from .folders import read_image_rows
 from .resolve import CANONICAL, Source, resolve
-from .tables import TableError, parse_separator, read_rows
+from .tables import NoRowsError, TableError, parse_separator, read_rows
 from .tars import TarError, read_samples
 
 
 # `datasets` counts downloads at an outside host, for local files too.
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+
+logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 100_000  # that become Arrow together
 FIRST_SAMPLES = 1_000  # of tars, which tell what columns there are
@@ -78,8 +81,8 @@ def read_source(
             table = _pick_split(table, source.name, split)
         table = table.to_iterable_dataset() if streaming else table
     elif source.kind == "parquet":
-        for name in files:
-            check_parquet(name)
+        if not sum(check_parquet(name) for name in files):
+            raise ValueError(f"{source.name} holds no rows")
         names = [glob.escape(name) for name in files]  # which `datasets` reads as patterns
         with _named_errors(source.name):
             table = datasets.load_dataset("parquet", data_files=names, split="train", streaming=streaming)
@@ -114,18 +117,16 @@ def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def check_parquet(file: str) -> None:
-    """Check that a file is parquet, whole, and has rows.
+def check_parquet(file: str) -> int:
+    """Check that a file is parquet and whole, and count its rows.
 
     Raises:
         ValueError: naming the file.
     """
     try:
-        rows = pq.read_metadata(file).num_rows
+        return pq.read_metadata(file).num_rows
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{file} is cut off, or no parquet file: {_first_line(error)}") from None
-    if rows == 0:
-        raise ValueError(f"{file} holds no rows")
 
 
 def _pick_split(splits: dict[str, Any], data: str, split: str) -> Table:
@@ -192,7 +193,10 @@ def _with_columns(table: Table, columns: Sequence[str]) -> Table:
 
 def _read_tables(files: list[str], separator: str | None) -> Iterator[dict[str, Any]]:
     for file in files:
-        yield from read_rows(file, separator)
+        try:
+            yield from read_rows(file, separator)
+        except NoRowsError as error:  # as one of many parts may be
+            logger.warning("%s", error)
 
 
 def _read_with_columns(files: Sequence[Any], reader: Reader, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
@@ -206,7 +210,10 @@ def _from_rows(files: Sequence[Any], reader: Reader, streaming: bool, columns: S
     arguments: dict[str, Any] = {"files": files, "reader": reader, "columns": derived}
     if streaming:
         return datasets.IterableDataset.from_generator(_read_with_columns, gen_kwargs=arguments)
-    return datasets.Dataset(to_arrow(_read_with_columns(**arguments), columns))
+    table = to_arrow(_read_with_columns(**arguments), columns)
+    if len(table) == 0:
+        raise ValueError(f"{', '.join(map(str, files[:3]))} holds no rows")
+    return datasets.Dataset(table)
 
 
 def to_arrow(rows: Iterable[dict[str, Any]], wanted: Sequence[str] = ()) -> pa.Table:
@@ -229,6 +236,8 @@ def to_arrow(rows: Iterable[dict[str, Any]], wanted: Sequence[str] = ()) -> pa.T
             for part in parts:
                 if name in part and _kind(part[name]) != "list":
                     part[name] = _mix(part[name].to_pylist(), name, wanted, as_lists="list" in found)
+    if not parts:
+        return pa.table({})
     table = pa.concat_tables([pa.table(part) for part in parts], promote_options="permissive")
     empty = [index for index, field in enumerate(table.schema) if pa.types.is_null(field.type)]
     for index in empty:

@@ -68,7 +68,7 @@ def resolve(data: str, split: str = "train") -> Source:
     if is_pattern(data):
         files = []
         for pattern in expand_braces(str(path)):
-            found = [Path(name) for name in sorted(glob.glob(pattern)) if Path(name).is_file()]
+            found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
             if not found:
                 raise FileNotFoundError(f"no file matches {pattern}" + (f", of {data}" if "{" in data else ""))
             files += found
@@ -138,7 +138,10 @@ def _resolve_folder(data: str, folder: Path, split: str) -> Source:
     parquet = _without_indexes([path for path in files if kind_of(path) == "parquet"], tars, images)
     tables = [path for path in files if kind_of(path) == "table" and _may_hold_rows(path)]
     if parquet and tars:
-        raise ValueError(f"{data} holds parquet files and tars: name one kind with a pattern, {data}/**/*.parquet say")
+        raise ValueError(
+            f"{data} holds parquet files and tars ({parquet[0].name}, {tars[0].name}): name one kind with a pattern, "
+            f"{data}/**/*.tar say"
+        )
     named = [path for path in tables if path.name.split(".")[0].lower() in CANONICAL]
     if images and named and not parquet and not tars and not any(map(is_metadata, files)):
         images, tables = [], named  # train.csv and test.csv beside a folder of the images that they name

@@ -181,6 +181,7 @@ class PairDataset(PairSource):
     Attributes:
         pair_rows: (len(self),) int64, the row of each pair.
         image_ids: (rows,) non-negative int64.
+        dropped: how many pairs [`keep`] has dropped, by reason.
         other_captions: whether items carry another caption of their image, too; off at first.
 
     Raises:
@@ -204,6 +205,7 @@ class PairDataset(PairSource):
         if len(table) == 0:
             raise ValueError(f"{name} holds no rows")
         self.other_captions = False
+        self.dropped: dict[str, int] = {}
         self.pair_rows, self.caption_positions = self._index_captions()
         self.image_ids = self._make_image_ids()
         self._check_first_images()
@@ -231,13 +233,13 @@ class PairDataset(PairSource):
 
     def _make_image_ids(self) -> np.ndarray:
         """(rows,) non-negative int64: a hash of the id or, where there is none, of the path; else the row's index."""
-        paths = self._paths() or [None] * len(self.table)
+        paths = self.image_paths() or [None] * len(self.table)
         cells = paths if self.image_id_column is None else map(to_text, self.table[self.image_id_column])
         names = (cell if cell is not None else path for cell, path in zip(cells, paths))
         ids = (index if name is None else stable_id(name) for index, name in enumerate(names))
         return np.fromiter(ids, dtype=np.int64, count=len(self.table))
 
-    def _paths(self) -> list[str] | None:
+    def image_paths(self) -> list[str] | None:
         """Each row's image file, or None where the images themselves are in the table."""
         feature, first = self.table.features[self.image_column], self.table[0][self.image_column]
         if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
@@ -250,12 +252,12 @@ class PairDataset(PairSource):
         """16 hexadecimal digits: blake2b over the captions and the images' file names, all in their order.
 
         Images within the table have no name and do not count; nor do folders, which may be moved."""
-        paths = self._paths()
+        paths = self.image_paths()
         names = [None] * len(self.table) if paths is None else [Path(path).name for path in paths]
         rows = zip(names, self.table[self.caption_column])
         return hex_digest((json.dumps(row, ensure_ascii=False).encode() for row in rows), digest_size=8)
 
-    def keep(self, kept: np.ndarray) -> None:
+    def keep(self, kept: np.ndarray, reason: str = "mask") -> None:
         """Drop pairs for good: those that a mask of all pairs, (len(self),) bool, does not keep.
 
         Raises:
@@ -265,11 +267,12 @@ class PairDataset(PairSource):
             raise ValueError(f"{self.name} has {len(self)} pairs, the mask {len(kept)}")
         if not kept.any():
             raise ValueError(f"{self.name}: the mask keeps none of the {len(self)} pairs")
+        self.dropped[reason] = self.dropped.get(reason, 0) + int((~kept).sum())
         self.pair_rows, self.caption_positions = self.pair_rows[kept], self.caption_positions[kept]
 
     def first_rows(self) -> np.ndarray:
         """(rows,) int64: for each row the first one that names the same file, or else the row itself."""
-        paths = self._paths()
+        paths = self.image_paths()
         if paths is None:
             return np.arange(len(self.table), dtype=np.int64)
         first: dict[str, int] = {}
@@ -312,6 +315,17 @@ class PairDataset(PairSource):
             return ""
         cell = self.table[int(self.pair_rows[index])][self.caption_column]
         return cell if isinstance(cell, str) else cell[int(self.caption_positions[index])]
+
+    def captions(self, index: np.ndarray) -> list[str]:
+        """The captions of many pairs, which is faster than one by one."""
+        if self.caption_column is None:
+            return [""] * len(index)
+        rows, inverse = np.unique(self.pair_rows[index], return_inverse=True)
+        table = self.table.select_columns([self.caption_column])
+        cells = table[self.caption_column] if len(rows) == len(table) else table.select(rows)[self.caption_column]
+        cells, positions = list(cells), self.caption_positions[index].tolist()
+        found = ((cells[i], position) for i, position in zip(inverse.tolist(), positions))
+        return [cell if isinstance(cell, str) else cell[position] for cell, position in found]
 
     @cached_property
     def _pairs_by_image(self) -> tuple[np.ndarray, np.ndarray]:

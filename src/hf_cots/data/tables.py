@@ -44,6 +44,10 @@ class TableError(ValueError):
     """A table that cannot be read as its rules say; the message names the file and, where there is one, the line."""
 
 
+class NoRowsError(TableError):
+    """A table of a header alone, or of blank lines."""
+
+
 def data_suffix(path: Path | str) -> str:
     """The suffix that tells a file's kind, in lower case and without its compression: `.jsonl` of `a.jsonl.gz`."""
     suffixes = [suffix.lower() for suffix in Path(path).suffixes]
@@ -86,7 +90,8 @@ def read_rows(path: Path | str, separator: str | None = None) -> Iterator[dict[s
 
     Raises:
         FileNotFoundError: if there is no such file.
-        TableError: for a file that is empty, has no rows, is not UTF-8, is cut off, or has a line that breaks a rule.
+        TableError: for a file that is empty, has no rows ([`NoRowsError`]), is not UTF-8, is cut off, or has a line
+            that breaks a rule.
     """
     path, suffix = Path(path), data_suffix(path)
     reader = _read_json(path) if suffix in JSON_SUFFIXES else _read_delimited(path, suffix, separator)
@@ -102,7 +107,7 @@ def read_rows(path: Path | str, separator: str | None = None) -> Iterator[dict[s
             raise
         raise TableError(f"{path}: the compressed file is damaged after row {count}: {error}") from None
     if count == 0:
-        raise TableError(f"{path} holds no rows")
+        raise NoRowsError(f"{path} holds no rows")
     logger.info("%s: %d rows", path, count)
 
 
@@ -218,7 +223,9 @@ def _csv_records(
         except StopIteration:
             if suspect:
                 logger.warning(
-                    "%s, line %d: a quoted field runs over lines that look like rows; is a quote missing?", path, suspect
+                    "%s, line %d: a quoted field runs over lines that look like rows; is a quote missing?",
+                    path,
+                    suspect,
                 )
             return
         except csv.Error as error:

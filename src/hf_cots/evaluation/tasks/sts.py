@@ -106,8 +106,7 @@ def _text_pairs(name: str, first: list, second: list, scores: list) -> TextPairs
         except (TypeError, ValueError):
             numbers[row] = math.nan
         if not math.isfinite(numbers[row]):
-            problem = "the score is empty" if score is None else f"the score '{score}' is not a number"
-            raise ValueError(f"{name}, row {row}, counted from 0: {problem}")
+            raise ValueError(f"{name}, row {row}, counted from 0: the score '{score}' is not a number")
     return TextPairs(name, first, second, numbers)
 
 
