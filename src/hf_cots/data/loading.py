@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 import pyarrow as pa
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 ROWS_AT_ONCE = 100_000  # that become Arrow together
 FIRST_SAMPLES = 1_000  # of tars, which tell what columns there are
 
-Table = datasets.Dataset | datasets.IterableDataset
+Table: TypeAlias = Any  # datasets.Dataset or datasets.IterableDataset, an untyped package's
 Reader = Callable[[Sequence[Any]], Iterator[dict[str, Any]]]
 
 
@@ -279,8 +279,8 @@ def _from_tars(files: list[str], streaming: bool, columns: Sequence[str]) -> Tab
     derived = [column for column in columns if "," in column]
     parts = {part for column in derived for part in column.split(",")}  # kept once, under the derived name
     names = dict.fromkeys(name for sample in first for name in list_leaves(sample) if name not in parts)
-    kinds = {name: _find_kind([get_cell(sample, name) for sample in first]) for name in (*names, *derived)}
-    kinds = {name: kind for name, kind in kinds.items() if kind is not None}
+    found = {name: _find_kind([get_cell(sample, name) for sample in first]) for name in (*names, *derived)}
+    kinds = {name: kind for name, kind in found.items() if kind is not None}
     arguments: dict[str, Any] = {"files": files, "kinds": tuple(kinds.items()), "wanted": tuple(columns)}
     if streaming:
         return datasets.IterableDataset.from_generator(_read_tars, gen_kwargs=arguments)

@@ -67,14 +67,13 @@ class DataSummary:
     def __str__(self) -> str:
         parts = ["a stream, whose pairs are not counted beforehand"]
         if self.pairs is not None:
-            parts = [
-                f"{self.pairs:,} pairs of {self.images:,} images, {self.captions_per_image:.2f} captions per image"
-            ]
+            per_image = f"{self.captions_per_image:.2f} captions per image"
+            parts = [f"{self.pairs:,} pairs of {self.images:,} images, {per_image}"]
         parts += [f"{count:,} pairs left out: {reason}" for reason, count in self.dropped.items()]
         if self.sampled:
             parts.append(
-                f"of {self.sampled:,} captions {self.truncated:.1%} are cut at the limit, {self.unknown_tokens:.1%} of "
-                "their tokens are unknown"
+                f"of {self.sampled:,} captions {self.truncated:.1%} are cut at the limit, "
+                f"{self.unknown_tokens:.1%} of their tokens are unknown"
             )
         return f"{self.name}: {'; '.join(parts)}"
 
@@ -287,9 +286,9 @@ def report_data(
     if train is not None and evaluation is not None:
         found["overlap"] = find_overlap(train, evaluation)
     for name, part in found.items():
-        logger.info("%s", part if isinstance(part, Overlap) else f"{name} data {part}")
         for warning in part.warnings():
             logger.warning("%s", warning)
+        logger.info("%s", part if isinstance(part, Overlap) else f"{name} data {part}")
     report = {name: asdict(part) for name, part in found.items()}
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)

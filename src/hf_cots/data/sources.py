@@ -5,6 +5,7 @@ All of them become one [`PairDataset`]; images stay encoded until a worker needs
 
 import json
 import logging
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -233,19 +234,19 @@ class PairDataset(PairSource):
 
     def _make_image_ids(self) -> np.ndarray:
         """(rows,) non-negative int64: a hash of the id or, where there is none, of the path; else the row's index."""
-        paths = self.image_paths() or [None] * len(self.table)
+        paths: Sequence[str | None] = self.image_paths() or [None] * len(self.table)
         cells = paths if self.image_id_column is None else map(to_text, self.table[self.image_id_column])
-        names = (cell if cell is not None else path for cell, path in zip(cells, paths))
-        ids = (index if name is None else stable_id(name) for index, name in enumerate(names))
+        names = (cell or path for cell, path in zip(cells, paths))
+        ids = (stable_id(name) if name else index for index, name in enumerate(names))
         return np.fromiter(ids, dtype=np.int64, count=len(self.table))
 
-    def image_paths(self) -> list[str] | None:
-        """Each row's image file, or None where the images themselves are in the table."""
+    def image_paths(self) -> list[str | None] | None:
+        """Each row's image file (None for an empty cell), or None where the images themselves are in the table."""
         feature, first = self.table.features[self.image_column], self.table[0][self.image_column]
         if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
             return list(self.table[self.image_column])
         if isinstance(first, dict) and first.get("bytes") is None and first.get("path"):
-            return [cell["path"] for cell in self.table[self.image_column]]
+            return [(cell or {}).get("path") for cell in self.table[self.image_column]]
         return None
 
     def fingerprint(self) -> str:
@@ -253,7 +254,7 @@ class PairDataset(PairSource):
 
         Images within the table have no name and do not count; nor do folders, which may be moved."""
         paths = self.image_paths()
-        names = [None] * len(self.table) if paths is None else [Path(path).name for path in paths]
+        names = [None] * len(self.table) if paths is None else [Path(path or "").name for path in paths]
         rows = zip(names, self.table[self.caption_column])
         return hex_digest((json.dumps(row, ensure_ascii=False).encode() for row in rows), digest_size=8)
 
@@ -276,7 +277,8 @@ class PairDataset(PairSource):
         if paths is None:
             return np.arange(len(self.table), dtype=np.int64)
         first: dict[str, int] = {}
-        return np.asarray([first.setdefault(path, row) for row, path in enumerate(paths)], dtype=np.int64)
+        rows = (first.setdefault(path, row) if path else row for row, path in enumerate(paths))
+        return np.fromiter(rows, dtype=np.int64, count=len(paths))
 
     def _check_first_images(self, count: int = 8) -> None:
         """Fail at once if the column or folder is wrong: then none of the first images can be read."""

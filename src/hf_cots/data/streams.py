@@ -114,7 +114,7 @@ class PairStream(PairSource):
         named = None if self.image_id_column is None else to_text(row.get(self.image_id_column))
         if named is None and isinstance(path, str):
             named = path
-        image_id = index if named is None else stable_id(named)
+        image_id = stable_id(named) if named else index
         return [
             StreamedPair(cell, caption, f"{self.name}, pair {index}", image_id, mix(self.seed, epoch, index + i))
             for i, caption in enumerate(captions if isinstance(captions, list) else [captions])
@@ -202,8 +202,8 @@ class StreamBatches(Sampler[list[StreamedPair]]):
         """
         if state.get("source") and _reader_types(state["source"]) != _reader_types(self.stream.start):
             raise ValueError(
-                f"the stream {self.stream.name} cannot be entered where the checkpoint stopped, which other data or an "
-                "older version has read: start a new run from its weights, with --model"
+                f"the stream {self.stream.name} cannot be entered where the checkpoint stopped, which read other data "
+                "or was written by an older version: start a new run from its weights, with --model"
             )
         self.start = StreamPosition(**state)
 

@@ -62,7 +62,7 @@ def open_binary(path: Path | str) -> IO[bytes]:
     """Open a file for reading, decompressed if its last suffix says so."""
     suffix = Path(path).suffix.lower()
     opener = gzip.open if suffix == ".tgz" else COMPRESSIONS.get(suffix, open)
-    return opener(path, "rb")
+    return opener(path, "rb")  # type: ignore[return-value]  # all are files of bytes
 
 
 def parse_separator(text: str | None) -> str | None:
