@@ -53,13 +53,14 @@ class Source:
     hint: str = ""
 
 
-def resolve(data: str, split: str = "train") -> Source:
+def resolve(data: str | Path, split: str = "train") -> Source:
     """Find the files of a split.
 
     Raises:
         FileNotFoundError: if a path or pattern matches nothing.
         ValueError: if there is no such split, or the kind of a file is unknown or not the others'.
     """
+    data = str(data)
     path = Path(data).expanduser()
     if path.is_dir():
         return _resolve_folder(data, path, split)

@@ -29,7 +29,7 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "txt")
 
 
 def load_pairs(
-    data: str,
+    data: str | Path,
     image_column: str = "image",
     caption_column: str | None = AUTO,
     image_id_column: str | None = None,
@@ -57,7 +57,7 @@ def load_pairs(
     source = resolve(data, split)
     table = read_source(source, split, False, list_wanted(*columns), separator)
     try:
-        return PairDataset(table, *columns, source.root, seed, report, name=data)
+        return PairDataset(table, *columns, source.root, seed, report, name=source.name)
     except MissingColumnError as error:
         raise MissingColumnError(f"{error}{source.hint}") from None
 

@@ -117,7 +117,7 @@ class PairStream(PairSource):
         image_id = stable_id(named) if named else index
         return [
             StreamedPair(cell, caption, f"{self.name}, pair {index}", image_id, mix(self.seed, epoch, index + i))
-            for i, caption in enumerate(captions if isinstance(captions, list) else [captions])
+            for i, caption in enumerate(captions if isinstance(captions, list) and captions else [captions])
         ]
 
     def read_pair(self, pair: StreamedPair) -> Image.Image:
@@ -263,7 +263,7 @@ def _reader_types(state: Any) -> list[str]:
 
 
 def load_stream(
-    data: str,
+    data: str | Path,
     image_column: str = "image",
     caption_column: str | None = AUTO,
     image_id_column: str | None = None,
@@ -278,6 +278,6 @@ def load_stream(
     source = resolve(data, split)
     table = read_source(source, split, True, list_wanted(*columns), separator)
     try:
-        return PairStream(table, *columns, source.root, seed, report, data, shuffle_buffer_size)
+        return PairStream(table, *columns, source.root, seed, report, source.name, shuffle_buffer_size)
     except MissingColumnError as error:
         raise MissingColumnError(f"{error}{source.hint}") from None

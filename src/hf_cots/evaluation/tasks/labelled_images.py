@@ -1,5 +1,6 @@
 """Images with a label each: a folder of class folders, or any table with a label column."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,4 +128,6 @@ def _read_labels(table: datasets.Dataset, column: str, data: str) -> tuple[list[
         )
     if isinstance(feature, datasets.ClassLabel):
         return cells, list(feature.names)
-    return [str(cell) for cell in cells], [str(cell) for cell in sorted(set(cells))]
+    labels = [str(cell) for cell in cells]
+    numbers = all(re.fullmatch(r"-?\d+", label) for label in labels)
+    return labels, sorted(set(labels), key=(lambda label: (int(label), label)) if numbers else None)
