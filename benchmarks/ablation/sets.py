@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from hf_cots.data.loading import load_table
 from hf_cots.data.sets.emoji import write_emoji_set
 from hf_cots.data.sets.openclipart import write_openclipart_set
-from hf_cots.data.sources import PairDataset, load_table
+from hf_cots.data.sources import PairDataset
 from hf_cots.demo.recipe import SMOKE_TOKENIZER, TEST_STYLE
 from hf_cots.demo.training import train_image_tokenizer
 

@@ -1,6 +1,7 @@
 """The application: how it reports errors and prints notes. The verbs are in the files beside it, one a help panel."""
 
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,26 @@ from typer.core import TyperGroup
 from .._errors import one_line_errors, print_note
 
 
+class NoteHandler(logging.Handler):
+    """Prints what the package logs on stderr: warnings in yellow, the rest dimmed."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        loud = record.levelno >= logging.WARNING
+        print_note(f"{'warning: ' if loud else ''}{record.getMessage()}", "yellow" if loud else "dim")
+
+
+def show_log() -> None:
+    """Print the package's log lines, unless the program has a handler of its own."""
+    if not logging.getLogger().handlers:
+        logging.getLogger().addHandler(NoteHandler())
+        logging.getLogger("hf_cots").setLevel(logging.INFO)
+
+
 class OneLineErrors(TyperGroup):
     """Runs every verb within [`one_line_errors`]."""
 
     def invoke(self, ctx: Any) -> Any:
+        show_log()
         with one_line_errors():
             return super().invoke(ctx)
 

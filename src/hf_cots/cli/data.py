@@ -7,7 +7,7 @@ import typer
 
 from .._errors import check_output_folder
 from .app import app
-from .options import CaptionColumn, Encoder, ImageColumn, Pairs, Revision, Split, Token
+from .options import CaptionColumn, Encoder, ImageColumn, Pairs, Revision, Separator, Split, Token
 
 
 PANEL = "Data"
@@ -37,6 +37,7 @@ def audit(
     image_column: ImageColumn = "image",
     caption_column: CaptionColumn = "auto",
     split: Split = "train",
+    separator: Separator = None,
     filter_lambda: Annotated[
         float, typer.Option(help="Standard deviations below the mean score from which a pair is suspect.")
     ] = 2.0,
@@ -51,7 +52,7 @@ def audit(
     from ..search.loading import load_encoder
 
     check_output_folder(output)
-    pairs = load_pairs(data, image_column, caption_column, split=split)
+    pairs = load_pairs(data, image_column, caption_column, split=split, separator=separator)
     result = audit_pairs(load_encoder(model, revision=revision), pairs, filter_lambda, progress=True)
     files = write_audit(result, pairs, output, shown)
     typer.echo(f"{len(pairs)} pairs, {int((~result.kept).sum())} suspect; see {files['suspects.html']}")

@@ -19,6 +19,7 @@ from .options import (
     Pairs,
     ResultsFile,
     Revision,
+    Separator,
     Split,
     Token,
 )
@@ -41,6 +42,7 @@ def evaluate(
     caption_column: CaptionColumn = "auto",
     image_id_column: Annotated[str | None, typer.Option(help="Column whose equal cells mean the same image.")] = None,
     split: Annotated[str, typer.Option(help="Split of a Hub data set or of Karpathy's file.")] = "test",
+    separator: Separator = None,
     protocol: Annotated[str | None, typer.Option(help="Protocol: coco-5k, coco-1k, flickr30k or karpathy.")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Folder of the protocol's images.")] = None,
     id_checksum: Annotated[str | None, typer.Option(help="Checksum that the protocol's ids must have.")] = None,
@@ -91,7 +93,7 @@ def evaluate(
     reranking = None
     if rerank is not None:
         columns = (image_column, caption_column, image_id_column)
-        fitted_on = None if validation is None else load_pairs(validation, *columns, "validation")
+        fitted_on = None if validation is None else load_pairs(validation, *columns, "validation", separator=separator)
         reranking = RerankEvaluation(rerank, k, fitted_on, budget, latency, batch_size, resamples, seed)
     run = EvaluationRun(
         model=model,
@@ -100,6 +102,7 @@ def evaluate(
         caption_column=caption_column,
         image_id_column=image_id_column,
         split=split,
+        separator=separator,
         protocol=protocol,
         image_root=image_root,
         id_checksum=id_checksum,
@@ -151,6 +154,7 @@ def classify(
     image_column: ImageColumn = "image",
     label_column: Annotated[str, typer.Option(help="Column of labels.")] = "label",
     split: Split = "test",
+    separator: Separator = None,
     batch_size: BatchSize = 64,
     output: ResultsFile = None,
     revision: Revision = None,
@@ -160,7 +164,18 @@ def classify(
     from ..evaluation.tasks.run import run_classification
 
     columns = (image_column, label_column)
-    run = partial(run_classification, model, data, template, classes, *columns, split, batch_size, revision)
+    run = partial(
+        run_classification,
+        model,
+        data,
+        template,
+        classes,
+        *columns,
+        split,
+        batch_size,
+        separator=separator,
+        revision=revision,
+    )
     _run_task(run, "zero_shot", output)
 
 
@@ -172,6 +187,7 @@ def text_matching(
     text_b: Annotated[str, typer.Option(help="Column of the second text.")] = "sentence2",
     score_column: Annotated[str, typer.Option(help="Column of the score; higher is more similar.")] = "score",
     split: Split = "test",
+    separator: Separator = None,
     sts_benchmark: Annotated[
         bool, typer.Option("--sts-benchmark", help="The data is a file of STS-Benchmark as its authors publish it.")
     ] = False,
@@ -182,7 +198,17 @@ def text_matching(
     """Evaluate text similarity: rank correlation with human scores."""
     from ..evaluation.tasks.run import run_text_matching
 
-    run = partial(run_text_matching, model, data, (text_a, text_b), score_column, split, sts_benchmark, revision)
+    run = partial(
+        run_text_matching,
+        model,
+        data,
+        (text_a, text_b),
+        score_column,
+        split,
+        sts_benchmark,
+        separator=separator,
+        revision=revision,
+    )
     _run_task(run, "text_matching", output, digits=3)
 
 
@@ -199,6 +225,7 @@ def image_retrieval(
         str, typer.Option(help="Column of labels: images of equal labels are relevant to each other.")
     ] = "label",
     split: Split = "test",
+    separator: Separator = None,
     batch_size: BatchSize = 64,
     output: ResultsFile = None,
     revision: Revision = None,
@@ -208,7 +235,18 @@ def image_retrieval(
     from ..evaluation.tasks.run import run_image_retrieval
 
     columns = (image_column, label_column)
-    run = partial(run_image_retrieval, model, data, gallery, across, *columns, split, batch_size, revision)
+    run = partial(
+        run_image_retrieval,
+        model,
+        data,
+        gallery,
+        across,
+        *columns,
+        split,
+        batch_size,
+        separator=separator,
+        revision=revision,
+    )
     _run_task(run, "image_to_image", output)
 
 
@@ -221,13 +259,14 @@ def inspect_token_level(
     split: Split = "test",
     revision: Revision = None,
     token: Token = None,
+    separator: Separator = None,
 ) -> None:
     """Check that the token level uses the other modality: how its losses rise with a shuffled cross-modal feature."""
     from ..data.sources import load_pairs
     from ..evaluation.diagnostics.inspect_token_level import inspect_token_level as measure
     from ..search.loading import load_for_pretraining
 
-    pairs = load_pairs(data, image_column, caption_column, split=split)
+    pairs = load_pairs(data, image_column, caption_column, split=split, separator=separator)
     for name, found in measure(*load_for_pretraining(checkpoint, revision=revision), pairs).items():
         percent = 100 * found["rise"] / found["loss"]
         typer.echo(f"{name}: {found['loss']:.4f}, with a shuffled feature {found['shuffled']:.4f} ({percent:+.2f}%)")

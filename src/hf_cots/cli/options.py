@@ -33,6 +33,9 @@ CaptionColumn = Annotated[
         help="Column of texts or of lists of texts; by default the one named caption, captions, text or txt."
     ),
 ]
+Separator = Annotated[
+    str | None, typer.Option(help="Separator of CSV files (a character, or tab); by default that of the header.")
+]
 Split = Annotated[str, typer.Option(help="Split of a Hub data set.")]
 
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.")]

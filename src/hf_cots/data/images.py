@@ -69,6 +69,18 @@ class BrokenImageReport:
         self._read_new_lines()
         return sum(not used for used in self._used.values())
 
+    def last_skipped(self) -> str:
+        """The image that was last reported as unusable, and why; an empty text if there is none."""
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        for line in reversed(lines):
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:  # torn by a kill
+                continue
+            if not entry["used"]:
+                return f"{entry['image']}: {entry['reason']}"
+        return ""
+
     def add(self, name: str, reason: str, used: bool = False) -> None:
         """Append one line, unless the image has one."""
         if name in self._used:

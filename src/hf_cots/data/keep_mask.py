@@ -49,4 +49,4 @@ def apply_keep_mask(pairs: PairDataset, path: Path | str) -> None:
         raise ValueError(f"{path} leaves out pair {left_out.max()}; the pairs are counted from 0 to {count - 1}")
     kept = np.ones(count, dtype=bool)
     kept[left_out] = False
-    pairs.keep(kept)
+    pairs.keep(kept, f"keep mask {path.name}")

@@ -3,107 +3,46 @@
 All of them become one [`PairDataset`]; images stay encoded until a worker needs them.
 """
 
-import glob
 import json
 import logging
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-from datasets.data_files import SPLIT_KEYWORDS
 from PIL import Image
 from torch.utils.data import Dataset
 
 from ..models.masking import RandomStream, generator, mix
 from .hashes import hex_digest, stable_id
 from .images import BrokenImage, BrokenImageReport, read_image, skip_image
+from .loading import read_source, to_text
+from .resolve import resolve
 
 
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"  # the caption column is the one of these names that is there
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt")
-BUILDERS = {
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".tar": "webdataset",
-}
-
-
-def load_table(
-    data: str, split: str = "train", streaming: bool = False
-) -> datasets.Dataset | datasets.IterableDataset:
-    """Open the data without decoding anything.
-
-    Args:
-        data: a folder (imagefolder with metadata.jsonl, or one of parquet files or tars), a file, a glob pattern
-            such as `shards/*.tar`, or a Hub id.
-        split: which split of a Hub data set, or of a folder that has several.
-        streaming: read rows as they are needed, and keep no copy on this machine.
-
-    Raises:
-        FileNotFoundError: if a path or pattern matches nothing.
-        ValueError: if the kind of a file is unknown or the split does not exist.
-    """
-    path = Path(data)
-    if path.is_dir():
-        kind = next((suffix for suffix in (".parquet", ".tar") if any(path.glob(f"*{suffix}"))), None)
-        if kind is None:
-            splits = datasets.load_dataset("imagefolder", data_files=_split_files(path), streaming=streaming)
-            return _pick_split(splits, data, split if len(splits) > 1 else next(iter(splits)))
-        files = sorted(str(file) for file in path.glob(f"*{kind}"))
-    elif path.is_file() or any(sign in data for sign in "*?["):
-        files = sorted(glob.glob(data))
-        if not files:
-            raise FileNotFoundError(f"no file matches {data}")
-    elif path.suffix.lower() in BUILDERS or data.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"no such file or folder: {data}")
-    else:
-        return _pick_split(datasets.load_dataset(data, streaming=streaming), data, split)
-    suffix = Path(files[0]).suffix.lower()
-    if suffix not in BUILDERS:
-        raise ValueError(f"{files[0]}: cannot read '{suffix}' files; known are {', '.join(BUILDERS)} and folders")
-    options: dict[str, Any] = {"sep": "\t"} if suffix == ".tsv" else {}
-    return datasets.load_dataset(BUILDERS[suffix], data_files=files, split="train", streaming=streaming, **options)
-
-
-def _split_files(folder: Path) -> dict[str, list[str]]:
-    """Patterns of the files of each split of an image folder: its sub-folders of that name, or else the folder.
-
-    Left to itself, `datasets` would look for these words in the names of files, too, and drop all others if an image
-    is called `toy_train_02.png`.
-    """
-    found = {
-        str(split): [f"{glob.escape(str(folder / word))}/**" for word in words if (folder / word).is_dir()]
-        for split, words in SPLIT_KEYWORDS.items()
-    }
-    return {split: files for split, files in found.items() if files} or {"train": [f"{glob.escape(str(folder))}/**"]}
-
-
-def _pick_split(splits: dict[str, Any], data: str, split: str) -> datasets.Dataset | datasets.IterableDataset:
-    if split not in splits:
-        raise ValueError(f"{data} has no split '{split}'; it has {', '.join(map(str, splits))}")
-    return splits[split]
 
 
 def load_pairs(
-    data: str,
+    data: str | Path,
     image_column: str = "image",
     caption_column: str | None = AUTO,
     image_id_column: str | None = None,
     split: str = "train",
     seed: int = 0,
     report: Path | str | None = None,
+    separator: str | None = None,
 ) -> "PairDataset":
-    """Open data as image-text pairs; see [`load_table`] for what `data` may be and [`PairDataset`] for the rest.
+    """Open data as image-text pairs; see [`hf_cots.data.loading.load_table`] for `data`, `split` and `separator`, and
+    [`PairDataset`] for the rest.
 
     Raises:
-        FileNotFoundError, ValueError: as [`load_table`] and [`PairDataset`] say.
+        FileNotFoundError, ValueError: as they say.
 
     Example:
         >>> Path("shapes").mkdir()
@@ -114,13 +53,28 @@ def load_pairs(
         >>> len(pairs), pairs[1]["caption"], pairs[1]["image"].size
         (2, 'something red', (8, 8))
     """
-    table = load_table(data, split)
-    return PairDataset(table, image_column, caption_column, image_id_column, find_root(data), seed, report, name=data)
+    columns = (image_column, caption_column, image_id_column)
+    source = resolve(data, split)
+    table = read_source(source, split, False, list_wanted(*columns), separator)
+    try:
+        return PairDataset(table, *columns, source.root, seed, report, name=source.name)
+    except MissingColumnError as error:
+        raise MissingColumnError(f"{error}{source.hint}") from None
 
 
-def find_root(data: str) -> Path:
-    """The folder that relative paths in the data start from."""
-    return Path(data) if Path(data).is_dir() else Path(data).parent
+def list_wanted(image_column: str, caption_column: str | None, image_id_column: str | None = None) -> list[str]:
+    """The columns that may be asked of a table, for [`read_source`]."""
+    captions = CAPTION_COLUMNS if caption_column == AUTO else (caption_column,)
+    return [column for column in (image_column, *captions, image_id_column) if column]
+
+
+def is_blank(cell: Any) -> bool:
+    """Whether a cell is no text, or one of nothing but white space: no caption."""
+    return not isinstance(cell, str) or not cell.strip()
+
+
+class MissingColumnError(ValueError):
+    """Data lack a column that was asked for; the message lists those that are there."""
 
 
 def check_columns(name: str, present: list[str], **wanted: str | None) -> None:
@@ -132,7 +86,9 @@ def check_columns(name: str, present: list[str], **wanted: str | None) -> None:
     for flag, column in wanted.items():
         if column is not None and column not in present:
             option = flag.replace("_", "-")
-            raise ValueError(f"{name} has no column '{column}'; it has {', '.join(present)}. Name one with --{option}")
+            raise MissingColumnError(
+                f"{name} has no column '{column}'; it has {', '.join(present)}. Name one with --{option}"
+            )
 
 
 def find_caption_column(name: str, present: list[str]) -> str:
@@ -144,9 +100,13 @@ def find_caption_column(name: str, present: list[str]) -> str:
     found = [column for column in CAPTION_COLUMNS if column in present]
     if not found:
         others, columns = ", ".join(CAPTION_COLUMNS[1:]), ", ".join(present)
-        raise ValueError(f"{name} has no column 'caption', {others}; it has {columns}. Name one with --caption-column")
+        raise MissingColumnError(
+            f"{name} has no column 'caption', {others}; it has {columns}. Name one with --caption-column"
+        )
     if len(found) > 1:
-        raise ValueError(f"{name} has several columns of captions: {', '.join(found)}. Name one with --caption-column")
+        raise MissingColumnError(
+            f"{name} has several columns of captions: {', '.join(found)}. Name one with --caption-column"
+        )
     logger.info("%s: captions are read from column '%s'", name, found[0])
     return found[0]
 
@@ -191,6 +151,8 @@ class PairSource(Dataset):
             if data is not None:
                 return read_image(data, f"{path} ({name})" if path else name, self.report)
             cell = path
+        if cell is None or cell == "":
+            raise BrokenImage(name, f"column '{self.image_column}' is empty")
         if isinstance(cell, bytes):
             return read_image(cell, name, self.report)
         if not isinstance(cell, str):
@@ -220,6 +182,7 @@ class PairDataset(PairSource):
     Attributes:
         pair_rows: (len(self),) int64, the row of each pair.
         image_ids: (rows,) non-negative int64.
+        dropped: how many pairs [`keep`] has dropped, by reason.
         other_captions: whether items carry another caption of their image, too; off at first.
 
     Raises:
@@ -243,6 +206,7 @@ class PairDataset(PairSource):
         if len(table) == 0:
             raise ValueError(f"{name} holds no rows")
         self.other_captions = False
+        self.dropped: dict[str, int] = {}
         self.pair_rows, self.caption_positions = self._index_captions()
         self.image_ids = self._make_image_ids()
         self._check_first_images()
@@ -256,7 +220,7 @@ class PairDataset(PairSource):
         empty: list[int] = []
         for row, cell in enumerate(self.table[self.caption_column]):
             captions = list(cell) if isinstance(cell, (list, tuple)) else [cell]
-            if not captions or any(not isinstance(text, str) or not text.strip() for text in captions):
+            if not captions or any(map(is_blank, captions)):
                 empty.append(row)
             rows.extend([row] * len(captions))
             positions.extend(range(len(captions)))
@@ -269,31 +233,32 @@ class PairDataset(PairSource):
         return np.asarray(rows, dtype=np.int64), np.asarray(positions, dtype=np.int32)
 
     def _make_image_ids(self) -> np.ndarray:
-        """(rows,) non-negative int64: a hash of the id column or of the path, else the index of the row."""
-        cells = self._paths() if self.image_id_column is None else self.table[self.image_id_column]
-        if cells is None:
-            return np.arange(len(self.table), dtype=np.int64)
-        return np.fromiter((stable_id(str(cell)) for cell in cells), dtype=np.int64, count=len(self.table))
+        """(rows,) non-negative int64: a hash of the id or, where there is none, of the path; else the row's index."""
+        paths: Sequence[str | None] = self.image_paths() or [None] * len(self.table)
+        cells = paths if self.image_id_column is None else map(to_text, self.table[self.image_id_column])
+        names = (cell or path for cell, path in zip(cells, paths))
+        ids = (stable_id(name) if name else index for index, name in enumerate(names))
+        return np.fromiter(ids, dtype=np.int64, count=len(self.table))
 
-    def _paths(self) -> list[str] | None:
-        """Each row's image file, or None where the images themselves are in the table."""
+    def image_paths(self) -> list[str | None] | None:
+        """Each row's image file (None for an empty cell), or None where the images themselves are in the table."""
         feature, first = self.table.features[self.image_column], self.table[0][self.image_column]
         if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
             return list(self.table[self.image_column])
         if isinstance(first, dict) and first.get("bytes") is None and first.get("path"):
-            return [cell["path"] for cell in self.table[self.image_column]]
+            return [(cell or {}).get("path") for cell in self.table[self.image_column]]
         return None
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits: blake2b over the captions and the images' file names, all in their order.
 
         Images within the table have no name and do not count; nor do folders, which may be moved."""
-        paths = self._paths()
-        names = [None] * len(self.table) if paths is None else [Path(path).name for path in paths]
+        paths = self.image_paths()
+        names = [None] * len(self.table) if paths is None else [Path(path or "").name for path in paths]
         rows = zip(names, self.table[self.caption_column])
         return hex_digest((json.dumps(row, ensure_ascii=False).encode() for row in rows), digest_size=8)
 
-    def keep(self, kept: np.ndarray) -> None:
+    def keep(self, kept: np.ndarray, reason: str = "mask") -> None:
         """Drop pairs for good: those that a mask of all pairs, (len(self),) bool, does not keep.
 
         Raises:
@@ -303,15 +268,17 @@ class PairDataset(PairSource):
             raise ValueError(f"{self.name} has {len(self)} pairs, the mask {len(kept)}")
         if not kept.any():
             raise ValueError(f"{self.name}: the mask keeps none of the {len(self)} pairs")
+        self.dropped[reason] = self.dropped.get(reason, 0) + int((~kept).sum())
         self.pair_rows, self.caption_positions = self.pair_rows[kept], self.caption_positions[kept]
 
     def first_rows(self) -> np.ndarray:
         """(rows,) int64: for each row the first one that names the same file, or else the row itself."""
-        paths = self._paths()
+        paths = self.image_paths()
         if paths is None:
             return np.arange(len(self.table), dtype=np.int64)
         first: dict[str, int] = {}
-        return np.asarray([first.setdefault(path, row) for row, path in enumerate(paths)], dtype=np.int64)
+        rows = (first.setdefault(path, row) if path else row for row, path in enumerate(paths))
+        return np.fromiter(rows, dtype=np.int64, count=len(paths))
 
     def _check_first_images(self, count: int = 8) -> None:
         """Fail at once if the column or folder is wrong: then none of the first images can be read."""
@@ -350,6 +317,17 @@ class PairDataset(PairSource):
             return ""
         cell = self.table[int(self.pair_rows[index])][self.caption_column]
         return cell if isinstance(cell, str) else cell[int(self.caption_positions[index])]
+
+    def captions(self, index: np.ndarray) -> list[str]:
+        """The captions of many pairs, which is faster than one by one."""
+        if self.caption_column is None:
+            return [""] * len(index)
+        rows, inverse = np.unique(self.pair_rows[index], return_inverse=True)
+        table = self.table.select_columns([self.caption_column])
+        cells = table[self.caption_column] if len(rows) == len(table) else table.select(rows)[self.caption_column]
+        cells, positions = list(cells), self.caption_positions[index].tolist()
+        found = ((cells[i], position) for i, position in zip(inverse.tolist(), positions))
+        return [cell if isinstance(cell, str) else cell[position] for cell, position in found]
 
     @cached_property
     def _pairs_by_image(self) -> tuple[np.ndarray, np.ndarray]:

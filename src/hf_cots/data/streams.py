@@ -13,13 +13,19 @@ from typing import Any
 
 import datasets
 import numpy as np
+from PIL import Image
 from torch.utils.data import Sampler
 
 from ..models.masking import mix
 from .batches import take_shard
 from .hashes import stable_id
 from .images import BrokenImage, skip_image
-from .sources import AUTO, PairSource, find_root, load_table
+from .loading import read_source, to_text
+from .resolve import resolve
+from .sources import AUTO, MissingColumnError, PairSource, is_blank, list_wanted
+
+
+FIRST_ROWS = 100  # that are looked at before a stream is used
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,12 @@ class PairStream(PairSource):
             column or paths an image's id is the index of its first caption in the stream.
         shuffle_buffer_size: pairs that are held in memory and shuffled together; 1 keeps the source's order.
 
+    Attributes:
+        first_pairs: of the first rows.
+
     Raises:
-        ValueError: naming the column that is missing, or if `shuffle_buffer_size` is not positive.
+        ValueError: naming the column that is missing, or, if none of the first 100 rows can be used, why; or if
+            `shuffle_buffer_size` is not positive.
     """
 
     def __init__(
@@ -66,36 +76,64 @@ class PairStream(PairSource):
                 f"{shuffle_buffer_size} pairs cannot be shuffled; name at least 1 with --shuffle_buffer_size"
             )
         self.start = table.state_dict()
-        columns = table.column_names or list(next(iter(table), {}))  # CSV and JSON tell their columns with the rows
+        # CSV and JSON tell their columns with the rows.
+        columns = table.column_names or list(dict.fromkeys(c for row in table.take(FIRST_ROWS) for c in row))
         if not columns:
             raise ValueError(f"{name} holds no rows")
         super().__init__(table, columns, image_column, caption_column, image_id_column, root, seed, report, name)
         self.shuffle_buffer_size = shuffle_buffer_size
+        self.first_pairs = [pair for row in self.table.take(FIRST_ROWS) for pair in self.split_row(row, 0, 0)]
+        self._check_first_pairs()
+
+    def _check_first_pairs(self) -> None:
+        """Fail at once if nothing can be used: training would go through empty batches."""
+        reasons = []
+        for pair in self.first_pairs:
+            try:
+                self.read_pair(pair)
+                return
+            except BrokenImage as broken:
+                reasons.append(broken)
+        if not reasons:
+            raise ValueError(f"{self.name} holds no rows")
+        shown = list(dict.fromkeys(str(broken) for broken in reasons))[:3]
+        raise ValueError(
+            f"{self.name}: none of the first {len(reasons)} pairs can be used: {'; '.join(shown)}"
+            + ("; ..." if len(reasons) > len(shown) else "")
+        )
 
     def __getstate__(self) -> dict:
         """Workers decode; they need no source."""
-        return self.__dict__ | {"table": None, "start": None}
+        return self.__dict__ | {"table": None, "start": None, "first_pairs": []}
 
     def split_row(self, row: dict[str, Any], epoch: int, index: int) -> list[StreamedPair]:
         """Split a row into pairs, of which the first is pair `index` of its epoch."""
-        captions = "" if self.caption_column is None else row[self.caption_column]
-        cell = row[self.image_column]
+        captions = "" if self.caption_column is None else row.get(self.caption_column)
+        cell = row.get(self.image_column)
         path = cell.get("path") if isinstance(cell, dict) and cell.get("bytes") is None else cell
-        if self.image_id_column is not None:
-            image_id = stable_id(str(row[self.image_id_column]))
-        else:
-            image_id = stable_id(path) if isinstance(path, str) else index
+        named = None if self.image_id_column is None else to_text(row.get(self.image_id_column))
+        if named is None and isinstance(path, str):
+            named = path
+        image_id = stable_id(named) if named else index
         return [
             StreamedPair(cell, caption, f"{self.name}, pair {index}", image_id, mix(self.seed, epoch, index + i))
-            for i, caption in enumerate(captions if isinstance(captions, list) else [captions])
+            for i, caption in enumerate(captions if isinstance(captions, list) and captions else [captions])
         ]
+
+    def read_pair(self, pair: StreamedPair) -> Image.Image:
+        """Read the image of a pair whose caption is one.
+
+        Raises:
+            BrokenImage: naming the file, or data set and pair.
+        """
+        if self.caption_column and is_blank(pair.caption):
+            raise BrokenImage(pair.name, f"column '{self.caption_column}' is empty or no text")
+        return self.read_cell(pair.cell, pair.name)
 
     def __getitem__(self, pair: StreamedPair) -> dict[str, Any] | None:
         """The item of [`PairDataset`], or None."""
         try:
-            if self.caption_column and (not isinstance(pair.caption, str) or not pair.caption.strip()):
-                raise BrokenImage(pair.name, f"column '{self.caption_column}' is empty or no text")
-            image = self.read_cell(pair.cell, pair.name)
+            image = self.read_pair(pair)
         except BrokenImage as broken:
             skip_image(broken, self.report)
             return None
@@ -164,7 +202,16 @@ class StreamBatches(Sampler[list[StreamedPair]]):
         return asdict(self._ends[0][1])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind the position of another run's checkpoint."""
+        """Go on behind the position of another run's checkpoint.
+
+        Raises:
+            ValueError: if the source cannot be entered there.
+        """
+        if state.get("source") and _reader_types(state["source"]) != _reader_types(self.stream.start):
+            raise ValueError(
+                f"the stream {self.stream.name} cannot be entered where the checkpoint stopped, which read other data "
+                "or was written by an older version: start a new run from its weights, with --model"
+            )
         # Older checkpoints also hold a number of batches, which says nothing to a run with other batches.
         self.start = StreamPosition(**{name: value for name, value in state.items() if name != "batches"})
 
@@ -213,8 +260,17 @@ class StreamBatches(Sampler[list[StreamedPair]]):
             yield block, replace(start, block_size=size)
 
 
+def _reader_types(state: Any) -> list[str]:
+    """The types of the readers, one within the other, that a source's state is of."""
+    found = []
+    while isinstance(state, dict):
+        found.append(str(state.get("type")))
+        state = state.get("examples_iterable")
+    return found
+
+
 def load_stream(
-    data: str,
+    data: str | Path,
     image_column: str = "image",
     caption_column: str | None = AUTO,
     image_id_column: str | None = None,
@@ -222,8 +278,13 @@ def load_stream(
     seed: int = 0,
     report: Path | str | None = None,
     shuffle_buffer_size: int = 1000,
+    separator: str | None = None,
 ) -> PairStream:
     """Open data as a stream of pairs; arguments and errors are those of [`load_pairs`] and [`PairStream`]."""
-    table = load_table(data, split, streaming=True)
     columns = (image_column, caption_column, image_id_column)
-    return PairStream(table, *columns, find_root(data), seed, report, data, shuffle_buffer_size)
+    source = resolve(data, split)
+    table = read_source(source, split, True, list_wanted(*columns), separator)
+    try:
+        return PairStream(table, *columns, source.root, seed, report, source.name, shuffle_buffer_size)
+    except MissingColumnError as error:
+        raise MissingColumnError(f"{error}{source.hint}") from None

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from ..data.loading import load_table
 from ..data.sets.emoji import find_package
-from ..data.sources import PairDataset, load_table
+from ..data.sources import PairDataset
 
 
 RECIPES = Path(__file__).parent / "recipes"

@@ -9,14 +9,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..data.folders import find_images
 from ..data.images import BrokenImage, read_image
 from ..models import load_image
 from .encoders import Encoder
 from .encoding import check_batch_size
 from .loading import load_encoder
-
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -93,14 +91,7 @@ class ImageIndex:
         Raises:
             FileNotFoundError: if the folder does not exist or holds no image.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no such folder: {folder}")
-        paths = sorted(
-            path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
-        )
-        if not paths:
-            raise FileNotFoundError(f"no image ({', '.join(sorted(IMAGE_SUFFIXES))}) below {folder}")
+        paths = find_images(Path(folder))
         return cls(load_encoder(model, device, revision), paths, batch_size, progress)
 
     def _readable(self, paths: list[Path]) -> Iterator[Image.Image]:

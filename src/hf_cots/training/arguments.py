@@ -138,6 +138,9 @@ class ImageArguments:
     train_split: str = HfArg(default="train", help="Split to train on, of a Hub data set.")
     eval_split: str = HfArg(default="test", help="Split to evaluate on, of a Hub data set.")
     image_column: str = HfArg(default="image", help="Column of images or of paths to them.")
+    separator: str | None = HfArg(
+        default=None, help="Separator of CSV files (a character, or tab); by default that of the header."
+    )
     streaming: bool = HfArg(
         default=False, help="Read the training data sequentially, without a copy or an index (needs --max_steps)."
     )

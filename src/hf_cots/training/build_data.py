@@ -34,6 +34,7 @@ def load_train_data(arguments: ImageArguments, training: TrainingArguments) -> P
     """
     source: dict[str, Any] = {
         "split": arguments.train_split,
+        "separator": arguments.separator,
         "seed": training.seed,
         "report": Path(training.output_dir) / "broken_images.jsonl",
     }
@@ -59,7 +60,8 @@ def load_eval_data(arguments: ImageArguments) -> PairDataset | None:
     """
     if arguments.eval_data is None:
         return None
-    return load_pairs(arguments.eval_data, **arguments.columns, split=arguments.eval_split)
+    split, separator = arguments.eval_split, arguments.separator
+    return load_pairs(arguments.eval_data, **arguments.columns, split=split, separator=separator)
 
 
 def build_data(arguments: DataArguments, training: COTSTrainingArguments) -> tuple[Pairs, PairDataset | None]:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 
+from ..data.streams import PairStream
 from ..evaluation.diagnostics.image_tokenizer import CodeUsage, evaluate_image_tokenizer
+from .data_report import DataReport, check_step
 from .pair_trainer import PairTrainer
 
 
@@ -36,6 +38,7 @@ class DVAETrainer(PairTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self.add_callback(DataReport(self))
         self._reset_statistics()
         self._warned = False
 
@@ -58,6 +61,17 @@ class DVAETrainer(PairTrainer):
     def kl_weight(self) -> float:
         """The weight of the KL term at the current step."""
         return cosine(0.0, self.model.config.kl_weight, self._progress(self.args.kl_warmup_fraction))
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The micro-batches of an optimizer step, which must not all be without an image that can be read."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches and isinstance(self.train_dataset, PairStream) and self._train_batch_size > 1:
+            # In the place of a batch of no image the collator gives one black image.
+            pixels = [batch["pixel_values"] for batch in batches]
+            images = sum(len(rows) for rows in pixels if len(rows) > 1 or rows.any())
+            total = self.accelerator.reduce(torch.tensor(images, device=self.args.device))
+            check_step(int(total), self.train_dataset, self.state.global_step)
+        return batches, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs, temperature=self.temperature(), kl_weight=self.kl_weight())

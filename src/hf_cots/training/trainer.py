@@ -15,6 +15,7 @@ from ..data.sources import PairDataset
 from ..evaluation.retrieval.directions import evaluate_retrieval
 from ..evaluation.retrieval.metrics import chance_level
 from ..search.encoders import DIRECTIONS
+from .data_report import DataReport, check_step
 from .diagnostics import batch_accuracy, embedding_variance, similarity_to_queue
 from .gradient_cache import cache_gradients
 from .pair_trainer import PairTrainer
@@ -61,6 +62,7 @@ class COTSTrainer(PairTrainer):
         if self.caches_gradients and not self.model.caches_gradients:
             raise ValueError("--gradient_cache is for contrasts within the batch: the momentum contrast needs none")
         self.add_callback(StepCallback(self))
+        self.add_callback(DataReport(self))
         self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
         self._counts: dict[str, int] = defaultdict(int)
         self._pairs, self._logged_at, self._step_pairs, self._step_batches = 0, time.perf_counter(), 0, 0
@@ -143,8 +145,7 @@ class COTSTrainer(PairTrainer):
                     steps = cache_gradients(self.model, batches, steps)
         batches = [batch | {"step": step} for batch, step in zip(batches, steps)]
         self._step_pairs = int(self.model.pairs_seen - seen)
-        if self._step_pairs == 0:
-            raise ValueError(f"step {self.state.global_step + 1}: no image and caption of its batch can be used")
+        check_step(self._step_pairs, self.train_dataset, self.state.global_step)
         self._step_batches = len(batches) * self.args.world_size
         self._pairs += self._step_pairs
         if threshold is not None and torch.isfinite(threshold):

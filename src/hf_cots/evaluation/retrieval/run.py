@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from ..._errors import check_output_file
+from ...data.report import DATA_REPORT, report_data
 from ...data.sources import PairDataset, load_pairs
-from ...search.encoders import Encoder, encode_pairs
+from ...search.encoders import DualEncoder, Encoder, SentenceEncoder, TextEncoder, encode_pairs
+from ...search.encoding import text_options
 from ...search.loading import load_encoder
 from ..rendering.plots import draw_recall_cost
 from .directions import processes
@@ -34,6 +38,21 @@ from .significance import RESAMPLES
 logger = logging.getLogger(__name__)
 
 
+def find_tokenizer(encoder: Encoder) -> tuple[PreTrainedTokenizerBase | None, int | None]:
+    """An encoder's tokenizer and the number of tokens at which it cuts texts, if it has any."""
+    if isinstance(encoder, SentenceEncoder):
+        tokenizer = encoder.model.tokenizer
+        return (
+            (tokenizer, encoder.model.max_seq_length)
+            if isinstance(tokenizer, PreTrainedTokenizerBase)
+            else (None, None)
+        )
+    if not isinstance(encoder, (DualEncoder, TextEncoder)):
+        return None, None
+    tokenizer = encoder.processor.tokenizer if isinstance(encoder, DualEncoder) else encoder.tokenizer
+    return tokenizer, text_options(encoder.model, tokenizer)["max_length"]
+
+
 @dataclass(frozen=True)
 class EvaluationRun:
     """An evaluation of a model on image-text pairs, and the files of its results.
@@ -41,7 +60,7 @@ class EvaluationRun:
     Args:
         model: name of the encoder.
         data: name of the pairs, or the published JSON file of a protocol.
-        image_column, caption_column, image_id_column, split: of the pairs.
+        image_column, caption_column, image_id_column, split, separator: of the pairs, as for [`load_pairs`].
         protocol: "coco-5k", "coco-1k", "flickr30k" or "karpathy"; `image_root` is the folder of its images, and
             `id_checksum` the expected checksum of its ids, if it is known.
         compare: another encoder, or an earlier run's `results.json` or per-query table.
@@ -64,6 +83,7 @@ class EvaluationRun:
     caption_column: str = "auto"
     image_id_column: str | None = None
     split: str = "test"
+    separator: str | None = None
     protocol: str | None = None
     image_root: Path | None = None
     id_checksum: str | None = None
@@ -104,6 +124,10 @@ class EvaluationRun:
         encoder = load_encoder(self.model, revision=self.revision)
         fingerprint = data_fingerprint(pairs)
         other = self._open_other(fingerprint) if self.compare else None
+        if state.is_main_process:
+            file = None if self.output is None else self.output.with_suffix(f".{DATA_REPORT}")
+            tokenizer, limit = find_tokenizer(encoder)
+            report_data(train_pairs or bank_pairs, pairs, tokenizer, file, limit)
 
         result = self._evaluate(encoder, pairs, folds)
         report = build_report(result, None, self.resamples, self.seed)
@@ -152,7 +176,8 @@ class EvaluationRun:
         return evaluate_encoder(encoder, pairs, folds, self.batch_size, progress, split_queries=True)
 
     def _open_pairs(self, data: str, split: str) -> PairDataset:
-        return load_pairs(data, self.image_column, self.caption_column, self.image_id_column, split)
+        columns = (self.image_column, self.caption_column, self.image_id_column)
+        return load_pairs(data, *columns, split, separator=self.separator)
 
     def _open_data(self) -> tuple[PairDataset, int, dict[str, Any]]:
         """The pairs, the number of folds, and the protocol's entries of the report."""

@@ -1,15 +1,17 @@
 """Images with a label each: a folder of class folders, or any table with a label column."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
-from PIL import Image
 
+from ...data.folders import is_metadata, read_class_folders
 from ...data.images import BrokenImage
-from ...data.sources import PairDataset, check_columns, load_table
+from ...data.loading import read_source, to_text
+from ...data.resolve import Source, resolve
+from ...data.sources import MissingColumnError, PairDataset, check_columns
 from ..retrieval.report import data_fingerprint
 
 
@@ -54,56 +56,63 @@ def load_labelled_images(
     label_column: str = "label",
     split: str = "test",
     columns: tuple[str, ...] = (),
+    separator: str | None = None,
 ) -> LabelledImages:
     """Open images with labels without decoding them.
 
     Args:
         data: a folder of class folders, whose names are the labels; or whatever
-            [`hf_cots.data.sources.load_table`] takes.
+            [`hf_cots.data.loading.load_table`] takes.
         image_column: of the images or their paths.
         label_column: of texts, of numbers, or of a `ClassLabel` feature.
-        split: of a Hub data set.
+        split, separator: as for `load_table`.
         columns: further columns to keep.
 
     Raises:
         FileNotFoundError: if the data do not exist.
         ValueError: if a column is missing, a row has no label, a class folder is empty, or no image can be read.
     """
-    folder = Path(data)
-    has_class_folders = folder.is_dir() and _has_class_folders(folder)
-    table = _load_class_folders(folder) if has_class_folders else load_table(data, split)
-    check_columns(data, table.column_names, label_column=label_column)
-    for column in columns:
-        check_columns(data, table.column_names, across=column)
+    source = resolve(data, split)
+    wanted = (image_column, label_column, *columns)
+    table = _read_class_folders(source)
+    if table is None:
+        table = read_source(source, split, False, wanted, separator)
+    try:
+        check_columns(data, table.column_names, label_column=label_column)
+        for column in columns:
+            check_columns(data, table.column_names, across=column)
+    except MissingColumnError as error:
+        raise MissingColumnError(f"{error}{source.hint}") from None
     labels, classes = _read_labels(table, label_column, data)
-    kept = {column: [str(cell) for cell in table[column]] for column in columns}
+    kept = {column: _read_cells(table, column, data) for column in columns}
     table = table.select_columns([image_column]) if image_column in table.column_names else table
     table = table.add_column("label as text", labels)
-    root = folder if folder.is_dir() else folder.parent
-    images = PairDataset(table, image_column, "label as text", root=root, name=data)
+    images = PairDataset(table, image_column, "label as text", root=source.root, name=data)
     return LabelledImages(images, labels, classes, kept, label_column)
 
 
-def _has_class_folders(folder: Path) -> bool:
-    """Whether there are folders, and no file at the top that describes or holds a data set."""
-    return any(path.is_dir() for path in folder.iterdir()) and not any(
-        path.suffix in (".parquet", ".tar") or path.stem == "metadata" for path in folder.iterdir() if path.is_file()
-    )
+def _read_class_folders(source: Source) -> datasets.Dataset | None:
+    """The images of class folders and their labels; None if the data are something else."""
+    if source.kind != "images" or any(map(is_metadata, source.files)):
+        return None
+    if all(path.parent == source.root for path in source.files):
+        return None
+    return datasets.Dataset.from_list(read_class_folders(source.root, source.files))
 
 
-def _load_class_folders(folder: Path) -> datasets.Dataset:
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    paths, labels = [], []
-    for class_folder in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        images = sorted(path for path in class_folder.iterdir() if path.suffix.lower() in suffixes)
-        if not images:
-            raise ValueError(
-                f"{class_folder} holds no image. In a folder of class folders each must hold some; if this is a "
-                f"split, name it as the data"
-            )
-        paths += [str(path.relative_to(folder)) for path in images]
-        labels += [class_folder.name] * len(images)
-    return datasets.Dataset.from_dict({"image": paths, "label": labels})
+def _read_cells(table: datasets.Dataset, column: str, data: str) -> list[str]:
+    """The cells of a column as text, of which none may be missing."""
+    cells = [to_text(cell) for cell in table[column]]
+    _check_filled(cells, column, data)
+    return cells  # type: ignore[return-value]  # none is None
+
+
+def _check_filled(cells: Sequence[Any], column: str, data: str) -> None:
+    empty = [row for row, cell in enumerate(cells) if cell is None or not str(cell).strip()]
+    if empty:
+        raise ValueError(
+            f"{data}: column '{column}' is empty in {len(empty)} row(s), the first is row {empty[0]} (from 0)"
+        )
 
 
 def _read_labels(table: datasets.Dataset, column: str, data: str) -> tuple[list[str], list[str]]:
@@ -111,11 +120,7 @@ def _read_labels(table: datasets.Dataset, column: str, data: str) -> tuple[list[
     feature, cells = table.features[column], list(table[column])
     if isinstance(feature, datasets.ClassLabel):
         cells = [None if cell is None or cell < 0 else feature.names[cell] for cell in cells]
-    empty = [row for row, cell in enumerate(cells) if cell is None or not str(cell).strip()]
-    if empty:
-        raise ValueError(
-            f"{data}: column '{column}' is empty in {len(empty)} row(s), the first is row {empty[0]} (from 0)"
-        )
+    _check_filled(cells, column, data)
     odd = next((row for row, cell in enumerate(cells) if not isinstance(cell, (str, int))), None)
     if odd is not None:
         raise ValueError(
@@ -123,4 +128,6 @@ def _read_labels(table: datasets.Dataset, column: str, data: str) -> tuple[list[
         )
     if isinstance(feature, datasets.ClassLabel):
         return cells, list(feature.names)
-    return [str(cell) for cell in cells], [str(cell) for cell in sorted(set(cells))]
+    labels = [str(cell) for cell in cells]
+    numbers = all(re.fullmatch(r"-?\d+", label) for label in labels)
+    return labels, sorted(set(labels), key=(lambda label: (int(label), label)) if numbers else None)

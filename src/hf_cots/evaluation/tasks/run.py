@@ -29,6 +29,7 @@ def run_classification(
     label_column: str = "label",
     split: str = "test",
     batch_size: int = 64,
+    separator: str | None = None,
     revision: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate zero-shot classification; see [`hf_cots.evaluation.tasks.zero_shot`] for the arguments.
@@ -39,7 +40,7 @@ def run_classification(
             other tasks.
     """
     prompts = read_templates(templates)
-    images = load_labelled_images(data, image_column, label_column, split)
+    images = load_labelled_images(data, image_column, label_column, split, separator=separator)
     names = read_class_names(classes, images)
     encoder = load_encoder(model, revision=revision)
     result = evaluate_zero_shot(encoder, images, names, prompts, batch_size, progress=True)
@@ -54,10 +55,14 @@ def run_text_matching(
     score_column: str = "score",
     split: str = "test",
     sts_benchmark: bool = False,
+    separator: str | None = None,
     revision: str | None = None,
 ) -> dict[str, Any]:
     """Correlate cosines with human scores; see [`hf_cots.evaluation.tasks.sts`] for the arguments."""
-    pairs = load_sts_benchmark(data) if sts_benchmark else load_text_pairs(data, text_columns, score_column, split)
+    if sts_benchmark:
+        pairs = load_sts_benchmark(data)
+    else:
+        pairs = load_text_pairs(data, text_columns, score_column, split, separator)
     encoder = load_encoder(model, revision=revision)
     settings = {"sts_benchmark": True} if sts_benchmark else {"columns": [*text_columns, score_column]}
     result = evaluate_sts(encoder, pairs)
@@ -73,6 +78,7 @@ def run_image_retrieval(
     label_column: str = "label",
     split: str = "test",
     batch_size: int = 64,
+    separator: str | None = None,
     revision: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate image retrieval by label; see [`hf_cots.evaluation.tasks.image_retrieval`] for the arguments.
@@ -81,7 +87,8 @@ def run_image_retrieval(
         gallery: another data set with the same columns, to be searched instead of the queries' own.
     """
     columns = () if across is None else (across,)
-    sets = [load_labelled_images(name, image_column, label_column, split, columns) for name in (data, gallery) if name]
+    about_data = (image_column, label_column, split, columns, separator)
+    sets = [load_labelled_images(name, *about_data) for name in (data, gallery) if name]
     encoder = load_encoder(model, revision=revision)
     encoded = [encode_labelled(encoder, images, across, batch_size, progress=True) for images in sets]
     about, *about_gallery = [images.describe(embeddings.broken) for images, embeddings in zip(sets, encoded)]

@@ -4,7 +4,6 @@ The data are pairs of texts with a human score. The main metric is Spearman's ra
 cosines; Reimers et al. (2016) give the reasons to prefer it to Pearson's, which is reported beside it.
 """
 
-import csv
 import json
 import math
 import warnings
@@ -16,7 +15,9 @@ import numpy as np
 from scipy import stats
 
 from ...data.hashes import hex_digest
-from ...data.sources import check_columns, load_table
+from ...data.loading import load_table
+from ...data.sources import check_columns
+from ...data.tables import read_records
 from ...search.encoders import Encoder
 from .bootstrap import task_metrics
 
@@ -51,21 +52,22 @@ def load_text_pairs(
     text_columns: tuple[str, str] = ("sentence1", "sentence2"),
     score_column: str = "score",
     split: str = "test",
+    separator: str | None = None,
 ) -> TextPairs:
     """Read pairs of texts from a table.
 
     Args:
-        data: what [`hf_cots.data.sources.load_table`] takes: a Hub id, parquet, CSV, JSON lines.
+        data: what [`hf_cots.data.loading.load_table`] takes: a Hub id, parquet, CSV, JSON lines.
         text_columns: names of the two columns of texts.
         score_column: name of the column of scores.
-        split: of a Hub data set.
+        split, separator: as for `load_table`.
 
     Raises:
         FileNotFoundError: if the data do not exist.
         ValueError: naming the column that is missing, or the row whose text is empty or whose score is not a number.
     """
-    table = load_table(data, split)
     columns = (*text_columns, score_column)
+    table = load_table(data, split, columns=columns, separator=separator)
     check_columns(data, table.column_names, **dict(zip(("text_a", "text_b", "score_column"), columns)))
     return _text_pairs(data, *(list(table[column]) for column in columns))
 
@@ -82,8 +84,7 @@ def load_sts_benchmark(path: Path | str) -> TextPairs:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    with open(path, newline="", encoding="utf-8") as file:
-        lines = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    lines = [fields for _, fields in read_records(path) if fields != [""]]
     short = next((row for row, line in enumerate(lines) if len(line) < 7), None)
     if short is not None:
         raise ValueError(
