@@ -196,7 +196,7 @@ class COTSModel(COTSPreTrainedModel):
         if bool_masked_pos is not None:
             kwargs["bool_masked_pos"] = at_least_one_row(bool_masked_pos)
         output = self.vision_model(pixel_values=at_least_one_row(pixel_values), **kwargs)
-        output.last_hidden_state = hidden = output.last_hidden_state[: len(pixel_values)]
+        output.last_hidden_state = hidden = output.last_hidden_state[: pixel_values.shape[0]]
         # Whatever special tokens a tower puts in front, the patches come last.
         patches = slice(hidden.shape[1] - self.num_patches(pixel_values), None)
         output.pooler_output = pooled(self.config.image_pooling, hidden[:, 0], hidden[:, patches].mean(dim=1))
@@ -217,9 +217,9 @@ class COTSModel(COTSPreTrainedModel):
             input_ids: (n, length).
             attention_mask: (n, length), 0 on padding; all ones if not given.
         """
-        tower_mask = attention_mask if len(input_ids) else None  # a blank text that is all padding would give NaN
+        tower_mask = attention_mask if input_ids.shape[0] else None  # a blank text that is all padding would give NaN
         output = self.text_model(input_ids=at_least_one_row(input_ids), attention_mask=tower_mask, **kwargs)
-        hidden = output.last_hidden_state[: len(input_ids)]
+        hidden = output.last_hidden_state[: input_ids.shape[0]]
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         weights = mask.unsqueeze(-1).to(hidden.dtype)
         mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)

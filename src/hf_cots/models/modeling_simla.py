@@ -49,8 +49,8 @@ class SimlaAttention(nn.Module):
         """(n, length, hidden) after attention, residual and LayerNorm; mask (n, 1, 1, keys), false on padding."""
         mixed = F.scaled_dot_product_attention(
             self.heads(self.query(hidden)),
-            keys.expand(len(hidden), -1, -1, -1),
-            values.expand(len(hidden), -1, -1, -1),
+            keys.expand(hidden.shape[0], -1, -1, -1),
+            values.expand(hidden.shape[0], -1, -1, -1),
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
         )
@@ -285,7 +285,7 @@ class SimlaModel(SimlaPreTrainedModel):
         if bool_masked_pos is not None:
             kwargs["bool_masked_pos"] = at_least_one_row(bool_masked_pos)
         states = self.vision_model(pixel_values=at_least_one_row(pixel_values), **kwargs).last_hidden_state
-        states = states[: len(pixel_values)]
+        states = states[: pixel_values.shape[0]]
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=states[:, 0])
 
     def encode_text(
@@ -294,7 +294,7 @@ class SimlaModel(SimlaPreTrainedModel):
         """The text stack on texts alone: `last_hidden_state` (n, length, hidden), and its first state (n, hidden)."""
         mask = None if attention_mask is None else expand_attention_mask(at_least_one_row(attention_mask))
         states = self.text_model(self.text_model.embed(at_least_one_row(input_ids)), mask)[-1]
-        states = states[: len(input_ids)]
+        states = states[: input_ids.shape[0]]
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=states[:, 0])
 
     @can_return_tuple

@@ -1,6 +1,7 @@
 """The towers of the models: pretrained encoders of transformers, and the pooling of their outputs."""
 
 import copy
+import copyreg
 import functools
 import inspect
 
@@ -24,8 +25,26 @@ def tower_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel]:
         raise ValueError(
             f"no transformers model is known for {config_class.__name__}; give a vision and a text encoder"
         )
-    native = MODEL_MAPPING[config_class]
-    return type(f"COTS{native.__name__}", (native,), {"__module__": __name__})
+    return subclass_in_this_module(MODEL_MAPPING[config_class])
+
+
+class TowerType(type):
+    """The type of the classes that [`tower_class`] makes, which pickle cannot find by their names."""
+
+
+@functools.cache
+def subclass_in_this_module(native: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The thin subclass of a model's class; the same one for the same class."""
+    return TowerType(f"COTS{native.__name__}", (native,), {"__module__": __name__})
+
+
+def reduce_tower_type(cls: TowerType) -> tuple | str:
+    """What pickle writes of such a class, and so of a tower or a whole model: the transformers class, from which the
+    reading process makes the subclass anew; of a user's own subclass the name, as usual."""
+    return (subclass_in_this_module, cls.__bases__) if cls.__module__ == __name__ else cls.__qualname__
+
+
+copyreg.pickle(TowerType, reduce_tower_type)
 
 
 def build_tower(config: PreTrainedConfig, **options: bool) -> PreTrainedModel:
@@ -90,4 +109,5 @@ def feature_size(tower_config: PreTrainedConfig, pooling: str) -> int:
 def at_least_one_row(rows: torch.Tensor) -> torch.Tensor:
     """A blank row in place of none. A rank may have no pair of a ragged last batch; the towers cannot reshape an empty
     one, and every parameter must take part in each rank's backward pass."""
-    return rows if len(rows) else rows.new_zeros(1, *rows.shape[1:])
+    # `len` would make a constant of a batch that torch.export is told to leave open.
+    return rows if rows.shape[0] else rows.new_zeros(1, *rows.shape[1:])
