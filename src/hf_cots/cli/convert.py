@@ -51,9 +51,11 @@ def flava(
 
     from ..conversion import image_tokenizers
     from ..models import COTSImageTokenizer
+    from ..models.model_files import give_default_mode
 
     if to_flava:
         image_tokenizers.to_flava(COTSImageTokenizer.from_pretrained(source)).save_pretrained(output)
+        give_default_mode(*output.glob("*.safetensors"))
     else:
         codebook = FlavaImageCodebook.from_pretrained(source)
         image_tokenizers.convert_flava(codebook, decoder, image_size).save_pretrained(output)

@@ -21,5 +21,10 @@ class COTSProcessor(ProcessorMixin):
     def __init__(self, image_processor=None, tokenizer=None):
         super().__init__(image_processor, tokenizer)
 
+    @property
+    def model_input_names(self) -> list[str]:
+        """What a call returns. A tokenizer's own list may name token types, which no call asks it for."""
+        return [name for name in super().model_input_names if name != "token_type_ids"]
+
 
 __all__ = ["COTSProcessor"]

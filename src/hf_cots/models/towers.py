@@ -10,6 +10,8 @@ from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
+from .model_files import named_damage
+
 
 @functools.cache
 def tower_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel]:
@@ -69,9 +71,11 @@ def load_tower(source: str | PreTrainedModel) -> PreTrainedModel:
     """A pretrained tower from a Hub id, a folder or a model in memory, loaded through its native class.
 
     Raises:
+        OSError: naming the file, if one is damaged or a git-lfs pointer.
         ValueError: if it is a model of several modalities; its towers must be named one by one.
     """
-    tower = AutoModel.from_pretrained(source) if isinstance(source, str) else source
+    with named_damage(source if isinstance(source, str) else ""):
+        tower = AutoModel.from_pretrained(source) if isinstance(source, str) else source
     if tower.config.sub_configs:
         raise ValueError(f"{type(tower).__name__} holds several towers; pass the vision or the text encoder alone")
     return tower

@@ -18,6 +18,7 @@ from transformers import (
 from transformers.utils.hub import cached_file
 
 from ..models import CookieConfig, COTSConfig, COTSProcessor, SimlaConfig, SimlaModel
+from ..models.model_files import named_damage
 from ..models.pretraining import PreTrainingModel
 from .encoders import BlipRetrieval, DualEncoder, DualTower, Encoder, SentenceEncoder, TextEncoder
 
@@ -56,7 +57,8 @@ def load_encoder(name: str, device: str | torch.device | None = None) -> Encoder
         raise FileNotFoundError(f"no such model folder: {name}")
     try:
         load = _load_sentence_encoder if _has_file(name, "modules.json") else _load_transformers_encoder
-        return load(name, device)
+        with named_damage(name):
+            return load(name, device)
     except OSError as error:
         raise OSError(f"cannot load the model '{name}': {str(error).splitlines()[0]}") from error
 
@@ -78,7 +80,8 @@ def load_reranker(name: str, device: str | torch.device | None = None) -> tuple[
     config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE)
     if not isinstance(config, SimlaConfig):
         raise ValueError(f"{name} is '{config.model_type}' and cannot re-rank: name a SIMLA model")
-    return _load_complete(AutoModel, name, device), AutoProcessor.from_pretrained(name, **NO_REMOTE_CODE)
+    with named_damage(name):
+        return _load_complete(AutoModel, name, device), AutoProcessor.from_pretrained(name, **NO_REMOTE_CODE)
 
 
 def load_for_pretraining(
@@ -101,8 +104,9 @@ def load_for_pretraining(
     if not isinstance(config, (COTSConfig, CookieConfig, SimlaConfig)):
         raise ValueError(f"{name} is '{config.model_type}': name a checkpoint of COTS, COOKIE or SIMLA")
     advice = ". Name a checkpoint of its pre-training, such as output_dir/checkpoint-1000, not a model to deploy"
-    model = _load_complete(AutoModelForPreTraining, name, device, advice)
-    return model, AutoProcessor.from_pretrained(name, **NO_REMOTE_CODE)
+    with named_damage(name):
+        model = _load_complete(AutoModelForPreTraining, name, device, advice)
+        return model, AutoProcessor.from_pretrained(name, **NO_REMOTE_CODE)
 
 
 def _load_complete(auto_class: Any, name: str, device: str | torch.device | None, advice: str = "") -> PreTrainedModel:

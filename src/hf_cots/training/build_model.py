@@ -26,6 +26,7 @@ from ..models import (
     SimlaConfig,
     SimlaForPreTraining,
 )
+from ..models.model_files import named_damage
 from ..models.pretraining import PreTrainingModel
 from .arguments import ModelArguments
 
@@ -71,7 +72,8 @@ def build_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
     """
     check_source(arguments)
     source = arguments.tokenizer or arguments.model or arguments.text or arguments.config
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    with named_damage(source or ""):
+        tokenizer = AutoTokenizer.from_pretrained(source)
     for kind in ("mask_token", "pad_token"):
         if getattr(tokenizer, kind) is None:
             raise ValueError(f"the tokenizer {source} has no {kind}; name another with --tokenizer")

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from ..data.sources import PairDataset
 from ..evaluation.retrieval.directions import evaluate_retrieval
+from ..models.model_files import give_default_mode
 from .diagnostics import batch_accuracy, embedding_variance, similarity_to_queue
 from .gradient_cache import cache_gradients
 from .pair_trainer import PairTrainer
@@ -156,7 +157,9 @@ class COTSTrainer(PairTrainer):
                 for name, tensor in state.items()
                 if name.endswith("mask_token") or not any(part in name for part in FROM_TOWERS)
             }
-            save_file(beside, Path(output_dir or self.args.output_dir) / BESIDE_ADAPTERS)
+            folder = Path(output_dir or self.args.output_dir)
+            save_file(beside, folder / BESIDE_ADAPTERS)
+            give_default_mode(*folder.glob("*.safetensors"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
