@@ -42,7 +42,8 @@ def find_damage(source: str | Path) -> str | None:
             return None
         folder = Path(known).parent
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    for path in (*weights, *sorted(folder.glob("*.json"))):
+    first = [path for path in (folder / "config.json",) if path.is_file()]
+    for path in (*first, *weights, *sorted(folder.glob("*.json"))):
         reason = _damage_of(path)
         if reason is not None:
             return f"{path} {reason}"

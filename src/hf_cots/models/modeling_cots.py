@@ -33,8 +33,8 @@ class COTSOutput(ModelOutput):
         text_embeds (`torch.FloatTensor` of shape `(texts, projection_dim)`): L2-normalized, float32 or wider.
         vision_model_output, text_model_output (`BaseModelOutputWithPooling`): each stream's output; `pooler_output` is
             the projected feature before normalization.
-        pooler_output (`torch.FloatTensor` of shape `(rows, projection_dim)`): where one modality alone was encoded, its
-            embeddings again, by the name under which pipelines look for them.
+        pooler_output (`torch.FloatTensor` of shape `(rows, projection_dim)`): where one modality alone was encoded,
+            its embeddings again, by the name under which pipelines look for them.
     """
 
     logits_per_image: torch.FloatTensor | None = None

@@ -50,7 +50,7 @@ def warmup_fraction(steps_seen: torch.Tensor, warmup_steps: int) -> torch.Tensor
 
 def takes_output_options(forward: Callable[..., ModelOutput]) -> Callable[..., ModelOutput]:
     """Let a forward take what every forward of transformers does beside its own arguments: `return_dict`, and
-    `output_hidden_states` and `output_attentions`, which its passes over clean inputs find in `self.output_options`."""
+    `output_hidden_states` and `output_attentions`, which it finds in `self.output_options` for its clean inputs."""
 
     @can_return_tuple
     @functools.wraps(forward)
@@ -387,6 +387,13 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
 
     def set_input_embeddings(self, value: nn.Module):
         self.encoder.set_input_embeddings(value)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, **kwargs):
+        """transformers does the rest for models whose main input is `input_ids`: where adapters are all that is
+        trained, their gradient passes recomputed layers of frozen weights only if the embeddings have one."""
+        super()._set_gradient_checkpointing(enable, **kwargs)
+        if enable:
+            self.enable_input_require_grads()
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
         """As in transformers; the momentum encoders and the classifiers over words follow."""
