@@ -89,8 +89,8 @@ def test_either_modality_alone_and_none():
     model, batch = make(), tiny_batch()
     image = model(pixel_values=batch["pixel_values"])
     text = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    assert set(image.keys()) == {"image_embeds", "vision_model_output"}
-    assert set(text.keys()) == {"text_embeds", "text_model_output"}
+    assert set(image.keys()) == {"image_embeds", "vision_model_output", "pooler_output"}
+    assert set(text.keys()) == {"text_embeds", "text_model_output", "pooler_output"}
     with pytest.raises(ValueError, match="input_ids, pixel_values"):
         model()
     with pytest.raises(ValueError, match="input_ids, pixel_values"):

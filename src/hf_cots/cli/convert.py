@@ -56,6 +56,7 @@ def flava(
 
     from ..conversion import image_tokenizers
     from ..models import COTSImageTokenizer
+    from ..models.model_files import give_default_mode
     from ..search.loading import hub_options, named_errors
 
     check_output_folder(output)
@@ -65,6 +66,7 @@ def flava(
         )
     if to_flava:
         image_tokenizers.to_flava(loaded).save_pretrained(output)
+        give_default_mode(*output.glob("*.safetensors"))
     else:
         image_tokenizers.convert_flava(loaded, decoder, image_size).save_pretrained(output)
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from ..models.model_files import give_default_mode
+
 
 def open_shard(path: Path, writer: str, framework: str = "np") -> Any:
     """Open a safetensors file for reading.
@@ -34,4 +36,5 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """
     draft = path.with_name(f"{path.name}.draft")
     write(draft)
+    give_default_mode(draft)
     os.replace(draft, path)

@@ -30,6 +30,22 @@ def update_momentum(
         get_ema_multi_avg_fn(momentum)(targets, sources, None)
 
 
+@torch.no_grad()
+def follow_sizes(momentum_encoder: nn.Module, online: nn.Module) -> None:
+    """Make the momentum encoder's parameters as long as the trained ones, whose vocabulary was resized: rows that both
+    have stay, new ones are copies."""
+    for name, module in momentum_encoder.named_modules():
+        trained = online.get_submodule(name)
+        for leaf, old in list(module.named_parameters(recurse=False)):
+            new = getattr(trained, leaf).detach()
+            if new.shape != old.shape:
+                kept = old[: len(new)]
+                setattr(module, leaf, nn.Parameter(torch.cat([kept, new[len(kept) :].to(kept)]), requires_grad=False))
+        for size in ("num_embeddings", "padding_idx", "out_features"):  # of nn.Embedding and nn.Linear
+            if hasattr(module, size):
+                setattr(module, size, getattr(trained, size))
+
+
 def parameters_outside(module: nn.Module, parts: tuple[str, ...]) -> Iterator[tuple[str, nn.Parameter]]:
     """Named parameters of all but some direct parts, which are not walked through: that would slow small steps."""
     yield from module.named_parameters(recurse=False)

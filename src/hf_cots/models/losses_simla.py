@@ -77,7 +77,9 @@ def in_batch_similarities(
         )
 
 
-def hard_negatives(similarities: torch.Tensor, allowed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def hard_negatives(
+    similarities: torch.Tensor, allowed: torch.Tensor, draws: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """For each row one other entry, drawn with the probability that the softmax of its similarities gives it.
 
     Where all allowed entries have lost their probability to rounding, the draw is uniform over them.
@@ -85,6 +87,7 @@ def hard_negatives(similarities: torch.Tensor, allowed: torch.Tensor) -> tuple[t
     Args:
         similarities: (n, n) logits of each query with the batch, over the temperature.
         allowed: (n, n) bool, false for the query's own positive and others of the same image.
+        draws: (n,) one random number in [0, 1) for each row; by default torch's generator draws.
 
     Returns:
         (n,) int64 entries, and (n,) bool: whether there was any to draw. Where not, the entry means nothing.
@@ -94,7 +97,13 @@ def hard_negatives(similarities: torch.Tensor, allowed: torch.Tensor) -> tuple[t
     weights = torch.where(lost, allowed.to(weights.dtype), weights)
     exists = allowed.any(dim=1)
     weights = weights.masked_fill(~exists[:, None], 1)
-    return torch.multinomial(weights, 1).squeeze(1), exists
+    if draws is None:
+        return torch.multinomial(weights, 1).squeeze(1), exists
+    sums = weights.cumsum(dim=1)
+    whole = sums[:, -1:]
+    drawn = torch.minimum(draws.to(whole.dtype)[:, None] * whole, whole.nextafter(torch.zeros_like(whole)))
+    # The first entry whose sum is beyond what was drawn: one of weight 0 is passed over.
+    return torch.searchsorted(sums, drawn, right=True).squeeze(1), exists
 
 
 def keyword_positions(

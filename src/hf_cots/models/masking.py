@@ -25,6 +25,7 @@ class RandomStream(IntEnum):
     IMAGE_VIEW = 5
     TEXT_VIEW = 6
     OTHER_CAPTION = 7
+    HARD_NEGATIVE = 8
 
 
 def mix(*parts: int) -> int:

@@ -7,6 +7,7 @@ Pre-training lives in `pretraining_cots.py`.
 import itertools
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .cards import WithCard
 from .configuration_cots import COTSConfig
 from .losses import full_precision, l2_normalize
+from .model_files import give_default_mode, named_damage
 from .renamed_fields import RENAMED_BUFFERS
 from .tower_properties import describe_tower
 from .towers import at_least_one_row, build_tower, copy_tower, feature_size, last_words, load_tower, pooled
@@ -34,6 +36,8 @@ class COTSOutput(ModelOutput):
         text_embeds (`torch.FloatTensor` of shape `(texts, projection_dim)`): L2-normalized, float32 or wider.
         vision_model_output, text_model_output (`BaseModelOutputWithPooling`): each stream's output; `pooler_output` is
             the projected feature before normalization.
+        pooler_output (`torch.FloatTensor` of shape `(rows, projection_dim)`): where one modality alone was encoded,
+            its embeddings again, by the name under which pipelines look for them.
     """
 
     logits_per_image: torch.FloatTensor | None = None
@@ -42,6 +46,7 @@ class COTSOutput(ModelOutput):
     text_embeds: torch.FloatTensor | None = None
     vision_model_output: BaseModelOutputWithPooling | None = None
     text_model_output: BaseModelOutputWithPooling | None = None
+    pooler_output: torch.FloatTensor | None = None
 
 
 class COTSPreTrainedModel(WithCard, PreTrainedModel):
@@ -84,9 +89,14 @@ class COTSPreTrainedModel(WithCard, PreTrainedModel):
         A safetensors file is mapped into memory as it lies, mostly off the 64-byte boundaries that fresh tensors have;
         matrix products then take other code paths and differ in the last bit. Aligned, a loaded model gives exactly
         the embeddings of the model that was saved.
+
+        Raises:
+            OSError: naming the file, if one is damaged or a git-lfs pointer.
         """
         renamed = {rf"key_queue\.{old}": f"key_queue.{new}" for old, new in RENAMED_BUFFERS.items()}
-        loaded = super().from_pretrained(*args, **({"key_mapping": renamed} | kwargs))
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        with named_damage(source or ""):
+            loaded = super().from_pretrained(*args, **({"key_mapping": renamed} | kwargs))
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for tensor in itertools.chain(model.parameters(), model.buffers()):
             if tensor.device.type == "cpu":
@@ -98,6 +108,8 @@ class COTSPreTrainedModel(WithCard, PreTrainedModel):
         self.config.auto_map = dict(self.auto_classes)
         # Under today's names, whatever names the file had that the model was loaded from.
         super().save_pretrained(save_directory, **({"save_original_format": False} | kwargs))
+        if kwargs.get("is_main_process", True):
+            give_default_mode(*Path(save_directory).glob("model*.safetensors"))
 
 
 class COTSModel(COTSPreTrainedModel):
@@ -208,12 +220,12 @@ class COTSModel(COTSPreTrainedModel):
         if not self.vision_tower.takes & {"interpolate_pos_encoding", "kwargs"}:
             kwargs.pop("interpolate_pos_encoding", None)  # a convolutional net takes any size
         output = self.vision_model(pixel_values=at_least_one_row(pixel_values), **kwargs)
-        hidden = output.last_hidden_state[: len(pixel_values)]
+        hidden = output.last_hidden_state[: pixel_values.shape[0]]
         if hidden.ndim == 4:  # the map (n, hidden, rows, columns) of a convolutional net
             hidden = hidden.flatten(2).transpose(1, 2)
         own = None
         if self.config.image_pooling == "tower":
-            own = output.pooler_output[: len(pixel_values)].flatten(1)
+            own = output.pooler_output[: pixel_values.shape[0]].flatten(1)
         mean = self.patch_states(hidden).mean(dim=1)
         # Output classes of towers differ: some have no pooled output, others more than a stream's needs.
         return BaseModelOutputWithPooling(
@@ -240,7 +252,7 @@ class COTSModel(COTSPreTrainedModel):
         Raises:
             ValueError: if the texts have more tokens than the tower has positions.
         """
-        tower_mask = attention_mask if len(input_ids) else None  # a blank text that is all padding would give NaN
+        tower_mask = attention_mask if input_ids.shape[0] else None  # a blank text that is all padding would give NaN
         if self.text_tower.is_causal:
             kwargs = self.causal_arguments(tower_mask) | kwargs
         try:
@@ -253,7 +265,7 @@ class COTSModel(COTSPreTrainedModel):
                 f"texts of {length} tokens are too long for the text tower's {positions} positions: tokenize them "
                 "with truncation=True"
             ) from error
-        hidden = output.last_hidden_state[: len(input_ids)]
+        hidden = output.last_hidden_state[: input_ids.shape[0]]
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         weights = mask.unsqueeze(-1).to(hidden.dtype)
         mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
@@ -343,9 +355,9 @@ def contrastive_output(
     """Normalized embeddings of what was encoded, and, if both were, all pairwise similarities over tau."""
     image_embeds = None if image_output is None else l2_normalize(image_output.pooler_output)
     text_embeds = None if text_output is None else l2_normalize(text_output.pooler_output)
-    logits = None
+    logits, alone = None, image_embeds if text_embeds is None else text_embeds
     if image_embeds is not None and text_embeds is not None:
-        logits = image_embeds @ text_embeds.t() / temperature
+        logits, alone = image_embeds @ text_embeds.t() / temperature, None
     # In one call: fields set one by one would stand in another order, which indexing and tuples show.
     return COTSOutput(
         logits_per_image=logits,
@@ -354,6 +366,7 @@ def contrastive_output(
         text_embeds=text_embeds,
         vision_model_output=image_output,
         text_model_output=text_output,
+        pooler_output=alone,
     )
 
 

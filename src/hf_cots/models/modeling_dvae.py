@@ -9,6 +9,7 @@ import math
 import shutil
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from transformers.utils import ModelOutput
 
 from .cards import WithCard
 from .configuration_dvae import COTSImageTokenizerConfig
+from .model_files import give_default_mode, named_damage
 
 
 LOGIT_LAPLACE_EPS = 0.1
@@ -188,8 +190,19 @@ class COTSImageTokenizer(WithCard, PreTrainedModel):
             "AutoModel": "modeling_dvae.COTSImageTokenizer",
         }
         super().save_pretrained(save_directory, **kwargs)
-        for defined in (type(self), type(self.config), WithCard):
+        for defined in (type(self), type(self.config), WithCard, give_default_mode):
             shutil.copy(sys.modules[defined.__module__].__file__, save_directory)
+        give_default_mode(*Path(save_directory).glob("model*.safetensors"))
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers.
+
+        Raises:
+            OSError: naming the file, if one is damaged or a git-lfs pointer.
+        """
+        with named_damage(args[0] if args else ""):
+            return super().from_pretrained(*args, **kwargs)
 
     def get_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Code logits (batch, codebook_size, grid, grid) of pixels (batch, channels, side, side) in [0, 1].

@@ -49,8 +49,8 @@ class SimlaAttention(nn.Module):
         """(n, length, hidden) after attention, residual and LayerNorm; mask (n, 1, 1, keys), false on padding."""
         mixed = F.scaled_dot_product_attention(
             self.heads(self.query(hidden)),
-            keys.expand(len(hidden), -1, -1, -1),
-            values.expand(len(hidden), -1, -1, -1),
+            keys.expand(hidden.shape[0], -1, -1, -1),
+            values.expand(hidden.shape[0], -1, -1, -1),
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
         )
@@ -131,8 +131,13 @@ class SimlaStack(nn.Module):
         config (`BertConfig`): its sizes.
     """
 
+    _supports_sdpa = True  # and nothing else, whatever the config asks for
+
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
+        self.config = config
+        if config._attn_implementation is None:  # as transformers' own towers set it
+            config._attn_implementation = "sdpa"
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -179,6 +184,14 @@ class SimlaStack(nn.Module):
             cross = () if cache is None else (*cache.layer(index), cache_mask)
             states.append(layer(states[-1], mask, *cross))
         return states
+
+    def self_attentions(self, states: list[torch.Tensor], mask: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """Each layer's self-attention (n, heads, length, length) from the states of [`forward`], before dropout."""
+        attentions = (layer.attention for layer in self.layers)
+        return tuple(
+            attention.probabilities(hidden, attention.keys_values(hidden)[0], mask)
+            for attention, hidden in zip(attentions, states)
+        )
 
 
 class SimlaPreTrainedModel(COTSPreTrainedModel):
@@ -271,6 +284,24 @@ class SimlaModel(SimlaPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         self.text_model.word_embeddings = value
 
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
+        """As in transformers; the classifier over keywords follows."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self.resize_concepts(embeddings.num_embeddings)
+        return embeddings
+
+    @torch.no_grad()
+    def resize_concepts(self, words: int) -> None:
+        """Make the classifier over keywords one over so many words; a new one is as likely as the mean of the old."""
+        head = self.concept_head
+        if head is None or head.out_features == words:
+            return
+        for name in ("weight", "bias"):
+            old = getattr(head, name)
+            grown = torch.cat([old, old.mean(dim=0, keepdim=True).expand(max(0, words - len(old)), *old.shape[1:])])
+            setattr(head, name, nn.Parameter(grown[:words].clone(), requires_grad=old.requires_grad))
+        head.out_features = words
+
     def encode_image(
         self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
@@ -284,18 +315,31 @@ class SimlaModel(SimlaPreTrainedModel):
         """
         if bool_masked_pos is not None:
             kwargs["bool_masked_pos"] = at_least_one_row(bool_masked_pos)
-        states = self.vision_model(pixel_values=at_least_one_row(pixel_values), **kwargs).last_hidden_state
-        states = states[: len(pixel_values)]
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=states[:, 0])
+        output = self.vision_model(pixel_values=at_least_one_row(pixel_values), **kwargs)
+        output.last_hidden_state = states = output.last_hidden_state[: pixel_values.shape[0]]
+        output.pooler_output = states[:, 0]
+        return output
 
     def encode_text(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
-        """The text stack on texts alone: `last_hidden_state` (n, length, hidden), and its first state (n, hidden)."""
+        """The text stack on texts alone: `last_hidden_state` (n, length, hidden), and its first state (n, hidden).
+
+        Args:
+            input_ids, attention_mask: (n, length).
+            kwargs: `output_hidden_states` and `output_attentions`, by default the text config's; no other has a use.
+        """
+        asked = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
+        asked = {n: getattr(self.config.text_config, n, False) if v is None else v for n, v in asked.items()}
         mask = None if attention_mask is None else expand_attention_mask(at_least_one_row(attention_mask))
-        states = self.text_model(self.text_model.embed(at_least_one_row(input_ids)), mask)[-1]
-        states = states[: len(input_ids)]
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=states[:, 0])
+        states = self.text_model(self.text_model.embed(at_least_one_row(input_ids)), mask)
+        last = states[-1][: input_ids.shape[0]]
+        return BaseModelOutputWithPooling(
+            last_hidden_state=last,
+            pooler_output=last[:, 0],
+            hidden_states=tuple(states) if asked["output_hidden_states"] else None,
+            attentions=self.text_model.self_attentions(states, mask) if asked["output_attentions"] else None,
+        )
 
     # Projected features (n, projection_dim), *not* normalized. Token types are ignored, as there are none here.
     get_image_features = COTSModel.get_image_features
@@ -395,7 +439,7 @@ class SimlaModel(SimlaPreTrainedModel):
             sizes = {"interpolate_pos_encoding": True} if interpolate_pos_encoding else {}
             image_output = self.get_image_features(pixel_values, return_dict=True, **sizes, **kwargs)
         if input_ids is not None:
-            text_output = self.get_text_features(input_ids, attention_mask, return_dict=True)
+            text_output = self.get_text_features(input_ids, attention_mask, return_dict=True, **kwargs)
         return contrastive_output(image_output, text_output, full_precision(self.temperature))
 
 

@@ -8,7 +8,9 @@ One optimizer step, one order, which `PairTrainer` keeps:
     end_step     queues and momentum encoders
 """
 
+import functools
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,11 +18,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_two_tower import TwoTowerConfig
 from .distributed import gather_rows, own_index, row_counts, world_size
-from .ema import update_momentum
+from .ema import follow_sizes, update_momentum
 from .modeling_cots import COTSPreTrainedModel
 from .modeling_dvae import COTSImageTokenizer
 from .queues import KeyCenter, KeyQueue, ScoreQueue
@@ -45,6 +48,40 @@ def warmup_fraction(steps_seen: torch.Tensor, warmup_steps: int) -> torch.Tensor
     return fraction.clamp(max=1) if warmup_steps else torch.ones_like(fraction)
 
 
+def takes_output_options(forward: Callable[..., ModelOutput]) -> Callable[..., ModelOutput]:
+    """Let a forward take what every forward of transformers does beside its own arguments: `return_dict`, and
+    `output_hidden_states` and `output_attentions`, which it finds in `self.output_options` for its clean inputs."""
+
+    @can_return_tuple
+    @functools.wraps(forward)
+    def wrapped(
+        self: "PreTrainingModel",
+        *args: Any,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        options = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        self.output_options = {name: value for name, value in options.items() if value is not None}
+        try:
+            return forward(self, *args, **kwargs)
+        finally:
+            self.output_options = {}
+
+    return wrapped
+
+
+def on_request(output: BaseModelOutputWithPooling) -> BaseModelOutputWithPooling | None:
+    """A stream's output, if it holds hidden states or attentions that were asked for."""
+    return None if output.hidden_states is None and output.attentions is None else output
+
+
+def resized_bias(bias: nn.Parameter, words: int) -> nn.Parameter:
+    """The bias of a classifier over another number of words; 0 for new ones."""
+    grown = nn.functional.pad(bias.detach(), (0, max(0, words - len(bias))))
+    return nn.Parameter(grown[:words].clone(), requires_grad=bias.requires_grad)
+
+
 class PreTrainingModel(COTSPreTrainedModel, ABC):
     """An encoder, under the attribute that `base_model_prefix` names, and what only training needs.
 
@@ -54,6 +91,7 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
     """
 
     encoder_class: type[COTSPreTrainedModel]
+    main_input_name = "pixel_values"
 
     def __init__(self, config: TwoTowerConfig):
         super().__init__(config)
@@ -65,6 +103,8 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
         self.register_buffer("pairs_seen", torch.zeros((), dtype=torch.long))
         # Keys of the step under way that are not queued yet; never outlive a step.
         self._pending: Keys | None = None
+        # What the forward under way was asked for, of `takes_output_options`.
+        self.output_options: dict[str, bool] = {}
 
     # ------------------------------------------------------------------ the contract
 
@@ -349,3 +389,22 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
 
     def set_input_embeddings(self, value: nn.Module):
         self.encoder.set_input_embeddings(value)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, **kwargs):
+        """transformers does the rest for models whose main input is `input_ids`: where adapters are all that is
+        trained, their gradient passes recomputed layers of frozen weights only if the embeddings have one."""
+        super()._set_gradient_checkpointing(enable, **kwargs)
+        if enable:
+            self.enable_input_require_grads()
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
+        """As in transformers; the momentum encoders and the classifiers over words follow."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self.resize_heads(embeddings.num_embeddings)
+        for momentum_encoder, online in self.ema_pairs:
+            follow_sizes(momentum_encoder, online)
+        self.train(self.training)  # what is new in the momentum encoders is frozen, too
+        return embeddings
+
+    def resize_heads(self, words: int) -> None:
+        """Make the trained classifiers over words classifiers over so many."""

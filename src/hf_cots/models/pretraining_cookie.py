@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from .configuration_cookie import CookieConfig
 from .instance_level import compare_in_batch, hinge, info_nce
 from .losses import l2_normalize
 from .modeling_cookie import CookieModel, CookiePreTrainedModel
-from .pretraining import PreTrainingModel
+from .pretraining import PreTrainingModel, on_request, takes_output_options
 from .step import Batch, Step
 
 
@@ -40,6 +41,8 @@ class CookieForPreTrainingOutput(ModelOutput):
         loss_cross_modal, loss_visual, loss_textual (`torch.FloatTensor`, scalars): the terms before their weights; 0
             where a term has weight 0.
         image_embeds, text_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`): L2-normalized.
+        vision_model_output, text_model_output (`BaseModelOutputWithPooling`): each stream's output, if its hidden
+            states or attentions were asked for.
     """
 
     loss: torch.FloatTensor | None = None
@@ -48,6 +51,8 @@ class CookieForPreTrainingOutput(ModelOutput):
     loss_textual: torch.FloatTensor | None = None
     image_embeds: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
 
 
 class CookieForPreTraining(CookiePreTrainedModel, PreTrainingModel):
@@ -98,6 +103,7 @@ class CookieForPreTraining(CookiePreTrainedModel, PreTrainingModel):
         """Nothing: there is no momentum encoder."""
         return {}
 
+    @takes_output_options
     def forward(
         self,
         pixel_values: torch.FloatTensor,
@@ -124,12 +130,15 @@ class CookieForPreTraining(CookiePreTrainedModel, PreTrainingModel):
         batch |= {"view_pixel_values": view_pixel_values, "view_input_ids": view_input_ids}
         batch |= {"view_attention_mask": view_attention_mask, "image_ids": image_ids}
         step = self.step_for(batch, step)
-        contrasted = self.contrast_embeds(batch, step) | self.contrast_parameters()
+        image, text = self.tower_outputs(batch)
+        contrasted = self.embed(batch, image, text) | self.contrast_parameters()
         terms = self.contrast_terms(contrasted, step) if step.cached is None else step.cached.terms
         return CookieForPreTrainingOutput(
             **self.loss_and_terms(terms, step, contrasted),
             image_embeds=contrasted["image_embeds"],
             text_embeds=contrasted["text_embeds"],
+            vision_model_output=on_request(image),
+            text_model_output=on_request(text),
         )
 
     # ------------------------------------------------------------------ the contrasts
@@ -140,8 +149,21 @@ class CookieForPreTraining(CookiePreTrainedModel, PreTrainingModel):
         Raises:
             ValueError: if a contrast is on whose view is not there.
         """
-        embeds = {"image_embeds": self._image(batch["pixel_values"])}
-        embeds["text_embeds"] = self._text(batch["input_ids"], batch.get("attention_mask"))
+        return self.embed(batch, *self.tower_outputs(batch))
+
+    def tower_outputs(self, batch: Batch) -> tuple[BaseModelOutputWithPooling, BaseModelOutputWithPooling]:
+        """The streams' outputs for image and caption; `pooler_output` is not normalized yet."""
+        options = self.output_options | {"return_dict": True}
+        return (
+            self.cookie.get_image_features(batch["pixel_values"], **options),
+            self.cookie.get_text_features(batch["input_ids"], batch.get("attention_mask"), **options),
+        )
+
+    def embed(
+        self, batch: Batch, image: BaseModelOutputWithPooling, text: BaseModelOutputWithPooling
+    ) -> dict[str, torch.Tensor]:
+        """[`contrast_embeds`], with the streams' outputs for image and caption."""
+        embeds = {"image_embeds": l2_normalize(image.pooler_output), "text_embeds": l2_normalize(text.pooler_output)}
         for term, view in (("visual", "view_pixel_values"), ("textual", "view_input_ids")):
             if self.config.loss_weights[term] > 0 and batch.get(view) is None:
                 raise ValueError(f"{term}_weight > 0 needs {view}, which the collator makes; or set the weight to 0")

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from .configuration_cots import COTSConfig
@@ -25,7 +26,14 @@ from .instance_level import compare_in_batch, compare_with_queue, instance_term
 from .losses import center_keys, key_mean, l2_normalize, pair_scores
 from .modeling_cots import COTSModel
 from .modeling_dvae import COTSImageTokenizer
-from .pretraining import PreTrainingModel, batch_size, warmup_fraction
+from .pretraining import (
+    PreTrainingModel,
+    batch_size,
+    on_request,
+    resized_bias,
+    takes_output_options,
+    warmup_fraction,
+)
 from .queues import KeyCenter, KeyQueue, ScoreQueue
 from .step import Batch, Keys, Step
 from .task_level import task_term
@@ -43,6 +51,8 @@ class COTSForPreTrainingOutput(ModelOutput):
             0 where a level has weight 0.
         kept (`torch.BoolTensor` of shape `(batch,)`): which pairs the filter kept.
         image_embeds, text_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`): L2-normalized.
+        vision_model_output, text_model_output (`BaseModelOutputWithPooling`): each stream's output, if its hidden
+            states or attentions were asked for.
     """
 
     loss: torch.FloatTensor | None = None
@@ -53,6 +63,8 @@ class COTSForPreTrainingOutput(ModelOutput):
     kept: torch.BoolTensor | None = None
     image_embeds: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
 
 
 class COTSForPreTraining(PreTrainingModel):
@@ -197,6 +209,7 @@ class COTSForPreTraining(PreTrainingModel):
 
     # ------------------------------------------------------------------ forward: features, losses, their sum
 
+    @takes_output_options
     def forward(
         self,
         pixel_values: torch.FloatTensor | None = None,
@@ -233,7 +246,8 @@ class COTSForPreTraining(PreTrainingModel):
         batch |= {"bool_masked_words": bool_masked_words}
         step = self.step_for(batch, step)
         batch = self.with_masks(batch, step)
-        image_features, text_features = self.global_features(batch, step)  # (n, hidden) g^I, g^T
+        image, text = self.tower_outputs(batch, step)
+        image_features, text_features = image.pooler_output, text.pooler_output  # (n, hidden) g^I, g^T
         contrasted = self.embed(image_features, text_features) | self.contrast_parameters()  # (n, D) f^I, f^T
 
         terms: dict[str, torch.Tensor] = {}
@@ -250,15 +264,21 @@ class COTSForPreTraining(PreTrainingModel):
             kept=step.kept,
             image_embeds=contrasted["image_embeds"],
             text_embeds=contrasted["text_embeds"],
+            vision_model_output=on_request(image),
+            text_model_output=on_request(text),
         )
 
-    def global_features(self, batch: Batch, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
-        """g^I and g^T, (n, [`feature_size`]) each, of the unmasked image and text, before projection."""
-        image, text = step.image_features, step.text_features
-        return (
-            self._image_features(self.cots, batch) if image is None else image,
-            self._text_features(self.cots, batch) if text is None else text,
-        )
+    def tower_outputs(self, batch: Batch, step: Step) -> tuple[BaseModelOutputWithPooling, BaseModelOutputWithPooling]:
+        """The streams' outputs for the unmasked image and text, of which `pooler_output` is g^I and g^T,
+        (n, [`feature_size`]) before projection; of a frozen tower there may be nothing else."""
+        image = BaseModelOutputWithPooling(pooler_output=step.image_features)
+        text = BaseModelOutputWithPooling(pooler_output=step.text_features)
+        options = self.output_options
+        if step.image_features is None or (options and batch["pixel_values"] is not None):
+            image = self.cots.encode_image(batch["pixel_values"], **options)
+        if step.text_features is None or (options and batch["input_ids"] is not None):
+            text = self.cots.encode_text(batch["input_ids"], batch.get("attention_mask"), **options)
+        return image, text
 
     def embed(self, image_features: torch.Tensor, text_features: torch.Tensor) -> dict[str, torch.Tensor]:
         """f^I and f^T, (n, projection_dim) each, normalized."""
@@ -296,7 +316,8 @@ class COTSForPreTraining(PreTrainingModel):
 
     def contrast_embeds(self, batch: Batch, step: Step) -> dict[str, torch.Tensor]:
         """The normalized embeddings (n, projection_dim) that the contrast compares, for gradient caching."""
-        return self.embed(*self.global_features(batch, step))
+        image, text = self.tower_outputs(batch, step)
+        return self.embed(image.pooler_output, text.pooler_output)
 
     @property
     def caches_gradients(self) -> bool:
@@ -388,21 +409,9 @@ class COTSForPreTraining(PreTrainingModel):
             if module.mlm_head is not None:
                 init.zeros_(module.mlm_bias)
 
-    @torch.no_grad()
-    def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
-        """As in transformers; the momentum encoder's words and the bias of the word classifier follow."""
-        embeddings = super().resize_token_embeddings(*args, **kwargs)
-        if self.momentum_encoder is not None:
-            followers = self.momentum_encoder.get_input_embeddings()
-            old, size = followers.num_embeddings, embeddings.num_embeddings
-            self.momentum_encoder.resize_token_embeddings(size)
-            self.momentum_encoder.get_input_embeddings().weight[old:] = embeddings.weight[old:]
+    def resize_heads(self, words: int) -> None:
         if self.mlm_head is not None:
-            added = max(0, embeddings.num_embeddings - len(self.mlm_bias))
-            bias = nn.functional.pad(self.mlm_bias, (0, added))[: embeddings.num_embeddings]
-            self.mlm_bias = nn.Parameter(bias.clone())
-        self.train(self.training)  # the new embeddings of the momentum encoder are frozen, too
-        return embeddings
+            self.mlm_bias = resized_bias(self.mlm_bias, words)
 
 
 def _centered(keys: Keys | Step, means: Any) -> dict[str, torch.Tensor]:

@@ -15,13 +15,15 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from .configuration_simla import SimlaConfig
 from .losses import l2_normalize
+from .masking import RandomStream, generator, mix
 from .modeling_dvae import COTSImageTokenizer
 from .modeling_simla import SimlaModel, SimlaPreTrainedModel
-from .pretraining import PreTrainingModel, warmup_fraction
+from .pretraining import PreTrainingModel, on_request, resized_bias, takes_output_options, warmup_fraction
 from .queues import KeyQueue
 from .step import Batch, Step
 from .terms_simla import Side, SimlaHeads, itc_term, itm_term, mim_term, mlm_term, psl_term
@@ -36,6 +38,8 @@ class SimlaForPreTrainingOutput(ModelOutput):
         loss_itc, loss_itm, loss_mlm, loss_mim, loss_psl (`torch.FloatTensor`, scalars): the terms before their
             weights; 0 where a term has weight 0.
         image_embeds, text_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`): L2-normalized.
+        vision_model_output, text_model_output (`BaseModelOutputWithPooling`): each stream's output, if its hidden
+            states or attentions were asked for.
     """
 
     loss: torch.FloatTensor | None = None
@@ -46,6 +50,8 @@ class SimlaForPreTrainingOutput(ModelOutput):
     loss_psl: torch.FloatTensor | None = None
     image_embeds: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
 
 
 class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
@@ -84,6 +90,11 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
         if isinstance(module, SimlaHeads) and module.word_transform is not None:
             init.zeros_(module.word_bias)
 
+    def resize_heads(self, words: int) -> None:
+        self.simla.resize_concepts(words)
+        if self.heads.word_transform is not None:
+            self.heads.word_bias = resized_bias(self.heads.word_bias, words)
+
     # ------------------------------------------------------------------ the step
 
     @torch.no_grad()
@@ -113,6 +124,7 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
 
     # ------------------------------------------------------------------ forward
 
+    @takes_output_options
     def forward(
         self,
         pixel_values: torch.FloatTensor,
@@ -148,8 +160,8 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
         batch, step = _never_empty(self.with_masks(batch, step), step)
         config, weight, temperature = self.config, self.distillation_weight(), self.simla.temperature
 
-        image = self.simla.encode_image(batch["pixel_values"])
-        text = self.simla.encode_text(batch["input_ids"], batch["attention_mask"])
+        image = self.simla.encode_image(batch["pixel_values"], **self.output_options)
+        text = self.simla.encode_text(batch["input_ids"], batch["attention_mask"], **self.output_options)
         image_embeds = l2_normalize(self.simla.visual_projection(image.pooler_output))  # (n, D)
         text_embeds = l2_normalize(self.simla.text_projection(text.pooler_output))  # (n, D)
         online, momentum = self._sides(image.last_hidden_state, step)
@@ -157,8 +169,8 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
         losses = {}  # (n,) each
         queued = self._pending or step.keys  # momentum features of the whole step
         losses["itc"] = itc_term(image_embeds, text_embeds, step, queued, self.key_queue, temperature, weight, config)
-        hardness = self.negative_hardness()
-        losses["itm"] = itm_term(batch, online, image_embeds, text_embeds, step, temperature, hardness, config)
+        drawn = (temperature, self.negative_hardness(), config, None if self.training else _draws(step))
+        losses["itm"] = itm_term(batch, online, image_embeds, text_embeds, step, *drawn)
         if config.mlm_weight > 0:
             losses["mlm"] = mlm_term(batch, online, momentum, weight, config)
         if config.mim_weight > 0:
@@ -169,6 +181,8 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
             **self.loss_and_terms({name: (step.weights * each).sum() for name, each in losses.items()}, step),
             image_embeds=image_embeds[: len(input_ids)],
             text_embeds=text_embeds[: len(input_ids)],
+            vision_model_output=on_request(image),
+            text_model_output=on_request(text),
         )
 
     def _sides(self, image_states: torch.Tensor, step: Step) -> tuple[Side, Side]:
@@ -184,6 +198,12 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
             return batch["codebook_indices"]
         pixels = batch["codebook_pixel_values"]
         return self.image_codes(batch["pixel_values"] if pixels is None else pixels)
+
+
+def _draws(step: Step) -> torch.Tensor:
+    """(n, 2) random numbers in [0, 1), each pair's from its index: evaluation draws the same negatives every time."""
+    rows = [generator(mix(index), RandomStream.HARD_NEGATIVE).random(2).tolist() for index in step.pair_index.tolist()]
+    return torch.tensor(rows, device=step.pair_index.device)
 
 
 def _never_empty(batch: Batch, step: Step) -> tuple[Batch, Step]:

@@ -68,6 +68,11 @@ class COTSProcessor(ProcessorMixin):
             tokenizer.backend_tokenizer.no_truncation()
             tokenizer.backend_tokenizer.no_padding()
 
+    @property
+    def model_input_names(self) -> list[str]:
+        """What a call returns. A tokenizer's own list may name token types, which no call asks it for."""
+        return [name for name in super().model_input_names if name != "token_type_ids"]
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """As in transformers; a tokenizer without any limit gets that of the text tower in the same place."""

@@ -121,6 +121,7 @@ def itm_term(
     temperature: torch.Tensor,
     hardness: torch.Tensor,
     config: SimlaConfig,
+    draws: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """L_itm of each pair: mean over the pair, its text with a hard negative image, and its image with a hard negative
     text; without a negative that does not exist in the batch.
@@ -129,6 +130,7 @@ def itm_term(
         image_embeds, text_embeds: (n, D) normalized; with the momentum features they give the similarities by which
             negatives are drawn,
         hardness: times this.
+        draws: (n, 2) random numbers for the text and the image of each pair; by default torch's generator draws.
     """
     ids, tau = step.image_ids, bounded(temperature, config)
     similarities = in_batch_similarities(image_embeds, text_embeds, step.image_keys, step.text_keys, tau)
@@ -136,8 +138,9 @@ def itm_term(
     allowed = ids[:, None] != ids[None, :]  # (n, n) which others can be negatives
     if config.match_original_code:
         allowed = own[:, None] != own[None, :]
-    texts, has_text = hard_negatives(hardness * similarities[0], allowed)
-    images, has_image = hard_negatives(hardness * similarities[1], allowed)
+    for_text, for_image = ((), ()) if draws is None else ((draws[:, 0],), (draws[:, 1],))
+    texts, has_text = hard_negatives(hardness * similarities[0], allowed, *for_text)
+    images, has_image = hard_negatives(hardness * similarities[1], allowed, *for_image)
     text_rows = torch.cat([own, own, texts])
     mask = None if batch["attention_mask"] is None else batch["attention_mask"][text_rows]
     cache = online.image_cache.rows(torch.cat([own, images, own]))

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import copyreg
 import functools
 import inspect
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from .model_files import named_damage
 from .tower_properties import describe_tower, image_sides, native_class
 
 
@@ -25,10 +27,23 @@ def tower_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel]:
     return own_class(native_class(config_class))  # type: ignore[arg-type]
 
 
+class TowerType(type):
+    """The type of the classes that [`tower_class`] makes, which pickle cannot find by their names."""
+
+
 @functools.cache
 def own_class(native: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """The thin subclass of a transformers model."""
-    return type(f"COTS{native.__name__}", (native,), {"__module__": __name__})
+    """The thin subclass of a transformers model; the same one for the same class."""
+    return TowerType(f"COTS{native.__name__}", (native,), {"__module__": __name__})
+
+
+def reduce_tower_type(cls: TowerType) -> tuple | str:
+    """What pickle writes of such a class, and so of a tower or a model: the transformers class, from which the reading
+    process makes the subclass again; of a user's own subclass the name, as usual."""
+    return (own_class, cls.__bases__) if cls.__module__ == __name__ else cls.__qualname__
+
+
+copyreg.pickle(TowerType, reduce_tower_type)
 
 
 def build_tower(config: PreTrainedConfig, **options: bool) -> PreTrainedModel:
@@ -57,14 +72,16 @@ def load_tower(source: str | PreTrainedModel) -> PreTrainedModel:
     """A pretrained tower from a Hub id, a folder or a model in memory, loaded through its native class.
 
     Raises:
+        OSError: naming the file, if one is damaged or a git-lfs pointer.
         ValueError: if it is a model of several modalities; its towers must be named one by one.
     """
     if not isinstance(source, str):
         native_class(type(source.config))
         return source
-    config_class = type(AutoConfig.from_pretrained(source))
-    native = native_class(config_class)
-    return (native if config_class.is_encoder_decoder else AutoModel).from_pretrained(source)
+    with named_damage(source):
+        config_class = type(AutoConfig.from_pretrained(source))
+        native = native_class(config_class)
+        return (native if config_class.is_encoder_decoder else AutoModel).from_pretrained(source)
 
 
 def copy_tower(target: PreTrainedModel, source: PreTrainedModel) -> None:
@@ -169,4 +186,5 @@ def feature_size(tower_config: PreTrainedConfig, pooling: str | None) -> int:
 def at_least_one_row(rows: torch.Tensor) -> torch.Tensor:
     """A blank row in place of none. A rank may have no pair of a ragged last batch; the towers cannot reshape an empty
     one, and every parameter must take part in each rank's backward pass."""
-    return rows if len(rows) else rows.new_zeros(1, *rows.shape[1:])
+    # `len` would make a constant of a batch that torch.export is told to leave open.
+    return rows if rows.shape[0] else rows.new_zeros(1, *rows.shape[1:])

@@ -24,6 +24,7 @@ from transformers.utils.hub import cached_file
 
 from ..models import CookieConfig, COTSConfig, COTSProcessor, SimlaConfig, SimlaModel, fit_text_limit
 from ..models.configuration_two_tower import TwoTowerConfig
+from ..models.model_files import named_damage
 from ..models.pretraining import PreTrainingModel
 from .encoders import BlipRetrieval, DualEncoder, DualTower, Encoder, SentenceEncoder, TextEncoder
 
@@ -109,7 +110,7 @@ def load_encoder(
         True
     """
     name, hub = _folder_or_id(name), hub_options(revision, token)
-    with named_errors(name):
+    with named_errors(name), named_damage(name):
         load = _load_sentence_encoder if _has_file(name, "modules.json", hub) else _load_transformers_encoder
         return load(name, device, hub)
 
@@ -136,7 +137,7 @@ def load_reranker(
         ValueError: if it is a model of another kind, or lacks weights.
     """
     name, hub = _folder_or_id(name), hub_options(revision, token)
-    with named_errors(name):
+    with named_errors(name), named_damage(name):
         config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE, **hub)
         if not isinstance(config, SimlaConfig):
             raise ValueError(f"{name} is '{config.model_type}' and cannot re-rank: name a SIMLA model")
@@ -166,7 +167,7 @@ def load_for_pretraining(
         ValueError: if it is a model of another kind, or a deployable one without the heads.
     """
     name, hub = _folder_or_id(name), hub_options(revision, token)
-    with named_errors(name):
+    with named_errors(name), named_damage(name):
         config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE, **hub)
         if not isinstance(config, (COTSConfig, CookieConfig, SimlaConfig)):
             raise ValueError(f"{name} is '{config.model_type}': name a checkpoint of COTS, COOKIE or SIMLA")

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from ..data.sources import PairDataset
 from ..evaluation.retrieval.directions import evaluate_retrieval
 from ..evaluation.retrieval.metrics import chance_level
+from ..models.model_files import give_default_mode
 from ..search.encoders import DIRECTIONS
 from .data_report import DataReport, check_step
 from .diagnostics import batch_accuracy, embedding_variance, similarity_to_queue
@@ -166,7 +167,9 @@ class COTSTrainer(PairTrainer):
         """peft saves the adapters alone; projections, token heads and queues must be saved beside them."""
         super()._save(output_dir, state_dict)
         if self.args.should_save and not isinstance(self.model, PreTrainedModel):
-            save_file(self._beside_adapters(), Path(output_dir or self.args.output_dir) / BESIDE_ADAPTERS)
+            folder = Path(output_dir or self.args.output_dir)
+            save_file(self._beside_adapters(), folder / BESIDE_ADAPTERS)
+            give_default_mode(*folder.glob("*.safetensors"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
