@@ -6,6 +6,7 @@ import logging
 import os
 import tarfile
 
+import datasets
 import pytest
 
 from hf_cots.data.folders import find_images, read_class_folders, walk_files
@@ -212,6 +213,37 @@ def test_class_folders(tmp_path, caplog):
     assert "1 images lie in no class folder and are left out" in caplog.text
     source = resolve(str(tmp_path / "train"))
     assert read_class_folders(source.root, source.files)[-1] == {"image": "red/deep/a.ppm", "label": "red"}
+
+
+def test_metadata_in_parquet_and_twice(tmp_path):
+    folder = write_images(tmp_path / "t", 2)
+    rows = {"file_name": ["p01.png", "p00.png"], "caption": ["b", "a"]}
+    datasets.Dataset.from_dict(rows).to_parquet(folder / "metadata.parquet")
+    assert read(load_pairs, folder) == ["b", "a"]
+    (folder / "metadata.csv").write_text("file_name;caption, long\np00.png;x\n")
+    with pytest.raises(ValueError, match=r"metadata\.csv and metadata\.parquet both are metadata of one folder"):
+        load_pairs(str(folder))
+    (folder / "metadata.parquet").unlink()
+    assert read(load_pairs, folder, "image", "caption, long", separator=";") == ["x"]
+
+
+def test_captions_beside_images_in_upper_case(tmp_path):
+    draw("red", "circle", "left").save(tmp_path / "A.PNG")
+    (tmp_path / "A.TXT").write_text("x")
+    assert read(load_pairs, tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("data", ["", " ", "p-{3..1}.csv", "p-{0..99999999999}.csv"])
+def test_names_that_can_be_none(data):
+    with pytest.raises(ValueError, match=r"the name of the data is empty|must go up, by at most"):
+        load_pairs(data)
+
+
+def test_a_tar_without_samples(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("README"))
+    with pytest.raises(ValueError, match=r"a\.tar holds no samples"):
+        load_pairs(str(tmp_path / "a.tar"), "png")
 
 
 def test_numbers_as_labels_are_in_their_order(tmp_path):

@@ -125,6 +125,19 @@ def test_odd_json_is_named_by_its_line(tmp_path, line, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["p.csv", "p.jsonl", "p.tar", "p.parquet"])
+def test_pointers_of_git_lfs(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ValueError, match=rf"{name} is a pointer of git-lfs.*: run git lfs pull"):
+        load_pairs(str(tmp_path / name))
+
+
+def test_columns_without_a_name(folder):
+    path = folder / "p.csv"
+    path.write_text(f",image,caption,,\n0,{NAMES[0]},a,,\n")
+    assert read_pairs(path) == ["a"]
+
+
 def test_columns_of_mixtures(folder):
     """Of no matter where nobody asks for them; captions of texts and lists are lists; else refused."""
     rows = [{"image": n, "caption": c, "x": x} for n, c, x in zip(NAMES, ["a", ["b", "c"]], ["", {"deep": [1]}])]

@@ -5,12 +5,14 @@ A folder of images may say more of them in three ways: `metadata.jsonl` or `meta
 the names of its sub-folders (labels).
 """
 
+import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from PIL import Image
 
 from .tables import TABLE_SUFFIXES, TableError, data_suffix, parse_json, read_rows
@@ -33,8 +35,8 @@ def is_image(path: Path) -> bool:
 
 
 def is_metadata(path: Path) -> bool:
-    """Whether a file is imagefolder's `metadata.csv` or `metadata.jsonl`, compressed or not."""
-    return path.name.split(".")[0] == "metadata" and data_suffix(path) in (".csv", ".tsv", ".jsonl")
+    """Whether a file is imagefolder's `metadata.csv`, `.jsonl` or `.parquet`, compressed or not."""
+    return path.name.split(".")[0] == "metadata" and data_suffix(path) in (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 def walk_files(folder: Path) -> list[Path]:
@@ -82,27 +84,28 @@ def find_images(folder: Path) -> list[Path]:
     return images
 
 
-def read_image_rows(folder: Path, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def read_image_rows(folder: Path, files: Sequence[Path], separator: str | None = None) -> Iterator[dict[str, Any]]:
     """One row per image of a folder: `image` (its absolute path) and what is said of it.
 
     Args:
         folder: of the split; its sub-folders are labels.
         files: all files of the split.
+        separator: of `metadata.csv`, if its header does not tell.
 
     Raises:
-        TableError: if metadata lack the column `file_name`.
+        TableError: if a folder has two files of metadata, or they lack the column `file_name`.
     """
     metadata = [path for path in files if is_metadata(path)]
     images = [path for path in files if is_image(path)]
     if metadata:
-        yield from _rows_of_metadata(folder, metadata, images)
+        yield from _rows_of_metadata(folder, metadata, images, separator)
         return
-    others = {path for path in files if path.suffix.lower() in SIDECARS}
+    others = {path.with_suffix(path.suffix.lower()): path for path in files if path.suffix.lower() in SIDECARS}
     for path in images:
         row: dict[str, Any] = {"image": os.path.abspath(path)}
         for suffix in SIDECARS:
-            beside = path.with_suffix(suffix)
-            if beside in others:
+            beside = others.get(path.with_suffix(suffix))
+            if beside is not None:
                 row[suffix[1:]] = _read_sidecar(beside)
         label = find_label(folder, path)
         yield row if label is None else row | {"label": label}
@@ -138,11 +141,16 @@ def read_class_folders(folder: Path, files: Sequence[Path]) -> list[dict[str, st
     return rows
 
 
-def _rows_of_metadata(folder: Path, metadata: list[Path], images: list[Path]) -> Iterator[dict[str, Any]]:
+def _rows_of_metadata(
+    folder: Path, metadata: list[Path], images: list[Path], separator: str | None
+) -> Iterator[dict[str, Any]]:
     """The rows of the metadata files, in their order."""
     named: set[Path] = set()
-    for file in metadata:
-        for number, row in enumerate(read_rows(file)):
+    for file, following in itertools.zip_longest(metadata, metadata[1:]):
+        if following is not None and following.parent == file.parent:
+            raise TableError(f"{file} and {following.name} both are metadata of one folder: keep one of them")
+        rows = pq.read_table(file).to_pylist() if data_suffix(file) == ".parquet" else read_rows(file, separator)
+        for number, row in enumerate(rows):
             name = row.pop("file_name", None)
             if not isinstance(name, str):
                 raise TableError(f"{file}, row {number}: no 'file_name', which names the image")

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from .folders import read_image_rows
 from .resolve import CANONICAL, Source, resolve
-from .tables import NoRowsError, TableError, parse_separator, read_rows
+from .tables import NoRowsError, TableError, check_pointer, parse_separator, read_rows
 from .tars import TarError, read_samples
 
 
@@ -72,7 +72,7 @@ def read_source(
     if source.kind == "table":
         return _from_rows(files, partial(_read_tables, separator=separator), streaming, columns)
     if source.kind == "images":
-        return _from_rows(source.files, partial(read_image_rows, source.root), streaming, columns)
+        return _from_rows(source.files, partial(read_image_rows, source.root, separator=separator), streaming, columns)
     if source.kind == "tar":
         return _from_tars(files, streaming, columns)
     if source.kind == "arrow":
@@ -123,6 +123,7 @@ def check_parquet(file: str) -> int:
     Raises:
         ValueError: naming the file.
     """
+    check_pointer(file)
     try:
         return pq.read_metadata(file).num_rows
     except (pa.ArrowInvalid, OSError) as error:
@@ -276,6 +277,8 @@ def _mix(cells: list[Any], name: str, wanted: Sequence[str], as_lists: bool) -> 
 def _from_tars(files: list[str], streaming: bool, columns: Sequence[str]) -> Table:
     """The columns are the suffixes of the first samples, the fields of their JSON, and those derived."""
     first = list(itertools.islice(_read_tars(files), FIRST_SAMPLES))
+    if not first:
+        raise ValueError(f"{', '.join(files[:3])} holds no samples")
     derived = [column for column in columns if "," in column]
     parts = {part for column in derived for part in column.split(",")}  # kept once, under the derived name
     names = dict.fromkeys(name for sample in first for name in list_leaves(sample) if name not in parts)

@@ -30,6 +30,7 @@ SPLIT_WORDS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+MOST_FILES = 1_000_000  # of one range
 CANONICAL = {word: split for split, words in SPLIT_WORDS.items() for word in words}
 WORD = re.compile(rf"(?<![a-zA-Z])({'|'.join(sorted(CANONICAL, key=len, reverse=True))})(?![a-zA-Z])", re.IGNORECASE)
 
@@ -61,6 +62,8 @@ def resolve(data: str | Path, split: str = "train") -> Source:
         ValueError: if there is no such split, or the kind of a file is unknown or not the others'.
     """
     data = str(data)
+    if not data.strip():
+        raise ValueError("the name of the data is empty")
     path = Path(data).expanduser()
     if path.is_dir():
         return _resolve_folder(data, path, split)
@@ -95,6 +98,8 @@ def expand_braces(pattern: str) -> Iterator[str]:
     choices: Sequence[str]
     if numbers:
         first, last = numbers.groups()
+        if not 0 <= int(last) - int(first) < MOST_FILES:
+            raise ValueError(f"{pattern}: the range {match[0]} must go up, by at most {MOST_FILES:,} files")
         choices = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     else:
         choices = match[1].split(",")
@@ -136,7 +141,8 @@ def _resolve_folder(data: str, folder: Path, split: str) -> Source:
     files = walk_files(folder)
     images = [path for path in files if is_image(path)]
     tars = [path for path in files if kind_of(path) == "tar"]
-    parquet = _without_indexes([path for path in files if kind_of(path) == "parquet"], tars, images)
+    parquet = [path for path in files if kind_of(path) == "parquet" and not (images and is_metadata(path))]
+    parquet = _without_indexes(parquet, tars, images)
     tables = [path for path in files if kind_of(path) == "table" and _may_hold_rows(path)]
     if parquet and tars:
         raise ValueError(

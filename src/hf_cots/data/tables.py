@@ -37,6 +37,8 @@ COMPRESSIONS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 SEPARATOR_NAMES = {name: sign for sign, name in SEPARATORS.items()} | {"\\t": "\t", "pipe": "|"}
 LONE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+LFS_POINTER = b"version https://git-lfs"
+UTF32_MARKS = (b"\xff\xfe\0\0", b"\0\0\xfe\xff")
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -58,8 +60,24 @@ def data_suffix(path: Path | str) -> str:
     return suffixes[-1] if suffixes else ""
 
 
+def check_pointer(path: Path | str) -> None:
+    """Check that a file is not what a clone without git-lfs has in its place.
+
+    Raises:
+        TableError: naming the file.
+    """
+    with open(path, "rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise TableError(f"{path} is a pointer of git-lfs, not the file itself: run git lfs pull")
+
+
 def open_binary(path: Path | str) -> IO[bytes]:
-    """Open a file for reading, decompressed if its last suffix says so."""
+    """Open a file for reading, decompressed if its last suffix says so.
+
+    Raises:
+        TableError: if it is only the pointer of git-lfs to a file.
+    """
+    check_pointer(path)
     suffix = Path(path).suffix.lower()
     opener = gzip.open if suffix == ".tgz" else COMPRESSIONS.get(suffix, open)
     return opener(path, "rb")  # type: ignore[return-value]  # all are files of bytes
@@ -127,8 +145,9 @@ def _decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
     with open_binary(path) as file:
         for number, line in enumerate(file, start=1):
             if number == 1:
-                if line.startswith(UTF16_MARKS):
-                    raise TableError(f"{path} is UTF-16; convert it to UTF-8: iconv -f UTF-16 -t UTF-8 {path.name}")
+                if line.startswith(UTF32_MARKS + UTF16_MARKS):
+                    name = "UTF-32" if line.startswith(UTF32_MARKS) else "UTF-16"
+                    raise TableError(f"{path} is {name}; convert it to UTF-8: iconv -f {name} -t UTF-8 {path.name}")
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if b"\0" in line:
                 raise TableError(f"{path}, line {number}: a NUL byte; this is not UTF-8 text")
@@ -247,7 +266,7 @@ def _tsv_records(first: str, lines: Iterator[tuple[int, str]], separator: str) -
 def _check_header(path: Path, header: list[str]) -> None:
     if not any(header):
         raise TableError(f"{path}, line 1: no header with the names of the columns")
-    twice = sorted({name for name in header if header.count(name) > 1})
+    twice = sorted({name for name in header if name and header.count(name) > 1})
     if twice:
         raise TableError(f"{path}, line 1: column '{twice[0]}' stands twice in the header")
 
@@ -270,7 +289,8 @@ def _parse(path: Path, number: int, text: str) -> Any:
     try:
         return parse_json(text)
     except json.JSONDecodeError as error:
-        raise TableError(f"{path}, line {number + error.lineno - 1}: not JSON: {error.msg}") from None
+        line = number + error.lineno - 1
+        raise TableError(f"{path}, line {line}: not JSON, one object a line or one array: {error.msg}") from None
     except ValueError as error:
         raise TableError(f"{path}, line {number}: {error}") from None
 

@@ -12,7 +12,6 @@ captions. The authors published none to verify against, so it is reported with e
 test sets, and a checksum that is known can be demanded.
 """
 
-import csv
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -24,6 +23,7 @@ import datasets
 import torch
 
 from ...data.sources import PairDataset
+from ...data.tables import read_rows
 from ...search.encoders import EncodedPairs
 
 
@@ -251,14 +251,11 @@ def load_msrvtt_1ka(test_csv: Path | str, annotations: Path | str | None = None)
     """
     if not Path(test_csv).is_file():
         raise FileNotFoundError(f"no such file: {test_csv}")
-    with open(test_csv, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        for column in ("video_id", "sentence"):
-            if column not in (reader.fieldnames or ()):
-                raise ValueError(
-                    f"{test_csv} has no column '{column}'; it has {', '.join(reader.fieldnames or ('nothing',))}"
-                )
-        pairs = [VideoCaption(row["video_id"] or "", row["sentence"] or "") for row in reader]
+    rows = list(read_rows(test_csv))
+    for column in ("video_id", "sentence"):
+        if column not in rows[0]:
+            raise ValueError(f"{test_csv} has no column '{column}'; it has {', '.join(rows[0])}")
+    pairs = [VideoCaption(row["video_id"] or "", row["sentence"] or "") for row in rows]
     seen: set[str] = set()
     for number, pair in enumerate(pairs):
         if not pair.video_id.strip() or not pair.sentence.strip():
