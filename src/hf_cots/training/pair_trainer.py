@@ -87,9 +87,13 @@ class PairTrainer(Trainer):
             ValueError: if the checkpoint to resume from is incomplete or of another run, or none is found.
         """
         self._resumed_from = self._find_checkpoint(resume_from_checkpoint)
-        self._run = resuming.describe_run(self)
+        if self._resumed_from is not None or self.args.save_strategy != "no":
+            self._run = resuming.describe_run(self)
         if self._resumed_from is not None:
-            resuming.check_checkpoint(self._resumed_from, self._run, self.accelerator.unwrap_model(self.model))
+            model = self.accelerator.unwrap_model(self.model)
+            warning = resuming.check_checkpoint(self._resumed_from, self._run, model)
+            if warning and self.is_world_process_zero():
+                logger.warning(warning)
         checkpoint = str(self._resumed_from) if self._resumed_from else None
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 

@@ -160,13 +160,16 @@ def read_position(folder: Path, batches: PairBatches | StreamBatches, args: Trai
 # ---------------------------------------------------------------------- may this run go on from it?
 
 
-def check_checkpoint(folder: Path, run: dict[str, Any], model: torch.nn.Module) -> None:
-    """Check that a complete checkpoint is one of this run, and warn of settings that differ and may.
+def check_checkpoint(folder: Path, run: dict[str, Any], model: torch.nn.Module) -> str | None:
+    """Check that a complete checkpoint is one of this run.
 
     Args:
         folder: the checkpoint.
         run: of [`describe_run`].
         model: without wrappers.
+
+    Returns:
+        A warning of the settings that differ and may, None if there are none.
 
     Raises:
         ValueError: naming what differs and must not.
@@ -180,9 +183,10 @@ def check_checkpoint(folder: Path, run: dict[str, Any], model: torch.nn.Module) 
         if problem:
             raise ValueError(f"cannot resume {folder}: {problem}")
     changes = list(list_changes(run, before)) if before else []
-    if changes:
-        more = f" and {len(changes) - 8} more" if len(changes) > 8 else ""
-        logger.warning("resuming %s with other settings than its run: %s%s", folder, ", ".join(changes[:8]), more)
+    if not changes:
+        return None
+    more = f" and {len(changes) - 8} more" if len(changes) > 8 else ""
+    return f"resuming {folder} with other settings than its run: {', '.join(changes[:8])}{more}"
 
 
 def find_other_model(folder: Path, run: dict[str, Any], before: dict[str, Any] | None) -> str | None:
