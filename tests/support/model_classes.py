@@ -85,5 +85,3 @@ def assert_equal(ours: Any, theirs: Any) -> None:
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
-
-
