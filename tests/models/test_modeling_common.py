@@ -1,4 +1,5 @@
-"""What every transformers model is expected to do, asked of all six model classes.
+"""What every transformers model is expected to do, asked of all six model classes: COTSModel, CookieModel, SimlaModel,
+COTSForPreTraining, CookieForPreTraining and SimlaForPreTraining.
 
 These are tests of our own for what the common tests of transformers ask (`tests/test_modeling_common.py` of its source
 distribution, 5.24); THEIRS says for each of those where it is answered here, or why it does not apply.
