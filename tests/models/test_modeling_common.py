@@ -1,10 +1,12 @@
-"""What every transformers model is expected to do, asked of all six model classes.
+"""What every transformers model is expected to do, asked of all six model classes: COTSModel, CookieModel, SimlaModel,
+COTSForPreTraining, CookieForPreTraining and SimlaForPreTraining.
 
 These are tests of our own for what the common tests of transformers ask (`tests/test_modeling_common.py` of its source
 distribution, 5.24); THEIRS says for each of those where it is answered here, or why it does not apply.
 """
 
 import copy
+import importlib
 import inspect
 
 import pytest
@@ -27,6 +29,130 @@ from tests.support.model_classes import (
     prefix_of,
 )
 from tests.support.tiny import tiny_batch
+
+
+ATTENTION = "of one attention kernel on a GPU; test_attention_implementations_agree compares those of a CPU"
+TEXT_ONLY = "of models that generate or classify text"
+HERE, OUTPUTS, EXPORT = "test_modeling_common", "test_modeling_common_outputs", "test_modeling_common_export"
+# Each test of transformers' ModelTesterMixin: the test of ours that asks the same, or why it does not apply.
+THEIRS = {
+    "test_num_layers_is_small": "of their test set-up",
+    "test_save_load": (HERE, "test_save_and_load_give_equal_outputs"),
+    "test_from_pretrained_no_checkpoint": (HERE, "test_state_dict_resumes_exactly"),
+    "test_keep_in_fp32_modules*": "no module is kept in float32: the losses compute in it whatever the weights are",
+    "test_save_load_keys_to_ignore_on_save": "no key is left out of a save",
+    "test_load_contiguous_weights": (HERE, "test_saving_twice_gives_the_same_files"),
+    "test_gradient_checkpointing_*": (HERE, "test_gradient_checkpointing_changes_nothing"),
+    "test_peft_gradient_checkpointing_enable_disable": (
+        OUTPUTS,
+        "test_recomputed_layers_pass_the_gradient_of_adapters",
+    ),
+    "test_enable_input_require_grads*": (OUTPUTS, "test_recomputed_layers_pass_the_gradient_of_adapters"),
+    "test_can_init_all_missing_weights": (HERE, "test_a_load_leaves_no_garbage_in_missing_weights_and_buffers"),
+    "test_init_weights_can_init_buffers": (HERE, "test_a_load_leaves_no_garbage_in_missing_weights_and_buffers"),
+    "test_all_tensors_are_parameter_or_buffer": (OUTPUTS, "test_no_tensor_is_a_plain_attribute"),
+    "test_torch_save_load": (OUTPUTS, "test_pickle_and_torch_save"),
+    "test_determinism": (HERE, "test_determinism_in_evaluation"),
+    "test_batching_equivalence": (OUTPUTS, "test_a_row_does_not_depend_on_its_batch"),
+    "test_model_forward_default_config_values": (OUTPUTS, "test_a_tuple_holds_what_the_dictionary_holds"),
+    "test_encoder_decoder_loss_no_double_shift": TEXT_ONLY,
+    "test_causal_lm_loss_honors_shift_labels": TEXT_ONLY,
+    "test_training*": (HERE, "test_gradient_checkpointing_changes_nothing"),
+    "test_attention_outputs": (OUTPUTS, "test_hidden_states_and_attentions_of_both_streams"),
+    "test_hidden_states_output": (OUTPUTS, "test_hidden_states_and_attentions_of_both_streams"),
+    "test_multimodal_outputs_are_returned": "of models that feed images into a language model",
+    "test_retain_grad_hidden_states_attentions": (OUTPUTS, "test_hidden_states_and_attentions_of_both_streams"),
+    "test_feed_forward_chunking": "no feed-forward layer of ours is chunked",
+    "test_resize_position_vector_embeddings": "positions are not resized",
+    "test_resize_tokens_embeddings*": (HERE, "test_resize_token_embeddings"),
+    "test_resize_embeddings_untied*": (HERE, "test_pretraining_goes_on_after_resizing_the_words"),
+    "test_model_get_set_embeddings": (HERE, "test_embeddings_can_be_swapped"),
+    "test_model_main_input_name": (HERE, "test_forward_takes_the_usual_arguments_and_nothing_called_label"),
+    "test_model_base_model_prefix": (HERE, "test_encoders_and_pretraining_models_load_each_others_files"),
+    "test_correct_missing_keys": (HERE, "test_unknown_keys_are_reported"),
+    "test_base_model_prefix_loads_base_weights": (
+        HERE,
+        "test_encoders_and_pretraining_models_load_each_others_files",
+    ),
+    "test_can_use_safetensors": (HERE, "test_saving_twice_gives_the_same_files"),
+    "test_load_save_without_tied_weights": "the word classifier uses the embedding itself, no weight is tied",
+    "test_tied_weights_keys": "the word classifier uses the embedding itself, no weight is tied",
+    "test_model_weights_reload_no_missing_tied_weights": (HERE, "test_save_and_load_give_equal_outputs"),
+    "test_model_outputs_equivalence": (OUTPUTS, "test_a_tuple_holds_what_the_dictionary_holds"),
+    "test_inputs_embeds*": "the towers take ids: an embedding would hide which words are padding or masked",
+    "test_disk_offload_*": "of several devices; models of this size are not spread",
+    "test_cpu_offload": "of several devices; models of this size are not spread",
+    "test_model_parallelism": "of several devices; models of this size are not spread",
+    "test_problem_types": TEXT_ONLY,
+    "test_load_with_mismatched_shapes": (
+        OUTPUTS,
+        "test_weights_of_the_wrong_size_are_refused_or_made_anew_on_request",
+    ),
+    "test_can_load_ignoring_mismatched_shapes": (
+        OUTPUTS,
+        "test_weights_of_the_wrong_size_are_refused_or_made_anew_on_request",
+    ),
+    "test_model_is_small": "of their test set-up",
+    "test_flash_attn_*": ATTENTION,
+    "test_attn_implementation_composite_models": (HERE, "test_attention_implementations_agree"),
+    "test_sdpa_can_dispatch_*": (HERE, "test_attention_implementations_agree"),
+    "test_eager_matches_*": (HERE, "test_attention_implementations_agree"),
+    "test_sdpa_can_compile_dynamic": (HERE, "test_compiled_forward_equals_eager"),
+    "test_sliding_window_mask": TEXT_ONLY,
+    "test_torch_compile_for_training": "of a GPU; test_compiled_forward_equals_eager compiles the forward",
+    "test_flex_attention_with_grads": ATTENTION,
+    "test_generation_tester_mixin_inheritance": TEXT_ONLY,
+    "test_can_be_initialized_on_meta": (OUTPUTS, "test_made_without_memory_and_on_a_device_by_default"),
+    "test_can_load_with_*": (OUTPUTS, "test_made_without_memory_and_on_a_device_by_default"),
+    "test_cannot_load_with_meta_device_context_manager": "the refusal is transformers' own",
+    "test_config_attn_implementation_setter": "of the config's base class",
+    "test_internal_model_config_and_subconfig_are_same": (HERE, "test_attention_implementations_agree"),
+    "test_can_set_attention_dynamically*": (HERE, "test_attention_implementation_can_be_switched_later"),
+    "test_bc_torch_dtype": (HERE, "test_float32_file_loads_as_bf16"),
+    "test_tp_plan_matches_params": "no tensor-parallel plan",
+    "test_tied_weights_are_sharded_together": "no tensor-parallel plan",
+    "test_reverse_loading_mapping": (HERE, "test_saving_twice_gives_the_same_files"),
+    "test_can_load_from_already_mapped_keys": (HERE, "test_saving_twice_gives_the_same_files"),
+    "test_get_text_features_*": (OUTPUTS, "test_features_of_one_stream_with_hidden_states_and_attentions"),
+    "test_get_image_features_*": (OUTPUTS, "test_features_of_one_stream_with_hidden_states_and_attentions"),
+    "test_get_audio_features_*": "no audio",
+    "test_get_video_features_*": "no video",
+    "test_capture_outputs_decorator": "the towers' own, whose states test_modeling_common_outputs.py asks for",
+    "test_format_of_can_record_outputs": "the towers' own",
+    "test_can_capture_specific_layers_hidden_states": "the towers' own",
+    "test_moe_models_record_router_logits": "no experts",
+    "test_output_router_logits_from_config": "no experts",
+    "test_kernels_can_load_without_crashing": ATTENTION,
+    "test_model_rope_*": "no rotary positions of ours",
+    "test_vision_axial_rope": "no rotary positions of ours",
+    "test_bc_cache_name_forward": TEXT_ONLY,
+    "export (ExportTesterMixin)": (EXPORT, "test_the_exporters_of_transformers"),
+}
+
+
+def test_every_answer_is_a_test():
+    for answer in THEIRS.values():
+        if isinstance(answer, tuple):
+            module, name = answer
+            assert callable(getattr(importlib.import_module(f"tests.models.{module}"), name))
+
+
+@pytest.mark.parametrize(("encoder", "cls"), list(zip(ENCODERS, PRETRAINING)))
+def test_encoders_and_pretraining_models_load_each_others_files(encoder, cls, tmp_path):
+    """The prefix is found and dropped; momentum encoders are equal to what they follow."""
+    model = make_loud(cls)
+    assert model.encoder is getattr(model, cls.base_model_prefix) is model.base_model
+    model.save_pretrained(tmp_path / "whole")
+    deployed = encoder.from_pretrained(tmp_path / "whole")
+    with torch.no_grad():
+        assert_equal(deployed(**tiny_batch()), model.encoder(**tiny_batch()))
+    deployed.save_pretrained(tmp_path / "encoder")
+    again = cls.from_pretrained(tmp_path / "encoder")
+    with torch.no_grad():
+        assert_equal(again.encoder(**tiny_batch()), model.encoder(**tiny_batch()))
+    if again.ema_pairs:
+        momentum_encoder, online = again.ema_pairs[0]
+        assert all(torch.equal(p, online.get_parameter(name)) for name, p in momentum_encoder.named_parameters())
 
 
 @ALL
