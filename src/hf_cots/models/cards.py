@@ -75,6 +75,15 @@ def rename_in_card(text: str, location: str) -> str:
     return re.sub(r"(from_pretrained\(\s*)([\"'])[^\"']*\2", lambda m: f"{m[1]}{m[2]}{location}{m[2]}", text)
 
 
+def forget_paths(config) -> None:
+    """Take out of the configs of a model's parts the folders of this machine that they were loaded from."""
+    for name in getattr(config, "sub_configs", {}):
+        part = getattr(config, name, None)
+        source = getattr(part, "_name_or_path", "")
+        if source and (Path(source).is_absolute() or Path(source).exists()):
+            part._name_or_path = ""
+
+
 class WithCard:
     """Mixed into a `PreTrainedModel`: a saved folder without a card gets one, and what goes to the Hub takes it along.
 
@@ -83,7 +92,8 @@ class WithCard:
     """
 
     def save_pretrained(self, save_directory, **kwargs):
-        """As in transformers, with a card."""
+        """As in transformers, with a card, and without paths of this machine in the config."""
+        forget_paths(self.config)
         self._own_card = read_card(save_directory)  # an upload below would replace it first
         try:
             super().save_pretrained(save_directory, **kwargs)
