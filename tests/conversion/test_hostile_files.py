@@ -214,7 +214,8 @@ def test_an_encoder_of_a_few_numbers_builds_no_large_model(dall_e, tmp_path):
     blocks._modules["output"] = output
     group = blocks._modules["group_1"] = torch.nn.Sequential()
     group._modules["block_1"] = torch.nn.Sequential()
-    group._modules["block_1"]._modules["id_path"] = blocks._modules["input"]
+    path = group._modules["block_1"]._modules["id_path"] = dall_e["dall_e.utils"].Conv2d()
+    path._parameters["w"] = torch.zeros(1, 1, 1, 1)
     torch.save(encoder, tmp_path / "wide.pkl")
     refused(tmp_path / "wide.pkl", "does not fit together", read=convert_dalle)
 
