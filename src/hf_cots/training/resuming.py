@@ -8,11 +8,11 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from ..data.batches import PairBatches
 from ..data.frozen_features import StoredFeaturePairs
@@ -21,10 +21,6 @@ from ..data.sources import PairDataset
 from ..data.streams import PairStream, StreamBatches
 from ..models.renamed_fields import RENAMED_BUFFERS
 from .checkpoints import read_state
-
-
-if TYPE_CHECKING:
-    from .pair_trainer import PairTrainer
 
 
 logger = logging.getLogger(__name__)
@@ -51,7 +47,7 @@ NOT_COMPARED = ("transformers_version", "_name_or_path", "architectures", "dtype
 # ---------------------------------------------------------------------- describing a run
 
 
-def describe_run(trainer: "PairTrainer") -> dict[str, Any]:
+def describe_run(trainer: Trainer) -> dict[str, Any]:
     """What must agree for a run to go on from another's checkpoint, as plain JSON types."""
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     pairs_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
