@@ -241,7 +241,7 @@ def test_a_reranker_takes_no_image_as_its_query(reranked, paths):
 @pytest.mark.parametrize("k", [0, -1, 2.5, "3", None, float("nan")])
 def test_k_is_a_positive_whole_number(index, reranked, k):
     for each in (index, reranked):
-        with pytest.raises(ValueError, match="k must be a whole number and at least 1, got"):
+        with pytest.raises(ValueError, match="k must be at least 1 and a whole number, got"):
             each.search("red", k)
 
 

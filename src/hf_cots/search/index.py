@@ -32,7 +32,7 @@ def check_k(k: int) -> None:
         ValueError: if it is not a positive whole number.
     """
     if not isinstance(k, Integral) or k < 1:
-        raise ValueError(f"k must be a whole number and at least 1, got {k!r}")
+        raise ValueError(f"k must be at least 1 and a whole number, got {k!r}")
 
 
 class ImageIndex:
