@@ -284,18 +284,20 @@ def note_on_interrupt(describe_saved: Callable[[], str]) -> Iterator[None]:
 
 
 def check_output_folder(folder: Path | str) -> None:
-    """Make a folder and check that files can be written there, before the work and not after it.
+    """Check that a folder is there or can be made, and that files can be written there, before the work and not after
+    it. Nothing is made yet: an error of the work leaves no empty folder.
 
     Raises:
         OSError: naming the folder.
     """
-    folder = Path(folder)
+    existing = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        reason = error.strerror
+        if existing.is_file():
+            reason = "it is a file" if existing == Path(folder) else f"{existing} is a file"
         raise OSError(f"cannot write into the folder {folder}: {reason}") from error
 
 
@@ -312,5 +314,6 @@ def check_output_file(path: Path | str | None) -> None:
     if path.is_dir():
         raise OSError(f"cannot write {path}: it is a folder")
     check_output_folder(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not os.access(path, os.W_OK):
         raise OSError(f"cannot write {path}: {os.strerror(errno.EACCES)}")

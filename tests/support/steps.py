@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_cots import COTSForPreTraining
-from hf_cots.models import instance_level
+from hf_cots.models import distributed, instance_level
 from hf_cots.models.masking import draw_masks, mix
 from hf_cots.models.token_level import mask_settings
 from tests.support.tiny import tiny_batch, tiny_config
@@ -56,7 +56,7 @@ def compare_on_last_rank(images, texts, image_ids, first, temperature, same_imag
     """[`compare_in_batch`] on a rank that holds the pairs from `first` on; the first rank holds the others."""
     sides = iter((images, texts))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(instance_level, "rank", lambda: 1)
+        patch.setattr(distributed, "rank", lambda: 1)
         patch.setattr(instance_level, "row_counts", lambda count, device: [first, count])
         patch.setattr(instance_level, "gather_rows_with_gradient", lambda rows, counts: next(sides))
         patch.setattr(instance_level, "gather_rows", lambda rows, counts: image_ids)

@@ -37,7 +37,7 @@ def finished(world):
 def test_a_run_leaves_a_model_card(finished, world):
     folder, results = finished
     card = (folder / "model" / "README.md").read_text()
-    assert f"Trained on `{world.imagefolder}` for 3 steps of 8 pairs." in card
+    assert f"Trained on `{world.imagefolder.name}` for 3 steps of 8 pairs." in card
     assert f"{results['image_to_text']['R@5']:.1f}" in card
 
 

@@ -24,7 +24,7 @@ def answer(output: Path) -> list[tuple[str | Path, list[Match]]]:
         output: the demo's folder, with `model/` and `data/`.
     """
     test = load_pairs(str(output / "data" / "test"), caption_column="text")
-    names = {Path(test.table[row]["image"]["path"]).name: test.caption(row) for row in range(len(test))}
+    names = {Path(test.image_name(row)).name: test.caption(row) for row in range(len(test))}
     index = ImageIndex.from_folder(str(output / "model"), output / "data" / "test")
     answers: list[tuple[str | Path, list[Match]]] = [(text, index.search(text, SHOWN)) for text in TEXT_QUERIES]
     own_style = [path for path in index.paths if path.name.startswith(TEST_STYLE)]

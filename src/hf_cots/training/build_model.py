@@ -67,6 +67,8 @@ def check_sources(arguments: ModelArguments) -> None:
     sources = [arguments.model, arguments.vision or arguments.text, arguments.config]
     if sum(source is not None for source in sources) != 1 or bool(arguments.vision) != bool(arguments.text):
         raise ValueError("name exactly one source of the model: --model, or --vision with --text, or --config")
+    if arguments.image_tokenizer and arguments.architecture == "cookie":
+        CookieForPreTraining.refuse_image_tokenizer()
     for source in (*sources, arguments.text, arguments.image_tokenizer):
         if source is not None and not source.startswith("{"):
             with named_errors(source):
