@@ -203,7 +203,7 @@ TRAIN = ("--train_data", "x", "--output_dir", "OUTPUT")
     [
         (("search", "MODEL", "/nothing/here", "red"), "no such folder"),
         ((*SEARCH, " "), "the query is empty"),
-        ((*SEARCH, "red", "-k", "0"), "k must be a whole number and at least 1"),
+        ((*SEARCH, "red", "-k", "0"), "k must be at least 1"),
         (("search", "/nothing/model", "IMAGES", "red"), "error:"),
         ((*EVALUATE, "--compare", "/nothing/model"), "no such model folder: /nothing/model"),
         ((*EVALUATE, "--compare", "/nothing/results.json"), "no such file: /nothing/results.queries.parquet"),
