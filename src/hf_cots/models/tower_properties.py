@@ -309,18 +309,15 @@ def _measure_context(model: PreTrainedModel, arguments: Any) -> tuple[bool, bool
     Raises:
         ValueError: if there is not one state for each word.
     """
-    if model.device.type == "meta":  # too large to be run
-        causal = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
-        return not (causal and all(causal)), True, False, model.config.hidden_size
     options = {"use_cache": False} if "use_cache" in arguments else {}
     words = model.config.vocab_size
-    ids = torch.arange(words // 2, words // 2 + 8)[None] % words
+    ids = torch.arange(words // 2, words // 2 + 8, device=model.device)[None] % words
     other_last, other_first = ids.clone(), ids.clone()
     other_last[0, -1], other_first[0, 0] = ids[0, 1], ids[0, 2]
     full = torch.ones_like(ids)
     without_last = full.clone()
     without_last[0, -1] = 0
-    with torch.no_grad(), torch.device("cpu"):
+    with torch.no_grad(), model.device:
         states, late, early, cut, late_cut = (
             model(input_ids=x, attention_mask=mask, return_dict=True, **options).last_hidden_state
             for x, mask in (
@@ -333,6 +330,9 @@ def _measure_context(model: PreTrainedModel, arguments: Any) -> tuple[bool, bool
         )
     if states.shape[:2] != ids.shape:
         raise ValueError(f"it gives {states.shape[1]} states for {ids.shape[1]} words")
+    if states.device.type == "meta":
+        causal = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
+        return not (causal and all(causal)), True, False, states.shape[-1]
     smallest = 1e-4 * states.abs().max()
 
     def changed(difference: torch.Tensor) -> bool:
