@@ -107,6 +107,11 @@ def test_unknown_flags_and_old_ones_outside_of_recipes_are_errors(name):
         parse_arguments([*FLAGS, f"--{name}", "3"])
 
 
+def test_data_in_a_recipe_s_place_is_told():
+    with pytest.raises(ValueError, match=r"my_pairs/ is no recipe \(.*: name data with --train_data"):
+        parse_arguments(["my_pairs/", *FLAGS])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

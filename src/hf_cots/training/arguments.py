@@ -344,6 +344,8 @@ def parse_flags(kinds: tuple[type, ...], argv: list[str] | None, description: st
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
         argv = to_flags(read_recipe(argv[0])) + argv[1:]
+    elif argv and not argv[0].startswith("-"):
+        raise ValueError(f"{argv[0]} is no recipe (.yaml, .yml or .json) and no flag: name data with --train_data")
     parser = HfArgumentParser([group for kind in kinds for group in help_groups(kind)], description=description)
     values, unknown = parser.parse_known_args(argv)
     if unknown:
