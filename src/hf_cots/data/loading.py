@@ -26,9 +26,6 @@ from .tables import NoRowsError, TableError, check_pointer, parse_separator, rea
 from .tars import TarError, read_samples
 
 
-# `datasets` counts downloads at an outside host, for local files too.
-datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-
 logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 100_000  # that become Arrow together

@@ -19,7 +19,7 @@ WITHOUT_EFFECT = {
     "length_column_name": _OWN_ORDER,
     "dataloader_in_order": "batches that overtake one another would make the order of the data random",
     "ignore_data_skip": "a resumed run enters the data where the checkpoint stopped, and reads nothing before it",
-    "auto_find_batch_size": "a run that began anew after an error would count its first steps twice",
+    "auto_find_batch_size": "a run that starts again after an error would count its first steps twice",
     "remove_unused_columns": "items are pairs, not columns",
     "ddp_broadcast_buffers": "every process keeps its queues equal to the others'",
     "parallelism_config": "data is divided among all processes",
