@@ -97,7 +97,10 @@ class ModelArguments:
         default=None,
         help="Side of the images in pixels, if it is not the image tower's own; position embeddings are interpolated.",
     )
-    freeze: list[str] = HfArg(default_factory=list, help="Towers that are not trained: vision, text, or both.")
+    freeze: list[str] = HfArg(
+        default_factory=list,
+        help="Towers that are not trained: vision, text or both; vision:8 freezes the embeddings and first 8 layers.",
+    )
     standardize_features: bool = HfArg(
         default=False,
         help="Initialize new projections as for features of zero mean and unit variance (needs --feature_cache).",
@@ -202,8 +205,14 @@ class COTSTrainingArguments(TrainingArguments):
     )
     text_learning_rate: float | None = HfArg(default=None, help="Learning rate of the text tower, if it differs.")
     vision_learning_rate: float | None = HfArg(default=None, help="Learning rate of the image tower, if it differs.")
+    layer_decay: float | None = HfArg(
+        default=None,
+        help="Factor from each layer's learning rate to that of the layer below it, in the towers; 1 for none.",
+    )
 
     def __post_init__(self):
+        if self.layer_decay is not None:
+            check_range("layer_decay", self.layer_decay, 0, 1, open_below=True)
         choose_best_by(self, "text_to_image_R@1", smaller_is_better=("_rank",))
         super().__post_init__()
         watch_in_the_right_direction(self)

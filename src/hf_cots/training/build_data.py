@@ -17,7 +17,8 @@ from ..data.views import SecondViews
 from ..models import CookieConfig, COTSForPreTraining, COTSProcessor
 from ..models.pretraining import PreTrainingModel
 from .arguments import COTSTrainingArguments, DataArguments, ImageArguments, ModelArguments
-from .build_model import TOWERS, Config
+from .build_model import Config
+from .parameter_groups import TOWERS
 
 
 logger = logging.getLogger(__name__)

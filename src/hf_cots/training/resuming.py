@@ -32,7 +32,7 @@ ADAPTERS = "adapter_model.safetensors"
 # Another value would change the order of the data or the augmentation, or could not take effect.
 SEEDS = ("seed", "data_seed")
 FROM_OPTIMIZER = (
-    *("optim", "learning_rate", "vision_learning_rate", "text_learning_rate", "weight_decay"),
+    *("optim", "learning_rate", "vision_learning_rate", "text_learning_rate", "layer_decay", "weight_decay"),
     *("adam_beta1", "adam_beta2", "adam_epsilon"),
 )
 # Another value takes effect from here on.

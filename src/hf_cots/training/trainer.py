@@ -20,6 +20,7 @@ from .data_report import DataReport, check_step
 from .diagnostics import batch_accuracy, embedding_variance, similarity_to_queue
 from .gradient_cache import cache_gradients
 from .pair_trainer import PairTrainer
+from .parameter_groups import group_parameters
 from .resuming import present_name
 
 
@@ -75,35 +76,16 @@ class COTSTrainer(PairTrainer):
         return [name for name in super().get_decay_parameter_names(model) if not name.endswith("temperature")]
 
     def create_optimizer(self, model=None):
-        """Parameter groups with the towers' own learning rates, if any are set, and without decay where usual."""
-        rates = {
-            "vision_model": getattr(self.args, "vision_learning_rate", None),
-            "text_model": getattr(self.args, "text_learning_rate", None),
-        }
-        rates = {tower: rate for tower, rate in rates.items() if rate is not None}
-        if self.optimizer is not None or not rates:
-            return super().create_optimizer(model)
+        """Trainer's, or one of the parameter groups of `training/parameter_groups.py` if any rates are set."""
         model = self.model if model is None else model
-        self._check_rates(model, rates)
-        decayed = set(self.get_decay_parameter_names(model))
-        groups: dict[tuple[float, float], list[torch.nn.Parameter]] = defaultdict(list)
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                rate = next((rate for tower, rate in rates.items() if f"{tower}." in name), self.args.learning_rate)
-                decay = self.args.weight_decay if name in decayed else 0.0
-                groups[rate, decay].append(parameter)
+        groups = None
+        if self.optimizer is None:
+            groups = group_parameters(model, self.model.encoder, self.args, self.get_decay_parameter_names(model))
+        if groups is None:
+            return super().create_optimizer(model)
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-        settings = [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
-        self.optimizer = optimizer_class(settings, **options)
+        self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
-
-    @staticmethod
-    def _check_rates(model, rates: dict[str, float]) -> None:
-        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        for tower in rates:
-            if not any(f"{tower}." in name for name in trained):
-                flag = tower.replace("model", "learning_rate")
-                raise ValueError(f"--{flag} would have no effect: the {tower.removesuffix('_model')} tower is frozen")
 
     # ------------------------------------------------------------------ sharded parameters (FSDP2)
 
