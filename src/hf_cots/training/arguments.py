@@ -17,7 +17,13 @@ from transformers.hf_argparser import HfArg
 
 from .._errors import naming
 from ..models.renamed_fields import RENAMED, rename_fields
-from .settings import check_upload, choose_best_by, watch_in_the_right_direction
+from .settings import (
+    check_early_stopping,
+    check_upload,
+    choose_best_by,
+    prepare_early_stopping,
+    watch_in_the_right_direction,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -209,12 +215,23 @@ class COTSTrainingArguments(TrainingArguments):
         default=None,
         help="Factor from each layer's learning rate to that of the layer below it, in the towers; 1 for none.",
     )
+    ema_decay: float | None = HfArg(
+        default=None, help="Decay of a moving average of the weights, which is evaluated and saved in their place."
+    )
+    early_stopping_patience: int | None = HfArg(
+        default=None, help="Evaluations without a better one after which training stops, and loads the best model."
+    )
 
     def __post_init__(self):
-        if self.layer_decay is not None:
-            check_range("layer_decay", self.layer_decay, 0, 1, open_below=True)
+        for flag in ("layer_decay", "ema_decay"):
+            if getattr(self, flag) is not None:
+                check_range(flag, getattr(self, flag), 0, 1, open_below=True)
+        if self.early_stopping_patience is not None:
+            check_range("early_stopping_patience", self.early_stopping_patience, 1)
+        prepare_early_stopping(self)
         choose_best_by(self, "text_to_image_R@1", smaller_is_better=("_rank",))
         super().__post_init__()
+        check_early_stopping(self)
         watch_in_the_right_direction(self)
 
 

@@ -38,7 +38,7 @@ FROM_OPTIMIZER = (
 # Another value takes effect from here on.
 MAY_DIFFER = (
     *("max_steps", "num_train_epochs", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm"),
-    *("world_size", "gradient_cache", "dataloader_drop_last"),
+    *("world_size", "gradient_cache", "dataloader_drop_last", "ema_decay", "early_stopping_patience"),
 )
 SAMPLED = 64  # pairs that are compared to tell one data set from another
 NOT_COMPARED = ("transformers_version", "_name_or_path", "architectures", "dtype")

@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from .gradient_cache import cache_gradients
 from .pair_trainer import PairTrainer
 from .parameter_groups import group_parameters
 from .resuming import present_name
+from .weight_averaging import AverageWeights, WeightAverage
 
 
 # Parts that a LoRA checkpoint leaves out: the adapters have peft's own file, the rest is as it was loaded.
@@ -65,6 +66,13 @@ class COTSTrainer(PairTrainer):
             raise ValueError("--gradient_cache is for contrasts within the batch: the momentum contrast needs none")
         self.add_callback(StepCallback(self))
         self.add_callback(DataReport(self))
+        # Of the deployed weights, while training under --ema_decay.
+        self.average: WeightAverage | None = None
+        decay = getattr(self.args, "ema_decay", None)
+        if decay is not None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ValueError("--ema_decay averages whole parameters, which --fsdp and --deepspeed divide")
+            self.add_callback(AverageWeights(self, decay))
         self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
         self._counts: dict[str, int] = defaultdict(int)
         self._pairs, self._logged_at, self._step_pairs, self._step_batches = 0, time.perf_counter(), 0, 0
@@ -143,6 +151,16 @@ class COTSTrainer(PairTrainer):
             self._record_outputs(outputs, inputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
+    # ------------------------------------------------------------------ averaged weights
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Within, the model has the weights that will be deployed: averaged, under `--ema_decay`."""
+        return nullcontext() if self.average is None else self.average.in_use()
+
+    def save_beside(self, folder: Path) -> None:
+        if self.average is not None:
+            self.average.save(folder)
+
     # ------------------------------------------------------------------ checkpoints of adapters
 
     def _save(self, output_dir: str | None = None, state_dict=None):
@@ -160,6 +178,8 @@ class COTSTrainer(PairTrainer):
     def _load_best_model(self) -> None:
         super()._load_best_model()
         self._load_beside_adapters(Path(self.state.best_model_checkpoint))
+        if self.average is not None:
+            self.average.load(Path(self.state.best_model_checkpoint))
 
     def _load_beside_adapters(self, folder: Path) -> None:
         """What peft neither saves nor loads, on every way back to a checkpoint.
@@ -244,13 +264,13 @@ class COTSTrainer(PairTrainer):
         return {f"{prefix}_{name}".lstrip("_") for prefix in sets for name in names}
 
     def retrieval(self, pairs: PairDataset) -> dict[str, dict[str, float]]:
-        """Both directions of [`evaluate_retrieval`] with the model as it stands.
+        """Both directions of [`evaluate_retrieval`] with the model as it would be deployed now.
 
         Every rank computes the same: data small enough to evaluate during training do not repay a split.
         """
         was_training = self.model.training
         self.model.eval()
-        with self.unsharded_parameters():
+        with self.unsharded_parameters(), self.averaged_weights():
             results = evaluate_retrieval(
                 self.model.encoder, self.processing_class, pairs, self.args.per_device_eval_batch_size
             )
@@ -266,7 +286,8 @@ class COTSTrainer(PairTrainer):
         if isinstance(dataset, str):  # one of several, as Trainer asks for it
             dataset = self.eval_dataset[dataset]
         if not isinstance(dataset, PairDataset):
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            with self.averaged_weights():
+                return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         metrics = {
             f"{metric_key_prefix}_{direction}_{name}": value
             for direction, values in self.retrieval(dataset).items()
