@@ -64,14 +64,17 @@ def test_no_graph_is_built_below_and_dropout_is_off_there(world, tmp_path):
     )
     model.train()
     seen = {}
+
+    def watch(key):
+        def note(module, inputs, output):
+            seen[key] = (output[0] if isinstance(output, tuple) else output).requires_grad
+
+        return note
+
     for tower in (model.cots.vision_model, model.cots.text_model):
         for name, module in tower.named_modules():
             if name in ("embeddings", "layers.0", "layers.1", "encoder.layer.0", "encoder.layer.1"):
-                module.register_forward_hook(
-                    lambda _, __, out, key=(type(tower).__name__, name): seen.__setitem__(
-                        key, (out[0] if isinstance(out, tuple) else out).requires_grad
-                    )
-                )
+                module.register_forward_hook(watch((type(tower).__name__, name)))
     model.cots.encode_image(torch.randn(2, 3, 32, 32))
     model.cots.encode_text(torch.randint(5, 20, (2, 6)))
     assert {name for (_, name), has_graph in seen.items() if has_graph} == {"layers.1", "encoder.layer.1"}
