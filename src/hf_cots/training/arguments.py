@@ -186,7 +186,8 @@ class DataArguments(ImageArguments):
         default=None, help="Folder of `hf-cots tokenize` with precomputed image codes; missing codes are computed."
     )
     feature_cache: str | None = HfArg(
-        default=None, help="Folder for the features of two frozen towers, each computed once and without augmentation."
+        default=None,
+        help="Folder for features that are computed once: of a frozen text tower, or of both (without augmentation).",
     )
 
     @property
