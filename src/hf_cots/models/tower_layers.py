@@ -79,7 +79,9 @@ def frozen_modules(tower: nn.Module) -> list[nn.Module]:
         return []
     parent = tower
     for part in path.split("."):
-        before = takewhile(lambda child, part=part: child[0] != part, parent.named_children())
-        frozen += [module for _, module in before if is_frozen(module)]
+        for name, module in parent.named_children():
+            if name == part:
+                break
+            frozen += [module] if is_frozen(module) else []
         parent = parent.get_submodule(part)
     return frozen

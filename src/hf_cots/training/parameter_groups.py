@@ -37,11 +37,11 @@ def group_parameters(
     Raises:
         ValueError: naming the flag that would have no effect, or the tower that has no layers.
     """
-    own = {tower: getattr(args, f"{tower}_learning_rate", None) for tower in TOWERS}
+    own: dict[str, float | None] = {tower: getattr(args, f"{tower}_learning_rate", None) for tower in TOWERS}
     decay = getattr(args, "layer_decay", None)
     if decay is None and all(rate is None for rate in own.values()):
         return None
-    towers = {name: getattr(encoder, attribute) for name, attribute in TOWERS.items()}
+    towers: dict[str, nn.Module] = {name: getattr(encoder, attribute) for name, attribute in TOWERS.items()}
     for name, rate in own.items():
         if rate is not None and is_frozen(towers[name]):
             raise ValueError(f"--{name}_learning_rate would have no effect: the {name} tower is frozen")
@@ -50,20 +50,19 @@ def group_parameters(
     rates: dict[int, float] = {}
     for name, tower in towers.items():
         if not is_frozen(tower):
-            rate = args.learning_rate if own[name] is None else own[name]
-            rates |= (
-                _rates_by_layer(name, tower, rate, decay)
-                if decay
-                else dict.fromkeys(map(id, tower.parameters()), rate)
+            chosen = own[name]
+            full = args.learning_rate if chosen is None else chosen
+            rates.update(
+                _rates_by_layer(name, tower, full, decay) if decay else {id(p): full for p in tower.parameters()}
             )
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            rate = rates.get(id(parameter), args.learning_rate)
-            groups[rate, args.weight_decay if name in decayed else 0.0].append(parameter)
-    # The log shows the first group's rate: with many rates, the full one.
+            own_rate = rates.get(id(parameter), args.learning_rate)
+            groups[own_rate, args.weight_decay if name in decayed else 0.0].append(parameter)
+    # The log shows the first group's rate: of many, the highest.
     order = sorted(groups, reverse=True) if decay else groups
-    return [{"params": groups[key], "lr": key[0], "weight_decay": key[1]} for key in order]
+    return [{"params": groups[rate, weight], "lr": rate, "weight_decay": weight} for rate, weight in order]
 
 
 def _rates_by_layer(name: str, tower: nn.Module, rate: float, decay: float) -> dict[int, float]:
