@@ -241,20 +241,18 @@ def _tolerance(output: Any) -> float:
 
 
 def _pools_padding(tower: PreTrainedModel, ids: torch.Tensor) -> bool:
-    """Whether a tower's own pooled output depends on padding that the attention mask leaves out, as that of SigLIP
-    does, the state of whatever stands last.
+    """Whether a tower's own pooled output changes with what the attention mask leaves out, as that of SigLIP does, the
+    state of whatever stands last.
 
     Args:
         ids: (n, length) texts of which at least five words are kept.
     """
     kept = (ids.shape[1] + 5) // 2
-    padding = getattr(tower.config, "pad_token_id", None)
-    padded, mask = ids.clone(), torch.ones_like(ids)
-    padded[:, kept:], mask[:, kept:] = padding or 0, 0
-    short = tower(input_ids=ids[:, :kept], attention_mask=mask[:, :kept], return_dict=True)
-    long = tower(input_ids=padded, attention_mask=mask, return_dict=True)
-    difference = (short.pooler_output - long.pooler_output).abs().max()
-    return bool(difference > 10 * _tolerance(short) * short.pooler_output.abs().max())
+    mask, padded = torch.ones_like(ids), ids.clone()
+    mask[:, kept:], padded[:, kept:] = 0, ids[:, :1]
+    words, padding = (tower(input_ids=x, attention_mask=mask, return_dict=True) for x in (ids, padded))
+    difference = (words.pooler_output - padding.pooler_output).abs().max()
+    return bool(difference > 10 * _tolerance(words) * words.pooler_output.abs().max())
 
 
 def _read_temperature(model: PreTrainedModel, wanted: Any) -> dict[str, float]:
@@ -272,9 +270,9 @@ def _read_temperature(model: PreTrainedModel, wanted: Any) -> dict[str, float]:
     tau = math.exp(-scale.item()) if temperature is None else temperature.item()
     images, texts = l2_normalize(wanted.image_embeds), l2_normalize(wanted.text_embeds)
     logits = images @ texts.t() / tau + (0 if bias is None else bias)
-    if not torch.allclose(logits, wanted.logits_per_image.to(logits), atol=10 * _tolerance(wanted.vision_model_output) / tau):
+    tolerance = _tolerance(wanted.vision_model_output) * max(1, 1 / tau)
+    if not torch.allclose(logits, wanted.logits_per_image.to(logits), atol=tolerance):
         raise ValueError("its logits are not cosine similarities over a temperature")
-    fields = {"temperature": tau}
-    fields["min_temperature"] = min(tau, TwoTowerConfig.min_temperature)
-    fields["max_temperature"] = max(tau, TwoTowerConfig.max_temperature)
+    low, high = min(tau, TwoTowerConfig.min_temperature), max(tau, TwoTowerConfig.max_temperature)
+    fields = {"temperature": tau, "min_temperature": low, "max_temperature": high}
     return fields if bias is None else fields | {"initial_logit_bias": bias.item()}
