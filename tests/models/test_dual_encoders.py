@@ -1,4 +1,4 @@
-"""Pretrained dual encoders as COTS models: the same embeddings, the same temperature, and the whole objective on them."""
+"""Pretrained dual encoders as COTS models: the same embeddings and temperature, and the whole objective on them."""
 
 import copy
 import json
@@ -12,7 +12,7 @@ import torch
 import transformers as t
 from huggingface_hub.errors import StrictDataclassClassValidationError
 
-from hf_cots import COTSConfig, COTSForPreTraining, COTSModel
+from hf_cots import CookieModel, COTSConfig, COTSForPreTraining, COTSModel
 from hf_cots.models.tower_properties import describe_tower
 from hf_cots.training.build_model import add_lora, freeze_towers
 from hf_cots.training.gradient_cache import cache_gradients
@@ -92,9 +92,13 @@ def test_embeddings_are_the_sources(source):
     pixels = draw_images(theirs, 3)
     for words, length in ((1, 1), (2, 7), (9, 9), (9, 16), (longest - 1, longest), (longest, longest)):
         assert_equal_outputs(ours, theirs, pixels, draw_texts(3, words, length))
+    padded_in_front = {name: rows.roll(5, dims=1) for name, rows in draw_texts(3, 9, 14).items()}
+    assert_equal_outputs(ours, theirs, pixels, padded_in_front)
     with torch.no_grad():
         unmasked = draw_texts(3, 9, 16)["input_ids"]
-        difference = run(ours, pixels, {"input_ids": unmasked})["text"] - run(theirs, pixels, {"input_ids": unmasked})["text"]
+        difference = (
+            run(ours, pixels, {"input_ids": unmasked})["text"] - run(theirs, pixels, {"input_ids": unmasked})["text"]
+        )
     assert difference.abs().max() < 1e-4
     assert ours.dtype == torch.float32
 
@@ -266,7 +270,7 @@ def test_sentence_transformers_folders(tmp_path):
             found = ours(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).text_embeds
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     write_modules(tmp_path / "old", ("0_CLIPModel", "sentence_transformers.models.CLIPModel"), ("1", "models.Dense"))
-    with pytest.raises(ValueError, match="sentence-transformers.* its modules are CLIPModel, Dense; take a dual"):
+    with pytest.raises(ValueError, match=r"sentence-transformers.* its modules are CLIPModel, Dense; take a dual"):
         COTSModel.from_dual_encoder(str(tmp_path / "old"))
 
 
@@ -343,9 +347,10 @@ def test_embeddings_that_are_made_in_another_way(sources, monkeypatch):
             output[name] = output[name] + torch.arange(output[name].shape[1])
             return output
 
-        with monkeypatch.context() as patch, pytest.raises(ValueError, match=message):
+        with monkeypatch.context() as patch:
             patch.setattr(theirs, "forward", changed)
-            COTSModel.from_dual_encoder(theirs)
+            with pytest.raises(ValueError, match=message):
+                COTSModel.from_dual_encoder(theirs)
 
 
 def test_a_folder_that_lacks_weights(tmp_path):
@@ -353,8 +358,13 @@ def test_a_folder_that_lacks_weights(tmp_path):
     config = t.CLIPConfig(text_config={**WORDS, **ENDS}, vision_config=SIDE, projection_dim=16)
     t.CLIPVisionModel(config.vision_config).save_pretrained(tmp_path)
     config.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="its files lack .* of its weights, such as"):
+    with pytest.raises(ValueError, match=r"its files lack .* of its weights, such as"):
         COTSModel.from_dual_encoder(str(tmp_path))
+
+
+def test_another_model_of_ours(sources):
+    with pytest.raises(ValueError, match="CookieModel has layers that no dual encoder has"):
+        CookieModel.from_dual_encoder(sources("clip")[0])
 
 
 def test_words_are_masked_with_a_token_that_is_named(sources):
@@ -429,7 +439,10 @@ def test_gradient_cache_frozen_towers_and_lora(sources, name):
         learner = COTSForPreTraining.from_dual_encoder(theirs, learn_temperature=True, **NO_TOKENS, **QUEUES)
         adapted = add_lora(learner, 2)
         trained = {n for n, p in adapted.named_parameters() if p.requires_grad}
-        assert {n.partition("lora_")[0].split(".")[3] for n in trained if "lora_" in n} == {"vision_model", "text_model"}
+        assert {n.partition("lora_")[0].split(".")[3] for n in trained if "lora_" in n} == {
+            "vision_model",
+            "text_model",
+        }
         assert any("visual_projection" in n for n in trained) == (name == "clip")
         adapted(**batch).loss.backward()
 
@@ -452,7 +465,10 @@ def test_projections_of_the_config():
     one = COTSModel(tiny_config(image_projection="none", projection_dim=32))
     assert not list(one.visual_projection.parameters())
     assert one.text_projection.bias is not None
-    with pytest.raises(StrictDataclassClassValidationError, match='text_projection="none" needs projection_dim=24, the width of BertModel'):
+    with pytest.raises(
+        StrictDataclassClassValidationError,
+        match='text_projection="none" needs projection_dim=24, the width of BertModel',
+    ):
         tiny_config(text_projection="none", projection_dim=32)
     with pytest.raises(StrictDataclassClassValidationError, match='image_projection="none" needs projection_dim=64'):
         tiny_config(image_projection="none", image_pooling="cls+mean")
@@ -468,4 +484,3 @@ def test_a_text_towers_own_pooled_output():
     assert ours.encode_text(torch.zeros(0, 8, dtype=torch.long)).pooler_output.shape == (0, 32)
     with pytest.raises(ValueError, match='text_pooling="tower" does not fit GPT2Model, which has no pooled output'):
         COTSConfig(text_config=t.GPT2Config(vocab_size=200, n_embd=32, n_layer=1, n_head=2), text_pooling="tower")
-

@@ -215,6 +215,8 @@ REFUSED = {
     "text": (t.BertConfig(**WORDS), "BertModel reads input_ids, and cannot be the image tower"),
     "whole": (t.CLIPConfig(), "CLIPModel holds several towers"),
 }
+
+
 class OwnConfig(t.PreTrainedConfig):
     """Of a model that transformers does not have."""
 

@@ -114,6 +114,7 @@ class TowerFeatures:
         image = {"pooling": config.image_pooling, "processor": processor.image_processor.to_dict()}
         text = {"pooling": config.text_pooling, "max_length": tokenizer.model_max_length}
         text |= {"special_tokens": tokenizer.all_special_tokens, "vocabulary": len(tokenizer)}
+        text |= {"padding": "attended"} if config.text_padding == "attended" else {}  # other features are as they were
         self.images = FeatureStore(folder, "image", image | {"tower": weights_fingerprint(model.vision_model)})
         self.texts = FeatureStore(folder, "text", text | {"tower": weights_fingerprint(model.text_model)})
 

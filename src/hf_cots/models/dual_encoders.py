@@ -67,7 +67,7 @@ def load_dual_encoder(source: str | PreTrainedModel) -> PreTrainedModel:
         OSError: naming the file, if one is damaged or a git-lfs pointer.
         ValueError: if it has no two towers, or some of their weights are not in its files.
     """
-    if not isinstance(source, str):
+    if isinstance(source, PreTrainedModel):
         _check_kind(source.name_or_path or type(source).__name__, source.config)
         return source
     with named_damage(source):
@@ -85,7 +85,7 @@ def load_dual_encoder(source: str | PreTrainedModel) -> PreTrainedModel:
 
 def _check_kind(source: str, config: PreTrainedConfig) -> None:
     """Check, before weights are read, that transformers' model of a config encodes images and texts in two towers."""
-    native = MODEL_MAPPING[type(config)] if type(config) in MODEL_MAPPING else None
+    native = MODEL_MAPPING.get(type(config), None)
     encodes = all(hasattr(native, f"get_{kind}_features") for kind in ("image", "text"))
     if not encodes or not {"vision_config", "text_config"} <= set(config.sub_configs) or config.model_type == "cots":
         raise refusal(source, config.model_type, "it is no dual encoder of an image and a text tower")
@@ -123,10 +123,10 @@ def read_dual_encoder(model: PreTrainedModel) -> dict[str, Any]:
         ValueError: naming the model, and what a COTS cannot express.
     """
     fields: dict[str, Any] = {"mask_token_id": -1}
-    for name, half in (("vision_config", model.vision_model), ("text_config", model.text_model)):
-        fields[name] = copy.deepcopy(half.config)
-        fields[name].dtype = torch.float32  # a tower is made in the type that its config names
     with _refused(model):
+        for name, half in (("vision_config", model.vision_model), ("text_config", model.text_model)):
+            fields[name] = copy.deepcopy(half.config)
+            fields[name].dtype = torch.float32  # a tower is made in the type that its config names
         image, text = (_find_projection(model, name) for name in ("visual_projection", "text_projection"))
         fields["image_projection"], fields["text_projection"] = (
             "linear" if isinstance(layer, nn.Linear) else "none" for layer in (image, text)

@@ -38,10 +38,10 @@ def update_momentum(
 
 def running_statistics(module: nn.Module, skip: tuple[str, ...] = ()) -> Iterator[tuple[str, torch.Tensor]]:
     """Named means and variances of batch normalization, of all but some direct parts."""
-    for name, part in module.named_modules():
-        if isinstance(part, nn.modules.batchnorm._NormBase) and not name.startswith(tuple(f"{s}." for s in skip)):
-            for leaf, buffer in part.named_buffers(prefix=name, recurse=False):
-                yield leaf, buffer
+    for name, child in module.named_children():
+        for prefix, part in () if name in skip else child.named_modules(prefix=name):
+            if isinstance(part, nn.modules.batchnorm._NormBase):
+                yield from part.named_buffers(prefix=prefix, recurse=False)
 
 
 @torch.no_grad()

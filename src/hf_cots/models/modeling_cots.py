@@ -185,9 +185,11 @@ class COTSModel(COTSPreTrainedModel):
             OSError: if the source cannot be found, or one of its files is damaged.
             ValueError: naming the source and what cannot be taken over, if it is another kind of model.
         """
+        if not issubclass(cls.config_class, COTSConfig):
+            raise ValueError(f"{cls.__name__} has layers that no dual encoder has; a COTSModel can be made of one")
         dual_encoder = load_dual_encoder(source)
         fields = read_dual_encoder(dual_encoder)
-        if isinstance(source, str):
+        if not isinstance(source, PreTrainedModel):
             fields |= read_image_processor(source, fields["vision_config"])
         model = cls(cls.config_class.from_towers(**(fields | config_fields)))
         copy_dual_encoder(model, dual_encoder)
