@@ -200,7 +200,7 @@ def test_half_precision_becomes_float32(sources, tmp_path):
     theirs = copy.deepcopy(sources("clip")[0]).to(torch.bfloat16)
     theirs.save_pretrained(tmp_path)
     rounded, texts = copy.deepcopy(theirs).float(), draw_texts(2, 5, 8)
-    for given in (theirs, str(tmp_path)):
+    for given in (theirs, str(tmp_path), t.CLIPModel.from_pretrained(tmp_path)):
         ours = COTSModel.from_dual_encoder(given).eval()
         assert {parameter.dtype for parameter in ours.parameters()} == {torch.float32}
         assert_equal_outputs(ours, rounded, draw_images(rounded, 2), texts)
