@@ -215,11 +215,19 @@ REFUSED = {
     "text": (t.BertConfig(**WORDS), "BertModel reads input_ids, and cannot be the image tower"),
     "whole": (t.CLIPConfig(), "CLIPModel holds several towers"),
 }
+
+
+class OwnConfig(t.PreTrainedConfig):
+    """Of a model that transformers does not have."""
+
+    model_type = "own_text_model"
+
+
 REFUSED_TEXT = {
     "bart": (t.BartConfig(), "BartModel has a decoder"),
     "fnet": (t.FNetConfig(vocab_size=200, **{k: v for k, v in SIZES.items() if "head" not in k}), "no attention mask"),
     "image": (t.ViTConfig(**SIDE, **SIZES), "ViTModel reads pixel_values, and cannot be the text tower"),
-    "siglip": (t.SiglipTextConfig(**WORDS), "no transformers model is known for SiglipTextConfig"),
+    "unknown": (OwnConfig(**WORDS), "no transformers model is known for OwnConfig"),
 }
 
 

@@ -125,6 +125,8 @@ class TowerFeatures:
         tokenizer = self.processor.tokenizer
         settings = {"pooling": self.model.config.text_pooling, "max_length": tokenizer.model_max_length}
         settings |= {"special_tokens": tokenizer.all_special_tokens, "vocabulary": len(tokenizer)}
+        if self.model.config.text_padding == "attended":  # features of other models are as they were
+            settings["padding"] = "attended"
         settings["tower"] = weights_fingerprint(self.model.text_model)
         return FeatureStore(self.folder, "text", settings)
 
