@@ -86,8 +86,8 @@ IMAGE = {
     "dinov2": (t.Dinov2Config(**SIDE, **DINO), (4, 4), 1, True, 32),
     "registers": (t.Dinov2WithRegistersConfig(**SIDE, **DINO, num_register_tokens=3), (4, 4), 4, True, 32),
     "dinov3": (t.DINOv3ViTConfig(**SIDE, **SIZES, num_register_tokens=2), (4, 4), 3, True, 32),
-    "clip": (t.CLIPVisionConfig(**SIDE, **SIZES), (4, 4), 1, False, 32),
-    "siglip": (t.SiglipVisionConfig(**SIDE, **SIZES), (4, 4), 0, False, 32),
+    "clip": (t.CLIPVisionConfig(**SIDE, **SIZES), (4, 4), 1, True, 32),
+    "siglip": (t.SiglipVisionConfig(**SIDE, **SIZES), (4, 4), 0, True, 32),
     "ijepa": (t.IJepaConfig(**SIDE, **SIZES), (4, 4), 0, True, None),
     "swin": (
         t.SwinConfig(image_size=32, patch_size=4, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4),
@@ -214,12 +214,21 @@ REFUSED = {
     ),
     "text": (t.BertConfig(**WORDS), "BertModel reads input_ids, and cannot be the image tower"),
     "whole": (t.CLIPConfig(), "CLIPModel holds several towers"),
+    "groups": (t.GroupViTVisionConfig(), "GroupViTVisionModel gives 8 states, which are no grid of patches"),
 }
+
+
+class Unknown(t.PreTrainedConfig):
+    """A config to which transformers has no model."""
+
+    model_type = "unknown"
+
+
 REFUSED_TEXT = {
     "bart": (t.BartConfig(), "BartModel has a decoder"),
     "fnet": (t.FNetConfig(vocab_size=200, **{k: v for k, v in SIZES.items() if "head" not in k}), "no attention mask"),
     "image": (t.ViTConfig(**SIDE, **SIZES), "ViTModel reads pixel_values, and cannot be the text tower"),
-    "siglip": (t.SiglipTextConfig(**WORDS), "no transformers model is known for SiglipTextConfig"),
+    "unknown": (Unknown(), "no transformers model is known for Unknown"),
 }
 
 
