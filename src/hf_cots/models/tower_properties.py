@@ -197,7 +197,7 @@ def _describe_image_tower(native: type[PreTrainedModel], config: PreTrainedConfi
         # What BEiT computes on the meta device stays in a cache, and would be found there on a real one.
         model = _build(native, shallow, real=alike)
         convolutions, inputs = _record_patches(model)
-        pixels = torch.zeros(1, getattr(config, "num_channels", 3), *sides, device=model.device)
+        pixels = torch.zeros(1, getattr(config, "num_channels", 3), *sides, device=model.device, dtype=model.dtype)
         with model.device:
             output = model(pixel_values=pixels, return_dict=True)
     grids = [grid for _, grid in convolutions]
@@ -216,7 +216,8 @@ def _describe_image_tower(native: type[PreTrainedModel], config: PreTrainedConfi
     own_token = "bool_masked_pos" in arguments
     maskable = None
     if not own_token and not merged and len(convolutions) == 1 and grids[0] == grid:
-        maskable = _maskable_convolution(model, convolutions[0][0], pixels, inputs, special)
+        with pixels.device:  # which from_pretrained sets to another one
+            maskable = _maskable_convolution(model, convolutions[0][0], pixels, inputs, special)
     return TowerProperties(
         name=native.__name__,
         hidden_size=width,
@@ -231,8 +232,8 @@ def _describe_image_tower(native: type[PreTrainedModel], config: PreTrainedConfi
 
 
 def _record_patches(model: nn.Module) -> tuple[list[tuple[str, tuple[int, int]]], list[torch.Tensor]]:
-    """Lists that a forward pass fills: the convolutions before the first layer by name, each with its grid, the last of
-    which makes the patches; and what the first layer gets, (1, tokens, hidden)."""
+    """Lists that a forward pass fills: the convolutions before the first layer by name, each with its grid, of which
+    the last makes the patches; and what the first layer gets, (1, tokens, hidden)."""
     convolutions: list[tuple[str, tuple[int, int]]] = []
     inputs: list[torch.Tensor] = []
 
@@ -268,8 +269,8 @@ def _maskable_convolution(
     if pixels.device.type == "meta" or type(patches) is not nn.Conv2d or patches.kernel_size != patches.stride:
         return None
     add_mask_token(model, name)
-    patches.mask_token.copy_(torch.linspace(0, 1, patches.out_channels))
-    masked = torch.zeros(1, (pixels.shape[2] // patches.stride[0]) * (pixels.shape[3] // patches.stride[1]))
+    patches.mask_token.copy_(torch.arange(patches.out_channels))
+    masked = pixels.new_zeros(1, (pixels.shape[2] // patches.stride[0]) * (pixels.shape[3] // patches.stride[1]))
     position, states = min(1, masked.shape[1] - 1), []  # the second patch of the first row
     for value in (0, 1):
         masked[0, position] = value
