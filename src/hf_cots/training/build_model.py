@@ -99,8 +99,8 @@ def build_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
             )
         logger.warning("the tokenizer %s has no pad_token: texts are padded with %s", source, tokenizer.eos_token)
         tokenizer.pad_token = tokenizer.eos_token
-    if arguments.architecture == "simla" and source == arguments.text:
-        check_simla_text(load_tower_config(source, "text"))
+    if arguments.architecture == "simla" and arguments.text and source == arguments.text:
+        check_simla_text(load_tower_config(arguments.text, "text"))
         tokenizer = simla_tokenizer(tokenizer, tokenizer.model_max_length)
     tokenizer.model_max_length = min(arguments.max_text_length, tokenizer.model_max_length)
     return tokenizer
