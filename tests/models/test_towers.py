@@ -218,17 +218,17 @@ REFUSED = {
 }
 
 
-class Unknown(t.PreTrainedConfig):
-    """A config to which transformers has no model."""
+class OwnConfig(t.PreTrainedConfig):
+    """Of a model that transformers does not have."""
 
-    model_type = "unknown"
+    model_type = "own_text_model"
 
 
 REFUSED_TEXT = {
     "bart": (t.BartConfig(), "BartModel has a decoder"),
     "fnet": (t.FNetConfig(vocab_size=200, **{k: v for k, v in SIZES.items() if "head" not in k}), "no attention mask"),
     "image": (t.ViTConfig(**SIDE, **SIZES), "ViTModel reads pixel_values, and cannot be the text tower"),
-    "unknown": (Unknown(), "no transformers model is known for Unknown"),
+    "unknown": (OwnConfig(**WORDS), "no transformers model is known for OwnConfig"),
 }
 
 

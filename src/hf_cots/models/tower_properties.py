@@ -125,11 +125,18 @@ def describe_tower(
 def native_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel]:
     """The transformers model of a config; of an encoder-decoder such as T5 the encoder.
 
+    `AutoModel` does not know the halves of most dual encoders (`SiglipTextModel`, `AlignVisionModel`), which
+    transformers names after their configs.
+
     Raises:
         ValueError: if transformers has none, or it holds several towers or a decoder.
     """
-    native = MODEL_MAPPING.get(config_class, None) or _half_of_dual_encoder(config_class)
-    if native is None:
+    half = getattr(transformers, f"{config_class.__name__.removesuffix('Config')}Model", None)
+    if config_class in MODEL_MAPPING:
+        native = MODEL_MAPPING[config_class]
+    elif getattr(half, "config_class", None) is config_class:
+        native = half
+    else:
         raise ValueError(
             f"no transformers model is known for {config_class.__name__}; give a vision and a text encoder"
         )
@@ -141,12 +148,6 @@ def native_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel]:
             raise ValueError(f"{native.__name__} has a decoder, and transformers has no model of its encoder alone")
         native = MODEL_FOR_TEXT_ENCODING_MAPPING[config_class]
     return native
-
-
-def _half_of_dual_encoder(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel] | None:
-    """The model of a config that transformers' Auto classes leave out, as SigLIP's texts: it has the config's name."""
-    native = getattr(transformers, config_class.__name__.removesuffix("Config") + "Model", None)
-    return native if getattr(native, "config_class", None) is config_class else None
 
 
 # ---------------------------------------------------------------------- image towers
