@@ -291,8 +291,9 @@ class COTSModel(COTSPreTrainedModel):
         Raises:
             ValueError: if the texts have more tokens than the tower has positions.
         """
+        length = input_ids.shape[1]
         if self.config.text_padding == "attended":
-            attention_mask = None
+            input_ids, attention_mask = self.pad_to_full_length(input_ids), None
         tower_mask = attention_mask if input_ids.shape[0] else None  # a blank text that is all padding would give NaN
         if self.text_tower.is_causal:
             kwargs = self.causal_arguments(tower_mask) | kwargs
@@ -315,11 +316,27 @@ class COTSModel(COTSPreTrainedModel):
             own = output.pooler_output[: input_ids.shape[0]]
         # BERT's own output class has more fields than a stream's output needs.
         return BaseModelOutputWithPooling(
-            last_hidden_state=hidden,
+            last_hidden_state=hidden[:, :length],
             pooler_output=pooled(self.config.text_pooling, hidden[:, 0], mean, own),
             hidden_states=output.get("hidden_states"),
             attentions=output.get("attentions"),
         )
+
+    def pad_to_full_length(self, input_ids: torch.LongTensor) -> torch.LongTensor:
+        """Texts (n, length) for a tower that reads padding, filled up to the one length that it was trained with.
+
+        Raises:
+            ValueError: if they are shorter and no `pad_token_id` is known.
+        """
+        length, full = input_ids.shape[1], self.text_tower.max_positions
+        if full is None or length >= full:
+            return input_ids
+        if self.config.pad_token_id is None:
+            raise ValueError(
+                f"texts of {length} tokens: {self.text_tower.name} reads padding, and all texts must be padded to "
+                f'{full} tokens (padding="max_length")'
+            )
+        return nn.functional.pad(input_ids, (0, full - length), value=self.config.pad_token_id)
 
     def causal_arguments(self, attention_mask: torch.Tensor | None) -> dict[str, Any]:
         """What a causal text tower is given beside words and mask: positions that do not count padding in front,
