@@ -36,7 +36,7 @@ def locate_dual_encoder(source: str, **hub: Any) -> tuple[str, str]:
     if not names or names[0] not in ENCODERS or not set(names[1:]) <= set(TRANSPARENT):
         raise ValueError(
             f"{source} (sentence-transformers) cannot become a COTS: its modules are {', '.join(names) or 'none'}; "
-            "take one whose only module is a dual encoder, such as sentence-transformers/clip-ViT-B-32"
+            "take a dual encoder without others, such as sentence-transformers/clip-ViT-B-32"
         )
     return source, subfolder
 

@@ -323,20 +323,12 @@ class COTSModel(COTSPreTrainedModel):
         )
 
     def pad_to_full_length(self, input_ids: torch.LongTensor) -> torch.LongTensor:
-        """Texts (n, length) for a tower that reads padding, filled up to the one length that it was trained with.
-
-        Raises:
-            ValueError: if they are shorter and no `pad_token_id` is known.
-        """
-        length, full = input_ids.shape[1], self.text_tower.max_positions
-        if full is None or length >= full:
+        """Texts (n, length) for a tower that reads padding, filled up with `pad_token_id`, if it is known, to the one
+        length that the tower was trained with."""
+        missing = (self.text_tower.max_positions or 0) - input_ids.shape[1]
+        if self.config.pad_token_id is None or missing <= 0:
             return input_ids
-        if self.config.pad_token_id is None:
-            raise ValueError(
-                f"texts of {length} tokens: {self.text_tower.name} reads padding, and all texts must be padded to "
-                f'{full} tokens (padding="max_length")'
-            )
-        return nn.functional.pad(input_ids, (0, full - length), value=self.config.pad_token_id)
+        return nn.functional.pad(input_ids, (0, missing), value=self.config.pad_token_id)
 
     def causal_arguments(self, attention_mask: torch.Tensor | None) -> dict[str, Any]:
         """What a causal text tower is given beside words and mask: positions that do not count padding in front,

@@ -85,7 +85,7 @@ class COTSProcessor(ProcessorMixin):
     @classmethod
     def from_dual_encoder(cls, source: str | Path, **hub: Any) -> "COTSProcessor":
         """The processor of another dual encoder, such as CLIP or SigLIP. It gives the same pixels of 8-bit RGB
-        images, to 1e-6, and the same tokens as the source's own with `truncation=True` and the padding of its training.
+        images, to 1e-6, and the same tokens as the source's with `truncation=True` and the padding of its training.
 
         Images of other kinds are read as everywhere here: turned upright, transparency composited on white, 16-bit
         grayscale scaled. transformers' own does the second by itself since 5.24, and the others not.
