@@ -113,7 +113,10 @@ class TowerFeatures:
         config, tokenizer = model.config, processor.tokenizer
         image = {"pooling": config.image_pooling, "processor": processor.image_processor.to_dict()}
         text = {"pooling": config.text_pooling, "max_length": tokenizer.model_max_length}
+        if processor.padding != "longest":  # which files of before do not name
+            text["padding"] = processor.padding
         text |= {"special_tokens": tokenizer.all_special_tokens, "vocabulary": len(tokenizer)}
+        text |= {"padding": "attended"} if config.text_padding == "attended" else {}  # other features are as they were
         self.images = FeatureStore(folder, "image", image | {"tower": weights_fingerprint(model.vision_model)})
         self.texts = FeatureStore(folder, "text", text | {"tower": weights_fingerprint(model.text_model)})
 
@@ -133,7 +136,7 @@ class TowerFeatures:
     @torch.no_grad()
     def _encode_texts(self, texts: list) -> torch.Tensor:
         inputs = self.processor(text=texts, return_tensors="pt").to(self.model.device)
-        return self.model.encode_text(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+        return self.model.encode_text(inputs["input_ids"], inputs.get("attention_mask")).pooler_output
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,12 +22,22 @@ class COTSConfig(TwoTowerConfig):
         text_config (`PreTrainedConfig` or `dict`, defaults to BERT-base-uncased [M]): the text stream.
         image_tokenizer_config (`COTSImageTokenizerConfig` or `dict`, defaults to DALL-E's at 192 pixels [M]).
         projection_dim (`int`, defaults to 256 [D]): width of the joint space.
-        image_pooling, text_pooling (`"cls"`, `"mean"` or `"cls+mean"`; for images also `"tower"`, for texts `"last"`):
+        image_projection, text_projection (`"linear"` or `"none"`, default `"linear"` [M]): with `"none"` a stream's
+            global feature is its embedding, as SigLIP's are and ALIGN's of images; it must be `projection_dim` wide.
+        projection_bias (`bool`, defaults to `True` [D]): whether the linear projections have one; CLIP's have none.
+        image_pooling, text_pooling (`"cls"`, `"mean"`, `"cls+mean"` or `"tower"`; for texts also `"last"`):
             which feature of a stream is its global one. `"mean"` averages the patches, or the words without padding;
-            `"cls+mean"` is both, one beside the other, and twice as wide; `"tower"` is the image tower's own pooled
-            output (SigLIP's attention head); `"last"` is a causal tower's last word that is no padding. The default
-            is `"cls"` [M]; `"mean"` for an image tower without a class token and for T5's encoder [D]; `"last"` for a
+            `"cls+mean"` is both, one beside the other, and twice as wide; `"tower"` is the tower's own pooled output
+            (SigLIP's attention head, the state of CLIP's end token, BERT's pooler), of a text tower with the positions
+            that the tower itself counts; `"last"` is a causal tower's last word that is no padding. The default is
+            `"cls"` [M]; `"mean"` for an image tower without a class token and for T5's encoder [D]; `"last"` for a
             causal text tower [D].
+        text_padding (`"ignored"` or `"attended"`, default `"ignored"` [D]): whether a text's padding is left out by
+            its attention mask. A tower such as SigLIP's reads it like words and pools its last position: with
+            `"attended"` no mask reaches the tower or the pooling, whether the tokenizer returns one or not, and all
+            texts must be padded to one length, that of the tower's training (64 for SigLIP).
+        pad_token_id (`int` or `None`, defaults to `None` [D]): with `text_padding="attended"`, what texts that come
+            shorter, as from a pipeline that pads to the longest, are filled up with; with `None` they stay so.
         image_mean, image_std (`list[float]`, default 0.5 [D]): normalization of `pixel_values`.
         special_token_ids (`list[int]`, defaults to BERT's): token ids that are never masked.
         mask_token_id (`int`, defaults to 103, BERT's): the token that stands for a masked word.
@@ -87,7 +97,12 @@ class COTSConfig(TwoTowerConfig):
 
     image_tokenizer_config: COTSImageTokenizerConfig | dict | None = None
     image_pooling: Literal["cls", "mean", "cls+mean", "tower"] | None = None
-    text_pooling: Literal["cls", "mean", "cls+mean", "last"] | None = None
+    text_pooling: Literal["cls", "mean", "cls+mean", "last", "tower"] | None = None
+    image_projection: Literal["linear", "none"] = "linear"
+    text_projection: Literal["linear", "none"] = "linear"
+    projection_bias: bool = True
+    text_padding: Literal["ignored", "attended"] = "ignored"
+    pad_token_id: int | None = None
 
     contrast: Literal["momentum", "in_batch", "sigmoid"] = "momentum"
     momentum: float | int = 0.99
@@ -158,6 +173,17 @@ class COTSConfig(TwoTowerConfig):
         self.check_interval("(0, 1]", "patch_mask_ratio", "word_mask_ratio", "masked_fraction")
         self.check_interval("[0, 1)", "momentum", "center_momentum")
         self.check_interval("[0, 1]", "soft_target_alpha")
+
+    def validate_projections(self):
+        """Part of the strict validation: a stream without a projection is as wide as the joint space."""
+        for name, tower in self.tower_properties.items():
+            projection, pooling = name.replace("pooling", "projection"), getattr(self, name)
+            width = tower.feature_size(pooling)
+            if getattr(self, projection) == "none" and width != self.projection_dim:
+                raise ValueError(
+                    f'{projection}="none" needs projection_dim={width}, the width of {tower.name}\'s feature with '
+                    f'{name}="{pooling}"; got projection_dim={self.projection_dim}'
+                )
 
     def validate_levels(self):
         """Part of the strict validation: the task level is minimized by two uniform distributions."""

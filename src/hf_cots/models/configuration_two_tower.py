@@ -104,6 +104,10 @@ class TwoTowerConfig(PreTrainedConfig):
     # ------------------------------------------------------------------ what a subclass says of itself
 
     loss_terms: ClassVar[tuple[str, ...]]  # terms of the loss, each with a field for its weight
+    # What only [`COTSConfig`] has fields for; models of another config take these.
+    image_projection = text_projection = "linear"
+    projection_bias = True
+    text_padding = "ignored"
 
     @property
     def loss_weights(self) -> dict[str, float | int]:

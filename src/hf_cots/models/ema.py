@@ -11,7 +11,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 def update_momentum(
     momentum_encoder: nn.Module, online: nn.Module, momentum: float, skip: tuple[str, ...] = ()
 ) -> None:
-    """`theta_m <- m * theta_m + (1 - m) * theta` for every parameter of the momentum encoder, in grouped calls.
+    """`theta_m <- m * theta_m + (1 - m) * theta` for every parameter of the momentum encoder, in grouped calls. The
+    running statistics of batch normalization, which are averages already, are copied.
 
     Args:
         momentum_encoder: its parameters are found in `online` by name.
@@ -28,6 +29,19 @@ def update_momentum(
     sources = [trained[name].detach() for name in followers]
     if targets:
         get_ema_multi_avg_fn(momentum)(targets, sources, None)
+    statistics = dict(running_statistics(momentum_encoder, skip))
+    if statistics:
+        trained = dict(online.named_buffers())
+        for name, buffer in statistics.items():
+            buffer.copy_(trained[name])
+
+
+def running_statistics(module: nn.Module, skip: tuple[str, ...] = ()) -> Iterator[tuple[str, torch.Tensor]]:
+    """Named means and variances of batch normalization, of all but some direct parts."""
+    for name, child in module.named_children():
+        for prefix, part in () if name in skip else child.named_modules(prefix=name):
+            if isinstance(part, nn.modules.batchnorm._NormBase):
+                yield from part.named_buffers(prefix=prefix, recurse=False)
 
 
 @torch.no_grad()

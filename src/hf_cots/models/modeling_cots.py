@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .cards import WithCard
 from .configuration_cots import COTSConfig
+from .dual_encoders import copy_dual_encoder, load_dual_encoder, read_dual_encoder, read_image_processor
 from .losses import full_precision, l2_normalize
 from .model_files import give_default_mode, named_damage
 from .renamed_fields import RENAMED_BUFFERS
@@ -126,15 +127,15 @@ class COTSModel(COTSPreTrainedModel):
 
     def __init__(self, config: COTSConfig, use_mask_token: bool = False):
         super().__init__(config)
-        own_pooling = config.image_pooling == "tower"
+        own_image, own_text = (pooling == "tower" for pooling in (config.image_pooling, config.text_pooling))
         self.vision_model = build_tower(
-            config.vision_config, add_pooling_layer=own_pooling, use_mask_token=use_mask_token
+            config.vision_config, add_pooling_layer=own_image, use_mask_token=use_mask_token
         )
-        self.text_model = build_tower(config.text_config, add_pooling_layer=False)
+        self.text_model = build_tower(config.text_config, add_pooling_layer=own_text)
         image_size = feature_size(config.vision_config, config.image_pooling)
         text_size = feature_size(config.text_config, config.text_pooling)
-        self.visual_projection = nn.Linear(image_size, config.projection_dim)
-        self.text_projection = nn.Linear(text_size, config.projection_dim)
+        self.visual_projection = make_projection(config.image_projection, image_size, config)
+        self.text_projection = make_projection(config.text_projection, text_size, config)
         self.vision_tower = describe_tower(config.vision_config, "image")
         self.text_tower = describe_tower(config.text_config, "text")
         self.has_mask_token = use_mask_token
@@ -167,6 +168,36 @@ class COTSModel(COTSPreTrainedModel):
         copy_tower(model.text_model, text_tower)
         return model
 
+    @classmethod
+    def from_dual_encoder(cls, source: str | PreTrainedModel, **config_fields) -> "COTSModel":
+        """Start from a pretrained dual encoder; embeddings and temperature are its own.
+
+        CLIP, Chinese-CLIP, MetaCLIP 2, AltCLIP, SigLIP, SigLIP 2 of fixed resolution, ALIGN, VisionTextDualEncoder and
+        sentence-transformers' CLIP: any whose embeddings are poolings and linear projections of two towers, which is
+        found out by running it once. The logits are the source's too, but for SigLIP's bias, which moves all of them
+        alike: it becomes `initial_logit_bias`, from which [`COTSForPreTraining`] starts with `contrast="sigmoid"`.
+
+        Args:
+            source: Hub id, folder or model. What is loaded is loaded in float32; the result is float32 in any case.
+            config_fields: any field of [`COTSConfig`], and `image_size` as in [`from_vision_text_pretrained`]. By
+                default `image_mean` and `image_std` are those of the source's image processor, `temperature` is the
+                source's and widens its bounds where it lies outside, and `mask_token_id` is -1: to mask words, give
+                it and `special_token_ids`.
+
+        Raises:
+            OSError: if the source cannot be found, or one of its files is damaged.
+            ValueError: naming the source and what cannot be taken over, if it is another kind of model.
+        """
+        if not issubclass(cls.config_class, COTSConfig):
+            raise ValueError(f"{cls.__name__} has layers that no dual encoder has; a COTSModel can be made of one")
+        dual_encoder = load_dual_encoder(source)
+        fields = read_dual_encoder(dual_encoder)
+        if not isinstance(source, PreTrainedModel):
+            fields |= read_image_processor(source, fields["vision_config"])
+        model = cls(cls.config_class.from_towers(**(fields | config_fields)))
+        copy_dual_encoder(model, dual_encoder)
+        return model
+
     @torch.no_grad()
     def standardize_projections(self, image_features: torch.Tensor, text_features: torch.Tensor) -> None:
         """Make the projections see standardized features: W <- W / sigma, b <- b - W mu, with each feature's mean and
@@ -177,7 +208,15 @@ class COTSModel(COTSPreTrainedModel):
 
         Args:
             image_features, text_features: (n, [`feature_size`]) global features before projection.
+
+        Raises:
+            ValueError: if a projection is missing or has no bias.
         """
+        if "none" in (self.config.image_projection, self.config.text_projection) or not self.config.projection_bias:
+            raise ValueError(
+                "only linear projections with a bias can standardize features: it needs image_projection and "
+                'text_projection="linear" and projection_bias=true'
+            )
         for layer, features in ((self.visual_projection, image_features), (self.text_projection, text_features)):
             features = full_precision(features).to(layer.weight.device)
             deviation = features.std(dim=0)
@@ -255,11 +294,14 @@ class COTSModel(COTSPreTrainedModel):
 
         Args:
             input_ids: (n, length).
-            attention_mask: (n, length), 0 on padding; all ones if not given.
+            attention_mask: (n, length), 0 on padding; all ones if not given, or with `text_padding="attended"`.
 
         Raises:
             ValueError: if the texts have more tokens than the tower has positions.
         """
+        length = input_ids.shape[1]
+        if self.config.text_padding == "attended":
+            input_ids, attention_mask = self.pad_to_full_length(input_ids), None
         tower_mask = attention_mask if input_ids.shape[0] else None  # a blank text that is all padding would give NaN
         if self.text_tower.is_causal:
             kwargs = self.causal_arguments(tower_mask) | kwargs
@@ -277,24 +319,35 @@ class COTSModel(COTSPreTrainedModel):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         weights = mask.unsqueeze(-1).to(hidden.dtype)
         mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-        last = last_words(hidden, mask) if self.config.text_pooling == "last" else None
+        own = last_words(hidden, mask) if self.config.text_pooling == "last" else None
+        if self.config.text_pooling == "tower":
+            own = output.pooler_output[: input_ids.shape[0]]
         # BERT's own output class has more fields than a stream's output needs.
         return BaseModelOutputWithPooling(
-            last_hidden_state=hidden,
-            pooler_output=pooled(self.config.text_pooling, hidden[:, 0], mean, last),
+            last_hidden_state=hidden[:, :length],
+            pooler_output=pooled(self.config.text_pooling, hidden[:, 0], mean, own),
             hidden_states=output.get("hidden_states"),
             attentions=output.get("attentions"),
         )
 
+    def pad_to_full_length(self, input_ids: torch.LongTensor) -> torch.LongTensor:
+        """Texts (n, length) for a tower that reads padding, filled up with `pad_token_id`, if it is known, to the one
+        length that the tower was trained with."""
+        missing = (self.text_tower.max_positions or 0) - input_ids.shape[1]
+        if self.config.pad_token_id is None or missing <= 0:
+            return input_ids
+        return nn.functional.pad(input_ids, (0, missing), value=self.config.pad_token_id)
+
     def causal_arguments(self, attention_mask: torch.Tensor | None) -> dict[str, Any]:
-        """What a causal text tower is given beside words and mask: positions that do not count padding in front, and
-        no wish for a cache.
+        """What a causal text tower is given beside words and mask: positions that do not count padding in front,
+        unless it pools by itself, and no wish for a cache.
 
         Args:
             attention_mask: (n, length), 0 on padding.
         """
         arguments: dict[str, Any] = {}
-        if "position_ids" in self.text_tower.takes and attention_mask is not None:
+        counts = self.config.text_pooling != "tower" and "position_ids" in self.text_tower.takes
+        if counts and attention_mask is not None:
             arguments["position_ids"] = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
         if "use_cache" in self.text_tower.takes:
             arguments["use_cache"] = False
@@ -353,6 +406,11 @@ class COTSModel(COTSPreTrainedModel):
         if input_ids is not None:
             text_output = self.get_text_features(input_ids, attention_mask, return_dict=True, **kwargs)
         return contrastive_output(image_output, text_output, self.temperature)
+
+
+def make_projection(kind: str, width: int, config: COTSConfig) -> nn.Module:
+    """The layer from a stream's global feature of this width to the joint space."""
+    return nn.Identity() if kind == "none" else nn.Linear(width, config.projection_dim, bias=config.projection_bias)
 
 
 def contrastive_output(

@@ -9,6 +9,7 @@ One optimizer step, one order, which `PairTrainer` keeps:
 """
 
 import functools
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +24,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_two_tower import TwoTowerConfig
 from .distributed import gather_rows, own_index, row_counts, world_size
-from .ema import follow_sizes, update_momentum
+from .ema import follow_sizes, running_statistics, update_momentum
 from .modeling_cots import COTSPreTrainedModel
 from .modeling_dvae import COTSImageTokenizer
 from .queues import KeyCenter, KeyQueue, ScoreQueue
@@ -333,11 +334,27 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
         Raises:
             ValueError: if a tower does not fit, or the tokenizer's grid cannot be made to fit the patches.
         """
+        make = functools.partial(cls.encoder_class.from_vision_text_pretrained, vision, text)  # type: ignore[attr-defined]
+        return cls.from_encoder(make, image_tokenizer, config_fields)
+
+    @classmethod
+    def from_encoder(
+        cls,
+        make_encoder: Callable[..., COTSPreTrainedModel],
+        image_tokenizer: str | COTSImageTokenizer | None,
+        config_fields: dict[str, Any],
+    ) -> Any:
+        """Start pre-training from an encoder, and from a pretrained image tokenizer if one is given.
+
+        Args:
+            make_encoder: makes the encoder of config fields.
+            image_tokenizer: Hub id, folder or model.
+        """
         if isinstance(image_tokenizer, str):
             image_tokenizer = COTSImageTokenizer.from_pretrained(image_tokenizer)
         if image_tokenizer is not None:
             config_fields["image_tokenizer_config"] = image_tokenizer.config
-        start = cls.encoder_class.from_vision_text_pretrained(vision, text, **config_fields)  # type: ignore[attr-defined]
+        start = make_encoder(**config_fields)
         model = cls(start.config)
         model.encoder.load_state_dict(start.state_dict(), strict=False)  # a mask token is new
         model.reset_momentum()
@@ -367,9 +384,10 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
             init.zeros_(module.steps_seen)
             init.zeros_(module.pairs_seen)
             for momentum_encoder, online in module.ema_pairs:
-                trained = dict(online.named_parameters())
-                for name, parameter in momentum_encoder.named_parameters():
-                    init.copy_(parameter, trained[name])
+                trained = dict(itertools.chain(online.named_parameters(), online.named_buffers()))
+                own = itertools.chain(momentum_encoder.named_parameters(), running_statistics(momentum_encoder))
+                for name, tensor in own:
+                    init.copy_(tensor, trained[name])
 
     def train(self, mode: bool = True) -> Any:
         """Keeps momentum encoders and image tokenizer frozen and free of dropout (`from_pretrained` unfreezes them); a

@@ -11,12 +11,14 @@ parallelism are exact. `COTSTrainer` keeps this order. Under a plain `Trainer`, 
 own, which is the same as long as nothing accumulates.
 """
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
@@ -112,6 +114,26 @@ class COTSForPreTraining(PreTrainingModel):
             self.mlm_bias = nn.Parameter(torch.zeros(config.text_config.vocab_size))
         self.post_init()
         self.train(self.training)  # freezes what is never trained
+
+    @classmethod
+    def from_dual_encoder(
+        cls,
+        source: str | PreTrainedModel,
+        image_tokenizer: str | COTSImageTokenizer | None = None,
+        **config_fields,
+    ) -> "COTSForPreTraining":
+        """Start pre-training from a pretrained dual encoder, and from a pretrained image tokenizer if one is given.
+
+        Args:
+            source, config_fields: as in [`COTSModel.from_dual_encoder`]. `contrast` is COTS's unless it is given; with
+                `"sigmoid"` SigLIP's bias is taken over.
+            image_tokenizer: Hub id, folder or model.
+
+        Raises:
+            OSError, ValueError: as there, and if a level needs what the towers lack.
+        """
+        make = functools.partial(cls.encoder_class.from_dual_encoder, source)
+        return cls.from_encoder(make, image_tokenizer, config_fields)
 
     # ---------------------------------------------------------- the step: momentum keys, filter, centering, queue
 

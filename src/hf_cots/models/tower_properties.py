@@ -69,6 +69,12 @@ class TowerProperties:
     max_positions: int | None = None
     embedding_size: int | None = None
 
+    def feature_size(self, pooling: str | None) -> int:
+        """Width of the global feature that `pooling` makes of its output."""
+        if pooling == "tower":
+            return self.pooled_size  # type: ignore[return-value]  # checked with the config
+        return self.hidden_size * (2 if pooling == "cls+mean" else 1)
+
     @property
     def has_class_token(self) -> bool:
         return self.num_special_tokens > 0
@@ -323,13 +329,14 @@ def _describe_text_tower(native: type[PreTrainedModel], config: PreTrainedConfig
         raise ValueError(f"{native.__name__} takes no attention mask: padding would change a text's embedding")
     with _examined(native, "cannot be the text tower"):
         model = _small_text_model(native, config)
-        sees_later, sees_earlier, padding, width = _measure_context(model, arguments)
+        sees_later, sees_earlier, padding, width, pooled_size = _measure_context(model, arguments)
     words = _word_embeddings(model)
     causal = sees_earlier and not sees_later
     return TowerProperties(
         name=native.__name__,
         hidden_size=width,
         default_pooling="last" if causal else "mean" if config.is_encoder_decoder else "cls",
+        pooled_size=pooled_size,
         is_causal=causal,
         ignores_padding=not padding,
         takes=frozenset(arguments),
@@ -359,9 +366,9 @@ def _small_text_model(native: type[PreTrainedModel], config: PreTrainedConfig) -
     return model
 
 
-def _measure_context(model: PreTrainedModel, arguments: Any) -> tuple[bool, bool, bool, int]:
+def _measure_context(model: PreTrainedModel, arguments: Any) -> tuple[bool, bool, bool, int, int | None]:
     """Whether states of a text change with a later word, with an earlier one, and with one that the attention mask
-    leaves out; and their width.
+    leaves out; their width, and that of the text's pooled output, if there is one.
 
     Raises:
         ValueError: if there is not one state for each word.
@@ -375,8 +382,8 @@ def _measure_context(model: PreTrainedModel, arguments: Any) -> tuple[bool, bool
     without_last = full.clone()
     without_last[0, -1] = 0
     with torch.no_grad(), model.device:
-        states, late, early, cut, late_cut = (
-            model(input_ids=x, attention_mask=mask, return_dict=True, **options).last_hidden_state
+        outputs = [
+            model(input_ids=x, attention_mask=mask, return_dict=True, **options)
             for x, mask in (
                 (ids, full),
                 (other_last, full),
@@ -384,19 +391,22 @@ def _measure_context(model: PreTrainedModel, arguments: Any) -> tuple[bool, bool
                 (ids, without_last),
                 (other_last, without_last),
             )
-        )
+        ]
+    states, late, early, cut, late_cut = (output.last_hidden_state for output in outputs)
+    pooled = outputs[0].get("pooler_output")
+    pooled_size = None if pooled is None else pooled.shape[-1]
     if states.shape[:2] != ids.shape:
         raise ValueError(f"it gives {states.shape[1]} states for {ids.shape[1]} words")
     if states.device.type == "meta":
         causal = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
-        return not (causal and all(causal)), True, False, states.shape[-1]
+        return not (causal and all(causal)), True, False, states.shape[-1], pooled_size
     smallest = 1e-4 * states.abs().max()
 
     def changed(difference: torch.Tensor) -> bool:
         return bool(difference.abs().max() > smallest)
 
     later_word, earlier_word = changed((late - states)[0, :-1]), changed((early - states)[0, 1:])
-    return later_word, earlier_word, changed((late_cut - cut)[0, :-1]), states.shape[-1]
+    return later_word, earlier_word, changed((late_cut - cut)[0, :-1]), states.shape[-1], pooled_size
 
 
 def _word_embeddings(model: PreTrainedModel) -> nn.Module | None:

@@ -236,9 +236,7 @@ def last_words(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tens
 
 def feature_size(tower_config: PreTrainedConfig, pooling: str | None) -> int:
     """Width of a stream's global feature."""
-    if pooling == "tower":
-        return describe_tower(tower_config).pooled_size  # type: ignore[return-value]
-    return describe_tower(tower_config).hidden_size * (2 if pooling == "cls+mean" else 1)
+    return describe_tower(tower_config).feature_size(pooling)
 
 
 def at_least_one_row(rows: torch.Tensor) -> torch.Tensor:
