@@ -53,7 +53,7 @@ def build_trainer(
     tokenizer = build_tokenizer(model_arguments)
     train_pairs, eval_pairs = build_data(data_arguments, training)
     model = build_model(model_arguments, tokenizer)
-    processor = build_processor(model.config, tokenizer)
+    processor = build_processor(model.config, tokenizer, model_arguments)
     code_cache = build_code_cache(model, data_arguments, training.seed)
     views = build_views(model.config, data_arguments, train_pairs)
     stored = build_stored_features(model, processor, train_pairs, model_arguments, data_arguments, training)

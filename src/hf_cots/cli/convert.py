@@ -15,11 +15,37 @@ app.add_typer(
     converters,
     name="convert",
     rich_help_panel="Data",
-    help="Convert checkpoints of DALL-E's discrete VAE, FLAVA's codebook and SIMLA.",
+    help="Convert dual encoders such as CLIP, DALL-E's discrete VAE, FLAVA's codebook and SIMLA.",
 )
 
+LICENSE_HELP = "License of the weights for the model card, as the Hub names it: that of the source."
 Folder = Annotated[Path, typer.Option("--output", help="Folder to write.")]
 TokenizerSize = Annotated[int, typer.Option(help="Side of its images in pixels, 8 per patch of the image tower.")]
+
+
+@converters.command()
+def dual_encoder(
+    source: Annotated[str, typer.Argument(help="CLIP, SigLIP, Chinese-CLIP, ALIGN, ...: Hub id or folder.")],
+    output: Folder,
+    license: Annotated[str | None, typer.Option(help=LICENSE_HELP)] = None,
+    revision: Revision = None,
+    token: Token = None,
+) -> None:
+    """Convert a dual encoder to a COTS for AutoModel, with processor and card, that gives the same embeddings."""
+    from ..conversion.dual_encoders import convert_dual_encoder
+    from ..search.loading import hub_options, named_errors
+    from ..training.arguments import check_license
+    from ..training.model_card import write_model_card
+
+    check_license(license)
+    check_output_folder(output)
+    with named_errors(source):
+        model, differences = convert_dual_encoder(source, output, **hub_options(revision))
+    origin = Path(source).name if Path(source).exists() else source
+    training = f"Converted from {origin}, of which it has all weights; it was not trained further."
+    write_model_card(output, model.config, training, license=license)
+    worst = ", ".join(f"{difference:.1g} ({kind}s)" for kind, difference in differences.items())
+    typer.echo(f"{output}: the largest difference from the embeddings of {source} is {worst}")
 
 
 @converters.command()

@@ -78,9 +78,9 @@ class COTSCollator:
         self.mask_settings = mask_settings(config) if config.uses_masks else {}
 
     def __call__(self, items: list[dict[str, Any] | None]) -> dict[str, Any]:
-        """`pixel_values`, `input_ids`, `attention_mask`, `image_ids`, the masks if a token level is on, the second
-        views (`view_pixel_values`, `view_input_ids`, `view_attention_mask`) that are wanted, and `features` with the
-        `text_features` that are stored.
+        """`pixel_values`, `input_ids`, `attention_mask` if the tokenizer gives one, `image_ids`, the masks if a token
+        level is on, the second views (`view_pixel_values`, `view_input_ids`, `view_attention_mask`) that are wanted,
+        and `features` with the `text_features` that are stored.
 
         Items that are None are dropped. What remains may be a batch of no rows: a rank's shard of a ragged batch.
         """
@@ -114,7 +114,8 @@ class COTSCollator:
         if self.views is not None:
             batch |= self.views.make(items, self.processor)
         if self.config.uses_masks:
-            tokens, attention_mask = batch["input_ids"].numpy(), batch["attention_mask"].numpy()
-            masks = draw_masks(seeds, tokens, attention_mask, **self.mask_settings)
+            words = batch.get("attention_mask")  # a tokenizer may give none: its padding is a special token anyway
+            words = None if words is None else words.numpy()
+            masks = draw_masks(seeds, batch["input_ids"].numpy(), words, **self.mask_settings)
             batch |= {name: torch.from_numpy(np.ascontiguousarray(mask)) for name, mask in masks.items()}
         return batch

@@ -124,6 +124,8 @@ class TowerFeatures:
         """Of the text tower."""
         tokenizer = self.processor.tokenizer
         settings = {"pooling": self.model.config.text_pooling, "max_length": tokenizer.model_max_length}
+        if self.processor.padding != "longest":  # which files of before do not name
+            settings["padding"] = self.processor.padding
         settings |= {"special_tokens": tokenizer.all_special_tokens, "vocabulary": len(tokenizer)}
         if self.model.config.text_padding == "attended":  # features of other models are as they were
             settings["padding"] = "attended"
@@ -146,7 +148,7 @@ class TowerFeatures:
     @torch.no_grad()
     def _encode_texts(self, texts: list) -> torch.Tensor:
         inputs = self.processor(text=texts, return_tensors="pt").to(self.model.device)
-        return self.model.encode_text(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+        return self.model.encode_text(inputs["input_ids"], inputs.get("attention_mask")).pooler_output
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,6 +36,8 @@ class COTSConfig(TwoTowerConfig):
             its attention mask. A tower such as SigLIP's reads it like words and pools its last position: with
             `"attended"` no mask reaches the tower or the pooling, whether the tokenizer returns one or not, and all
             texts must be padded to one length, that of the tower's training (64 for SigLIP).
+        pad_token_id (`int` or `None`, defaults to `None` [D]): with `text_padding="attended"`, what texts that come
+            shorter, as from a pipeline that pads to the longest, are filled up with; with `None` they stay so.
         image_mean, image_std (`list[float]`, default 0.5 [D]): normalization of `pixel_values`.
         special_token_ids (`list[int]`, defaults to BERT's): token ids that are never masked.
         mask_token_id (`int`, defaults to 103, BERT's): the token that stands for a masked word.
@@ -100,6 +102,7 @@ class COTSConfig(TwoTowerConfig):
     text_projection: Literal["linear", "none"] = "linear"
     projection_bias: bool = True
     text_padding: Literal["ignored", "attended"] = "ignored"
+    pad_token_id: int | None = None
 
     contrast: Literal["momentum", "in_batch", "sigmoid"] = "momentum"
     momentum: float | int = 0.99

@@ -6,23 +6,23 @@ trying what a COTS can pool. What gives other embeddings or logits is refused.
 """
 
 import copy
-import json
 import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
-from transformers.utils import cached_file
 
 from .configuration_two_tower import TwoTowerConfig
+from .dual_encoder_files import locate_dual_encoder
+from .image_processing_cots import output_sides
 from .losses import l2_normalize
 from .model_files import named_damage
+from .processing_dual_encoder import as_cots_image_processor
 from .tower_properties import describe_tower, image_sides
 from .towers import copy_tower, pooled
 
@@ -34,34 +34,16 @@ INSTEAD = {
     "siglip2": "take a SigLIP 2 of fixed resolution, such as google/siglip2-base-patch16-224",
 }
 ELSE = "take a dual encoder such as CLIP, SigLIP or ALIGN, or combine two towers with from_vision_text_pretrained"
-# Modules of sentence-transformers that hold a model of transformers, and those that leave a normalized embedding be.
-ENCODERS, TRANSPARENT = ("CLIPModel", "Transformer"), ("Normalize",)
 
 
 # ---------------------------------------------------------------------- loading
 
 
-def locate_dual_encoder(source: str) -> tuple[str, str]:
-    """Where config and weights of a dual encoder lie: the Hub id or folder, and the subfolder in it.
-
-    sentence-transformers lists modules in `modules.json`, and may keep the model itself in `0_CLIPModel/`.
-
-    Raises:
-        ValueError: if its modules make more of the encoder's output than a normalized embedding.
-    """
-    options = {f"_raise_exceptions_for_{reason}": False for reason in ("missing_entries", "connection_errors")}
-    listed = cached_file(source, "modules.json", **options)
-    if listed is None:
-        return source, ""
-    modules = json.loads(Path(listed).read_text(encoding="utf-8"))
-    names = [module["type"].rpartition(".")[2] for module in modules]
-    if not names or names[0] not in ENCODERS or not set(names[1:]) <= set(TRANSPARENT):
-        raise refusal(source, "sentence-transformers", f"its modules are {', '.join(names) or 'none'}")
-    return source, modules[0]["path"]
-
-
-def load_dual_encoder(source: str | PreTrainedModel) -> PreTrainedModel:
+def load_dual_encoder(source: str | PreTrainedModel, **hub: Any) -> PreTrainedModel:
     """A dual encoder from a Hub id, a folder, or in memory, in float32 if it is loaded here.
+
+    Args:
+        hub: `revision` and `token`.
 
     Raises:
         OSError: naming the file, if one is damaged or a git-lfs pointer.
@@ -71,12 +53,11 @@ def load_dual_encoder(source: str | PreTrainedModel) -> PreTrainedModel:
         _check_kind(source.name_or_path or type(source).__name__, source.config)
         return source
     with named_damage(source):
-        folder, subfolder = locate_dual_encoder(source)
-        config = AutoConfig.from_pretrained(folder, subfolder=subfolder)
+        folder, subfolder = locate_dual_encoder(source, **hub)
+        options = {"subfolder": subfolder, "trust_remote_code": False, **hub}
+        config = AutoConfig.from_pretrained(folder, **options)
         _check_kind(source, config)
-        model, info = AutoModel.from_pretrained(
-            folder, subfolder=subfolder, dtype=torch.float32, output_loading_info=True
-        )
+        model, info = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise refusal(source, config.model_type, f"its files lack {len(missing)} of its weights, such as {missing[0]}")
@@ -96,19 +77,20 @@ def refusal(source: str, model_type: str, reason: str) -> ValueError:
     return ValueError(f"{source} ({model_type}) cannot become a COTS: {reason}; {INSTEAD.get(model_type, ELSE)}")
 
 
-def read_image_processor(source: str, vision_config: PreTrainedConfig) -> dict[str, Any]:
+def read_image_processor(source: str, vision_config: PreTrainedConfig, **hub: Any) -> dict[str, Any]:
     """Mean and deviation of a dual encoder's image processor; of a convolutional net, which takes any size, also the
     size of the images that it makes. Empty if there is none, which is logged."""
-    folder, subfolder = locate_dual_encoder(source)
+    folder, subfolder = locate_dual_encoder(source, **hub)
+    options = {"subfolder": subfolder, "trust_remote_code": False, **hub}
     try:
-        processor = AutoImageProcessor.from_pretrained(folder, subfolder=subfolder, use_fast=False)
+        theirs = AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
     except (OSError, ValueError):
         logger.warning("%s has no image processor: image_mean and image_std are 0.5 unless they are given", source)
         return {}
-    fields = {"image_mean": list(processor.image_mean), "image_std": list(processor.image_std)}
-    cropped = dict(getattr(processor, "crop_size", None) or processor.size)
-    if not hasattr(vision_config, "patch_size") and cropped.get("height") == cropped.get("width", 0):
-        fields["image_size"] = cropped["height"]
+    ours = as_cots_image_processor(theirs)
+    fields: dict[str, Any] = {"image_mean": list(ours.image_mean), "image_std": list(ours.image_std)}
+    if not hasattr(vision_config, "patch_size"):
+        fields["image_size"] = output_sides(ours)[0]  # type: ignore[index]
     return fields
 
 

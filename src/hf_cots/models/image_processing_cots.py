@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import (
     IMAGENET_STANDARD_MEAN,
     IMAGENET_STANDARD_STD,
@@ -193,6 +194,9 @@ class COTSImageProcessor(PilBackend):
     """Resize to a square, rescale to [0, 1], normalize. Works on all that [`load_image`] reads, one or many.
 
     The full image is squeezed into the square, as retrieval models do: a crop could lose what the caption names.
+    `size={"shortest_edge": 224}, do_center_crop=True, crop_size={"height": 224, "width": 224}` keeps the aspect ratio
+    and takes the middle, as CLIP does.
+
     PIL does the work on every machine, so that a model gives the same embeddings everywhere, without torchvision.
     """
 
@@ -205,6 +209,21 @@ class COTSImageProcessor(PilBackend):
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
+
+    def at_size(self, side: int) -> "COTSImageProcessor":
+        """The same processor for square images of another side in pixels; before a crop they are resized in
+        proportion.
+
+        Raises:
+            ValueError: if the images of this one are not of one square size.
+        """
+        sides = output_sides(self)
+        if sides is None or sides[0] != sides[1]:
+            raise ValueError("the image processor does not give square images of one size, and cannot take another")
+        fields = self.to_dict()
+        resized = {name: round(value * side / sides[0]) for name, value in dict(self.size).items() if value}
+        fields |= {"size": resized} | ({"crop_size": {"height": side, "width": side}} if self.do_center_crop else {})
+        return type(self).from_dict(fields)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Read what is not in memory yet; lists keep their form. transformers' own would drop transparency and bit
@@ -227,6 +246,13 @@ class COTSImageProcessor(PilBackend):
         return super().process_image(
             image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
         )
+
+
+def output_sides(image_processor: BaseImageProcessor) -> tuple[int, int] | None:
+    """Height and width in pixels of the images that an image processor gives; None if they differ from image to
+    image."""
+    size = image_processor.crop_size if getattr(image_processor, "do_center_crop", None) else image_processor.size
+    return (size.height, size.width) if size is not None and size.height and size.width else None
 
 
 def _is_floating(array: np.ndarray | torch.Tensor) -> bool:

@@ -299,8 +299,9 @@ class COTSModel(COTSPreTrainedModel):
         Raises:
             ValueError: if the texts have more tokens than the tower has positions.
         """
+        length = input_ids.shape[1]
         if self.config.text_padding == "attended":
-            attention_mask = None
+            input_ids, attention_mask = self.pad_to_full_length(input_ids), None
         tower_mask = attention_mask if input_ids.shape[0] else None  # a blank text that is all padding would give NaN
         if self.text_tower.is_causal:
             kwargs = self.causal_arguments(tower_mask) | kwargs
@@ -323,11 +324,19 @@ class COTSModel(COTSPreTrainedModel):
             own = output.pooler_output[: input_ids.shape[0]]
         # BERT's own output class has more fields than a stream's output needs.
         return BaseModelOutputWithPooling(
-            last_hidden_state=hidden,
+            last_hidden_state=hidden[:, :length],
             pooler_output=pooled(self.config.text_pooling, hidden[:, 0], mean, own),
             hidden_states=output.get("hidden_states"),
             attentions=output.get("attentions"),
         )
+
+    def pad_to_full_length(self, input_ids: torch.LongTensor) -> torch.LongTensor:
+        """Texts (n, length) for a tower that reads padding, filled up with `pad_token_id`, if it is known, to the one
+        length that the tower was trained with."""
+        missing = (self.text_tower.max_positions or 0) - input_ids.shape[1]
+        if self.config.pad_token_id is None or missing <= 0:
+            return input_ids
+        return nn.functional.pad(input_ids, (0, missing), value=self.config.pad_token_id)
 
     def causal_arguments(self, attention_mask: torch.Tensor | None) -> dict[str, Any]:
         """What a causal text tower is given beside words and mask: positions that do not count padding in front,

@@ -1,11 +1,14 @@
 """Processor of COTS: an image processor and a tokenizer in one object."""
 
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+
+from .processing_dual_encoder import as_cots_image_processor, load_dual_processor, pads_to_full_length, text_limit
 
 
 # Options of a call that a tokenizer may carry along, from its file or its constructor. ProcessorMixin lets them win
@@ -55,12 +58,18 @@ class COTSProcessor(ProcessorMixin):
     Args:
         image_processor ([`COTSImageProcessor`] or any other).
         tokenizer (any fast tokenizer).
+        padding (`"longest"` or `"max_length"`, defaults to `"longest"`): what texts are padded to whenever they
+            are: the longest of the batch, or `model_max_length`, whatever else a call asks for. A text tower that does
+            not ignore padding, such as SigLIP's, needs the length that it was trained with.
     """
 
     valid_processor_kwargs = COTSProcessorKwargs
 
-    def __init__(self, image_processor=None, tokenizer=None):
+    def __init__(self, image_processor=None, tokenizer=None, padding: Literal["longest", "max_length"] = "longest"):
         super().__init__(image_processor, tokenizer)
+        if padding not in ("longest", "max_length"):
+            raise ValueError(f'padding must be "longest" or "max_length", got {padding!r}')
+        self.padding = padding
         carried = {name: tokenizer.init_kwargs.pop(name, None) for name in CARRIED_OPTIONS}
         if tokenizer.model_max_length > NO_LIMIT and isinstance(carried["max_length"], int):
             tokenizer.model_max_length = carried["max_length"]
@@ -72,6 +81,31 @@ class COTSProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         """What a call returns. A tokenizer's own list may name token types, which no call asks it for."""
         return [name for name in super().model_input_names if name != "token_type_ids"]
+
+    @classmethod
+    def from_dual_encoder(cls, source: str | Path, **hub: Any) -> "COTSProcessor":
+        """The processor of another dual encoder, such as CLIP or SigLIP. It gives the same pixels of 8-bit RGB
+        images, to 1e-6, and the same tokens as the source's with `truncation=True` and the padding of its training.
+
+        Images of other kinds are read as everywhere here: turned upright, transparency composited on white, 16-bit
+        grayscale scaled. transformers' own does the second by itself since 5.24, and the others not.
+
+        Args:
+            source: Hub id or folder of the dual encoder; sentence-transformers' folders of a CLIP too.
+            hub: `revision` (branch, tag or commit) and `token`.
+
+        Raises:
+            OSError: if it is not there.
+            ValueError: naming what its processor does that cannot be expressed.
+            ModuleNotFoundError: naming the package that its tokenizer needs.
+        """
+        theirs, config = load_dual_processor(str(source), **hub)
+        tokenizer = theirs.tokenizer
+        tokenizer.model_max_length = text_limit(theirs, config)
+        padding: Literal["longest", "max_length"] = "longest"
+        if pads_to_full_length(theirs, config):
+            padding = "max_length"
+        return cls(as_cots_image_processor(theirs.image_processor), tokenizer, padding)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
@@ -101,5 +135,16 @@ class COTSProcessor(ProcessorMixin):
         return super().__call__(images, text, *args, **kwargs)
 
     def _merge_kwargs(self, *args, tokenizer_init_kwargs=None, **kwargs):
-        """As in transformers, but for options that the tokenizer was made with: see `CARRIED_OPTIONS`."""
-        return super()._merge_kwargs(*args, **kwargs)
+        """As in transformers, but for options that the tokenizer was made with, see `CARRIED_OPTIONS`, and for the
+        length that texts are padded to."""
+        merged = super()._merge_kwargs(*args, **kwargs)
+        if self.padding == "max_length" and merged["text_kwargs"].get("padding"):
+            merged["text_kwargs"]["padding"] = "max_length"
+        return merged
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers; the usual padding is not written, as in files of before."""
+        fields = super().to_dict()
+        if fields.get("padding") == "longest":
+            del fields["padding"]
+        return fields

@@ -14,10 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from ..models import as_texts, load_image
 from ..models.losses import l2_normalize
 from ..models.processing_cots import NO_LIMIT
+from ..models.processing_dual_encoder import PADDED_TO_FULL_LENGTH
 
-
-# Text towers that were trained on texts padded to full length, without an attention mask (Zhai et al., 2023).
-PADDED_TO_FULL_LENGTH = ("siglip", "siglip2")
 
 AnyImage: TypeAlias = Image.Image | str | Path | bytes | np.ndarray | torch.Tensor  # what `load_image` reads
 

@@ -24,6 +24,7 @@ from transformers.utils.hub import cached_file
 
 from ..models import CookieConfig, COTSConfig, COTSProcessor, SimlaConfig, SimlaModel, fit_text_limit
 from ..models.configuration_two_tower import TwoTowerConfig
+from ..models.image_processing_cots import output_sides
 from ..models.model_files import named_damage
 from ..models.pretraining import PreTrainingModel
 from .encoders import BlipRetrieval, DualEncoder, DualTower, Encoder, SentenceEncoder, TextEncoder
@@ -186,12 +187,11 @@ def _load_fitting_processor(name: str, model: PreTrainedModel, hub: dict[str, An
     check_tokenizer(name, processor.tokenizer, model.config.get_text_config().vocab_size)
     if isinstance(model.config, TwoTowerConfig):
         fit_text_limit(processor.tokenizer, model.config)
-        side, size = getattr(model.config.vision_config, "image_size", None), processor.image_processor.size
-        if isinstance(side, int) and {size.height, size.width} != {side}:
-            raise ValueError(
-                f"{name}: the image processor makes {size.height} x {size.width} pixels, the image tower takes "
-                f"{side} x {side}"
-            )
+        side = getattr(model.config.vision_config, "image_size", None)
+        sides = output_sides(processor.image_processor)
+        if isinstance(side, int) and (sides is None or set(sides) != {side}):
+            made = "images of many sizes" if sides is None else f"{sides[0]} x {sides[1]} pixels"
+            raise ValueError(f"{name}: the image processor makes {made}, the image tower takes {side} x {side}")
     return processor
 
 

@@ -80,7 +80,10 @@ class ModelArguments:
 
     _argument_group_name = "Model"
 
-    model: str | None = HfArg(default=None, help="COTS, SIMLA or COOKIE checkpoint to start from: Hub id or folder.")
+    model: str | None = HfArg(
+        default=None,
+        help="Checkpoint to start from: COTS, SIMLA or COOKIE, or for a COTS any dual encoder (CLIP, SigLIP, ...).",
+    )
     vision: str | None = HfArg(default=None, help="Image tower: Hub id, folder, or a config as JSON (random weights).")
     text: str | None = HfArg(default=None, help="Text tower: Hub id, folder, or a config as JSON (random weights).")
     architecture: Literal["cots", "simla", "cookie"] = HfArg(
@@ -98,7 +101,10 @@ class ModelArguments:
     tokenizer: str | None = HfArg(
         default=None, help="Text tokenizer: Hub id or folder. Defaults to that of --model, --text or --config."
     )
-    max_text_length: int = HfArg(default=64, help="Maximum number of tokens of a text; the rest is cut.")
+    max_text_length: int | None = HfArg(
+        default=None,
+        help="Maximum number of tokens of a text; the rest is cut. By default that of --model, and otherwise 64.",
+    )
     image_size: int | None = HfArg(
         default=None,
         help="Side of the images in pixels, if it is not the image tower's own; position embeddings are interpolated.",
@@ -115,7 +121,8 @@ class ModelArguments:
     license: str | None = HfArg(default=None, help=LICENSE_HELP)
 
     def __post_init__(self) -> None:
-        check_range("max_text_length", self.max_text_length, 1)
+        if self.max_text_length is not None:
+            check_range("max_text_length", self.max_text_length, 1)
         check_range("lora_rank", self.lora_rank, 0)
         check_license(self.license)
 

@@ -38,6 +38,15 @@ from ..models.tower_properties import attention_layers, describe_tower, native_c
 from ..models.towers import copy_tower, tower_config
 from ..search.loading import check_tokenizer, named_errors
 from .arguments import ModelArguments
+from .dual_encoder import (
+    build_source_processor,
+    choose_fields,
+    is_dual_encoder,
+    load_named_dual_encoder,
+    read_config,
+    read_processor,
+    text_limit,
+)
 from .parameter_groups import TOWERS
 
 
@@ -59,6 +68,7 @@ NEW_PARAMETERS = (
     "logit_bias",
 )
 MASK_TOKEN = "<mask>"  # RoBERTa's, for tokenizers that have none
+TEXT_LENGTH = 64  # tokens of a text, where neither flag nor model says
 
 
 def check_sources(arguments: ModelArguments) -> None:
@@ -76,7 +86,7 @@ def check_sources(arguments: ModelArguments) -> None:
     for source in (*sources, arguments.text, arguments.image_tokenizer):
         if source is not None and not source.startswith("{"):
             with named_errors(source):
-                AutoConfig.from_pretrained(source)
+                (read_config if source == arguments.model else AutoConfig.from_pretrained)(source)
 
 
 def build_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
@@ -90,7 +100,10 @@ def build_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
     check_sources(arguments)
     source = arguments.tokenizer or arguments.model or arguments.text or arguments.config
     with named_errors(str(source)):
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        if arguments.model is not None and source == arguments.model and is_dual_encoder(read_config(source)):
+            tokenizer = COTSProcessor.from_dual_encoder(source).tokenizer
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(source)
     check_tokenizer(source, tokenizer)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -103,12 +116,18 @@ def build_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
     if arguments.architecture == "simla" and arguments.text and source == arguments.text:
         check_simla_text(load_tower_config(arguments.text, "text"))
         tokenizer = simla_tokenizer(tokenizer, tokenizer.model_max_length)
-    tokenizer.model_max_length = min(arguments.max_text_length, tokenizer.model_max_length)
+    tokenizer.model_max_length = text_limit(arguments, TEXT_LENGTH, tokenizer.model_max_length)
     return tokenizer
 
 
-def build_processor(config: Config, tokenizer: PreTrainedTokenizerBase) -> COTSProcessor:
-    """Make the processor with the config's image size, mean and standard deviation."""
+def build_processor(
+    config: Config, tokenizer: PreTrainedTokenizerBase, arguments: ModelArguments | None = None
+) -> COTSProcessor:
+    """Make the processor with the config's image size, mean and standard deviation; resizing, cropping and padding are
+    those of `--model`, if it has a processor."""
+    source = read_processor(arguments.model) if arguments is not None and arguments.model else None
+    if source is not None:
+        return build_source_processor(source, config, tokenizer)
     side = config.vision_config.image_size
     image_processor = COTSImageProcessor(
         size={"height": side, "width": side}, image_mean=list(config.image_mean), image_std=list(config.image_std)
@@ -131,7 +150,10 @@ def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -
     overrides |= {"mask_token_id": mask_token_id, "special_token_ids": sorted(tokenizer.all_special_ids)}
     if arguments.vision and arguments.text:
         overrides |= choose_text_pooling(arguments.text, tokenizer, model_class.config_class, overrides)
-    config = plan_config(arguments, model_class.config_class, overrides)
+    theirs = load_named_dual_encoder(arguments)
+    if theirs is not None:
+        overrides = choose_fields(theirs, arguments, tokenizer, overrides)
+    config = plan_config(arguments, model_class.config_class, overrides, theirs)
     check_text_tower(config, tokenizer)
     new_mask_token = config.mask_token_field is not None and tokenizer.mask_token_id is None
     if new_mask_token:  # any word stands for it until the model is there and can be given one more
@@ -140,12 +162,14 @@ def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -
         towers = (arguments.vision, arguments.text, arguments.image_tokenizer)
         sizes = {} if arguments.image_size is None else {"image_size": arguments.image_size}
         model, random_codes = combine_towers(*towers, model_class, overrides | sizes), True
+    elif theirs is not None:
+        model, random_codes = model_class.from_dual_encoder(theirs, arguments.image_tokenizer, **overrides), True
     elif arguments.model:
         model, random_codes = load_checkpoint(arguments.model, model_class, overrides)
         model = resize_images(model, arguments.image_size)
     else:
         model, random_codes = model_class(config), True
-    if arguments.image_tokenizer and not arguments.vision:
+    if arguments.image_tokenizer and not arguments.vision and theirs is None:
         model.set_image_tokenizer(COTSImageTokenizer.from_pretrained(arguments.image_tokenizer))
     check_image_tokenizer(model.config, trained=not random_codes or arguments.image_tokenizer is not None)
     if new_mask_token:
@@ -168,10 +192,13 @@ def find_model_class(arguments: ModelArguments) -> type[PreTrainingModel]:
     if arguments.vision:
         return MODELS[arguments.architecture]
     source = arguments.model or arguments.config
-    model_type = AutoConfig.from_pretrained(source).model_type
-    if model_type not in MODELS:
-        raise ValueError(f"{source} is not a COTS, SIMLA or COOKIE model but '{model_type}'")
-    return MODELS[model_type]
+    config = read_config(arguments.model) if arguments.model else AutoConfig.from_pretrained(arguments.config)
+    if arguments.model and is_dual_encoder(config):
+        return COTSForPreTraining
+    if config.model_type not in MODELS:
+        other = ", nor another dual encoder" if arguments.model else ""
+        raise ValueError(f"{source} is not a COTS, SIMLA or COOKIE model but '{config.model_type}'{other}")
+    return MODELS[config.model_type]
 
 
 def read_overrides(arguments: ModelArguments, config_class: type[Config]) -> dict[str, Any]:
@@ -198,8 +225,14 @@ def load_config(source: str | None, overrides: dict[str, Any]) -> Config:
     return type(config).from_dict(config.to_dict() | overrides)
 
 
-def plan_config(arguments: ModelArguments, config_class: type[Config], overrides: dict[str, Any]) -> Config:
-    """The config of the model that the flags name, read before any weights are.
+def plan_config(
+    arguments: ModelArguments,
+    config_class: type[Config],
+    overrides: dict[str, Any],
+    theirs: PreTrainedModel | None = None,
+) -> Config:
+    """The config of the model that the flags name, read before any weights are; from a dual encoder that is loaded,
+    `theirs`, that of all fields in `overrides`.
 
     Raises:
         ValueError: if a tower cannot be used, or fields contradict each other.
@@ -210,6 +243,8 @@ def plan_config(arguments: ModelArguments, config_class: type[Config], overrides
             fields["image_tokenizer_config"] = COTSImageTokenizerConfig.from_pretrained(arguments.image_tokenizer)
         towers = load_tower_config(arguments.vision, "image"), load_tower_config(arguments.text, "text")
         return config_class.from_towers(*towers, image_size=arguments.image_size, **fields)
+    if theirs is not None:
+        return config_class.from_towers(**overrides)
     config = load_config(arguments.model or arguments.config, overrides)
     return config if arguments.image_size is None else config.at_image_size(arguments.image_size)
 

@@ -128,7 +128,7 @@ def inspect_image(
     predictions = {}
     for text in [""] if caption is None else ["", caption]:
         inputs = processor(text=[text], return_tensors="pt").to(model.device)
-        features = model.cots.encode_text(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+        features = model.cots.encode_text(inputs["input_ids"], inputs.get("attention_mask")).pooler_output
         logits = model.predict_codes(hidden, mask, features).float()  # (masked, codes)
         filled = codes.clone()
         filled[mask] = logits.argmax(dim=1)

@@ -45,7 +45,7 @@ def inspect_token_level(
             continue
         batch = {name: rows.to(model.device) for name, rows in collate([pairs[i] for i in indices]).items()}
         image = model.cots.encode_image(batch["pixel_values"]).pooler_output
-        text = model.cots.encode_text(batch["input_ids"], batch["attention_mask"]).pooler_output
+        text = model.cots.encode_text(batch["input_ids"], batch.get("attention_mask")).pooler_output
         features = {"image_features": image, "text_features": text}
         own = model(**batch, features=features)
         shuffled = model(**batch, features={name: rows.roll(1, dims=0) for name, rows in features.items()})
