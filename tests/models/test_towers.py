@@ -86,8 +86,8 @@ IMAGE = {
     "dinov2": (t.Dinov2Config(**SIDE, **DINO), (4, 4), 1, True, 32),
     "registers": (t.Dinov2WithRegistersConfig(**SIDE, **DINO, num_register_tokens=3), (4, 4), 4, True, 32),
     "dinov3": (t.DINOv3ViTConfig(**SIDE, **SIZES, num_register_tokens=2), (4, 4), 3, True, 32),
-    "clip": (t.CLIPVisionConfig(**SIDE, **SIZES), (4, 4), 1, False, 32),
-    "siglip": (t.SiglipVisionConfig(**SIDE, **SIZES), (4, 4), 0, False, 32),
+    "clip": (t.CLIPVisionConfig(**SIDE, **SIZES), (4, 4), 1, True, 32),
+    "siglip": (t.SiglipVisionConfig(**SIDE, **SIZES), (4, 4), 0, True, 32),
     "ijepa": (t.IJepaConfig(**SIDE, **SIZES), (4, 4), 0, True, None),
     "swin": (
         t.SwinConfig(image_size=32, patch_size=4, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4),
@@ -214,6 +214,7 @@ REFUSED = {
     ),
     "text": (t.BertConfig(**WORDS), "BertModel reads input_ids, and cannot be the image tower"),
     "whole": (t.CLIPConfig(), "CLIPModel holds several towers"),
+    "groups": (t.GroupViTVisionConfig(), "GroupViTVisionModel gives 8 states, which are no grid of patches"),
 }
 
 

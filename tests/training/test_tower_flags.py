@@ -209,23 +209,51 @@ def test_no_token_in_front_no_class_token(world, tmp_path, caplog):
 # ---------------------------------------------------------------------- tokens
 
 
-def test_no_mask_token(world, tmp_path):
+def test_no_mask_token(world, tmp_path, caplog):
+    """It is asked for where words are masked, and added: one more word, which begins as the mean of the others."""
     folder = word_tokenizer(tmp_path, pad_token="[PAD]", unk_token="[UNK]")
     assert build(world, tokenizer=folder).config.mask_token_id == -1
-    with pytest.raises(ValueError, match=r"no mask_token; name another with --tokenizer.*mlm_weight.*0"):
-        build(world, {"mlm_weight": 1}, tokenizer=folder)
+    assert "was added" not in caplog.text
+    words = len(AutoTokenizer.from_pretrained(folder))
+    before = AutoModel.from_pretrained(world.towers()[1]).get_input_embeddings().weight.detach()
+    model = build(world, {"mlm_weight": 1}, tokenizer=folder)
+    assert caplog.text.count("<mask> was added to it and to the text tower") == 1
+    mask, config = model.config.mask_token_id, model.config
+    assert (mask, config.text_config.vocab_size) == (words, words + 1)
+    assert mask in config.special_token_ids
+    assert model.mlm_bias.shape == (words + 1,)
+    for encoder in (model.cots, model.momentum_encoder):
+        rows = encoder.get_input_embeddings().weight
+        assert torch.equal(rows[:words], before)
+        torch.testing.assert_close(rows[mask], before.mean(dim=0))
+    assert not any(p.requires_grad for p in model.momentum_encoder.parameters())
 
 
 def test_no_mask_token_for_the_second_view_of_a_text(world, tmp_path):
+    """COOKIE masks words where it drops some of them; else nothing is added."""
     folder = word_tokenizer(tmp_path, pad_token="[PAD]", unk_token="[UNK]")
     arguments = {"tokenizer": folder, "architecture": "cookie", **NO_TOKENIZER}
-    for overrides, fine in (({}, False), ({"word_drop_masked": 0}, True), ({"textual_weight": 0}, True)):
+    for overrides, added in (({}, True), ({"word_drop_masked": 0}, False), ({"textual_weight": 0}, False)):
         flags, _, _ = parse_arguments(world.flags(world.root / "out", None, **arguments) + overrides_flag(overrides))
-        if fine:
-            build_model(flags, build_tokenizer(flags))
-        else:
-            with pytest.raises(ValueError, match=r"no mask_token.*word_drop_masked"):
-                build_model(flags, build_tokenizer(flags))
+        tokenizer = build_tokenizer(flags)
+        model = build_model(flags, tokenizer)
+        assert (tokenizer.mask_token == "<mask>") == added
+        assert model.config.mask_token_id == (tokenizer.mask_token_id if added else -1)
+
+
+class Closed(PreTrainedTokenizerFast):
+    """A tokenizer that takes no new token."""
+
+    def add_special_tokens(self, *args, **kwargs):
+        return 0
+
+
+def test_mask_token_that_cannot_be_added(world, tmp_path):
+    folder = word_tokenizer(tmp_path, pad_token="[PAD]", unk_token="[UNK]")
+    flags = world.flags(world.root / "out", OFF | {"mlm_weight": 1}, tokenizer=folder, **NO_TOKENIZER)
+    arguments, _, _ = parse_arguments(flags)
+    with pytest.raises(ValueError, match=r"can be given none; name another with --tokenizer.*mlm_weight.*0"):
+        build_model(arguments, Closed.from_pretrained(folder))
 
 
 def overrides_flag(overrides):

@@ -138,6 +138,7 @@ class COTSModel(COTSPreTrainedModel):
         self.text_projection = make_projection(config.text_projection, text_size, config)
         self.vision_tower = describe_tower(config.vision_config, "image")
         self.text_tower = describe_tower(config.text_config, "text")
+        self.has_mask_token = use_mask_token
         self.log_temperature = None
         if config.learn_temperature:
             self.log_temperature = nn.Parameter(torch.tensor([math.log(config.temperature)]))  # FSDP shards no scalars
@@ -150,16 +151,18 @@ class COTSModel(COTSPreTrainedModel):
         """Start from two pretrained towers; the projections are new.
 
         Args:
-            vision: Hub id, folder or model of an image encoder (ViT, DeiT, BEiT, DINOv2, SigLIP, ...).
-            text: Hub id, folder or model of a text encoder (BERT, MiniLM, RoBERTa, ModernBERT, GPT-2, T5, ...).
+            vision: Hub id, folder or model of an image encoder (ViT, DeiT, BEiT, DINOv2, SigLIP, ...), or of a dual
+                encoder (CLIP, SigLIP, ALIGN, COTS, ...), of which the image tower is taken.
+            text: Hub id, folder or model of a text encoder (BERT, MiniLM, RoBERTa, ModernBERT, GPT-2, T5, ...), or of
+                a dual encoder, of which the text tower is taken.
             config_fields: any field of [`COTSConfig`], and `image_size`, a side in pixels other than the image
                 tower's, to which its position embeddings are interpolated. The image tokenizer's input size follows
                 the patch grid.
 
         Raises:
-            ValueError: if a tower holds several modalities or does not fit its config.
+            ValueError: if a tower holds several modalities and is no dual encoder, or does not fit its config.
         """
-        vision_tower, text_tower = load_tower(vision), load_tower(text)
+        vision_tower, text_tower = load_tower(vision, "image"), load_tower(text, "text")
         model = cls(cls.config_class.from_towers(vision_tower.config, text_tower.config, **config_fields))
         copy_tower(model.vision_model, vision_tower)
         copy_tower(model.text_model, text_tower)
@@ -253,8 +256,13 @@ class COTSModel(COTSPreTrainedModel):
             pixel_values: (n, 3, image_size, image_size), normalized.
             bool_masked_pos: (n, patches), true where the patch embedding is replaced by the mask token.
             kwargs: passed on to the tower (`interpolate_pos_encoding=True` for another resolution, say).
+
+        Raises:
+            ValueError: if patches are to be masked by a model without a mask token.
         """
         if bool_masked_pos is not None:
+            if not self.has_mask_token:  # CLIP's forward would take the argument and not use it
+                raise ValueError(f"{type(self).__name__} has no mask token: make it with use_mask_token=True")
             kwargs["bool_masked_pos"] = at_least_one_row(bool_masked_pos)
         if not self.vision_tower.takes & {"interpolate_pos_encoding", "kwargs"}:
             kwargs.pop("interpolate_pos_encoding", None)  # a convolutional net takes any size

@@ -264,7 +264,7 @@ class SimlaModel(SimlaPreTrainedModel):
         Raises:
             ValueError: if a tower is of another kind, or the widths differ.
         """
-        vision_tower, text_tower = load_tower(vision), load_tower(text)
+        vision_tower, text_tower = load_tower(vision, "image"), load_tower(text, "text")
         if text_tower.config.model_type != "bert":
             raise ValueError(f"SIMLA's text stack starts from a BERT, not from '{text_tower.config.model_type}'")
         model = cls(SimlaConfig.from_towers(vision_tower.config, text_tower.config, **config_fields))

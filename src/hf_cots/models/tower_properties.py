@@ -6,6 +6,7 @@ per process.
 """
 
 import copy
+import functools
 import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING
 from transformers.pytorch_utils import Conv1D
+
+from .patch_masking import add_mask_token
 
 
 INPUTS = {"image": "pixel_values", "text": "input_ids"}
@@ -42,7 +45,9 @@ class TowerProperties:
         pooled_size: width of its own pooled output, None without one.
         patch_grid: rows and columns of an image tower's output states, without special tokens.
         num_special_tokens: how many stand in front of the patches; the first is the class token.
-        can_mask_patches: whether it replaces masked patches by a token, and has a state for each patch.
+        can_mask_patches: whether masked patches can be replaced by a token, and each patch has a state.
+        patch_convolution: of a tower that can mask patches without a mask token of its own, the name of the
+            convolution that makes their embeddings.
         is_causal: whether a word's state depends on no later word.
         ignores_padding: whether no word's state depends on what the attention mask leaves out.
         takes: the arguments of its forward.
@@ -57,6 +62,7 @@ class TowerProperties:
     patch_grid: tuple[int, int] | None = None
     num_special_tokens: int = 0
     can_mask_patches: bool = False
+    patch_convolution: str | None = None
     is_causal: bool = False
     ignores_padding: bool = True
     takes: frozenset[str] = frozenset()
@@ -197,10 +203,11 @@ def _describe_image_tower(native: type[PreTrainedModel], config: PreTrainedConfi
     with _examined(native, f"takes no images of {sides[0]} x {sides[1]} pixels"), torch.no_grad():
         # What BEiT computes on the meta device stays in a cache, and would be found there on a real one.
         model = _build(native, shallow, real=alike)
-        grids, inputs = _record_patches(model)
-        pixels = torch.zeros(1, getattr(config, "num_channels", 3), *sides, device=model.device)
+        convolutions, inputs = _record_patches(model)
+        pixels = torch.zeros(1, getattr(config, "num_channels", 3), *sides, device=model.device, dtype=model.dtype)
         with model.device:
             output = model(pixel_values=pixels, return_dict=True)
+    grids = [grid for _, grid in convolutions]
     states = output.get("last_hidden_state")
     pooled = output.get("pooler_output")
     pooled_size = None if pooled is None else pooled[0].numel()
@@ -209,10 +216,15 @@ def _describe_image_tower(native: type[PreTrainedModel], config: PreTrainedConfi
     elif states is not None and states.ndim == 3:
         patch = getattr(config, "patch_size", None)
         known = grids or ([(sides[0] // patch, sides[1] // patch)] if isinstance(patch, int) else [])
-        grid, special, merged = _locate_patches(native, known, states.shape[1], inputs)
+        grid, special, merged = _locate_patches(native, known, states.shape[1], [states.shape[1] for states in inputs])
         width = states.shape[2]
     else:
         raise ValueError(f"{native.__name__} gives no states of patches, and cannot be the image tower")
+    own_token = "bool_masked_pos" in arguments
+    maskable = None
+    if not own_token and not merged and len(convolutions) == 1 and grids[0] == grid:
+        with pixels.device:  # which from_pretrained sets to another one
+            maskable = _maskable_convolution(model, convolutions[0][0], pixels, inputs, special)
     return TowerProperties(
         name=native.__name__,
         hidden_size=width,
@@ -220,31 +232,65 @@ def _describe_image_tower(native: type[PreTrainedModel], config: PreTrainedConfi
         pooled_size=pooled_size,
         patch_grid=grid,
         num_special_tokens=special,
-        can_mask_patches="bool_masked_pos" in arguments and not merged,
+        can_mask_patches=not merged and (own_token or maskable is not None),
+        patch_convolution=maskable,
         takes=frozenset(arguments),
     )
 
 
-def _record_patches(model: nn.Module) -> tuple[list[tuple[int, int]], list[int]]:
-    """Lists that a forward pass fills: the grids of the convolutions before the first layer, the last of which makes
-    the patches, and the number of tokens that the first layer gets."""
-    grids: list[tuple[int, int]] = []
-    inputs: list[int] = []
+def _record_patches(model: nn.Module) -> tuple[list[tuple[str, tuple[int, int]]], list[torch.Tensor]]:
+    """Lists that a forward pass fills: the convolutions before the first layer by name, each with its grid, of which
+    the last makes the patches; and what the first layer gets, (1, tokens, hidden)."""
+    convolutions: list[tuple[str, tuple[int, int]]] = []
+    inputs: list[torch.Tensor] = []
 
-    def convolved(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+    def convolved(name: str, module: nn.Module, args: Any, output: torch.Tensor) -> None:
         if not inputs:
-            grids.append(tuple(output.shape[2:]))
+            convolutions.append((name, tuple(output.shape[2:])))
 
     def entered(module: nn.Module, args: Any) -> None:
         if not inputs and args and isinstance(args[0], torch.Tensor) and args[0].ndim == 3:
-            inputs.append(args[0].shape[1])
+            inputs.append(args[0])
 
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(convolved)
+            module.register_forward_hook(functools.partial(convolved, name))
         elif isinstance(module, nn.ModuleList) and len(module):
             module[0].register_forward_pre_hook(entered)
-    return grids, inputs
+    return convolutions, inputs
+
+
+@torch.no_grad()
+def _maskable_convolution(
+    model: PreTrainedModel, name: str, pixels: torch.Tensor, inputs: list[torch.Tensor], special: int
+) -> str | None:
+    """`name`, if a mask token in place of one of this convolution's patches changes what the first layer gets of that
+    patch, and nothing else; None if it does not.
+
+    Args:
+        model: to be tried out; it is left with a mask token.
+        pixels, inputs: its input, and where [`_record_patches`] keeps what the first layer gets.
+        special: how many tokens stand in front of the patches.
+    """
+    patches: Any = model.get_submodule(name)
+    if pixels.device.type == "meta" or type(patches) is not nn.Conv2d or patches.kernel_size != patches.stride:
+        return None
+    add_mask_token(model, name)
+    patches.mask_token.copy_(torch.arange(patches.out_channels))
+    masked = pixels.new_zeros(1, (pixels.shape[2] // patches.stride[0]) * (pixels.shape[3] // patches.stride[1]))
+    position, states = min(1, masked.shape[1] - 1), []  # the second patch of the first row
+    for value in (0, 1):
+        masked[0, position] = value
+        inputs.clear()
+        try:
+            model(pixel_values=pixels, bool_masked_pos=masked, return_dict=True)
+        except (ValueError, RuntimeError, TypeError):  # it looks at the number of channels
+            return None
+        states += inputs
+    if len(states) != 2:
+        return None
+    changed = (states[0] != states[1]).any(dim=-1)[0].nonzero().flatten().tolist()
+    return name if changed == [special + position] else None
 
 
 def _locate_patches(
@@ -265,8 +311,11 @@ def _locate_patches(
             )
         for factor in range(1, min(rows, columns) + 1):
             grid = (-(-rows // factor), -(-columns // factor))
-            if grid[0] * grid[1] <= tokens:
-                return grid, tokens - grid[0] * grid[1], factor > 1
+            special = tokens - grid[0] * grid[1]
+            if factor > 1 and special > 1:  # GroupViT's states are groups
+                break
+            if special >= 0:
+                return grid, special, factor > 1
     raise ValueError(f"{native.__name__} gives {tokens} states, which are no grid of patches")
 
 

@@ -5,12 +5,17 @@ import copy
 import copyreg
 import functools
 import inspect
+from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .model_files import named_damage
+from .patch_masking import MaskablePatches, add_mask_token
 from .tower_properties import describe_tower, image_sides, native_class
 
 
@@ -34,7 +39,13 @@ class TowerType(type):
 @functools.cache
 def own_class(native: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """The thin subclass of a transformers model; the same one for the same class."""
-    return TowerType(f"COTS{native.__name__}", (native,), {"__module__": __name__})
+
+    def _init_weights(self: PreTrainedModel, module: nn.Module) -> None:
+        native._init_weights(self, module)
+        if isinstance(module, MaskablePatches):
+            init.zeros_(module.mask_token)
+
+    return TowerType(f"COTS{native.__name__}", (native,), {"__module__": __name__, "_init_weights": _init_weights})
 
 
 def reduce_tower_type(cls: TowerType) -> tuple | str:
@@ -49,7 +60,8 @@ copyreg.pickle(TowerType, reduce_tower_type)
 def build_tower(config: PreTrainedConfig, **options: bool) -> PreTrainedModel:
     """A randomly initialized tower; of `options`, those that its constructor knows are given to it.
 
-    BEiT is told by its config, not its constructor, to have a mask token.
+    BEiT is told by its config, not its constructor, to have a mask token. A tower that has none of its own, such as
+    CLIP's, is given one ([`add_mask_token`]).
     """
     cls = tower_class(type(config))  # type: ignore[arg-type]
     if options.get("use_mask_token") and not describe_tower(config).can_mask_patches:
@@ -65,23 +77,69 @@ def build_tower(config: PreTrainedConfig, **options: bool) -> PreTrainedModel:
     for module in tower.modules():  # DINOv3's encoder is a native model of its own, whose keys would be translated
         if isinstance(module, PreTrainedModel) and module is not tower:
             module.__class__ = own_class(type(module))  # type: ignore[arg-type, assignment]
+    if options.get("use_mask_token") and (convolution := describe_tower(config).patch_convolution):
+        add_mask_token(tower, convolution)
     return tower
 
 
-def load_tower(source: str | PreTrainedModel) -> PreTrainedModel:
+HALVES = {"image": "vision", "text": "text"}
+
+
+def tower_config(config: PreTrainedConfig, kind: Literal["image", "text"] | None) -> PreTrainedConfig:
+    """The config of the image or text half, if a config is that of a dual encoder such as CLIP; else itself."""
+    halves = {half: f"{prefix}_config" for half, prefix in HALVES.items()}
+    if kind is None or not set(halves.values()) <= set(config.sub_configs):
+        return config
+    return getattr(config, halves[kind])
+
+
+def load_tower(source: str | PreTrainedModel, kind: Literal["image", "text"] | None = None) -> PreTrainedModel:
     """A pretrained tower from a Hub id, a folder or a model in memory, loaded through its native class.
+
+    Args:
+        kind: which half to take of a dual encoder (CLIP, SigLIP, ALIGN, VisionTextDualEncoder, COTS, ...).
 
     Raises:
         OSError: naming the file, if one is damaged or a git-lfs pointer.
-        ValueError: if it is a model of several modalities; its towers must be named one by one.
+        ValueError: if it is a model of several modalities and no dual encoder, or lacks weights of the half.
     """
     if not isinstance(source, str):
-        native_class(type(source.config))
-        return source
+        half = tower_config(source.config, kind)
+        native_class(type(half))
+        return source if half is source.config else _take_half(source, kind, type(source).__name__)
     with named_damage(source):
-        config_class = type(AutoConfig.from_pretrained(source))
-        native = native_class(config_class)
-        return (native if config_class.is_encoder_decoder else AutoModel).from_pretrained(source)
+        config = AutoConfig.from_pretrained(source)
+        half = tower_config(config, kind)
+        native = native_class(type(half))
+        if half is not config:
+            model, info = AutoModel.from_pretrained(source, output_loading_info=True)
+            return _take_half(model, kind, source, info["missing_keys"])
+        unlisted = config.is_encoder_decoder or type(config) not in MODEL_MAPPING
+        return (native if unlisted else AutoModel).from_pretrained(source)
+
+
+def _take_half(
+    model: PreTrainedModel, kind: Literal["image", "text"] | None, name: str, missing: Iterable[str] = ()
+) -> PreTrainedModel:
+    """The image or text tower of a dual encoder.
+
+    Args:
+        name: of the dual encoder, for messages.
+        missing: parameters that its file lacks.
+
+    Raises:
+        ValueError: if it has no such tower, or the file lacks some of its weights.
+    """
+    attribute = f"{HALVES[kind]}_model"  # type: ignore[index]
+    tower = getattr(model, attribute, None)
+    if not isinstance(tower, native_class(type(tower_config(model.config, kind)))):
+        raise ValueError(
+            f"{name}: the {kind} half of {type(model).__name__} is no tower of its own; name another model"
+        )
+    lacking = sorted(key for key in missing if key.startswith(f"{attribute}."))
+    if lacking:
+        raise ValueError(f"{name}: the file lacks weights of the {kind} tower: {', '.join(lacking[:3])}")
+    return tower
 
 
 def copy_tower(target: PreTrainedModel, source: PreTrainedModel) -> None:

@@ -4,9 +4,11 @@ import dataclasses
 import json
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from transformers import (
+    MODEL_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
@@ -31,8 +33,8 @@ from ..models import (
     SimlaForPreTraining,
 )
 from ..models.pretraining import PreTrainingModel
-from ..models.tower_properties import attention_layers, describe_tower
-from ..models.towers import copy_tower
+from ..models.tower_properties import attention_layers, describe_tower, native_class
+from ..models.towers import copy_tower, tower_config
 from ..search.loading import check_tokenizer, named_errors
 from .arguments import ModelArguments
 from .dual_encoder import (
@@ -65,6 +67,7 @@ NEW_PARAMETERS = (
 )
 TOWERS = {"vision": "vision_model", "text": "text_model"}
 TEXT_LENGTH = 64  # tokens of a text, where neither flag nor model says
+MASK_TOKEN = "<mask>"  # RoBERTa's, for tokenizers that have none
 
 
 def check_sources(arguments: ModelArguments) -> None:
@@ -109,8 +112,8 @@ def build_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
             )
         logger.warning("the tokenizer %s has no pad_token: texts are padded with %s", source, tokenizer.eos_token)
         tokenizer.pad_token = tokenizer.eos_token
-    if arguments.architecture == "simla" and source == arguments.text:
-        check_simla_text(AutoConfig.from_pretrained(source))
+    if arguments.architecture == "simla" and arguments.text and source == arguments.text:
+        check_simla_text(load_tower_config(arguments.text, "text"))
         tokenizer = simla_tokenizer(tokenizer, tokenizer.model_max_length)
     tokenizer.model_max_length = text_limit(arguments, TEXT_LENGTH, tokenizer.model_max_length)
     return tokenizer
@@ -136,8 +139,8 @@ def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -
 
     Raises:
         ValueError: if not exactly one source is named, an override is not a field of the config, a tower lacks what
-            the model or a flag needs of it, the vocabulary is too small for the tokenizer, masked words have no mask
-            token or masked images no trained image tokenizer, or a tower to freeze is unknown.
+            the model or a flag needs of it, the vocabulary is too small for the tokenizer, masked words can have no
+            mask token or masked images no trained image tokenizer, or a tower to freeze is unknown.
     """
     check_sources(arguments)
     model_class = find_model_class(arguments)
@@ -150,8 +153,10 @@ def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -
     if theirs is not None:
         overrides = choose_fields(theirs, arguments, tokenizer, overrides)
     config = plan_config(arguments, model_class.config_class, overrides, theirs)
-    check_mask_token(config, tokenizer)
     check_text_tower(config, tokenizer)
+    new_mask_token = config.mask_token_field is not None and tokenizer.mask_token_id is None
+    if new_mask_token:  # any word stands for it until the model is there and can be given one more
+        overrides["mask_token_id"] = config.mask_token_id = 0
     if arguments.vision and arguments.text:
         towers = (arguments.vision, arguments.text, arguments.image_tokenizer)
         sizes = {} if arguments.image_size is None else {"image_size": arguments.image_size}
@@ -166,6 +171,8 @@ def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -
     if arguments.image_tokenizer and not arguments.vision and theirs is None:
         model.set_image_tokenizer(COTSImageTokenizer.from_pretrained(arguments.image_tokenizer))
     check_image_tokenizer(model.config, trained=not random_codes or arguments.image_tokenizer is not None)
+    if new_mask_token:
+        add_mask_token(model, tokenizer)
     tell_about_towers(model.config)
     adapted = add_lora(model, arguments.lora_rank, arguments.freeze) if arguments.lora_rank else model
     freeze_towers(model, arguments.freeze)
@@ -233,7 +240,7 @@ def plan_config(
         fields: dict[str, Any] = dict(overrides)
         if arguments.image_tokenizer and "image_tokenizer_config" in config_class.sub_configs_defaults:
             fields["image_tokenizer_config"] = COTSImageTokenizerConfig.from_pretrained(arguments.image_tokenizer)
-        towers = load_tower_config(arguments.vision), load_tower_config(arguments.text)
+        towers = load_tower_config(arguments.vision, "image"), load_tower_config(arguments.text, "text")
         return config_class.from_towers(*towers, image_size=arguments.image_size, **fields)
     if theirs is not None:
         return config_class.from_towers(**overrides)
@@ -250,7 +257,7 @@ def choose_text_pooling(
     if config_class is not COTSConfig or (first and first[0] in tokenizer.all_special_ids):
         return {}
     if overrides.get("text_pooling") is None:
-        default = describe_tower(load_tower_config(text), "text").default_pooling
+        default = describe_tower(load_tower_config(text, "text"), "text").default_pooling
         return {"text_pooling": "mean"} if default == "cls" else {}
     if overrides["text_pooling"].startswith("cls"):
         logger.warning('text_pooling="cls" takes the first word: the tokenizer puts no special token in front of it')
@@ -307,14 +314,14 @@ def combine_towers(
     return model_class.from_vision_text_pretrained(load_tower(vision), load_tower(text), image_tokenizer, **overrides)
 
 
-def load_tower_config(source: str) -> PreTrainedConfig:
-    """The config of a tower: of a Hub id or folder, or given as JSON.
+def load_tower_config(source: str, kind: Literal["image", "text"]) -> PreTrainedConfig:
+    """The config of a tower: of a Hub id or folder, of which a dual encoder gives that half, or given as JSON.
 
     Raises:
         ValueError: if the JSON is invalid or has no `model_type`.
     """
     if not source.startswith("{"):
-        return AutoConfig.from_pretrained(source)
+        return tower_config(AutoConfig.from_pretrained(source), kind)
     fields = read_tower_json(source)
     fields.pop("add_pooling_layer", None)
     return AutoConfig.for_model(**fields)
@@ -345,7 +352,10 @@ def load_tower(source: str) -> str | PreTrainedModel:
         return source
     fields = read_tower_json(source)
     options = {name: fields.pop(name) for name in ("add_pooling_layer",) if name in fields}
-    return AutoModel.from_config(AutoConfig.for_model(**fields), **options)
+    config = AutoConfig.for_model(**fields)
+    if type(config) not in MODEL_MAPPING:  # SigLIP's text tower, which AutoModel does not know
+        return native_class(type(config))._from_config(config, **options)
+    return AutoModel.from_config(config, **options)
 
 
 def read_normalization(source: str) -> dict[str, list[float]]:
@@ -378,18 +388,32 @@ def check_image_tokenizer(config: Config, trained: bool) -> None:
         )
 
 
-def check_mask_token(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check that the tokenizer has a mask token, if the model masks words.
+@torch.no_grad()
+def add_mask_token(model: PreTrainingModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a model that masks words, and its tokenizer, the mask token that it lacks. Its word embedding begins as the
+    mean of the others.
 
     Raises:
-        ValueError: naming the field that asks for one.
+        ValueError: naming the field that asks for one, if the tokenizer takes no new token or the tower has no word
+            embeddings.
     """
-    field = config.mask_token_field
-    if field is not None and tokenizer.mask_token_id is None:
+    known, name = len(tokenizer), tokenizer.name_or_path or "the tokenizer"
+    tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
+    mask, encoders = tokenizer.mask_token_id, (model.encoder, *(momentum for momentum, _ in model.ema_pairs))
+    if mask in (None, tokenizer.unk_token_id) or describe_tower(model.config.text_config).embedding_size is None:
         raise ValueError(
-            f"{tokenizer.name_or_path or 'the tokenizer'} has no mask_token; name another with --tokenizer, or turn "
-            f"masked words off with --config_overrides '{{\"{field}\": 0}}'"
+            f"{name} has no mask_token and can be given none; name another with --tokenizer, or turn masked words off "
+            f"with --config_overrides '{{\"{model.config.mask_token_field}\": 0}}'"
         )
+    if mask >= model.config.text_config.vocab_size:
+        model.resize_token_embeddings(mask + 1, mean_resizing=False)
+    for encoder in encoders if len(tokenizer) > known else ():  # else it is a word that was there
+        words = encoder.get_input_embeddings().weight
+        words[mask] = words[:known].mean(dim=0)
+    model.config.mask_token_id, model.config.special_token_ids = mask, sorted(tokenizer.all_special_ids)
+    logger.warning(
+        "%s has no mask_token: %s was added to it and to the text tower, for masked words", name, MASK_TOKEN
+    )
 
 
 def check_simla_text(config: PreTrainedConfig) -> None:

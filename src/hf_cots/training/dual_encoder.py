@@ -124,7 +124,7 @@ def find_missing(
     elif not describe_tower(config.vision_config, "image").can_mask_patches:
         missing["mvm_weight"] = "its image tower cannot mask patches"
     if tokenizer.mask_token_id is None:
-        missing["mlm_weight"] = "its tokenizer has no mask token"
+        missing["mlm_weight"] = "its tokenizer has no mask token (a weight in --config_overrides adds one)"
     return missing
 
 
