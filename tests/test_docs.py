@@ -18,7 +18,7 @@ from tests.support.user_folder import make_user_folder
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = [*PAGES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "model_cards").glob("*/README.md"))]
-RECIPES = sorted((ROOT / "model_cards").glob("*/recipe.yaml"))
+RECIPES = sorted((ROOT / "model_cards").glob("*/*.yaml"))
 BLOCK = re.compile(r"(<!-- run -->\n)?```(python|bash)\n(.*?)```", re.DOTALL)
 FLAG = re.compile(r"(?<![\w-])--[a-zA-Z][\w-]*")
 PROGRAMS = {"hf_cots.train": train, "hf_cots.train_dvae": train_dvae}

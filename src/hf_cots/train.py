@@ -10,6 +10,7 @@ The model for inference is saved in `output_dir/model`, checkpoints with all tra
 
 from transformers import set_seed
 
+from .data.frozen_features import StoredFeaturePairs, StoredTexts
 from .evaluation.rendering.tables import markdown_table
 from .training.arguments import COTSTrainingArguments, DataArguments, ModelArguments, parse_arguments
 from .training.build_data import build_code_cache, build_collator, build_data, build_stored_features, build_views
@@ -55,8 +56,10 @@ def build_trainer(
     processor = build_processor(model.config, tokenizer, model_arguments)
     code_cache = build_code_cache(model, data_arguments, training.seed)
     views = build_views(model.config, data_arguments, train_pairs)
-    frozen = build_stored_features(model, processor, train_pairs, model_arguments, data_arguments, training)
-    collator = build_collator(processor, model.config, data_arguments, code_cache, views)
+    stored = build_stored_features(model, processor, train_pairs, model_arguments, data_arguments, training)
+    frozen = stored if isinstance(stored, StoredFeaturePairs) else None
+    texts = stored if isinstance(stored, StoredTexts) else None
+    collator = build_collator(processor, model.config, data_arguments, code_cache, views, texts)
     return (trainer_class or COTSTrainer)(
         model=model,
         args=training,

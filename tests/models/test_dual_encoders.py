@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers as t
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from safetensors.torch import load_file
 
 from hf_cots import CookieModel, COTSConfig, COTSForPreTraining, COTSModel
 from hf_cots.models.tower_properties import describe_tower
@@ -111,6 +112,8 @@ def test_a_saved_cots_gives_them_too(source, tmp_path):
     ours.save_pretrained(tmp_path / "model")
     learner = COTSForPreTraining.from_dual_encoder(theirs, **fields)
     learner.save_pretrained(tmp_path / "pretraining")
+    # Trainer resumes with plain `load_state_dict`, which knows no older names.
+    assert load_file(tmp_path / "pretraining" / "model.safetensors").keys() == learner.state_dict().keys()
     pixels, texts = draw_images(theirs, 2), draw_texts(2, 6, 9)
     for loaded in (
         load_exactly(COTSModel, tmp_path / "model"),

@@ -76,9 +76,55 @@ def test_a_constant_feature_is_not_divided_by_zero(world, tmp_path):
     torch.testing.assert_close(model.visual_projection(features).mean(dim=0), torch.zeros(16), atol=1e-5, rtol=0)
 
 
+ONE_SIDE = {"freeze": ("text",), "max_steps": 4, "image_tokenizer": None}
+
+
+@pytest.mark.parametrize(
+    "overrides", [{}, {"contrast": "in_batch"}, {"mlm_weight": 1}], ids=["momentum", "in_batch", "mlm"]
+)
+def test_texts_of_a_frozen_tower_are_encoded_once_and_images_augmented_as_usual(
+    world, tmp_path, overrides, monkeypatch
+):
+    settings = ONE_SIDE | {"flip": 0.5, "dataloader_num_workers": 1}
+    stored = make_trainer(world, tmp_path / "stored", overrides, **settings)
+    plain = make_trainer(world, tmp_path / "plain", overrides, feature_cache=None, **settings)
+    assert len(list((world.root / "features").glob("text-*"))) == 1
+    original, runs_of_the_tower = stored.model.cots.encode_text, []
+    monkeypatch.setattr(
+        stored.model.cots, "encode_text", lambda *inputs, **k: runs_of_the_tower.append(1) or original(*inputs, **k)
+    )
+    stored.train()
+    plain.train()
+    assert len(runs_of_the_tower) == (4 if "mlm_weight" in overrides else 0), "masked texts alone go through the tower"
+    assert_close(stored.model.state_dict(), plain.model.state_dict(), rtol=1e-4, atol=1e-5)
+    losses = [[line["loss"] for line in t.state.log_history if "loss" in line] for t in (stored, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_stored_texts_differ_from_those_of_a_batch_by_rounding_alone(world, tmp_path):
+    """In a batch, texts are padded to its longest; in the store, to the longest of 64."""
+    trainer = make_trainer(world, tmp_path, **ONE_SIDE)
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in (0, 1, 8, 30)])
+    trainer.model.eval()
+    for row in range(4):
+        length = int(batch["attention_mask"][row].sum())
+        alone = trainer.model.cots.encode_text(batch["input_ids"][row : row + 1, :length]).pooler_output
+        torch.testing.assert_close(batch["features"]["text_features"][row : row + 1], alone, rtol=1e-6, atol=1e-6)
+    assert trainer.data_collator([None])["features"]["text_features"].shape == (0, 32)
+
+
+def test_a_run_on_stored_texts_resumes_exactly(world, tmp_path):
+    settings = ONE_SIDE | {"save_strategy": "steps", "save_steps": 2, "freeze": ("text",)}
+    train(flags(world, tmp_path / "whole", **settings))
+    train(flags(world, tmp_path / "again", **settings, resume_from_checkpoint=tmp_path / "whole" / "checkpoint-2"))
+    runs.assert_same_checkpoints(tmp_path / "again", tmp_path / "whole", 4)
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
+        ({"freeze": ("text", "vision:1")}, "towers that are not trained"),
+        ({"freeze": ("text",), "standardize_features": True}, "features of both towers"),
         ({"freeze": ("vision",)}, "towers that are not trained"),
         ({"lora_rank": 2}, "without LoRA"),
         ({"overrides": {"mlm_weight": 1}}, "unmasked inputs"),

@@ -11,6 +11,7 @@ from ..models.masking import draw_masks
 from ..models.token_level import mask_settings
 from .augmentation import RandomCropFlip, crop_image
 from .code_cache import CodeCache
+from .frozen_features import StoredTexts
 from .views import SecondViews
 
 
@@ -49,6 +50,7 @@ class COTSCollator:
         augmentation: for training; without it the processor resizes the full image.
         code_cache: holds codes of crops; those of a batch become its `codebook_indices` if all of them are there.
         views: makes second views of images and captions.
+        stored_texts: features of a text tower that is not trained, which a batch then brings.
 
     Example:
         >>> from transformers import BertTokenizer
@@ -68,21 +70,27 @@ class COTSCollator:
         augmentation: RandomCropFlip | None = None,
         code_cache: CodeCache | None = None,
         views: SecondViews | None = None,
+        stored_texts: StoredTexts | None = None,
     ):
         fit_text_limit(processor.tokenizer, config)
         self.processor, self.config, self.augmentation = processor, config, augmentation
-        self.code_cache, self.views = code_cache, views
+        self.code_cache, self.views, self.stored_texts = code_cache, views, stored_texts
         self.mask_settings = mask_settings(config) if config.uses_masks else {}
 
-    def __call__(self, items: list[dict[str, Any] | None]) -> dict[str, torch.Tensor]:
+    def __call__(self, items: list[dict[str, Any] | None]) -> dict[str, Any]:
         """`pixel_values`, `input_ids`, `attention_mask` if the tokenizer gives one, `image_ids`, the masks if a token
-        level is on, and the second views (`view_pixel_values`, `view_input_ids`, `view_attention_mask`) if wanted.
+        level is on, the second views (`view_pixel_values`, `view_input_ids`, `view_attention_mask`) that are wanted, and `features` with the
+        `text_features` that are stored.
 
         Items that are None are dropped. What remains may be a batch of no rows: a rank's shard of a ragged batch.
         """
         usable = [item for item in items if item is not None]
-        batch = self._collate(usable or [NO_PAIR])
-        return batch if usable else {name: rows[:0] for name, rows in batch.items()}
+        batch: dict[str, Any] = self._collate(usable or [NO_PAIR])
+        if not usable:
+            batch = {name: rows[:0] for name, rows in batch.items()}
+        if self.stored_texts is not None:
+            batch["features"] = {"text_features": self.stored_texts.lookup([item["caption"] for item in usable])}
+        return batch
 
     def _collate(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         seeds = [item["seed"] for item in items]

@@ -1,7 +1,8 @@
 """Stored features of frozen towers, computed once for all epochs and all runs.
 
 Where neither tower is trained, a step needs no more of them than two vectors a pair, and epochs cost next to nothing.
-The price: images are resized as they are, without crops and flips, and nothing can be masked.
+The price: images are resized as they are, without crops and flips, and nothing can be masked. Where the text tower
+alone is not trained, its features are stored, and images are read and augmented as usual: that has no price.
 
 The features lie in a folder, each under a hash of what it was made of: `<modality>-<settings>/<shard>.safetensors`
 with `keys` (n,) int64, hashes of images or texts, and `features` (n, width) float32; `<settings>` is a hash of the
@@ -12,7 +13,7 @@ is exchanged, its features are computed again.
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -109,16 +110,25 @@ class TowerFeatures:
     """
 
     def __init__(self, model: COTSModel, processor: COTSProcessor, folder: Path | str):
-        self.model, self.processor = model, processor
-        config, tokenizer = model.config, processor.tokenizer
-        image = {"pooling": config.image_pooling, "processor": processor.image_processor.to_dict()}
-        text = {"pooling": config.text_pooling, "max_length": tokenizer.model_max_length}
-        if processor.padding != "longest":  # which files of before do not name
-            text["padding"] = processor.padding
-        text |= {"special_tokens": tokenizer.all_special_tokens, "vocabulary": len(tokenizer)}
-        text |= {"padding": "attended"} if config.text_padding == "attended" else {}  # other features are as they were
-        self.images = FeatureStore(folder, "image", image | {"tower": weights_fingerprint(model.vision_model)})
-        self.texts = FeatureStore(folder, "text", text | {"tower": weights_fingerprint(model.text_model)})
+        self.model, self.processor, self.folder = model, processor, folder
+
+    @cached_property
+    def images(self) -> FeatureStore:
+        """Of the image tower."""
+        settings = {"pooling": self.model.config.image_pooling, "processor": self.processor.image_processor.to_dict()}
+        settings["tower"] = weights_fingerprint(self.model.vision_model)
+        return FeatureStore(self.folder, "image", settings)
+
+    @cached_property
+    def texts(self) -> FeatureStore:
+        """Of the text tower."""
+        tokenizer = self.processor.tokenizer
+        settings = {"pooling": self.model.config.text_pooling, "max_length": tokenizer.model_max_length}
+        settings |= {"special_tokens": tokenizer.all_special_tokens, "vocabulary": len(tokenizer)}
+        if self.model.config.text_padding == "attended":  # features of other models are as they were
+            settings["padding"] = "attended"
+        settings["tower"] = weights_fingerprint(self.model.text_model)
+        return FeatureStore(self.folder, "text", settings)
 
     def get_image_rows(self, images: list[Image.Image]) -> list[int]:
         """Each image's row in `images.features()`."""
@@ -228,3 +238,41 @@ def store_features(
     model.train(was_training)
     columns = [torch.tensor(column) for column in (image_rows, text_rows, image_ids)]
     return StoredFeaturePairs(pairs, towers.images.features(), towers.texts.features(), *columns)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTexts:
+    """The stored features of the distinct texts of a [`PairDataset`].
+
+    Args:
+        features: (n, width) float32.
+        rows: each text's row in them, by its hash.
+    """
+
+    features: torch.Tensor
+    rows: dict[int, int]
+
+    def lookup(self, texts: list[str]) -> torch.Tensor:
+        """The features (n, width) of n texts."""
+        return self.features[torch.tensor([self.rows[stable_id(text)] for text in texts], dtype=torch.long)]
+
+
+def store_texts(
+    model: COTSModel, processor: COTSProcessor, pairs: PairDataset, folder: Path | str, batch_size: int = 64
+) -> StoredTexts:
+    """Read the features of all captions from a folder, computing and storing those that it lacks; no image is read.
+
+    Args:
+        model, processor, folder, batch_size: as for [`store_features`].
+        pairs: the training data.
+
+    Raises:
+        ValueError: naming the file of the folder that is damaged.
+    """
+    was_training = model.training
+    model.eval()
+    towers = TowerFeatures(model, processor, folder)
+    for start in range(0, len(pairs), batch_size):
+        towers.get_text_rows([pairs.caption(i) for i in range(start, min(start + batch_size, len(pairs)))])
+    model.train(was_training)
+    return StoredTexts(towers.texts.features(), towers.texts.rows)

@@ -30,7 +30,7 @@ from .modeling_dvae import COTSImageTokenizer
 from .queues import KeyCenter, KeyQueue, ScoreQueue
 from .step import Batch, Keys, Step
 from .token_level import codebook_pixels, draw_masks_by_index
-from .towers import is_frozen
+from .tower_layers import frozen_modules
 
 
 def batch_size(batch: Batch) -> int:
@@ -391,11 +391,11 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
 
     def train(self, mode: bool = True) -> Any:
         """Keeps momentum encoders and image tokenizer frozen and free of dropout (`from_pretrained` unfreezes them); a
-        tower that is not trained is kept free of dropout too."""
+        tower, or the first layers of one, that are not trained are kept free of dropout too."""
         super().train(mode)
         for tower in (self.encoder.vision_model, self.encoder.text_model):
-            if is_frozen(tower):
-                tower.eval()
+            for module in frozen_modules(tower):
+                module.eval()
         for frozen in (*(momentum_encoder for momentum_encoder, _ in self.ema_pairs), self.image_tokenizer):
             if frozen is not None:
                 frozen.requires_grad_(False)

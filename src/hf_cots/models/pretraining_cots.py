@@ -200,12 +200,14 @@ class COTSForPreTraining(PreTrainingModel):
     def _with_frozen_features(self, batch: Batch) -> Batch:
         """The batch with the features of towers that are not trained. Such a tower is its own momentum encoder, and
         one pass through it serves keys and losses alike."""
-        features = {}
-        if batch.get("pixel_values") is not None and is_frozen(self.cots.vision_model):
+        features = dict(batch.get("features") or {})
+        missing = {"image_features", "text_features"} - features.keys()
+        images, texts = batch.get("pixel_values"), batch.get("input_ids")
+        if "image_features" in missing and images is not None and is_frozen(self.cots.vision_model):
             features["image_features"] = self._image_features(self.cots, batch)
-        if batch.get("input_ids") is not None and is_frozen(self.cots.text_model):
+        if "text_features" in missing and texts is not None and is_frozen(self.cots.text_model):
             features["text_features"] = self._text_features(self.cots, batch)
-        return batch | {"features": features | (batch.get("features") or {})}
+        return batch | {"features": features}
 
     def filter_threshold(self) -> torch.Tensor:
         """The score below which the step about to begin drops a pair: `mu - lambda * sigma`, or minus infinity while

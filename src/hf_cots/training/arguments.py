@@ -17,7 +17,13 @@ from transformers.hf_argparser import HfArg
 
 from .._errors import naming
 from ..models.renamed_fields import RENAMED, rename_fields
-from .settings import check_upload, choose_best_by, watch_in_the_right_direction
+from .settings import (
+    check_early_stopping,
+    check_upload,
+    choose_best_by,
+    prepare_early_stopping,
+    watch_in_the_right_direction,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -103,7 +109,10 @@ class ModelArguments:
         default=None,
         help="Side of the images in pixels, if it is not the image tower's own; position embeddings are interpolated.",
     )
-    freeze: list[str] = HfArg(default_factory=list, help="Towers that are not trained: vision, text, or both.")
+    freeze: list[str] = HfArg(
+        default_factory=list,
+        help="Towers that are not trained: vision, text or both; vision:8 freezes the embeddings and first 8 layers.",
+    )
     standardize_features: bool = HfArg(
         default=False,
         help="Initialize new projections as for features of zero mean and unit variance (needs --feature_cache).",
@@ -184,7 +193,8 @@ class DataArguments(ImageArguments):
         default=None, help="Folder of `hf-cots tokenize` with precomputed image codes; missing codes are computed."
     )
     feature_cache: str | None = HfArg(
-        default=None, help="Folder for the features of two frozen towers, each computed once and without augmentation."
+        default=None,
+        help="Folder for features that are computed once: of a frozen text tower, or of both (without augmentation).",
     )
 
     @property
@@ -209,10 +219,27 @@ class COTSTrainingArguments(TrainingArguments):
     )
     text_learning_rate: float | None = HfArg(default=None, help="Learning rate of the text tower, if it differs.")
     vision_learning_rate: float | None = HfArg(default=None, help="Learning rate of the image tower, if it differs.")
+    layer_decay: float | None = HfArg(
+        default=None,
+        help="Factor from each layer's learning rate to that of the layer below it, in the towers; 1 for none.",
+    )
+    ema_decay: float | None = HfArg(
+        default=None, help="Decay of a moving average of the weights, which is evaluated and saved in their place."
+    )
+    early_stopping_patience: int | None = HfArg(
+        default=None, help="Evaluations without a better one after which training stops, and loads the best model."
+    )
 
     def __post_init__(self):
+        for flag in ("layer_decay", "ema_decay"):
+            if getattr(self, flag) is not None:
+                check_range(flag, getattr(self, flag), 0, 1, open_below=True)
+        if self.early_stopping_patience is not None:
+            check_range("early_stopping_patience", self.early_stopping_patience, 1)
+        prepare_early_stopping(self)
         choose_best_by(self, "text_to_image_R@1", smaller_is_better=("_rank",))
         super().__post_init__()
+        check_early_stopping(self)
         watch_in_the_right_direction(self)
 
 

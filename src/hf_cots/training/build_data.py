@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from ..data.augmentation import RandomCropFlip
 from ..data.code_cache import CodeCache, CodeSettings
 from ..data.collator import COTSCollator
-from ..data.frozen_features import StoredFeaturePairs, store_features
+from ..data.frozen_features import StoredFeaturePairs, StoredTexts, store_features, store_texts
 from ..data.keep_mask import apply_keep_mask
 from ..data.sources import PairDataset, load_pairs
 from ..data.streams import PairStream, load_stream
@@ -17,7 +17,8 @@ from ..data.views import SecondViews
 from ..models import CookieConfig, COTSForPreTraining, COTSProcessor
 from ..models.pretraining import PreTrainingModel
 from .arguments import COTSTrainingArguments, DataArguments, ImageArguments, ModelArguments
-from .build_model import TOWERS, Config
+from .build_model import Config
+from .parameter_groups import TOWERS
 
 
 logger = logging.getLogger(__name__)
@@ -117,9 +118,9 @@ def build_stored_features(
     model_arguments: ModelArguments,
     arguments: DataArguments,
     training: COTSTrainingArguments,
-) -> StoredFeaturePairs | None:
-    """Compute or read the features of `--feature_cache`, if it is set; `--standardize_features` initializes the
-    projections with them.
+) -> StoredFeaturePairs | StoredTexts | None:
+    """Compute or read the features of `--feature_cache`, if it is set: of all pairs, or of their texts alone where the
+    image tower is trained. `--standardize_features` initializes the projections with them.
 
     Raises:
         ValueError: if training needs more of the towers than their features, or the projections are not new.
@@ -133,6 +134,8 @@ def build_stored_features(
     check_features_suffice(model, model_arguments, pairs)
     model.to(training.device)  # Trainer would only do so later
     with training.main_process_first(desc="features of frozen towers"):
+        if set(model_arguments.freeze) == {"text"}:
+            return store_texts(model.encoder, processor, pairs, arguments.feature_cache)  # type: ignore[arg-type]
         frozen = store_features(
             model.encoder,
             processor,
@@ -149,16 +152,23 @@ def build_stored_features(
 
 
 def check_features_suffice(model: PreTrainingModel, arguments: ModelArguments, pairs: Pairs) -> None:
-    """Check that training needs nothing of the towers but one global feature per image and text.
+    """Check that training needs nothing of the frozen towers but one global feature per image and text; of an image
+    tower that is trained, texts alone are stored.
 
     Raises:
         ValueError: naming the flag or field that needs more.
     """
-    if set(arguments.freeze) != set(TOWERS) or arguments.lora_rank:
-        raise ValueError("--feature_cache needs towers that are not trained: --freeze vision text, without LoRA")
+    frozen = set(arguments.freeze)
+    if frozen not in (set(TOWERS), {"text"}) or arguments.lora_rank:
+        raise ValueError(
+            "--feature_cache needs towers that are not trained: --freeze vision text, or --freeze text (images are "
+            "augmented, and those of a frozen image tower alone are not stored), without LoRA"
+        )
+    if frozen == {"text"} and arguments.standardize_features:
+        raise ValueError("--standardize_features needs the features of both towers: --freeze vision text")
     if not isinstance(model, COTSForPreTraining):
         raise ValueError("--feature_cache is for COTS: SIMLA and COOKIE read their towers' tokens")
-    if model.config.uses_masks:
+    if model.config.uses_masks and frozen != {"text"}:
         raise ValueError(
             "--feature_cache stores features of unmasked inputs: turn the token level off with --config_overrides "
             '\'{"mvm_weight": 0, "mlm_weight": 0}\''
@@ -189,6 +199,7 @@ def build_collator(
     arguments: DataArguments,
     code_cache: CodeCache | None = None,
     views: SecondViews | None = None,
+    stored_texts: StoredTexts | None = None,
 ) -> COTSCollator:
-    """The collator with the flags' augmentation, stored codes and second views."""
-    return COTSCollator(processor, config, build_augmentation(config, arguments), code_cache, views)
+    """The collator with the flags' augmentation, stored codes, second views and stored features of texts."""
+    return COTSCollator(processor, config, build_augmentation(config, arguments), code_cache, views, stored_texts)

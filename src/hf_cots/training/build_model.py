@@ -33,6 +33,7 @@ from ..models import (
     SimlaForPreTraining,
 )
 from ..models.pretraining import PreTrainingModel
+from ..models.tower_layers import freeze_layers
 from ..models.tower_properties import attention_layers, describe_tower, native_class
 from ..models.towers import copy_tower, tower_config
 from ..search.loading import check_tokenizer, named_errors
@@ -46,6 +47,7 @@ from .dual_encoder import (
     read_processor,
     text_limit,
 )
+from .parameter_groups import TOWERS
 
 
 logger = logging.getLogger(__name__)
@@ -65,7 +67,6 @@ NEW_PARAMETERS = (
     "cots.log_temperature",
     "logit_bias",
 )
-TOWERS = {"vision": "vision_model", "text": "text_model"}
 TEXT_LENGTH = 64  # tokens of a text, where neither flag nor model says
 MASK_TOKEN = "<mask>"  # RoBERTa's, for tokenizers that have none
 
@@ -457,17 +458,42 @@ def tell_about_towers(config: Config) -> None:
 # ---------------------------------------------------------------------- which parameters are trained
 
 
-def freeze_towers(model: PreTrainingModel, names: list[str]) -> None:
-    """Exclude the named towers from training.
+def parse_freeze(names: Sequence[str]) -> dict[str, int | None]:
+    """Which towers `--freeze` names, each with the number of its first layers, None for all of it.
 
     Raises:
-        ValueError: for a name other than "vision" and "text".
+        ValueError: for anything but "vision", "text" and these with a number, as in "vision:8", or one named twice.
     """
+    towers: dict[str, int | None] = {}
     for name in names:
-        if name not in TOWERS:
-            raise ValueError(f"--freeze takes {' and '.join(TOWERS)}, got '{name}'")
-        getattr(model.encoder, TOWERS[name]).requires_grad_(False)
-    model.train(model.training)  # turns the dropout of frozen towers off
+        tower, colon, count = name.partition(":")
+        if tower not in TOWERS or (colon and not count.isdecimal()):
+            raise ValueError(
+                f"--freeze takes {' and '.join(TOWERS)}, or one of them with its number of layers as in vision:8, "
+                f"got '{name}'"
+            )
+        depth = int(count) if colon else None
+        if towers.setdefault(tower, depth) != depth:
+            raise ValueError(f"--freeze names {tower} twice: once is enough")
+    return towers
+
+
+def freeze_towers(model: PreTrainingModel, names: Sequence[str]) -> None:
+    """Exclude the named towers, or their embeddings and first layers, from training.
+
+    Raises:
+        ValueError: as [`parse_freeze`], or if a tower has not so many layers.
+    """
+    for name, count in parse_freeze(names).items():
+        tower = getattr(model.encoder, TOWERS[name])
+        if count is None:
+            tower.requires_grad_(False)
+            continue
+        try:
+            freeze_layers(tower, count)
+        except ValueError as error:
+            raise ValueError(f"--freeze {name}:{count}: {error}") from None
+    model.train(model.training)  # turns the dropout of what is frozen off
 
 
 def add_lora(model: PreTrainingModel, rank: int, frozen: Sequence[str] = ()):

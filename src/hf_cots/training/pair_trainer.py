@@ -18,7 +18,8 @@ from transformers.trainer_utils import rotate_checkpoints
 from ..data.batches import PairBatches
 from ..data.streams import PairStream, StreamBatches
 from . import checkpoints, resuming
-from .settings import check_evaluations, check_settings
+from .early_stopping import EarlyStopping
+from .settings import PATIENCE, check_evaluations, check_settings
 
 
 logger = logging.getLogger(__name__)
@@ -64,13 +65,16 @@ class PairTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         self.batches: PairBatches | StreamBatches | None = None
-        self._resumed_from: Path | None = None
+        self.resumed_from: Path | None = None
         self._run: dict[str, Any] = {}
         # Batches that were drawn since the epoch began, or was entered; whether the random state is yet to be loaded.
         self._drawn, self._loads_random_state = 0, False
         super().__init__(*args, **kwargs)
         check_settings(self.args, self.train_dataset, self.metric_names())
         self.add_callback(ExactOrder())
+        patience = getattr(self.args, PATIENCE, None)
+        if patience is not None:
+            self.add_callback(EarlyStopping(patience))
 
     def metric_names(self) -> set[str] | None:
         """What `evaluate` reports, without the prefix; None if that is not known before."""
@@ -86,15 +90,15 @@ class PairTrainer(Trainer):
         Raises:
             ValueError: if the checkpoint to resume from is incomplete or of another run, or none is found.
         """
-        self._resumed_from = self._find_checkpoint(resume_from_checkpoint)
-        if self._resumed_from is not None or self.args.save_strategy != "no":
+        self.resumed_from = self._find_checkpoint(resume_from_checkpoint)
+        if self.resumed_from is not None or self.args.save_strategy != "no":
             self._run = resuming.describe_run(self)
-        if self._resumed_from is not None:
+        if self.resumed_from is not None:
             model = self.accelerator.unwrap_model(self.model)
-            warning = resuming.check_checkpoint(self._resumed_from, self._run, model)
+            warning = resuming.check_checkpoint(self.resumed_from, self._run, model)
             if warning and self.is_world_process_zero():
                 logger.warning(warning)
-        checkpoint = str(self._resumed_from) if self._resumed_from else None
+        checkpoint = str(self.resumed_from) if self.resumed_from else None
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def _find_checkpoint(self, name: str | Path | bool | None) -> Path | None:
@@ -123,8 +127,8 @@ class PairTrainer(Trainer):
             self.batches = PairBatches(
                 len(dataset), self._train_batch_size, seed, drop_last=args.dataloader_drop_last, **process
             )
-        if self._resumed_from is not None:
-            self.batches.load_state_dict(resuming.read_position(self._resumed_from, self.batches, self.args))
+        if self.resumed_from is not None:
+            self.batches.load_state_dict(resuming.read_position(self.resumed_from, self.batches, self.args))
         return self._make_loader(self.batches)
 
     def _make_loader(self, batches: Sampler) -> DataLoader:
@@ -145,7 +149,7 @@ class PairTrainer(Trainer):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._drawn += len(batches)
         if self._loads_random_state:
-            self._load_rng_state(self._resumed_from)
+            self._load_rng_state(self.resumed_from)
             self._loads_random_state = False
         return batches, num_items
 
@@ -154,8 +158,8 @@ class PairTrainer(Trainer):
     def set_initial_training_values(self, args, dataloader):
         """Trainer's, but the steps of a resumed run are those done and those that the remaining pairs make."""
         epochs, per_epoch, *rest, max_steps = super().set_initial_training_values(args, dataloader)
-        if self._resumed_from is not None and isinstance(self.batches, PairBatches):
-            done, epoch = checkpoints.read_state(self._resumed_from)["global_step"], self.batches.epoch
+        if self.resumed_from is not None and isinstance(self.batches, PairBatches):
+            done, epoch = checkpoints.read_state(self.resumed_from)["global_step"], self.batches.epoch
             left = done + math.ceil(self.batches.remaining() / args.gradient_accumulation_steps)
             if args.max_steps <= 0:
                 max_steps = max(done, left + math.ceil((args.num_train_epochs - epoch - 1) * per_epoch))
@@ -165,7 +169,7 @@ class PairTrainer(Trainer):
     def _init_training_state(self, *args, **kwargs) -> tuple[int, int]:
         """Trainer's, but where the checkpoint's position in pairs lies in batches of this run."""
         where = super()._init_training_state(*args, **kwargs)
-        if self._resumed_from is None:
+        if self.resumed_from is None:
             return where
         self._find_best_checkpoint()
         accumulation = self.args.gradient_accumulation_steps
@@ -177,6 +181,8 @@ class PairTrainer(Trainer):
 
     def _run_epoch(self, *, epoch, resume_from_checkpoint=None, epochs_trained=0, **kwargs) -> None:
         """Trainer's, from the checkpoint's position in pairs on."""
+        if self.control.should_training_stop:  # early stopping, before this run was resumed
+            return
         if self.state.global_step >= self.state.max_steps:
             logger.warning(
                 "nothing is left to train: %d of %d steps are done", self.state.global_step, self.state.max_steps
@@ -232,10 +238,10 @@ class PairTrainer(Trainer):
         step = self.state.best_global_step
         if not self.args.load_best_model_at_end or not step or self.state.best_model_checkpoint is not None:
             return
-        folder = self._resumed_from.parent / f"checkpoint-{step}"
+        folder = self.resumed_from.parent / f"checkpoint-{step}"
         if not folder.is_dir():
             raise ValueError(
-                f"cannot resume {self._resumed_from}: {folder}, the best checkpoint so far, is gone; put it back, or "
+                f"cannot resume {self.resumed_from}: {folder}, the best checkpoint so far, is gone; put it back, or "
                 "leave out --load_best_model_at_end"
             )
         self.state.best_model_checkpoint = str(folder)
@@ -257,6 +263,10 @@ class PairTrainer(Trainer):
             if self.batches is not None:
                 resuming.write_position(folder, self.batches, self._drawn)
             resuming.write_run(folder, self._run)
+            self.save_beside(folder)
             if not self.args.save_only_model:  # what cannot be resumed from is not complete
                 checkpoints.mark_complete(folder)
             rotate_checkpoints(self._get_output_dir(trial), limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def save_beside(self, folder: Path) -> None:
+        """Write what a checkpoint holds beside what transformers writes, if there is more; on one process."""

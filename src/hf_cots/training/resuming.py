@@ -32,13 +32,13 @@ ADAPTERS = "adapter_model.safetensors"
 # Another value would change the order of the data or the augmentation, or could not take effect.
 SEEDS = ("seed", "data_seed")
 FROM_OPTIMIZER = (
-    *("optim", "learning_rate", "vision_learning_rate", "text_learning_rate", "weight_decay"),
+    *("optim", "learning_rate", "vision_learning_rate", "text_learning_rate", "layer_decay", "weight_decay"),
     *("adam_beta1", "adam_beta2", "adam_epsilon"),
 )
 # Another value takes effect from here on.
 MAY_DIFFER = (
     *("max_steps", "num_train_epochs", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm"),
-    *("world_size", "gradient_cache", "dataloader_drop_last"),
+    *("world_size", "gradient_cache", "dataloader_drop_last", "ema_decay", "early_stopping_patience"),
 )
 SAMPLED = 64  # pairs that are compared to tell one data set from another
 NOT_COMPARED = ("transformers_version", "_name_or_path", "architectures", "dtype")

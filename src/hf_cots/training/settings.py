@@ -36,8 +36,40 @@ WITHOUT_EFFECT_ON_PAIRS = dict.fromkeys(
     _OWN_EVALUATION,
 )
 WITHOUT_EFFECT_ON_STREAMS = {"dataloader_drop_last": "batches of a stream run on from one pass to the next"}
+PATIENCE = "early_stopping_patience"
 OF_UPLOADED_CHECKPOINTS = ("hub_strategy", "hub_always_push", "hub_revision")
 OF_ACCELERATE = ("split_batches", "dispatch_batches", "even_batches", "use_seedable_sampler", "non_blocking")
+
+
+def prepare_early_stopping(args: TrainingArguments) -> None:
+    """Let early stopping, if it is on, load the best model at the end. To be called before transformers and
+    [`choose_best_by`] check what that needs.
+
+    Raises:
+        ValueError: if there are no evaluations to count.
+    """
+    if getattr(args, PATIENCE) is None:
+        return
+    if str(args.eval_strategy).rpartition(".")[2].lower() == "no":
+        raise ValueError(
+            f"--{PATIENCE} counts evaluations: name --eval_data, and set --eval_strategy and --save_strategy to steps "
+            "or epoch"
+        )
+    args.load_best_model_at_end = True
+
+
+def check_early_stopping(args: TrainingArguments) -> None:
+    """Check that every model that is evaluated can be the one to go back to.
+
+    Raises:
+        ValueError: if some are not saved.
+    """
+    by_steps = args.eval_strategy == args.save_strategy == "steps"
+    if getattr(args, PATIENCE) is not None and by_steps and args.eval_steps != args.save_steps:
+        raise ValueError(
+            f"--{PATIENCE} goes back to the best model: --save_steps {args.save_steps:g} must be --eval_steps "
+            f"{args.eval_steps:g}, or --save_strategy best"
+        )
 
 
 def check_settings(args: TrainingArguments, train_data: Any, metrics: set[str] | None) -> None:
@@ -128,8 +160,9 @@ def choose_best_by(args: TrainingArguments, metric: str, smaller_is_better: tupl
     best, evaluated, saved = args.load_best_model_at_end, str(args.eval_strategy), str(args.save_strategy)
     evaluated, saved = (value.rpartition(".")[2].lower() for value in (evaluated, saved))
     if best and saved != "best" and evaluated != saved:
+        flag = "load_best_model_at_end" if getattr(args, PATIENCE, None) is None else PATIENCE
         raise ValueError(
-            f"--load_best_model_at_end needs evaluations where checkpoints are saved, but --eval_strategy is "
+            f"--{flag} needs evaluations where checkpoints are saved, but --eval_strategy is "
             f"{evaluated} and --save_strategy {saved}"
         )
     on_plateau = args.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)

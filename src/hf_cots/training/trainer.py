@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -20,7 +20,9 @@ from .data_report import DataReport, check_step
 from .diagnostics import batch_accuracy, embedding_variance, similarity_to_queue
 from .gradient_cache import cache_gradients
 from .pair_trainer import PairTrainer
+from .parameter_groups import group_parameters
 from .resuming import present_name
+from .weight_averaging import AverageWeights, WeightAverage
 
 
 # Parts that a LoRA checkpoint leaves out: the adapters have peft's own file, the rest is as it was loaded.
@@ -64,6 +66,13 @@ class COTSTrainer(PairTrainer):
             raise ValueError("--gradient_cache is for contrasts within the batch: the momentum contrast needs none")
         self.add_callback(StepCallback(self))
         self.add_callback(DataReport(self))
+        # Of the deployed weights, while training under --ema_decay.
+        self.average: WeightAverage | None = None
+        decay = getattr(self.args, "ema_decay", None)
+        if decay is not None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ValueError("--ema_decay averages whole parameters, which --fsdp and --deepspeed divide")
+            self.add_callback(AverageWeights(self, decay))
         self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
         self._counts: dict[str, int] = defaultdict(int)
         self._pairs, self._logged_at, self._step_pairs, self._step_batches = 0, time.perf_counter(), 0, 0
@@ -75,35 +84,16 @@ class COTSTrainer(PairTrainer):
         return [name for name in super().get_decay_parameter_names(model) if not name.endswith("temperature")]
 
     def create_optimizer(self, model=None):
-        """Parameter groups with the towers' own learning rates, if any are set, and without decay where usual."""
-        rates = {
-            "vision_model": getattr(self.args, "vision_learning_rate", None),
-            "text_model": getattr(self.args, "text_learning_rate", None),
-        }
-        rates = {tower: rate for tower, rate in rates.items() if rate is not None}
-        if self.optimizer is not None or not rates:
-            return super().create_optimizer(model)
+        """Trainer's, or one of the parameter groups of `training/parameter_groups.py` if any rates are set."""
         model = self.model if model is None else model
-        self._check_rates(model, rates)
-        decayed = set(self.get_decay_parameter_names(model))
-        groups: dict[tuple[float, float], list[torch.nn.Parameter]] = defaultdict(list)
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                rate = next((rate for tower, rate in rates.items() if f"{tower}." in name), self.args.learning_rate)
-                decay = self.args.weight_decay if name in decayed else 0.0
-                groups[rate, decay].append(parameter)
+        groups = None
+        if self.optimizer is None:
+            groups = group_parameters(model, self.model.encoder, self.args, self.get_decay_parameter_names(model))
+        if groups is None:
+            return super().create_optimizer(model)
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-        settings = [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
-        self.optimizer = optimizer_class(settings, **options)
+        self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
-
-    @staticmethod
-    def _check_rates(model, rates: dict[str, float]) -> None:
-        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        for tower in rates:
-            if not any(f"{tower}." in name for name in trained):
-                flag = tower.replace("model", "learning_rate")
-                raise ValueError(f"--{flag} would have no effect: the {tower.removesuffix('_model')} tower is frozen")
 
     # ------------------------------------------------------------------ sharded parameters (FSDP2)
 
@@ -161,6 +151,16 @@ class COTSTrainer(PairTrainer):
             self._record_outputs(outputs, inputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
+    # ------------------------------------------------------------------ averaged weights
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Within, the model has the weights that will be deployed: averaged, under `--ema_decay`."""
+        return nullcontext() if self.average is None else self.average.in_use()
+
+    def save_beside(self, folder: Path) -> None:
+        if self.average is not None:
+            self.average.save(folder)
+
     # ------------------------------------------------------------------ checkpoints of adapters
 
     def _save(self, output_dir: str | None = None, state_dict=None):
@@ -178,6 +178,8 @@ class COTSTrainer(PairTrainer):
     def _load_best_model(self) -> None:
         super()._load_best_model()
         self._load_beside_adapters(Path(self.state.best_model_checkpoint))
+        if self.average is not None:
+            self.average.load(Path(self.state.best_model_checkpoint))
 
     def _load_beside_adapters(self, folder: Path) -> None:
         """What peft neither saves nor loads, on every way back to a checkpoint.
@@ -262,13 +264,13 @@ class COTSTrainer(PairTrainer):
         return {f"{prefix}_{name}".lstrip("_") for prefix in sets for name in names}
 
     def retrieval(self, pairs: PairDataset) -> dict[str, dict[str, float]]:
-        """Both directions of [`evaluate_retrieval`] with the model as it stands.
+        """Both directions of [`evaluate_retrieval`] with the model as it would be deployed now.
 
         Every rank computes the same: data small enough to evaluate during training do not repay a split.
         """
         was_training = self.model.training
         self.model.eval()
-        with self.unsharded_parameters():
+        with self.unsharded_parameters(), self.averaged_weights():
             results = evaluate_retrieval(
                 self.model.encoder, self.processing_class, pairs, self.args.per_device_eval_batch_size
             )
@@ -284,7 +286,8 @@ class COTSTrainer(PairTrainer):
         if isinstance(dataset, str):  # one of several, as Trainer asks for it
             dataset = self.eval_dataset[dataset]
         if not isinstance(dataset, PairDataset):
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            with self.averaged_weights():
+                return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         metrics = {
             f"{metric_key_prefix}_{direction}_{name}": value
             for direction, values in self.retrieval(dataset).items()

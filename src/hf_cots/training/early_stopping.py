@@ -1,0 +1,32 @@
+"""Stop training when evaluation finds no better model any more, `--early_stopping_patience`."""
+
+import logging
+
+from transformers import EarlyStoppingCallback
+
+
+logger = logging.getLogger(__name__)
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """transformers' callback, which a resumed run goes on with: it keeps the count of its checkpoint, and a run that
+    was stopped stays stopped unless it is given more patience."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
+        self.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"] if saved else 0
+        self._stop_if_due(args, state, control)
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        super().on_evaluate(args, state, control, metrics, **kwargs)
+        self._stop_if_due(args, state, control)
+
+    def _stop_if_due(self, args, state, control) -> None:
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control.should_training_stop = True
+            logger.info(
+                "stopped at step %d: the last %d evaluations found no better %s than the %.4g of step %s",
+                *(state.global_step, self.early_stopping_patience_counter, args.metric_for_best_model),
+                *(state.best_metric, state.best_global_step),
+            )
