@@ -79,8 +79,8 @@ class COTSCollator:
 
     def __call__(self, items: list[dict[str, Any] | None]) -> dict[str, Any]:
         """`pixel_values`, `input_ids`, `attention_mask` if the tokenizer gives one, `image_ids`, the masks if a token
-        level is on, the second views (`view_pixel_values`, `view_input_ids`, `view_attention_mask`) that are wanted, and `features` with the
-        `text_features` that are stored.
+        level is on, the second views (`view_pixel_values`, `view_input_ids`, `view_attention_mask`) that are wanted,
+        and `features` with the `text_features` that are stored.
 
         Items that are None are dropped. What remains may be a batch of no rows: a rank's shard of a ragged batch.
         """
