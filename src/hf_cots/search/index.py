@@ -32,9 +32,9 @@ from .encoding import check_batch_size
 from .fingerprint import describe_model, different_parts
 from .gallery import FolderGallery, Gallery, SourceOptions, open_gallery, place
 from .loading import load_encoder
-from .store import IndexStore, Snapshot, is_index, quote_name
+from .store import IndexStore, is_index, quote_name
 from .update import IndexUpdate, UpdateSummary
-from .vectors import load_faiss, nearest, unpack
+from .vectors import load_faiss, nearest
 from .where import check_expression, only_reading
 
 
@@ -144,14 +144,16 @@ class ImageIndex:
         return read_image(path)
 
     @staticmethod
-    def build(model: str | Path, source: str | Path, to: str | Path, **options: Any) -> "DiskIndex":
+    def build(model: str | Path | Encoder, source: str | Path, to: str | Path, **options: Any) -> "DiskIndex":
         """Make an index on disk, or bring it up to date; see [`DiskIndex.build`]."""
         return DiskIndex.build(model, source, to, **options)
 
     @staticmethod
-    def open(index: str | Path, **options: Any) -> "DiskIndex":
+    def open(
+        index: str | Path, model: str | Path | Encoder | None = None, device: str | torch.device | None = None
+    ) -> "DiskIndex":
         """Open an index on disk; see [`DiskIndex.open`]."""
-        return DiskIndex.open(index, **options)
+        return DiskIndex.open(index, model, device)
 
     def search(
         self, query: AnyQuery | None, k: int = 10, image: AnyQuery | None = None, minus: AnyQuery | None = None
@@ -263,7 +265,6 @@ class DiskIndex(ImageIndex):
         kept = self.store.meta.get("root")
         self.root = root or (Path(kept) if kept else None)
         self.summary = UpdateSummary()
-        self._snapshot: Snapshot | None = None
         self._lock = threading.Lock()
 
     @staticmethod
@@ -330,7 +331,7 @@ class DiskIndex(ImageIndex):
         return index
 
     @staticmethod
-    def open(  # type: ignore[override]
+    def open(
         index: str | Path, model: str | Path | Encoder | None = None, device: str | torch.device | None = None
     ) -> "DiskIndex":
         """Open an index for searching.
@@ -365,24 +366,26 @@ class DiskIndex(ImageIndex):
     # ------------------------------------------------------------------ what is in it
 
     def __len__(self) -> int:
-        with self._lock, self.store.reading() as database:
-            return database.execute("SELECT count(*) FROM images WHERE slot IS NOT NULL").fetchone()[0]
+        with self._lock, self.store.reading():
+            return self.store.database.execute("SELECT count(*) FROM images WHERE slot IS NOT NULL").fetchone()[0]
 
     @property
     def paths(self) -> list[Path]:  # type: ignore[override]
         """The images that can be found, in sorted order."""
-        return [place(self.root, path) for path, _ in self._list_images()]
+        with self._lock, self.store.reading():
+            return [place(self.root, path) for path, _ in self._list_images()]
 
     @property
     def embeds(self) -> torch.Tensor:  # type: ignore[override]
         """(n, D) float32, in the order of `paths`."""
-        return torch.from_numpy(self._vectors([slot for _, slot in self._list_images()]))
+        with self._lock, self.store.reading() as snapshot:
+            return torch.from_numpy(snapshot.vectors([slot for _, slot in self._list_images()]))
 
     @property
     def broken(self) -> list[BrokenImage]:  # type: ignore[override]
         """The images that cannot be used, with the reasons."""
-        with self._lock, self.store.reading() as database:
-            rows = database.execute(
+        with self._lock, self.store.reading():
+            rows = self.store.database.execute(
                 "SELECT path, reason FROM images WHERE reason IS NOT NULL ORDER BY path"
             ).fetchall()
         return [BrokenImage(str(place(self.root, path)), reason) for path, reason in rows]
@@ -394,19 +397,8 @@ class DiskIndex(ImageIndex):
             return self.store.column_names()
 
     def _list_images(self) -> list[tuple[str, int]]:
-        with self._lock, self.store.reading() as database:
-            self._refresh()
-            return database.execute("SELECT path, slot FROM images WHERE slot IS NOT NULL ORDER BY path").fetchall()
-
-    def _vectors(self, slots: Sequence[int]) -> np.ndarray:
-        assert self._snapshot is not None
-        return np.ascontiguousarray(unpack(self._snapshot.rows[np.asarray(slots, dtype=np.int64)]))
-
-    def _refresh(self) -> Snapshot:
-        """The committed state that is being read."""
-        if self._snapshot is None or self._snapshot.version != self.store.version():
-            self._snapshot = self.store.snapshot()
-        return self._snapshot
+        select = "SELECT path, slot FROM images WHERE slot IS NOT NULL ORDER BY path"
+        return self.store.database.execute(select).fetchall()
 
     @cached_property
     def _gallery(self) -> tuple[Gallery, dict[Path, int]]:
@@ -426,11 +418,11 @@ class DiskIndex(ImageIndex):
 
     def to_parquet(self, path: str | Path) -> None:
         """Write one row per image: `path`, `embedding` (D float32) and the columns; images in the order of `paths`."""
-        with self._lock, self.store.reading() as database:
-            self._refresh()
+        with self._lock, self.store.reading() as snapshot:
             names = self.store.column_names()
-            rows = database.execute(f'SELECT * {select_images(names, None)} ORDER BY "hf_cots path"').fetchall()
-            vectors = self._vectors([row[0] for row in rows])
+            selection = f'SELECT * {select_images(names, None)} ORDER BY "hf_cots path"'
+            rows = self.store.database.execute(selection).fetchall()
+            vectors = snapshot.vectors([row[0] for row in rows])
         flat = pa.array(vectors.reshape(-1))
         table = {"path": [str(place(self.root, row[1])) for row in rows]}
         table |= {"embedding": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}
@@ -475,30 +467,31 @@ class DiskIndex(ImageIndex):
             ValueError: as [`ImageIndex.search`]; or naming what is wrong with `where`.
         """
         check_k(k)
-        with self._lock, self.store.reading() as database:
-            names = self.store.column_names()
-            selection = select_images(names, where)
-            with only_reading(database, where or "", [*names, "path"]):  # a mistake costs no encoding
-                database.execute(f"SELECT 1 {selection} LIMIT 0")
+        with self._lock, self.store.reading():
+            self._select(where, "SELECT 1", "LIMIT 0")  # a mistake costs no encoding
         vector = self.embed_query(query, image, minus).numpy()
-        with self._lock, self.store.reading() as database:
-            snapshot = self._refresh()
+        with self._lock, self.store.reading() as snapshot:
             allowed, names = snapshot.live, self.store.column_names()
-            with only_reading(database, where or "", [*names, "path"]):
-                if where is not None:
-                    slots = database.execute(f'SELECT DISTINCT "hf_cots slot" {selection}').fetchall()
-                    allowed = np.zeros(len(snapshot.rows), dtype=bool)
-                    allowed[[slot for (slot,) in slots]] = True
-                found, scores = nearest(snapshot.rows, vector, int(k), allowed)
-                rows: list[Any] = []
-                for start in range(0, len(found), SLOTS_AT_ONCE):
-                    part = ", ".join(map(str, found[start : start + SLOTS_AT_ONCE].tolist()))
-                    rows += database.execute(f'SELECT * {selection} AND "hf_cots slot" IN ({part})').fetchall()
+            if where is not None:
+                allowed = np.zeros(len(snapshot.rows), dtype=bool)
+                allowed[[slot for (slot,) in self._select(where, 'SELECT DISTINCT "hf_cots slot"')]] = True
+            found, scores = nearest(snapshot.rows, vector, int(k), allowed)
+            rows: list[Any] = []
+            for start in range(0, len(found), SLOTS_AT_ONCE):
+                part = ", ".join(map(str, found[start : start + SLOTS_AT_ONCE].tolist()))
+                rows += self._select(where, "SELECT *", f'AND "hf_cots slot" IN ({part})')
         score_of = dict(zip(found.tolist(), scores.tolist()))
         rows.sort(key=lambda row: (-score_of[row[0]], row[1]))
         return [
             Match(place(self.root, path), score_of[slot], dict(zip(names, cells))) for slot, path, *cells in rows[:k]
         ]
+
+    def _select(self, where: str | None, begin: str, end: str = "") -> list[Any]:
+        """What a query finds among the images for which `where` holds."""
+        names = self.store.column_names()
+        selection = f"{begin} {select_images(names, where)} {end}"
+        with only_reading(self.store.database, where or "", [*names, "path"]):
+            return self.store.database.execute(selection).fetchall()
 
 
 def open_folder(

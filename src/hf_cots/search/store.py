@@ -11,6 +11,7 @@ mounts do not lock as it must.
 """
 
 import json
+import logging
 import os
 import sqlite3
 import zlib
@@ -23,13 +24,16 @@ from urllib.parse import quote
 import numpy as np
 from filelock import FileLock, Timeout
 
-from .vectors import row_type
+from .vectors import row_type, unpack
 
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 DATABASE = "index.sqlite"
 BUSY_SECONDS = 30
 WAIT_SECONDS = 3600  # for another writer, where one waits
+ATTEMPTS = 20  # to open a file before a writer replaces it
 CHECKED = 65_536  # rows of which a checksum is computed at a time
 SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -76,6 +80,10 @@ class Snapshot:
     def __init__(self, version: int, rows: np.ndarray, live: np.ndarray | None):
         self.version, self.rows, self.live = version, rows, live
 
+    def vectors(self, slots: Sequence[int]) -> np.ndarray:
+        """(n, D) float32 of some slots."""
+        return np.ascontiguousarray(unpack(self.rows[np.asarray(slots, dtype=np.int64)]))
+
 
 class IndexStore:
     """The files of an index, opened for reading, or for writing by one process at a time.
@@ -85,9 +93,6 @@ class IndexStore:
         writable: take the lock, cut off what no row names, and forget damaged batches.
         wait: for another writer, instead of refusing.
 
-    Attributes:
-        damaged: the batches that were found damaged and forgotten, in words.
-
     Raises:
         FileNotFoundError: if there is no index.
         OSError: if another process writes, or the files cannot be opened.
@@ -96,9 +101,9 @@ class IndexStore:
 
     def __init__(self, folder: Path | str, writable: bool = False, wait: bool = False):
         self.folder, self.writable = Path(folder), writable
-        self.damaged: list[str] = []
         if not is_index(self.folder):
             raise FileNotFoundError(f"no index in {folder}: `hf-cots index MODEL SOURCE --to {folder}` makes one")
+        self._snapshot: Snapshot | None = None
         self._lock = take_lock(self.folder, wait) if writable else None
         try:
             with named_database(self.folder):
@@ -173,24 +178,35 @@ class IndexStore:
         """A number that grows with each committed batch."""
         return int(self.database.execute("SELECT value FROM meta WHERE key = 'version'").fetchone()[0])
 
-    def snapshot(self) -> Snapshot:
-        """The committed state; call it within [`reading`] to read rows of the same state."""
+    @contextmanager
+    def reading(self) -> Iterator[Snapshot]:
+        """One committed state, the last one, for all that is read within."""
+        with named_database(self.folder):
+            for attempt in range(ATTEMPTS):
+                self.database.execute("BEGIN")
+                try:
+                    if self._snapshot is None or self._snapshot.version != self.version():
+                        self._snapshot = self._take_snapshot()
+                    break
+                except FileNotFoundError:  # holes have just been removed: the next state names another file
+                    self.database.execute("COMMIT")
+                    if attempt == ATTEMPTS - 1:
+                        raise self._damage(f"{self.vectors_path} is missing") from None
+                except BaseException:
+                    self.database.execute("COMMIT")
+                    raise
+            try:
+                yield self._snapshot  # type: ignore[misc]
+            finally:
+                self.database.execute("COMMIT")
+
+    def _take_snapshot(self) -> Snapshot:
         self.meta = dict(self.database.execute("SELECT key, value FROM meta"))
         end, live = self.end(), None
         if self.database.execute("SELECT count(*) FROM contents").fetchone()[0] != end:
             live = np.zeros(end, dtype=bool)
             live[[slot for (slot,) in self.database.execute("SELECT slot FROM contents")]] = True
         return Snapshot(int(self.meta["version"]), self._map(end), live)
-
-    @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """One state for all that is read within."""
-        with named_database(self.folder):
-            self.database.execute("BEGIN")
-            try:
-                yield self.database
-            finally:
-                self.database.execute("COMMIT")
 
     def end(self) -> int:
         """The slot after the last one."""
@@ -239,17 +255,18 @@ class IndexStore:
 
     def _check_last_batch(self) -> None:
         """What a machine that lost its power damages is the end of a file: a reader checks only that."""
-        for _ in range(3):
-            try:
-                with self.reading():
-                    self.meta = dict(self.database.execute("SELECT key, value FROM meta"))
-                    damaged = self._find_damage(only_last=True) and self._find_damage(only_last=False)
-            except FileNotFoundError:  # a writer has just removed holes
-                continue
-            if damaged:
-                lost = sum(count for _, count in damaged)
-                raise self._damage(f"{self.vectors_path} is damaged: {len(damaged)} batches of {lost} vectors")
-            return
+        with named_database(self.folder):
+            for _ in range(ATTEMPTS):
+                self.database.execute("BEGIN")
+                self.meta = dict(self.database.execute("SELECT key, value FROM meta"))
+                damaged = self._find_damage(only_last=True) and self._find_damage(only_last=False)
+                self.database.execute("COMMIT")
+                if not damaged:
+                    return
+                now = self.database.execute("SELECT value FROM meta WHERE key = 'file'").fetchone()[0]
+                if now == self.meta["file"]:  # else holes have just been removed, and this file with them
+                    lost = sum(count for _, count in damaged)
+                    raise self._damage(f"{self.vectors_path} is damaged: {len(damaged)} batches of {lost} vectors")
 
     def _recover(self) -> None:
         """Forget batches that are damaged, and remove what no row names."""
@@ -266,7 +283,10 @@ class IndexStore:
                             "UPDATE images SET slot = NULL, size = NULL, mtime = NULL WHERE slot >= ? AND slot < ?",
                             bounds,
                         )
-                self.damaged = [f"{self.vectors_path}: {count} vectors from {first}" for first, count in damaged]
+                lost = sum(count for _, count in damaged)
+                logger.warning(
+                    "%s is damaged: %d vectors are forgotten and their images encoded again", self.vectors_path, lost
+                )
             end = self.end() * self.row_type.itemsize
         with open(self.vectors_path, "ab") as file:
             if file.tell() > end:
@@ -377,7 +397,8 @@ class IndexStore:
 def connect(folder: Path, writable: bool) -> sqlite3.Connection:
     """Open the database of an index.
 
-    A folder that may not be written has no room for the write-ahead log: it is opened as one that nobody changes.
+    A folder that may not be written has no room for the write-ahead log: it is opened as one that nobody changes. If
+    another user does, it must be opened again.
     """
     path = quote(str((folder / DATABASE).absolute()))
     mode = "rw" if writable else "ro"

@@ -142,7 +142,8 @@ class IndexUpdate:
                 continue
             row, stamp = self.known.get(path), self.gallery.stamp(index)
             values = {name: to_value(cell) for name, cell in columns.items()}
-            described = hex_digest([json.dumps(values, sort_keys=True).encode()], digest_size=8)
+            told = {name: value for name, value in values.items() if value is not None}
+            described = hex_digest([json.dumps(told, sort_keys=True).encode()], digest_size=8)
             if row is None or row.described != described:
                 self.descriptions[index] = described, values
                 for name in values.keys() - present:
