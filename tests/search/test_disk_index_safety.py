@@ -278,6 +278,9 @@ def test_an_index_that_cannot_be_made_is_one_line(tmp_path, world):
     photos = write_folder(tmp_path / "photos", 1)
     line = error_of(call("index", world.model, photos, "--to", tmp_path / "file" / "index"))
     assert "cannot make the index" in line
+    line = error_of(call("index", world.model, photos, "--to", photos))
+    assert "is no index and holds other files, such as 000.png: name a new folder with --to" in line
+    assert [path.name for path in photos.iterdir()] == ["000.png"]
 
 
 # ---------------------------------------------------------------------- a source that moves

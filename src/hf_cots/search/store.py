@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 DATABASE = "index.sqlite"
+OWN_FILES = (DATABASE, "vectors-", "lock")
 BUSY_SECONDS = 30
 WAIT_SECONDS = 3600  # for another writer, where one waits
 ATTEMPTS = 20  # to open a file before a writer replaces it
@@ -130,10 +131,15 @@ class IndexStore:
             meta: what else the index should know.
 
         Raises:
-            OSError: if the folder cannot be written.
+            OSError: if the folder cannot be written, or holds other files.
         """
         row_type(dim, dtype)
         folder = Path(folder)
+        others = [path.name for path in folder.glob("*") if not path.name.startswith(OWN_FILES)]
+        if others:
+            raise OSError(
+                f"{folder} is no index and holds other files, such as {others[0]}: name a new folder with --to"
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
