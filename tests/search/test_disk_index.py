@@ -367,7 +367,7 @@ def test_queries_of_several_parts(encoder, photos, tmp_path):
     other = encoder.encode_texts(["blue"])[0]
     own = index.embeds[index.paths.index(photos / "003.png")]
     for options, vector in (
-        ({"image": photos / "003.png"}, text + own),
+        ({"image": str(photos / "003.png")}, text + own),
         ({"minus": "blue"}, text - other),
         ({"image": photos / "003.png", "minus": "blue"}, text + own - other),
     ):
@@ -424,6 +424,8 @@ def test_the_command_line(world, tmp_path, monkeypatch):
     assert "no column 'licence'" in error_of(call("search", to, "red", "--where", "licence = 1"))
     assert "name it and one text, in quotes" in error_of(call("search", to, "red", "circle"))
     assert "is no index" in error_of(call("search", tmp_path / "nothing", "red"))
+    line = error_of(call("search", world.model, world.imagefolder, "red", "--where", "path = 'a'"))
+    assert "--where filters an index" in line
 
 
 def test_a_folder_is_searched_through_an_index_in_the_cache(world, tmp_path, monkeypatch):

@@ -43,6 +43,8 @@ def search(
         raise ValueError(
             f"{source} is no index (`hf-cots index` makes one), or the text after model and folder is missing"
         )
+    if where is not None and not of_index:
+        raise ValueError("--where filters an index: make one with `hf-cots index`, and name it")
     check_k(k)
     check_output_file(sheet)
     index: ImageIndex

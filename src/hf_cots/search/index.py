@@ -163,7 +163,7 @@ class ImageIndex:
         Args:
             query: a text, if it is a `str`; otherwise an image: a `Path`, bytes, a PIL image, an array or a tensor.
             k: how many; fewer are returned by a smaller index.
-            image: another part of the query, with which the matches should agree, too.
+            image: an image with which the matches should agree, too, or alone; a `str` is a path here.
             minus: what they should not agree with. Embeddings of all parts are added, or subtracted, and normalized.
 
         Raises:
@@ -179,6 +179,7 @@ class ImageIndex:
         self, query: AnyQuery | None, image: AnyQuery | None = None, minus: AnyQuery | None = None
     ) -> torch.Tensor:
         """The embedding (D,) of a query; arguments and errors as for [`search`]."""
+        image = Path(image) if isinstance(image, str) else image
         parts = [self._embed(part) for part in (query, image) if part is not None]
         if not parts:
             raise ValueError("the query needs a text or an image")
