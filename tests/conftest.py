@@ -1,8 +1,11 @@
 """Tests run on one core, without a network and with the tests' own random state."""
 
 import os
+import shutil
+import tempfile
 
 
+os.environ["HF_COTS_CACHE"] = tempfile.mkdtemp(prefix="hf_cots-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = os.environ.get("TRANSFORMERS_VERBOSITY", "error")
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -14,6 +17,12 @@ from tests.support.worlds import World
 
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _remove_cache():
+    yield
+    shutil.rmtree(os.environ["HF_COTS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

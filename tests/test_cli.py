@@ -11,7 +11,7 @@ from tests.support.worlds import all_pairs, draw, write_images
 VERBS = {
     "Train": ("train", "train-tokenizer", "tokenize", "demo"),
     "Evaluate": ("evaluate", "classify", "text-matching", "image-retrieval", "inspect", "inspect-token-level"),
-    "Search": ("search",),
+    "Search": ("index", "search"),
     "Data": ("openclipart", "audit", "convert"),
 }
 
@@ -71,7 +71,7 @@ def test_train_takes_the_flags_of_the_module(world, tmp_path):
 
 
 def test_other_errors_keep_their_traceback(world, monkeypatch):
-    monkeypatch.setattr("hf_cots.search.index.ImageIndex.search", None)
+    monkeypatch.setattr("hf_cots.search.index.DiskIndex.search", None)
     assert isinstance(call("search", world.model, world.imagefolder, "red").exception, TypeError)
 
 

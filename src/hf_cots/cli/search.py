@@ -1,30 +1,69 @@
-"""The panel "Search"."""
+"""The search of the panel "Search"."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .._errors import check_output_file
 from .app import app, note_skipped
-from .options import Encoder, Revision, Token
+from .options import Revision, Token
 
 
 @app.command(rich_help_panel="Search")
 def search(
-    model: Encoder,
-    folder: Annotated[Path, typer.Argument(help="Folder of images, searched with its sub-folders.")],
-    text: Annotated[str, typer.Argument(help="Text to search for.")],
+    source: Annotated[str, typer.Argument(metavar="INDEX | MODEL FOLDER", help="Index, or a model and a folder.")],
+    words: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]", help="Text to search for.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Image to search for, alone or with the text.")] = None,
+    minus: Annotated[str | None, typer.Option(help="Text of what the images should not show.")] = None,
+    where: Annotated[str | None, typer.Option(help="Filter over the columns, such as \"license = 'MIT'\".")] = None,
     k: Annotated[int, typer.Option("-k", "--k", help="How many images to print.")] = 10,
     rerank: Annotated[str | None, typer.Option(help="SIMLA model that re-ranks the best 64 images.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list with all columns.")] = False,
+    sheet: Annotated[Path | None, typer.Option(help="Draw the images found into this file.")] = None,
     revision: Revision = None,
     token: Token = None,
 ) -> None:
-    """Print the image files that match a text best, with their scores."""
-    from ..search.index import ImageIndex
-    from ..search.reranked import RerankedIndex
+    """Print the images that match a text, an image, or both best, with their scores.
 
-    index = ImageIndex.from_folder(model, folder, progress=True, revision=revision)
-    matches = (RerankedIndex.from_index(index, rerank) if rerank else index).search(text, k)
-    note_skipped(index.broken)
+    Of an index, or of a folder of images, whose index is kept in the cache and brought up to date first.
+    """
+    from ..evaluation.rendering.panels import draw_sheet
+    from ..search.index import ImageIndex, check_k, open_folder
+    from ..search.reranked import RerankedIndex
+    from ..search.store import is_index
+
+    of_index, words = is_index(source), words or []
+    if of_index and len(words) > 1:
+        raise ValueError(f"{source} is an index: name it and one text, in quotes")
+    if not of_index and len(words) not in (1, 2):
+        raise ValueError(f"{source} is no index: name an index and a text, or a model, a folder and a text")
+    if not of_index and len(words) == 1 and image is None:
+        raise ValueError(
+            f"{source} is no index (`hf-cots index` makes one), or the text after model and folder is missing"
+        )
+    if where is not None and not of_index:
+        raise ValueError("--where filters an index: make one with `hf-cots index`, and name it")
+    check_k(k)
+    check_output_file(sheet)
+    index: ImageIndex
+    if of_index:
+        index = ImageIndex.open(source)
+    else:
+        index, broken = open_folder(source, Path(words.pop(0)), revision, progress=True)
+        note_skipped(broken)
+    given = {"image": image, "minus": minus, "where": where}
+    options = {name: value for name, value in given.items() if value is not None}
+    searched = RerankedIndex.from_index(index, rerank) if rerank else index
+    matches = searched.search(words[0] if words else None, k, **options)  # type: ignore[arg-type]
+    if sheet is not None:
+        draw_sheet(
+            [(f"{match.score:.3f}  {match.path.name}", index.read_image(match.path)) for match in matches]
+        ).save(sheet)
+    if as_json:
+        rows = [match.columns | {"path": str(match.path), "score": match.score} for match in matches]
+        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
     for match in matches:
         typer.echo(f"{match.score:.4f}  {match.path}")

@@ -29,6 +29,12 @@ IMAGE_SUFFIXES = frozenset(
 SIDECARS = (".txt", ".json")
 
 
+def cache_folder(*names: str) -> Path:
+    """A folder for what can be made again, in `$HF_COTS_CACHE` or else `~/.cache/hf_cots`; it need not exist yet."""
+    root = os.environ.get("HF_COTS_CACHE") or os.path.join("~", ".cache", "hf_cots")
+    return Path(root).expanduser().joinpath(*names)
+
+
 def is_image(path: Path) -> bool:
     """Whether PIL opens files of this suffix."""
     return path.suffix.lower() in IMAGE_SUFFIXES

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import BlipForImageTextRetrieval, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import BatchFeature, BlipForImageTextRetrieval, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..data.hashes import weights_fingerprint
@@ -23,7 +23,16 @@ from ..data.images import BrokenImage, skip_image
 from ..data.sources import PairDataset
 from ..models import as_texts
 from ..models.losses import l2_normalize
-from .encoding import AnyImage, as_images, batches, check_batch_size, encode_images, encode_texts, text_options
+from .encoding import (
+    AnyImage,
+    as_images,
+    batches,
+    check_batch_size,
+    embed_images,
+    encode_images,
+    encode_texts,
+    text_options,
+)
 
 
 DIRECTIONS = ("text_to_image", "image_to_text")
@@ -93,6 +102,16 @@ class DualEncoder(ModelEncoder):
         self, images: AnyImage | Iterable[AnyImage], batch_size: int = 64, total: int | None = None
     ) -> torch.Tensor:
         return encode_images(self.model, self.processor, images, batch_size, total)
+
+    def prepare_image(self, image: Image.Image) -> BatchFeature:
+        """What the model takes of one image: the part of encoding that needs no model, for threads ahead of it."""
+        return self.processor(images=[image], return_tensors="pt")
+
+    def embed_prepared(self, prepared: Sequence[BatchFeature]) -> torch.Tensor:
+        """(n, dim) of images that [`prepare_image`] prepared, in one forward pass."""
+        names = prepared[0].keys()
+        inputs = BatchFeature({name: torch.cat([each[name] for each in prepared]) for name in names})
+        return embed_images(self.model, inputs)
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
         return encode_texts(self.model, self.processor, texts, batch_size)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..models import as_texts, load_image
 from ..models.losses import l2_normalize
@@ -66,6 +66,13 @@ def text_options(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 @torch.no_grad()
+def embed_images(model: PreTrainedModel, inputs: BatchFeature) -> torch.Tensor:
+    """(n, D) normalized embeddings, float32, on the CPU, of what a model's processor made of n images."""
+    inputs = inputs.to(model.device, model.dtype)
+    return l2_normalize(model.get_image_features(**inputs).pooler_output).float().cpu()
+
+
+@torch.no_grad()
 def encode_images(
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -89,8 +96,7 @@ def encode_images(
     embeddings = []
     with tqdm(total=total, desc="images", disable=total is None, leave=False) as bar:
         for batch in batches(as_images(images), batch_size):
-            inputs = processor(images=batch, return_tensors="pt").to(model.device, model.dtype)
-            embeddings.append(l2_normalize(model.get_image_features(**inputs).pooler_output).float().cpu())
+            embeddings.append(embed_images(model, processor(images=batch, return_tensors="pt")))
             bar.update(len(batch))
     # An empty result has the width of any text's embedding.
     return torch.cat(embeddings) if embeddings else encode_texts(model, processor, ["a"])[:0]

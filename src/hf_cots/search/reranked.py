@@ -1,8 +1,10 @@
 """Search a folder of images in two stages: the index proposes candidates, SIMLA re-ranks them."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 
-from ..data.images import read_image
 from ..models import COTSProcessor, SimlaModel
 from .fusion import CandidateBudget, Fusion, rerank_order
 from .index import ImageIndex, Match, check_k
@@ -31,21 +33,29 @@ class RerankedIndex:
         cache_bytes: int = 2 << 30,
     ):
         self.index, self.fusion, self.budget = index, fusion or Fusion(), budget or CandidateBudget(64)
-        self.position = {path: i for i, path in enumerate(index.paths)}
-        self.reranker = Reranker(model, processor, lambda i: read_image(index.paths[i]), cache_bytes)
+        self._met: list[Path] = []  # candidates so far; an index on disk has too many images to list, and they change
+        self._numbers: dict[Path, int] = {}
+        self.reranker = Reranker(model, processor, lambda i: index.read_image(self._met[i]), cache_bytes)
 
     @classmethod
     def from_index(cls, index: ImageIndex, reranker: str, **options) -> "RerankedIndex":
         """Load a SIMLA model by Hub id or folder; options and errors as for the class and [`load_reranker`]."""
         return cls(index, *load_reranker(reranker), **options)
 
-    def search(self, text: str, k: int = 10) -> list[Match]:
+    def _number(self, path: Path) -> int:
+        if path not in self._numbers:
+            self._numbers[path] = len(self._met)
+            self._met.append(path)
+        return self._numbers[path]
+
+    def search(self, text: str, k: int = 10, **options) -> list[Match]:
         """Find the k best files for a text. Re-ranked ones come first, with their fused scores; the others follow with
         their similarities.
 
         Args:
             text: the query; images cannot be re-ranked for an image.
             k: how many; fewer are returned by a smaller index.
+            options: of the first stage, such as `where` of a [`DiskIndex`].
 
         Raises:
             ValueError: as [`ImageIndex.search`]; or if the query is not a text, or the score of a candidate is not
@@ -55,14 +65,14 @@ class RerankedIndex:
         check_k(k)
         if not isinstance(text, str):
             raise ValueError(f"a re-ranker takes one text as its query, not {type(text).__name__}")
-        found = self.index.search(text, max(k, self.budget.max_candidates))
+        found = self.index.search(text, max(k, self.budget.max_candidates), **options)
         similarities = torch.tensor([match.score for match in found], dtype=torch.float64)
         count = int(self.budget.num_candidates(similarities[None])[0])
-        images = torch.tensor([self.position[match.path] for match in found[:count]], dtype=torch.long)
+        images = torch.tensor([self._number(match.path) for match in found[:count]], dtype=torch.long)
         logits = self.reranker.score([text], torch.zeros_like(images), images)
         broken = [match.path for match, finite in zip(found, logits.isfinite()) if not finite]
         if broken:
             raise ValueError(f"the re-ranker's scores are not finite for {len(broken)} images, such as {broken[0]}")
         fused = self.fusion(similarities[:count], logits)
-        matches = [Match(match.path, float(score)) for match, score in zip(found, fused)] + found[count:]
+        matches = [replace(match, score=float(score)) for match, score in zip(found, fused)] + found[count:]
         return [matches[i] for i in rerank_order(torch.cat([fused, similarities[count:]]), count)[:k]]

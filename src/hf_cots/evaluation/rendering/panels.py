@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 
 BACKGROUND = (235, 235, 235)  # so that white images have edges
@@ -42,6 +42,23 @@ def draw_panels(panels: Sequence[tuple[str, torch.Tensor]], side: int = 224, gap
         sheet.paste(to_image(pixels, side), (left, gap))
         lines = [_truncate(line, pen, font, side - 2) for line in title.split("\n")]
         pen.multiline_text((left, side + 2 * gap), "\n".join(lines), fill="black", font=font)
+    return sheet
+
+
+def draw_sheet(
+    panels: Sequence[tuple[str, Image.Image]], columns: int = 5, side: int = 180, gap: int = 8
+) -> Image.Image:
+    """Draw images in rows, each scaled into a square of `side` pixels, with a title of one line below it."""
+    font, step = ImageFont.load_default(12), side + gap
+    columns = max(1, min(columns, len(panels)))
+    rows = -(-len(panels) // columns)
+    sheet = Image.new("RGB", (columns * step + gap, rows * (step + 20) + gap), BACKGROUND)
+    pen = ImageDraw.Draw(sheet)
+    for i, (title, image) in enumerate(panels):
+        left, top = gap + i % columns * step, gap + i // columns * (step + 20)
+        small = ImageOps.contain(image, (side, side))
+        sheet.paste(small, (left + (side - small.width) // 2, top + (side - small.height) // 2))
+        pen.text((left, top + side + 3), _truncate(title, pen, font, side), fill="black", font=font)
     return sheet
 
 

@@ -1,0 +1,234 @@
+"""The images that an index is made of: those of a folder, or of a data set's rows."""
+
+import logging
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..data.folders import find_images, is_image, is_metadata, read_image_rows, walk_files
+from ..data.images import BrokenImage
+from ..data.resolve import kind_of
+from ..data.sources import PairDataset, load_pairs
+
+
+logger = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 1_000
+RECENT = 2 * 10**9  # nanoseconds: a file that was written so lately may change again under the same time
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How a data set is read; a folder of images needs none of it."""
+
+    image_column: str = "image"
+    split: str = "train"
+    separator: str | None = None
+
+
+class Gallery(ABC):
+    """Images by path, their bytes, and what the source says of them.
+
+    Attributes:
+        name: the absolute path of the file or folder; a pattern or Hub id as it is.
+        options: how a data set is read.
+        with_columns: whether `columns` gives any.
+        root: the folder that paths start from; None where images are not files of their own.
+        paths: a distinct name of each image.
+    """
+
+    name: str
+    options: SourceOptions
+    with_columns: bool
+    root: Path | None
+    paths: list[str]
+
+    def __init__(self, source: str | Path, options: SourceOptions, with_columns: bool = True):
+        path = Path(source).expanduser()
+        self.name = str(path.resolve()) if path.exists() else str(source)
+        self.options, self.with_columns = options, with_columns
+
+    def stamp(self, index: int) -> tuple[int, int] | None:
+        """Size and time of an image's file, which change with it; None where there is none to tell by."""
+        return None if self.root is None else read_stamp(self.root / self.paths[index])
+
+    def read(self, index: int) -> bytes:
+        """The encoded image.
+
+        Raises:
+            BrokenImage: if it cannot be read.
+        """
+        assert self.root is not None
+        return read_file(self.root / self.paths[index])
+
+    @abstractmethod
+    def columns(self) -> Iterator[dict[str, Any]]:
+        """What the source says of each image, in the order of `paths`."""
+
+
+def place(root: Path | None, path: str) -> Path:
+    """Where an image is, as searches name it."""
+    return Path(path) if root is None else root / path
+
+
+def read_stamp(path: Path) -> tuple[int, int] | None:
+    """Size and time of a file; None if it is not there, or so new that it may change again under the same time."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return (stat.st_size, stat.st_mtime_ns) if time.time_ns() - stat.st_mtime_ns > RECENT else None
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        BrokenImage: naming it.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise BrokenImage(str(path), "no such file") from None
+    except OSError as error:
+        raise BrokenImage(str(path), f"{type(error).__name__}: {error.strerror}") from None
+
+
+def holds_images(source: Path) -> bool:
+    """Whether a folder holds images and no data files with images in them."""
+    if not source.is_dir():
+        return False
+    files = walk_files(source)
+    return any(map(is_image, files)) and not any(kind_of(path) == "tar" for path in files)
+
+
+def open_gallery(source: str | Path, options: SourceOptions | None = None, with_columns: bool = True) -> Gallery:
+    """Open a folder of images, or a data set, as a gallery.
+
+    A folder with any image in it is a folder of images, with all its sub-folders, whatever they are called; name a
+    table in it to index what that lists instead.
+
+    Args:
+        source: folder, or what [`load_pairs`] reads.
+        options: of a data set.
+        with_columns: keep what the source says of its images.
+
+    Raises:
+        FileNotFoundError, ValueError: as [`find_images`] and [`load_pairs`].
+    """
+    path = Path(source).expanduser()
+    if holds_images(path) or (path.is_dir() and not any(path.iterdir())):
+        return FolderGallery(path, with_columns)
+    return TableGallery(str(source), options or SourceOptions(), with_columns)
+
+
+class FolderGallery(Gallery):
+    """The images below a folder. Columns are those of metadata.csv or metadata.jsonl, of .txt and .json files beside
+    the images, and `label`, the first sub-folder.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or no image in it.
+    """
+
+    def __init__(self, folder: Path, with_columns: bool = True):
+        super().__init__(folder, SourceOptions(), with_columns)
+        self.root = self.folder = folder
+        images = find_images(folder)
+        self._rows = self._read_rows() if with_columns else {}
+        found = {str(path.relative_to(folder)) for path in images}
+        self.paths = sorted(found | self._rows.keys())
+
+    def _read_rows(self) -> dict[str, dict[str, Any]]:
+        files = walk_files(self.folder)
+        metadata = [path for path in files if is_metadata(path)]
+        # Without the images, which need not be named in the metadata here, the reader has none to warn of.
+        rows: dict[str, dict[str, Any]] = {}
+        top = os.path.abspath(self.folder)
+        for row in read_image_rows(self.folder, metadata or files):
+            rows.setdefault(os.path.relpath(row.pop("image"), top), row)
+        return rows
+
+    def columns(self) -> Iterator[dict[str, Any]]:
+        return (self._rows.get(path, {}) for path in self.paths)
+
+
+class TableGallery(Gallery):
+    """The images of a data set's rows. Rows that name one file are one image, with the columns of the first; an image
+    within the table has the name that the table gives it, or the number of its row.
+
+    Raises:
+        FileNotFoundError, ValueError: as [`load_pairs`].
+    """
+
+    def __init__(self, source: str, options: SourceOptions, with_columns: bool = True):
+        super().__init__(source, options, with_columns)
+        self.pairs: PairDataset = load_pairs(
+            source, options.image_column, None, split=options.split, separator=options.separator
+        )
+        self._files = self.pairs.image_paths() is not None
+        self.root = self.pairs.root if self._files else None
+        named: dict[str, int] = {}
+        repeated = 0
+        for row, name in enumerate(self._names()):
+            if name is None or (name in named and not self._files):
+                name = f"{name or ''}#{row}"
+            if name in named:
+                repeated += 1
+            named.setdefault(name, row)
+        if repeated:
+            logger.info(
+                "%s: %d rows name an image that an earlier row names, whose columns are kept", source, repeated
+            )
+        self.paths, self._row_numbers = list(named), list(named.values())
+
+    def _names(self) -> Iterable[str | None]:
+        paths = self.pairs.image_paths()
+        if paths is not None:
+            return paths
+        table, column = self.pairs.table, self.pairs.image_column
+        if "__key__" in table.column_names:
+            return table["__key__"]
+        cells = table.select_columns([column]).with_format("arrow")[:][column]
+        if pa.types.is_struct(cells.type) and any(field.name == "path" for field in cells.type):
+            return pc.struct_field(cells, "path").to_pylist()
+        return [None] * len(table)
+
+    def read(self, index: int) -> bytes:
+        if self._files and not self.paths[index].startswith("#"):
+            return super().read(index)
+        cell = self.pairs.table[self._row_numbers[index]][self.pairs.image_column]
+        data = cell.get("bytes") if isinstance(cell, dict) else cell
+        if not isinstance(data, bytes):
+            raise BrokenImage(self.paths[index], f"column '{self.pairs.image_column}' holds no image")
+        return data
+
+    def columns(self) -> Iterator[dict[str, Any]]:
+        table = self.pairs.table
+        left_out = [
+            name
+            for name, feature in (table.features or {}).items()
+            if isinstance(feature, (datasets.Image, datasets.Audio, datasets.Video))
+            or getattr(feature, "dtype", "") in ("binary", "large_binary")
+        ]
+        kept = [name for name in table.column_names if name not in {*left_out, self.pairs.image_column}]
+        kept = kept if self.with_columns else []
+        others = [name for name in left_out if name != self.pairs.image_column]
+        if others and self.with_columns:
+            logger.info("columns that hold no text or number are not kept: %s", ", ".join(others))
+        if not kept:
+            yield from ({} for _ in self.paths)
+            return
+        table = table.select_columns(kept)
+        for start in range(0, len(self._row_numbers), ROWS_AT_ONCE):
+            rows = self._row_numbers[start : start + ROWS_AT_ONCE]
+            whole = table[rows[0] : rows[-1] + 1]
+            for row in rows:
+                yield {name: cells[row - rows[0]] for name, cells in whole.items()}

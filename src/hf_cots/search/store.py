@@ -1,0 +1,464 @@
+"""An index as a folder: rows in SQLite, vectors in a file beside it that is memory-mapped.
+
+    index.sqlite     what is indexed: images by path, contents by hash, the columns of the source, the model
+    vectors-N.bin    one vector per content, in the order of their slots; N changes when holes are removed
+    lock             held by the one process that writes
+
+Vectors are appended and synced before the transaction that names them: a kill leaves the rows of whole batches, and a
+tail of the file that no row names, which the next writer cuts off. Each batch has a checksum of its vectors. SQLite's
+write-ahead log lets readers see the last committed state while a writer works; it needs a local disk, since network
+mounts do not lock as it must.
+"""
+
+import json
+import logging
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from .vectors import row_type, unpack
+
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+DATABASE = "index.sqlite"
+OWN_FILES = (DATABASE, "vectors-", "lock")
+BUSY_SECONDS = 30
+WAIT_SECONDS = 3600  # for another writer, where one waits
+ATTEMPTS = 20  # to open a file before a writer replaces it
+CHECKED = 65_536  # rows of which a checksum is computed at a time
+SCHEMA = """
+CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE batches(first INTEGER PRIMARY KEY, count INTEGER NOT NULL, checksum INTEGER NOT NULL);
+CREATE TABLE contents(slot INTEGER PRIMARY KEY, hash TEXT NOT NULL UNIQUE);
+CREATE TABLE images(
+    id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, slot INTEGER, size INTEGER, mtime INTEGER, reason TEXT,
+    described TEXT
+);
+CREATE INDEX images_by_slot ON images(slot);
+CREATE TABLE columns("hf_cots image" INTEGER PRIMARY KEY);
+"""
+
+
+def is_index(folder: Path | str) -> bool:
+    """Whether a folder is an index."""
+    return (Path(folder) / DATABASE).is_file()
+
+
+@contextmanager
+def named_database(folder: Path) -> Iterator[None]:
+    """Turn SQLite's errors into one line that names the index.
+
+    Raises:
+        OSError: if it is locked, full, or not readable.
+        ValueError: if it is damaged.
+    """
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise OSError(f"the index {folder}: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise ValueError(f"{folder / DATABASE} is damaged ({error}): delete the folder and index again") from error
+
+
+class Snapshot:
+    """The committed state of an index at one time.
+
+    Attributes:
+        rows: (end,) kept vectors, memory-mapped.
+        live: (end,) bool, the slots that hold a vector of some image; None if all do.
+    """
+
+    def __init__(self, version: int, rows: np.ndarray, live: np.ndarray | None):
+        self.version, self.rows, self.live = version, rows, live
+
+    def vectors(self, slots: Sequence[int]) -> np.ndarray:
+        """(n, D) float32 of some slots."""
+        return np.ascontiguousarray(unpack(self.rows[np.asarray(slots, dtype=np.int64)]))
+
+
+class IndexStore:
+    """The files of an index, opened for reading, or for writing by one process at a time.
+
+    Args:
+        folder: of the index.
+        writable: take the lock, cut off what no row names, and forget damaged batches.
+        wait: for another writer, instead of refusing.
+
+    Raises:
+        FileNotFoundError: if there is no index.
+        OSError: if another process writes, or the files cannot be opened.
+        ValueError: if the index is of a newer format, or damaged.
+    """
+
+    def __init__(self, folder: Path | str, writable: bool = False, wait: bool = False):
+        self.folder, self.writable = Path(folder), writable
+        if not is_index(self.folder):
+            raise FileNotFoundError(f"no index in {folder}: `hf-cots index MODEL SOURCE --to {folder}` makes one")
+        self._snapshot: Snapshot | None = None
+        self._lock = take_lock(self.folder, wait) if writable else None
+        try:
+            with named_database(self.folder):
+                self.database = connect(self.folder, writable)
+                self.meta = dict(self.database.execute("SELECT key, value FROM meta"))
+            self._check_format()
+            self.dim, self.dtype = int(self.meta["dim"]), self.meta["dtype"]
+            self.row_type = row_type(self.dim, self.dtype)
+            if writable:
+                self._recover()
+            else:
+                self._check_last_batch()
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def create(cls, folder: Path | str, dim: int, dtype: str, wait: bool = False, **meta: str) -> "IndexStore":
+        """Make an empty index, or open the one that another process has just made.
+
+        Args:
+            folder: made if it is not there.
+            dim, dtype: of the vectors.
+            meta: what else the index should know.
+
+        Raises:
+            OSError: if the folder cannot be written, or holds other files.
+        """
+        row_type(dim, dtype)
+        folder = Path(folder)
+        others = [path.name for path in folder.glob("*") if not path.name.startswith(OWN_FILES)]
+        if others:
+            raise OSError(
+                f"{folder} is no index and holds other files, such as {others[0]}: name a new folder with --to"
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"cannot make the index {folder}: {error.strerror}") from error
+        lock = take_lock(folder, wait)
+        try:
+            if not is_index(folder):
+                draft = folder / f"{DATABASE}.draft"
+                draft.unlink(missing_ok=True)
+                with named_database(folder):
+                    database = sqlite3.connect(draft)
+                    database.executescript(SCHEMA)
+                    values = {"format": str(FORMAT), "dim": str(dim), "dtype": dtype, "version": "0"}
+                    values |= {"file": "vectors-0.bin", **meta}
+                    database.executemany("INSERT INTO meta VALUES (?, ?)", values.items())
+                    database.commit()
+                    database.close()
+                (folder / "vectors-0.bin").touch()
+                os.replace(draft, folder / DATABASE)
+        finally:
+            lock.release()
+        return cls(folder, writable=True, wait=wait)
+
+    def _check_format(self) -> None:
+        found = int(self.meta.get("format", 0))
+        if found > FORMAT:
+            raise ValueError(
+                f"the index {self.folder} has format {found}, and this version of hf_cots reads up to {FORMAT}: "
+                "install a newer one"
+            )
+
+    def close(self) -> None:
+        """Close the database and release the lock."""
+        if getattr(self, "database", None) is not None:
+            self.database.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    # ------------------------------------------------------------------ reading
+
+    def version(self) -> int:
+        """A number that grows with each committed batch."""
+        return int(self.database.execute("SELECT value FROM meta WHERE key = 'version'").fetchone()[0])
+
+    @contextmanager
+    def reading(self) -> Iterator[Snapshot]:
+        """One committed state, the last one, for all that is read within."""
+        with named_database(self.folder):
+            for attempt in range(ATTEMPTS):
+                self.database.execute("BEGIN")
+                try:
+                    if self._snapshot is None or self._snapshot.version != self.version():
+                        self._snapshot = self._take_snapshot()
+                    break
+                except FileNotFoundError:  # holes have just been removed: the next state names another file
+                    self.database.execute("COMMIT")
+                    if attempt == ATTEMPTS - 1:
+                        raise self._damage(f"{self.vectors_path} is missing") from None
+                except BaseException:
+                    self.database.execute("COMMIT")
+                    raise
+            try:
+                yield self._snapshot  # type: ignore[misc]
+            finally:
+                self.database.execute("COMMIT")
+
+    def _take_snapshot(self) -> Snapshot:
+        self.meta = dict(self.database.execute("SELECT key, value FROM meta"))
+        end, live = self.end(), None
+        if self.database.execute("SELECT count(*) FROM contents").fetchone()[0] != end:
+            live = np.zeros(end, dtype=bool)
+            live[[slot for (slot,) in self.database.execute("SELECT slot FROM contents")]] = True
+        return Snapshot(int(self.meta["version"]), self._map(end), live)
+
+    def end(self) -> int:
+        """The slot after the last one."""
+        return self.database.execute("SELECT coalesce(max(first + count), 0) FROM batches").fetchone()[0]
+
+    @property
+    def vectors_path(self) -> Path:
+        return self.folder / self.meta["file"]
+
+    def _map(self, end: int) -> np.ndarray:
+        if end == 0:
+            return np.empty(0, dtype=self.row_type)
+        if self.vectors_path.stat().st_size < end * self.row_type.itemsize:
+            raise self._damage(f"{self.vectors_path} is cut off")
+        return np.memmap(self.vectors_path, dtype=self.row_type, mode="r", shape=(end,))
+
+    def _damage(self, what: str) -> ValueError:
+        return ValueError(
+            f"{what}: run `hf-cots index MODEL SOURCE --to {self.folder}`, which encodes again what is lost"
+        )
+
+    def column_names(self) -> list[str]:
+        """The columns of the source that are kept."""
+        names = [name for _, name, *_ in self.database.execute("PRAGMA table_info(columns)")]
+        return names[1:]
+
+    # ------------------------------------------------------------------ checks
+
+    def _checksum(self, rows: np.ndarray) -> int:
+        value = 0
+        for start in range(0, len(rows), CHECKED):
+            value = zlib.crc32(rows[start : start + CHECKED].tobytes(), value)
+        return value
+
+    def _find_damage(self, only_last: bool) -> list[tuple[int, int]]:
+        """(first, count) of the batches whose vectors are not what was written, or lie beyond the file's end."""
+        order = "SELECT first, count, checksum FROM batches ORDER BY first DESC" + (" LIMIT 1" if only_last else "")
+        size = self.vectors_path.stat().st_size if self.vectors_path.is_file() else 0
+        held = size // self.row_type.itemsize
+        rows = np.memmap(self.vectors_path, dtype=self.row_type, mode="r", shape=(held,)) if held else None
+        found = []
+        for first, count, checksum in self.database.execute(order).fetchall():
+            if first + count > held or self._checksum(rows[first : first + count]) != checksum:  # type: ignore[index]
+                found.append((first, count))
+        return found
+
+    def _check_last_batch(self) -> None:
+        """What a machine that lost its power damages is the end of a file: a reader checks only that."""
+        with named_database(self.folder):
+            for _ in range(ATTEMPTS):
+                self.database.execute("BEGIN")
+                self.meta = dict(self.database.execute("SELECT key, value FROM meta"))
+                damaged = self._find_damage(only_last=True) and self._find_damage(only_last=False)
+                self.database.execute("COMMIT")
+                if not damaged:
+                    return
+                now = self.database.execute("SELECT value FROM meta WHERE key = 'file'").fetchone()[0]
+                if now == self.meta["file"]:  # else holes have just been removed, and this file with them
+                    lost = sum(count for _, count in damaged)
+                    raise self._damage(f"{self.vectors_path} is damaged: {len(damaged)} batches of {lost} vectors")
+
+    def _recover(self) -> None:
+        """Forget batches that are damaged, and remove what no row names."""
+        with named_database(self.folder):
+            damaged = self._find_damage(only_last=False)
+            if damaged:
+                with self.transaction():
+                    for first, count in damaged:
+                        bounds = (first, first + count)
+                        self.database.execute("DELETE FROM batches WHERE first = ?", (first,))
+                        self.database.execute("DELETE FROM contents WHERE slot >= ? AND slot < ?", bounds)
+                        # Their images stay, without a vector or a stamp: they are read again.
+                        self.database.execute(
+                            "UPDATE images SET slot = NULL, size = NULL, mtime = NULL WHERE slot >= ? AND slot < ?",
+                            bounds,
+                        )
+                lost = sum(count for _, count in damaged)
+                logger.warning(
+                    "%s is damaged: %d vectors are forgotten and their images encoded again", self.vectors_path, lost
+                )
+            end = self.end() * self.row_type.itemsize
+        with open(self.vectors_path, "ab") as file:
+            if file.tell() > end:
+                file.truncate(end)
+        for path in self.folder.glob("vectors-*.bin"):
+            if path.name != self.meta["file"]:
+                path.unlink()
+
+    # ------------------------------------------------------------------ writing
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All that is written within is committed together, or not at all."""
+        with named_database(self.folder):
+            self.database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.database
+                self.database.execute("UPDATE meta SET value = value + 1 WHERE key = 'version'")
+                self.database.execute("COMMIT")
+            except BaseException:
+                self.database.execute("ROLLBACK")
+                raise
+
+    def append(self, rows: np.ndarray) -> tuple[int, int]:
+        """Write packed vectors behind the others and sync them; returns the first one's slot and their checksum."""
+        first = self.end()
+        with open(self.vectors_path, "r+b") as file:
+            file.seek(first * self.row_type.itemsize)
+            file.truncate()
+            file.write(rows.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        return first, self._checksum(rows)
+
+    def set_meta(self, **values: str) -> None:
+        """Write what the index should know; within a transaction."""
+        self.database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
+        self.meta |= values
+
+    def add_columns(self, affinities: dict[str, str]) -> None:
+        """Add columns of the source that are not there yet, each with the affinity of its values.
+
+        Raises:
+            ValueError: if two columns differ only in case, which SQLite does not tell apart.
+        """
+        present = {name.lower(): name for name in self.column_names()}
+        for name, affinity in affinities.items():
+            if name not in present.values():
+                if name.lower() in present:
+                    raise ValueError(
+                        f"columns '{present[name.lower()]}' and '{name}' differ only in case, which an index cannot "
+                        "tell apart: rename one"
+                    )
+                self.database.execute(f"ALTER TABLE columns ADD COLUMN {quote_name(name)} {affinity}")
+                present[name.lower()] = name
+
+    def write_columns(self, image: int, values: dict[str, Any]) -> None:
+        """Write the columns of an image in place of those that were there."""
+        names = "".join(f", {quote_name(name)}" for name in values)
+        marks = ", ?" * len(values)
+        self.database.execute(
+            f'INSERT OR REPLACE INTO columns("hf_cots image"{names}) VALUES (?{marks})', (image, *values.values())
+        )
+
+    def remove_images(self, ids: Iterable[int]) -> None:
+        """Remove images, and the contents that no image has any more."""
+        removed = [(image,) for image in ids]
+        self.database.executemany("DELETE FROM images WHERE id = ?", removed)
+        self.database.executemany('DELETE FROM columns WHERE "hf_cots image" = ?', removed)
+        self.database.execute(
+            "DELETE FROM contents WHERE slot NOT IN (SELECT slot FROM images WHERE slot IS NOT NULL)"
+        )
+
+    def holes(self) -> int:
+        """Slots whose vectors no image has."""
+        return self.end() - self.database.execute("SELECT count(*) FROM contents").fetchone()[0]
+
+    def compact(self) -> None:
+        """Write the vectors that are in use to a new file, and change to it in one transaction."""
+        slots = np.array([slot for (slot,) in self.database.execute("SELECT slot FROM contents ORDER BY slot")], int)
+        rows, old = self._map(self.end()), self.vectors_path
+        new = f"vectors-{int(old.stem.partition('-')[2]) + 1}.bin"
+        batches = []
+        with open(self.folder / new, "wb") as file:
+            for start in range(0, len(slots), CHECKED):
+                part = np.ascontiguousarray(rows[slots[start : start + CHECKED]])
+                file.write(part.tobytes())
+                batches.append((start, len(part), self._checksum(part)))
+            file.flush()
+            os.fsync(file.fileno())
+        with self.transaction() as database:
+            database.execute("CREATE TEMP TABLE moves(old INTEGER PRIMARY KEY, new INTEGER, hash TEXT)")
+            database.execute(
+                "INSERT INTO moves SELECT slot, row_number() OVER (ORDER BY slot) - 1, hash FROM contents"
+            )
+            database.execute("DELETE FROM contents")
+            database.execute("INSERT INTO contents SELECT new, hash FROM moves")
+            database.execute(
+                "UPDATE images SET slot = (SELECT new FROM moves WHERE old = slot) WHERE slot IS NOT NULL"
+            )
+            database.execute("DELETE FROM batches")
+            database.executemany("INSERT INTO batches VALUES (?, ?, ?)", batches)
+            database.execute("DROP TABLE moves")
+            self.set_meta(file=new)
+        old.unlink(missing_ok=True)
+
+
+def connect(folder: Path, writable: bool) -> sqlite3.Connection:
+    """Open the database of an index.
+
+    A folder that may not be written has no room for the write-ahead log: it is opened as one that nobody changes. If
+    another user does, it must be opened again.
+    """
+    path = quote(str((folder / DATABASE).absolute()))
+    mode = "rw" if writable else "ro"
+    log = folder / f"{DATABASE}-wal"
+    if not writable and not os.access(folder, os.W_OK) and not (log.is_file() and log.stat().st_size):
+        mode = "ro&immutable=1"
+    database = sqlite3.connect(
+        f"file:{path}?mode={mode}", uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+    )
+    if writable:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+    return database
+
+
+def take_lock(folder: Path, wait: bool) -> FileLock:
+    """Become the one writer of an index.
+
+    Raises:
+        OSError: if another process is, or the folder cannot be written.
+    """
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=WAIT_SECONDS if wait else 0)
+    except Timeout:
+        raise OSError(f"the index {folder} is being written by another process: wait until it has ended") from None
+    except OSError as error:
+        raise OSError(f"cannot write the index {folder}: {error.strerror}") from error
+    return lock
+
+
+def quote_name(name: str) -> str:
+    """A column's name as SQL writes it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def to_value(cell: Any) -> Any:
+    """A cell of the source as SQLite keeps it; lists and objects as JSON."""
+    if cell is None or isinstance(cell, (str, float)):
+        return None if cell != cell else cell
+    if isinstance(cell, (bool, int)):
+        return int(cell) if -(2**63) <= cell < 2**63 else str(cell)
+    return json.dumps(cell, ensure_ascii=False, default=str)
+
+
+def find_affinity(values: Sequence[Any]) -> str:
+    """NUMERIC for a column of numbers, even if they are written as text; else TEXT."""
+    return "NUMERIC" if all(_is_number(value) for value in values if value is not None) and values else "TEXT"
+
+
+def _is_number(value: Any) -> bool:
+    if not isinstance(value, str):
+        return isinstance(value, (int, float))
+    digits = value.removeprefix("-")
+    whole, _, rest = digits.partition(".")
+    plain = whole.isascii() and whole.isdigit() and (whole == "0" or not whole.startswith("0"))
+    return plain and (rest == "" if "." not in digits else rest.isascii() and rest.isdigit())
