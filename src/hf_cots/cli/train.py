@@ -57,6 +57,9 @@ def demo(
     compare: Annotated[bool, typer.Option(help="Also train the same towers with plain InfoNCE.")] = False,
     smoke: Annotated[bool, typer.Option(help="Run a few steps only, to see that everything works.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of data order, augmentation, masks and weights.")] = 0,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Begin with random weights in the image tower, on two drawing styles.")
+    ] = False,
 ) -> None:
     """Train a small COTS on emoji on a CPU, evaluate it on unseen concepts, and search with it."""
     check_output_folder(output)
@@ -64,6 +67,6 @@ def demo(
         from ..demo.run import run_demo
 
         with note_on_interrupt(lambda: f"what is finished is in {output}; the demo starts from its beginning"):
-            run_demo(output, compare=compare, smoke=smoke, seed=seed)
+            run_demo(output, compare, smoke, seed, from_scratch)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}. The demo needs: pip install 'hf-cots[demo]'") from None
