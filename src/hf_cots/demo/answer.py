@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from transformers.utils.logging import disable_progress_bar
 
 from ..data.images import read_image
 from ..data.sources import load_pairs
@@ -58,4 +59,5 @@ def answer(output: Path) -> list[Answer]:
 
 
 if __name__ == "__main__":
+    disable_progress_bar()
     answer(Path(sys.argv[1]))

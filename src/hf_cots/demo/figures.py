@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 
 from ..data.sources import PairDataset
 from ..evaluation.diagnostics.audit import Audit, suspects
-from ..evaluation.rendering.figures import Figure, new_figure, save_figure
+from ..evaluation.rendering.figures import Figure, new_figure, save_figure  # which says what to install
 from ..search.index import Match
 
 
-INK, PALE, GREEN, LINES = "#222222", "#8a8a8a", "#2e9e5b", ("#3465a4", "#e08e2b")
+INK, PALE, GREEN, LINES = "#222222", "#8a8a8a", "#6cbd8f", ("#3465a4", "#e08e2b")
 DPI = 150
 # Panels of the training curves: a title, and what is plotted under which label.
 PANELS = {
@@ -57,6 +58,8 @@ def draw_losses(history: list[dict[str, float]], path: Path) -> None:
             points = [(entry["step"], entry[name]) for entry in logs if name in entry]
             if points:
                 axis.plot(*zip(*points), color=color, linewidth=1.6, label=label)
+        if "fraction" in title:
+            axis.set_ylim(0, max(0.05, axis.get_ylim()[1]))
         if len(lines) > 1:
             axis.legend(fontsize=8, frameon=False, labelcolor=INK)
         _style(axis, title)
@@ -99,11 +102,14 @@ class Canvas:
         """A square image, in a thin frame of that color if there is one."""
         axis = self.axis(left, top, side, side)
         axis.imshow(image, interpolation="lanczos", extent=(0.07, 0.93, 0.07, 0.93))
-        axis.set(xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[])
-        axis.patch.set_visible(False)
-        axis.spines[:].set_visible(frame is not None)
+        axis.set(xlim=(0, 1), ylim=(0, 1))
+        axis.set_axis_off()
         if frame is not None:
-            axis.spines[:].set(color=frame, linewidth=1.2)
+            box = FancyBboxPatch(
+                (0, 0), 1, 1, "round,pad=0,rounding_size=0.1", facecolor="none", edgecolor=frame, linewidth=1.1
+            )
+            box.set_clip_on(False)
+            axis.add_patch(box)
 
     def save(self, path: Path) -> None:
         self.figure.savefig(path, dpi=DPI)
@@ -130,8 +136,8 @@ def draw_suspects(audit: Audit, pairs: PairDataset, path: Path) -> None:
     scores = audit.scores[np.isfinite(audit.scores)]
     axis.hist(scores, bins=40, color="#c5d3e8")
     axis.axvline(audit.threshold, color=LINES[1], linewidth=1.4)
-    axis.text(audit.threshold, axis.get_ylim()[1], " left out below", color=LINES[1], fontsize=8, va="top")
-    _style(axis, "cosine of image and name, pairs")
+    axis.text(audit.threshold, axis.get_ylim()[1], " threshold", color=LINES[1], fontsize=8, va="top")
+    _style(axis, "pairs by cosine of image and name")
     for number, line in enumerate(suspects(audit, pairs)[:SUSPECTS]):
         left, top = 5.35 + 1.28 * (number % 6), 1.3 + 2.05 * (number // 6)
         page.image(left + 0.1, top, 1.0, pairs.read_row(line["row"]), None if line["kept"] else LINES[1])
@@ -174,4 +180,4 @@ def _draw_matches(page: Canvas, answer: Answer, left: float, top: float, side: f
     for column, (match, right) in enumerate(zip(answer.matches, answer.right)):
         place = left + pitch * column
         page.image(place, top, side, Image.open(match.path), GREEN if right else None)
-        page.text(place + side / 2, top + side + 0.03, f"{match.score:.2f}", 6.5, PALE, ha="center")
+        page.text(place + side / 2, top + side + 0.05, f"{match.score:.2f}", 6.5, PALE, ha="center")

