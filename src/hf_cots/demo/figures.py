@@ -159,7 +159,7 @@ def draw_answers(answers: list[Answer], path: Path) -> None:
     page.text(
         0.5,
         0.92,
-        "No drawing and no name of these emoji was in training. Framed: right. Small: cosine similarity.",
+        "No drawing and no name of these emoji was in training. Framed: right by its name. Small: cosine similarity.",
         10,
         PALE,
     )
