@@ -80,7 +80,7 @@ def write_images(galleries: dict[str, PairDataset], folder: Path) -> int:
         folder: files of the same names are replaced.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lines = []
+    lines: list[dict[str, str]] = []
     for style, pairs in galleries.items():
         for index in range(len(pairs)):
             item = pairs[index]

@@ -54,6 +54,11 @@ class IconSet:
     def aliases(self) -> dict[str, dict[str, Any]]:
         return self.data.get("aliases", {})
 
+    def other_names(self) -> list[tuple[str, str]]:
+        """Aliases that show the very drawing of their parent, with that parent's name."""
+        changes = {"rotate", "hFlip", "vFlip", "left", "top", "width", "height"}
+        return [(alias, each["parent"]) for alias, each in self.aliases.items() if not changes & each.keys()]
+
     def resolve(self, name: str) -> tuple[str, dict[str, Any]] | None:
         """Follow aliases to an icon.
 
