@@ -164,6 +164,8 @@ def test_the_unseen_style_is_of_unseen_concepts(tmp_path):
     assert write_images(galleries, tmp_path / "images") == 2
     names = sorted(path.name for path in (tmp_path / "images").glob("*.png"))
     assert names == [f"a-cat.{NEW_STYLE}.png", f"a-cat.{TEST_STYLE}.png"]
+    write_images({TEST_STYLE: galleries[TEST_STYLE]}, tmp_path / "images")
+    assert [path.name for path in (tmp_path / "images").glob("*.png")] == [f"a-cat.{TEST_STYLE}.png"]
 
 
 def test_the_card_s_recipe_is_the_demo_s():

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 from pathlib import Path
 
 from ..data.loading import load_table
@@ -77,9 +78,10 @@ def write_images(galleries: dict[str, PairDataset], folder: Path) -> int:
 
     Args:
         galleries: as [`load_galleries`] gives them.
-        folder: files of the same names are replaced.
+        folder: what an earlier run has written there is removed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     lines: list[dict[str, str]] = []
     for style, pairs in galleries.items():
         for index in range(len(pairs)):
