@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
@@ -38,13 +39,15 @@ def answer(output: Path) -> list[Answer]:
         matches = [m for m in index.search(read_image(path), SHOWN + 1) if m.path.name != path.name][:SHOWN]
         answers.append(Answer(path, matches, [names[match.path.name] == name for match in matches]))
 
-    table = Table(title="best images of unseen concepts; right ones are green", title_justify="left")
-    for heading in ("query", *map(str, range(1, 4))):
-        table.add_column(heading)
+    table = Table(title="best images of unseen concepts", title_justify="left", title_style="none", box=SIMPLE_HEAD)
+    table.add_column("query")
+    table.add_column("best three (✓ right by name)")
     for each in answers:
-        shown = [f"{names[match.path.name]} ({match.score:.2f})" for match in each.matches]
-        cells = [f"[green]{cell}[/green]" if right else cell for cell, right in zip(shown, each.right)]
-        table.add_row(each.title(names), *cells[:3])
+        found = [
+            f"{names[match.path.name]} {match.score:.2f}{' ✓' if right else ''}"
+            for match, right in zip(each.matches[:3], each.right)
+        ]
+        table.add_row(each.title(names), ", ".join(found))
     Console().print(table)
     draw_answers(answers, output / "results.png")
     lines = {

