@@ -123,11 +123,11 @@ def test_both_ways_are_evaluated_on_the_same_images(pretrained, from_scratch):
 
 
 def test_the_commands_it_ends_with_work(finished):
-    command, *_ = list_commands(finished[0])
-    words = shlex.split(command)
-    result = call(*words[words.index("search") :])
-    assert result.exit_code == 0, result.output
-    assert len([line for line in result.stdout.splitlines() if line.endswith(".png")]) == 5
+    for command in list_commands(finished[0])[:2]:
+        words = shlex.split(command)
+        result = call(*words[words.index("search") :])
+        assert result.exit_code == 0, result.output
+        assert len([line for line in result.stdout.splitlines() if line.endswith(".png")]) == 5
 
 
 def test_without_the_other_styles_it_says_so(prepared, tmp_path, caplog):

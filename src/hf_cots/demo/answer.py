@@ -21,14 +21,14 @@ SHOWN = 5
 
 def answer(output: Path) -> list[Answer]:
     """Answer text queries with images in one style, and image queries with images of all styles, of concepts that
-    were held out; draws `results.png` and writes `answers.json`.
+    were held out; makes the index `index/`, draws `results.png` and writes `answers.json`.
 
     Args:
         output: the demo's folder, with `model/` and `images/`.
     """
     pairs = load_pairs(str(output / "images"), caption_column="text")
     names = {Path(pairs.image_name(row)).name: pairs.caption(row) for row in range(len(pairs))}
-    index = ImageIndex.from_folder(str(output / "model"), output / "images")
+    index = ImageIndex.build(str(output / "model"), str(output / "images"), output / "index")
     answers = []
     for text, right_names in TEXT_QUERIES.items():
         matches = [m for m in index.search(text, len(index)) if m.path.name.endswith(f".{TEST_STYLE}.png")][:SHOWN]

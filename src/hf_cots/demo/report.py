@@ -23,6 +23,7 @@ MODELS = {
 }
 GALLERIES = {TEST_STYLE: "unseen concepts", NEW_STYLE: "unseen concepts in an unseen style"}
 SHOWN = ("R@1", "R@5", "R@10")
+EXAMPLE_IMAGE = f"images/watermelon.{TEST_STYLE}.png"
 SOURCES = """
 
 ## Sources
@@ -91,11 +92,11 @@ def add_sources(model: Path, data: Path, from_scratch: bool) -> None:
 
 
 def list_commands(output: Path) -> list[str]:
-    """Commands to paste that search the demo's images."""
+    """Commands to paste that search the demo's index, and that make one of other images."""
     program = "hf-cots" if shutil.which("hf-cots") else f"{shlex.quote(sys.executable)} -m hf_cots"
-    model, images = shlex.quote(str(output / "model")), shlex.quote(str(output / "images"))
+    model, index, image = (shlex.quote(str(output / name)) for name in ("model", "index", EXAMPLE_IMAGE))
     return [
-        f'{program} search {model} {images} "something to eat" -k 5',
-        f'{program} search {model} your/own/images/ "a house by the sea"',
-        f"results.json, results.png, losses.png, filter.png and dvae.png are in {output}",
+        f'{program} search {index} "something to eat" -k 5',
+        f"{program} search {index} --image {image} -k 5",
+        f"{program} index {model} YOUR_IMAGES/ --to YOUR_INDEX/",
     ]

@@ -101,7 +101,7 @@ def run_demo(
         find_suspects(demo, trainer)
     with demo.step("save", "5/6  Saving the model folder"):
         save(demo, trainer, results["cots"][TEST_STYLE])
-    with demo.step("search", "6/6  A fresh process loads the model and searches"):
+    with demo.step("search", "6/6  A fresh process loads the model, indexes images and searches"):
         write_images(galleries, demo.output / "images")
         subprocess.run([sys.executable, "-m", "hf_cots.demo.answer", str(demo.output)], check=True)
     if compare:
