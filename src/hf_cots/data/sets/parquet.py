@@ -1,0 +1,72 @@
+"""Parquet files of the data sets: images as PNG within the table, as `datasets` and the Hub's viewer show them."""
+
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+
+ROWS_IN_GROUP = 1000  # few enough for a viewer to read one, enough to compress
+STRING, BOOL = datasets.Value("string"), datasets.Value("bool")
+STRINGS = datasets.List(STRING)
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """Encode an RGB image as PNG, in one channel where that loses nothing."""
+    pixels = np.asarray(image)
+    gray = pixels.ndim == 3 and (pixels[..., :1] == pixels[..., 1:]).all()
+    buffer = io.BytesIO()
+    (image.getchannel(0) if gray else image).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def decode_png(data: bytes) -> Image.Image:
+    """Decode to RGB."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.convert("RGB")
+
+
+def write_parquet(path: Path, rows: Sequence[dict[str, Any]], features: dict[str, Any]) -> int:
+    """Write rows under a temporary name and move the finished file into place; returns how many there are.
+
+    Args:
+        path: of the file.
+        rows: with a value for each feature; an image is `{"bytes": ..., "path": file name}`.
+        features: of `datasets`, by column.
+    """
+    with ParquetFile(path, features) as file:
+        for first in range(0, len(rows), ROWS_IN_GROUP):
+            file.write(rows[first : first + ROWS_IN_GROUP])
+    return len(rows)
+
+
+class ParquetFile:
+    """A parquet file that is written group by group and appears only when it is complete."""
+
+    def __init__(self, path: Path, features: dict[str, Any]):
+        self.path = path
+        self.draft = path.with_name(f".{path.name}.{os.getpid()}")
+        self.schema = datasets.Features(features).arrow_schema
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.writer = pq.ParquetWriter(self.draft, self.schema, compression="zstd")
+
+    def write(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Add one group of rows."""
+        self.writer.write_table(pa.Table.from_pylist(list(rows), schema=self.schema))
+
+    def __enter__(self) -> "ParquetFile":
+        return self
+
+    def __exit__(self, error_type: object, *error: object) -> None:
+        self.writer.close()
+        if error_type is None:
+            os.replace(self.draft, self.path)
+        else:
+            self.draft.unlink(missing_ok=True)
