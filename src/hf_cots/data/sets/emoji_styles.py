@@ -20,7 +20,6 @@ from PIL import Image
 from ..hashes import is_in_fraction
 from .emoji import (
     FULLY_QUALIFIED,
-    SKIN_TONES,
     EmojiPair,
     drop_identical_images,
     find_package,
@@ -140,7 +139,7 @@ def collect_names(entries: dict[str, EmojiPair], sets: dict[str, IconSet], emoji
         keys = {name: key for name, key in keys.items() if key in entries}
         for name, key in keys.items():
             names.add(0, name, key)
-        for alias, parent in list_other_names(icon_set):
+        for alias, parent in icon_set.other_names():
             if parent in keys:
                 names.add(1, alias, keys[parent])
     for characters, entry in emoji.EMOJI_DATA.items():
@@ -166,12 +165,6 @@ def collect_names(entries: dict[str, EmojiPair], sets: dict[str, IconSet], emoji
     return names
 
 
-def list_other_names(icon_set: IconSet) -> list[tuple[str, str]]:
-    """Aliases that show the very drawing of their parent, with that parent's name."""
-    changes = {"rotate", "hFlip", "vFlip", "left", "top", "width", "height"}
-    return [(alias, each["parent"]) for alias, each in icon_set.aliases.items() if not changes & each.keys()]
-
-
 def match_icons(icon_set: IconSet, names: EmojiNames, chars: dict[str, str] | None = None) -> dict[str, str]:
     """Find which emoji each drawing of a set shows.
 
@@ -188,7 +181,7 @@ def match_icons(icon_set: IconSet, names: EmojiNames, chars: dict[str, str] | No
         found = {name: make_key(code) for code, name in chars.items()}
     else:
         other_names = defaultdict(list)
-        for alias, parent in list_other_names(icon_set):
+        for alias, parent in icon_set.other_names():
             other_names[parent].append(alias)
         for name in icon_set.icons:
             # "astronaut-2" is a second drawing, "keycap-2" is not: the whole name goes first
@@ -212,7 +205,7 @@ def render_style(
         resolved = icon_set.resolve(name)
         assert resolved is not None  # match_icons has seen to it
         image = render_svg(make_svg(resolved[1], size), size)
-        if all(low == high for low, high in image.getextrema()):
+        if image.getcolors(1) is not None:
             continue
         drawn[key] += 1
         entry, style = entries[key], icon_set.prefix

@@ -16,7 +16,7 @@ from PIL import Image
 from .packages import read_members
 
 
-# SPDX names of licenses under which derived pictures may be passed on with names and links and nothing more. Sets under
+# SPDX names of licenses under which rendered images may be passed on with names and links and nothing more: sets under
 # CC-BY-SA, CC-BY-NC, GPL and MPL stay out.
 LICENSES = {
     "Apache-2.0",
@@ -53,6 +53,11 @@ class IconSet:
     @property
     def aliases(self) -> dict[str, dict[str, Any]]:
         return self.data.get("aliases", {})
+
+    def other_names(self) -> list[tuple[str, str]]:
+        """Aliases that show the very drawing of their parent, with that parent's name."""
+        changes = {"rotate", "hFlip", "vFlip", "left", "top", "width", "height"}
+        return [(alias, each["parent"]) for alias, each in self.aliases.items() if not changes & each.keys()]
 
     def resolve(self, name: str) -> tuple[str, dict[str, Any]] | None:
         """Follow aliases to an icon.
