@@ -9,13 +9,14 @@ import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
 from PIL import Image
+from tqdm.auto import tqdm
 
 from ..hashes import is_in_fraction
 from .emoji import (
@@ -216,7 +217,7 @@ def render_style(
 
 
 def collect_pairs(
-    styles: Sequence[str], iconify: Path | None, emojibase: Path | None, size: int, progress: Callable[[str], None]
+    styles: Sequence[str], iconify: Path | None, emojibase: Path | None, size: int, progress: bool
 ) -> tuple[list[tuple[EmojiPair, Image.Image]], EmojiNames, dict[str, dict[str, Any]]]:
     """Every pair of the styles, names and keywords, and the license entry of each style."""
     python_pairs = list_emoji_pairs()
@@ -224,19 +225,17 @@ def collect_pairs(
     wanted = [style for style in styles if style not in PYTHON_STYLES]
     sets: dict[str, IconSet] = {}
     if wanted and iconify is not None:
-        progress("reading icon sets")
         collections = read_collections(iconify)
         there = {prefix for prefix in {*wanted, *NAMING_SETS} if prefix in collections}
         if missing := sorted(set(wanted) - there):
             raise ValueError(f"{iconify} has no set {', '.join(missing)}")
         sets = {icon_set.prefix: icon_set for icon_set in read_sets(iconify, there, collections)}
     names = collect_names(entries, sets, emojibase)
-    progress("drawing twemoji and openmoji")
     # Before the choice of styles: which of several equal drawings stays is the same as in the set of two styles.
-    rendered = drop_identical_images([(pair, rasterize(path, size)) for pair, path in python_pairs])
+    bar = tqdm(python_pairs, desc="drawing twemoji and openmoji", disable=not progress)
+    rendered = drop_identical_images([(pair, rasterize(path, size)) for pair, path in bar])
     pairs = [(pair, image) for pair, image in rendered if pair.style in styles]
-    for style in wanted:
-        progress(f"drawing {style}")
+    for style in tqdm(wanted, desc="drawing styles", disable=not progress):
         sibling = sets.get("fluent-emoji-flat") if style == "fluent-emoji" else None  # the same names, and code points
         chars = (sibling or sets[style]).data.get("chars")
         matches = match_icons(sets[style], names, chars)
@@ -253,7 +252,7 @@ def write_emoji_styles(
     size: int = 72,
     test_fraction: float = 0.16,
     seed: int = 0,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: bool = False,
 ) -> dict[str, int]:
     """Write `train.parquet`, `test.parquet` (concepts that never train), `test_new_styles.parquet` (styles that never
     train; the column `seen_concept` tells whether the concept does), `report.json` and `LICENSES.md`.
@@ -272,7 +271,7 @@ def write_emoji_styles(
         size: side of the square images in pixels.
         test_fraction: fraction of the concepts held out.
         seed: chooses which concepts those are.
-        progress: called with what is being done.
+        progress: show bars.
 
     Returns:
         The number of rows in each file.
@@ -304,7 +303,6 @@ def write_emoji_styles(
     sides, dropped = split_pairs(pairs, test_fraction, seed)
     rows = make_rows(sides, names, licenses)
     check_no_leak(rows)
-    progress("writing")
     counts = {side: write_parquet(folder / f"{side}.parquet", rows[side], FEATURES) for side in SIDES}
     write_licenses(folder / "LICENSES.md", licenses, rows)
     report = {

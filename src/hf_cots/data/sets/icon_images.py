@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
@@ -130,9 +130,7 @@ def render_set(icon_set: IconSet, size: int, path: Path) -> None:
     os.replace(draft, path)
 
 
-def render_sets(
-    icon_sets: Iterable[IconSet], folder: Path, size: int, workers: int, progress: Callable[[str], None]
-) -> None:
+def render_sets(icon_sets: Iterable[IconSet], folder: Path, size: int, workers: int) -> Iterator[str]:
     """Render sets into `folder`/SET.parquet, one after another or in several processes at once.
 
     Args:
@@ -140,28 +138,30 @@ def render_sets(
         folder: of the intermediate results.
         size: side of the images in pixels.
         workers: processes; with 1 this one does it.
-        progress: called with the name of each set that is finished.
+
+    Yields:
+        The name of each set that is finished.
     """
     if workers == 1:
         for icon_set in icon_sets:
             render_set(icon_set, size, folder / f"{icon_set.prefix}.parquet")
-            progress(icon_set.prefix)
+            yield icon_set.prefix
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         running: dict[Future[None], str] = {}
 
-        def collect() -> None:
+        def collect() -> Iterator[str]:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 future.result()
-                progress(running.pop(future))
+                yield running.pop(future)
 
         for icon_set in icon_sets:
             while len(running) > workers:  # one waits for each that runs, or nearly: sets are large
-                collect()
+                yield from collect()
             path = folder / f"{icon_set.prefix}.parquet"
             running[pool.submit(render_set, icon_set, size, path)] = icon_set.prefix
         while running:
-            collect()
+            yield from collect()
 
 
 def read_rendered(folder: Path, prefixes: Iterable[str]) -> tuple[pa.Table, dict[str, Counter[str]]]:

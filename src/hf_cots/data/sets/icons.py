@@ -7,10 +7,11 @@ a compound never trains. Four sets never train either: they are the unseen style
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+from tqdm.auto import tqdm
 
 from ..hashes import hamming_distances
+from .icon_check import check_files
 from .icon_images import THUMBNAIL, read_rendered, render_sets
 from .icon_keywords import read_keywords
 from .icon_words import Vocabulary, choose_held_out, split_words, stem
@@ -27,6 +30,8 @@ from .iconify import LICENSES, describe_license, name_license, read_collections,
 from .packages import EMOJIBASE, Package, read_members
 from .parquet import STRING, STRINGS, ParquetFile
 
+
+logger = logging.getLogger(__name__)
 
 ANIMATED_SETS = {"line-md", "svg-spinners"}
 OLD_SETS = {
@@ -280,7 +285,7 @@ def write_icon_set(
     size: int = 64,
     seed: int = 0,
     workers: int = 1,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: bool = False,
 ) -> dict[str, int]:
     """Write `train.parquet`, `test.parquet` (words that never train, one drawing of a name), `test_new_styles.parquet`
     (sets that never train), `flags.parquet`, `report.json` and `LICENSES.md`.
@@ -298,7 +303,7 @@ def write_icon_set(
         size: side of the square images in pixels.
         seed: chooses the words that are held out.
         workers: processes that draw.
-        progress: called with what is being done, and with each set that is drawn.
+        progress: show a bar.
 
     Returns:
         The number of rows in each file.
@@ -315,15 +320,19 @@ def write_icon_set(
     if written.get("settings") == settings:
         return written["rows"]
     report_file.unlink(missing_ok=True)
-    progress("reading the list of sets")
     collections = read_collections(iconify)
     kinds = sort_sets(collections)
     work = begin_work(folder, settings)
     chosen = {prefix for prefix, kind in kinds.items() if kind in SIDES}
     to_draw = {prefix for prefix in chosen if not (work / f"{prefix}.parquet").is_file()}
     if to_draw:
-        render_sets(read_sets(iconify, to_draw, collections), work, size, workers, progress)
-    progress("splitting by word")
+        icon_sets = read_sets(iconify, to_draw, collections)
+        totals = {prefix: collections[prefix].get("total", 1) for prefix in to_draw}
+        with tqdm(total=sum(totals.values()), desc="drawing", unit=" icons", disable=not progress) as bar:
+            for prefix in render_sets(icon_sets, work, size, workers):
+                bar.set_postfix_str(prefix, refresh=False)
+                bar.update(totals[prefix])
+    logger.info("splitting by word")
     table, counts_by_set = read_rendered(work, (prefix for prefix in chosen if kinds[prefix] != "flags"))
     flags, flag_counts = read_rendered(work, (prefix for prefix in chosen if kinds[prefix] == "flags"))
     split = split_icons(table, kinds, seed)
@@ -331,15 +340,13 @@ def write_icon_set(
     for side in ("train", "test"):
         if not split.sides[side]:
             raise ValueError(f"no {side} images: take another seed")
-    progress("reading keywords")
+    logger.info("reading keywords")
     keywords = read_keywords(keyword_packages)
     flag_rows = name_flags(flags.to_pylist(), read_flag_names(keyword_packages[EMOJIBASE]), split.counts)
-    progress("writing")
+    logger.info("writing")
     rows = write_sides(folder, table, flag_rows, split, keywords, collections)
     write_licenses(folder / "LICENSES.md", collections, table, flag_rows, split)
-    progress("checking that no held-out word is in training")
-    from .icon_check import check_files
-
+    logger.info("checking that no held-out word is in training")
     report = {
         "settings": settings,
         "rows": rows,
