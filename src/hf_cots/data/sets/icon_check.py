@@ -34,7 +34,7 @@ def check_files(folder: Path, held_out: set[str]) -> dict[str, int]:
                 where = f"{folder / side}.parquet, {row['set']}:{row['icon']}"
                 if side == "train":
                     texts = [*row["captions"], row["name"], *row["other_names"], *row["keywords"]]
-                    for text in texts:
+                    for text in {part for each in texts for part in each.split(", ")}:  # a text or a keyword
                         words = split_words(text)
                         for word in (*words, *(a + b for a, b in itertools.pairwise(words))):
                             texts_of_words.setdefault(stem(word), f"'{text}' in {where}")

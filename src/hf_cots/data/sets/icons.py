@@ -25,7 +25,7 @@ from ..hashes import hamming_distances
 from .icon_check import check_files
 from .icon_images import THUMBNAIL, read_rendered, render_sets
 from .icon_keywords import read_keywords
-from .icon_words import Vocabulary, choose_held_out, split_words, stem
+from .icon_words import FEWEST_SETS, Vocabulary, choose_held_out, split_words, stem
 from .iconify import LICENSES, describe_license, name_license, read_collections, read_sets
 from .packages import EMOJIBASE, Package, read_members
 from .parquet import STRING, STRINGS, ParquetFile
@@ -159,8 +159,16 @@ def split_icons(table: pa.Table, kinds: dict[str, str], seed: int) -> IconSplit:
         else:
             sides["train"].append(row)
     keys = [hash_order(f"{prefix}:{icon}", seed) for prefix, icon in zip(sets, icons)]
-    sides["test"] = [min(rows, key=keys.__getitem__) for _, rows in sorted(candidates.items())]
-    counts["more drawings of a test name"] += sum(map(len, candidates.values())) - len(candidates)
+    users = defaultdict(set)
+    for prefix, name in trainable:
+        users[name].add(prefix)
+    # A name that one set alone gives may mean nothing to others: "yin yang on square", "work item parent".
+    shared = {name: rows for name, rows in candidates.items() if len(users[name]) >= FEWEST_SETS}
+    counts["unseen word in a name of one set alone"] += sum(
+        len(candidates[name]) for name in candidates.keys() - shared.keys()
+    )
+    sides["test"] = [min(rows, key=keys.__getitem__) for _, rows in sorted(shared.items())]
+    counts["more drawings of a test name"] += sum(map(len, shared.values())) - len(shared)
     sides["train"].sort(key=keys.__getitem__)
     near = find_near(table, sides["train"], sides["test"])
     counts["looks like a test image"] += int(near.sum())
@@ -287,8 +295,10 @@ def write_icon_set(
     workers: int = 1,
     progress: bool = False,
 ) -> dict[str, int]:
-    """Write `train.parquet`, `test.parquet` (words that never train, one drawing of a name), `test_new_styles.parquet`
-    (sets that never train), `flags.parquet`, `report.json` and `LICENSES.md`.
+    """Write `train.parquet`, `test.parquet`, `test_new_styles.parquet`, `flags.parquet`, `report.json`, `LICENSES.md`.
+
+    The test files hold names with a word that never trains, one drawing of each name that two sets use, and sets that
+    never train.
 
     Columns: `image`, `captions` (the name, up to three other names, up to five keywords as one text), `name` (equal
     names are no negatives: give it as `image_id_column`), `other_names`, `keywords`, `unseen_words` (those of the name
