@@ -48,7 +48,8 @@ OTHER_NAMES = 3  # in the captions
 KEYWORDS = 5  # in the caption of keywords
 NEAR_BITS, NEAR_COSINE = 4, 0.9  # a training image this near to a test image in both looks like it,
 VERY_NEAR_COSINE = 0.985  # or in this alone
-ROWS_AT_ONCE = 2048
+ROWS_AT_ONCE = 2048  # that are written together
+PAIRS_AT_ONCE = 1 << 22  # of images that are compared together
 SUBDIVISIONS = {"gb-eng": "England", "gb-sct": "Scotland", "gb-wls": "Wales", "gb-nir": "Northern Ireland"}
 FORMAT = 1
 FEATURES = {
@@ -195,8 +196,9 @@ def find_near(table: pa.Table, rows: list[int], others: list[int]) -> np.ndarray
         return found
     hashes = table["hash"].to_numpy()
     other_hashes, other_small = hashes[others], unit_thumbnails(table, others)
-    for first in range(0, len(rows), ROWS_AT_ONCE):
-        part = rows[first : first + ROWS_AT_ONCE]
+    step = max(1, PAIRS_AT_ONCE // len(others))
+    for first in range(0, len(rows), step):
+        part = rows[first : first + step]
         cosines = unit_thumbnails(table, part) @ other_small.T
         bits = hamming_distances(hashes[part][:, None], other_hashes[None])
         near = (cosines >= VERY_NEAR_COSINE) | ((bits <= NEAR_BITS) & (cosines > NEAR_COSINE))
@@ -209,7 +211,8 @@ def largest_cosine(table: pa.Table, rows: list[int], others: list[int]) -> float
     if not rows or not others:
         return 0.0
     small = unit_thumbnails(table, others)
-    parts = (rows[first : first + ROWS_AT_ONCE] for first in range(0, len(rows), ROWS_AT_ONCE))
+    step = max(1, PAIRS_AT_ONCE // len(others))
+    parts = (rows[first : first + step] for first in range(0, len(rows), step))
     return round(max(float((unit_thumbnails(table, part) @ small.T).max()) for part in parts), 4)
 
 
