@@ -22,7 +22,7 @@ def openclipart(
     size: Annotated[int, typer.Option(min=16, help="Side of the images in pixels.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the choice of the clusters that are held out.")] = 0,
 ) -> None:
-    """Make the openclipart set, 3,300 drawings with titles, from the Debian package openclipart-svg."""
+    """Make the openclipart set as folders of images, as in the recorded results; see `hf-cots data` for parquet."""
     from ..data.sets.openclipart import write_openclipart_set
 
     check_output_folder(output)

@@ -1,0 +1,86 @@
+"""`hf-cots data`: data sets that packages carry, written as parquet."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .._errors import check_output_folder
+from .app import app
+
+
+data_app = typer.Typer(no_args_is_help=True, help="Make data sets of what packages carry, as parquet.")
+app.add_typer(data_app, name="data", rich_help_panel="Data")
+
+Folder = Annotated[Path, typer.Argument(help="Folder for the parquet files, report.json and LICENSES.md.")]
+Size = Annotated[int, typer.Option(min=16, help="Side of the images in pixels.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Download nothing: take packages from the cache.")]
+
+
+def say_counts(counts: dict[str, int], output: Path) -> None:
+    """Print how many rows each file has."""
+    parts = ", ".join(f"{side}.parquet {count:,}" for side, count in counts.items())
+    typer.echo(f"rows in {output}: {parts}")
+
+
+@data_app.command()
+def icons(
+    output: Folder,
+    size: Size = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of the words that are held out.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that draw; the result is the same.")] = os.cpu_count()
+    or 1,
+    offline: Offline = False,
+) -> None:
+    """Make the icon set, about 150,000 images with names and keywords; downloads eight npm packages (135 MB) once.
+
+    The emoji in all styles are written into OUTPUT/emoji."""
+    from ..data.sets.emoji_styles import write_emoji_styles
+    from ..data.sets.icon_keywords import KEYWORD_PACKAGES
+    from ..data.sets.icons import write_icon_set
+    from ..data.sets.packages import EMOJIBASE, ICONIFY, fetch_package
+
+    check_output_folder(output)
+    iconify = fetch_package(ICONIFY, offline)
+    keywords = {package: fetch_package(package, offline) for package in KEYWORD_PACKAGES}
+    say_counts(write_icon_set(output, iconify, keywords, size, seed, workers, progress=True), output)
+    emoji_folder = output / "emoji"
+    say_counts(write_emoji_styles(emoji_folder, iconify, keywords[EMOJIBASE], seed=seed, progress=True), emoji_folder)
+
+
+@data_app.command()
+def emoji(
+    output: Folder,
+    size: Size = 72,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of the concepts that are held out.")] = 0,
+    two_styles: Annotated[
+        bool, typer.Option("--two-styles", help="Twemoji and OpenMoji alone, which need no download.")
+    ] = False,
+    offline: Offline = False,
+) -> None:
+    """Make the emoji set in eleven styles, split by concept; downloads two npm packages (111 MB) once."""
+    from ..data.sets.emoji_styles import PYTHON_STYLES, STYLES, write_emoji_styles
+    from ..data.sets.packages import EMOJIBASE, ICONIFY, fetch_package
+
+    check_output_folder(output)
+    iconify = None if two_styles else fetch_package(ICONIFY, offline)
+    emojibase = None if two_styles else fetch_package(EMOJIBASE, offline)
+    styles = PYTHON_STYLES if two_styles else STYLES
+    say_counts(write_emoji_styles(output, iconify, emojibase, styles, size, seed=seed, progress=True), output)
+
+
+@data_app.command()
+def openclipart(
+    output: Folder,
+    deb: Annotated[
+        Path | None, typer.Option(help="The Debian package's file, or its folder of SVGs; by default apt gets it.")
+    ] = None,
+    size: Size = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of the clusters that are held out.")] = 0,
+) -> None:
+    """Make the openclipart set, 3,300 drawings with titles, from the Debian package openclipart-svg."""
+    from ..data.sets.openclipart import write_openclipart_parquet
+
+    check_output_folder(output)
+    say_counts(write_openclipart_parquet(output, deb, size=size, seed=seed), output)
