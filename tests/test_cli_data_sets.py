@@ -11,9 +11,9 @@ from tests.support.icon_packages import draw_body, write_iconify, write_keyword_
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    folder = tmp_path / "cache"
-    folder.mkdir()
-    monkeypatch.setenv("HF_COTS_CACHE", str(folder))
+    folder = tmp_path / "cache" / "packages"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("HF_COTS_CACHE", str(folder.parent))
     monkeypatch.setattr(packages.urllib.request, "urlopen", lambda *_, **__: pytest.fail("it was downloaded"))
     return folder
 

