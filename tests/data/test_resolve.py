@@ -175,3 +175,18 @@ def test_what_looks_like_the_metadata_is_named(tmp_path, name):
 )
 def test_words(tmp_path, path, split):
     assert find_split(tmp_path.relative_to(tmp_path) / path) == split
+
+
+def test_a_longer_name_beside_a_plain_one_is_a_split_of_its_own(tmp_path):
+    for name in ("train", "test-00000-of-00002", "test-00001-of-00002", "test_new_styles", "flags"):
+        (tmp_path / f"{name}.csv").write_text("image,text\na.png,a\n")
+    names = {split: [file.stem for file in resolve(tmp_path, split).files] for split in ("test", "test_new_styles")}
+    assert names == {"test": ["test-00000-of-00002", "test-00001-of-00002"], "test_new_styles": ["test_new_styles"]}
+    with pytest.raises(ValueError, match="has no split 'validation'; it has test, test_new_styles, train"):
+        resolve(tmp_path, "validation")
+
+
+def test_without_a_plain_name_all_files_with_the_word_are_the_split(tmp_path):
+    for name in ("cats_test", "dogs_test", "cats_train"):
+        (tmp_path / f"{name}.csv").write_text("image,text\na.png,a\n")
+    assert [file.stem for file in resolve(tmp_path, "test").files] == ["cats_test", "dogs_test"]

@@ -7,7 +7,7 @@
 The words train, training; validation, valid, val, dev; test, testing, eval, evaluation in the names of data files or
 of folders mean splits, as on the Hub: `data/train-00000-of-00001.parquet`. In a folder of images only folders count,
 since an image may be called `toy_train_02.png`. Data without any such word are one split, which every name stands
-for.
+for. Beside a file `test.parquet`, one called `test_new_styles.parquet` is the split "test_new_styles".
 """
 
 import glob
@@ -32,6 +32,7 @@ SPLIT_WORDS = {
 }
 MOST_FILES = 1_000_000  # of one range
 CANONICAL = {word: split for split, words in SPLIT_WORDS.items() for word in words}
+SHARD = re.compile(r"[-_.]?\d+([-_]of[-_]\d+)?$")  # the number of a part of a split
 WORD = re.compile(rf"(?<![a-zA-Z])({'|'.join(sorted(CANONICAL, key=len, reverse=True))})(?![a-zA-Z])", re.IGNORECASE)
 
 
@@ -121,6 +122,18 @@ def find_split(path: Path) -> str | None:
     return CANONICAL[words[-1].lower()] if words else None
 
 
+def _part_longer_names(splits: dict[str | None, list[Path]]) -> None:
+    """Where one file of a split has its plain name, as `test.parquet`, files with further words in their names, as
+    `test_new_styles.parquet`, are splits of their own."""
+    for split in [name for name in splits if name is not None]:
+        stems = {path: SHARD.sub("", path.name.split(".")[0]) for path in splits[split]}
+        longer = [path for path, stem in stems.items() if stem.lower() not in CANONICAL]
+        if len(longer) < len(stems):
+            splits[split] = [path for path in stems if path not in longer]
+            for path in longer:
+                splits.setdefault(stems[path], []).append(path)
+
+
 def _source_from_files(data: str, files: Sequence[Path], root: Path) -> Source:
     unknown = next((file for file in files if kind_of(file) is None), None)
     if unknown is not None:
@@ -203,6 +216,8 @@ def _pick_split(data: str, folder: Path, files: list[Path], split: str, by_file:
         relative = path.relative_to(folder)
         name = find_split(relative) if by_file else CANONICAL.get(relative.parts[0].lower())
         splits.setdefault(name, []).append(path)
+    if by_file:
+        _part_longer_names(splits)
     folders = {path.relative_to(folder).parts[0] for path in files if path.parent != folder}
     if not by_file and not all(name.lower() in CANONICAL for name in folders):
         return files  # a folder `train` among others is a class of images
