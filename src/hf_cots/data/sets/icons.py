@@ -289,6 +289,26 @@ def name_flags(drawings: list[dict[str, Any]], names: dict[str, str], counts: Co
 # ---------------------------------------------------------------------- the set
 
 
+def draw_sets(
+    iconify: Path,
+    chosen: set[str],
+    collections: dict[str, dict[str, Any]],
+    work: Path,
+    size: int,
+    workers: int,
+    progress: bool,
+) -> None:
+    """Draw those of the chosen sets that an earlier run has not drawn, each into a file of its own in `work`."""
+    to_draw = {prefix for prefix in chosen if not (work / f"{prefix}.parquet").is_file()}
+    if not to_draw:
+        return
+    totals = {prefix: collections[prefix].get("total", 1) for prefix in to_draw}
+    with tqdm(total=sum(totals.values()), desc="drawing", unit=" icons", disable=not progress) as bar:
+        for prefix in render_sets(read_sets(iconify, to_draw, collections), work, size, workers):
+            bar.set_postfix_str(prefix, refresh=False)
+            bar.update(totals[prefix])
+
+
 def write_icon_set(
     folder: Path,
     iconify: Path,
@@ -337,14 +357,7 @@ def write_icon_set(
     kinds = sort_sets(collections)
     work = begin_work(folder, settings)
     chosen = {prefix for prefix, kind in kinds.items() if kind in SIDES}
-    to_draw = {prefix for prefix in chosen if not (work / f"{prefix}.parquet").is_file()}
-    if to_draw:
-        icon_sets = read_sets(iconify, to_draw, collections)
-        totals = {prefix: collections[prefix].get("total", 1) for prefix in to_draw}
-        with tqdm(total=sum(totals.values()), desc="drawing", unit=" icons", disable=not progress) as bar:
-            for prefix in render_sets(icon_sets, work, size, workers):
-                bar.set_postfix_str(prefix, refresh=False)
-                bar.update(totals[prefix])
+    draw_sets(iconify, chosen, collections, work, size, workers, progress)
     logger.info("splitting by word")
     table, counts_by_set = read_rendered(work, (prefix for prefix in chosen if kinds[prefix] != "flags"))
     flags, flag_counts = read_rendered(work, (prefix for prefix in chosen if kinds[prefix] == "flags"))
