@@ -125,7 +125,10 @@ def test_exactly_one_source_of_the_model(world, settings):
     ("settings", "message"),
     [
         ({"image_tokenizer": None}, r"--image_tokenizer.*mvm_weight"),
-        ({"freeze": "audio"}, "--freeze takes vision and text, got 'audio'"),
+        (
+            {"freeze": "audio"},
+            "--freeze takes vision and text, or one of them with its number of layers as in vision:8, got 'audio'",
+        ),
         ({"vision": '{"hidden_size": 16}'}, "needs a model_type"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,

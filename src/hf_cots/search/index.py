@@ -182,7 +182,7 @@ class ImageIndex:
         image = Path(image) if isinstance(image, str) else image
         parts = [self._embed(part) for part in (query, image) if part is not None]
         if not parts:
-            raise ValueError("the query needs a text or an image")
+            raise ValueError("the query must be one text (str) or one image, or both, and is neither")
         if len(parts) == 1 and minus is None:
             return parts[0]
         total = torch.stack(parts).sum(dim=0) - (0 if minus is None else self._embed(minus))
