@@ -23,6 +23,8 @@ IMAGE_QUERIES = ("watermelon", "bullet train")
 # A few steps, to see that everything works.
 SMOKE_TOKENIZER = {"max_steps": 10, "per_device_train_batch_size": 8, "logging_steps": 1}
 SMOKE = {"max_steps": 12, "per_device_train_batch_size": 8, "logging_steps": 2}
+# Where the machine is faster in bfloat16, as many more steps fit the same minutes.
+FASTER = {"bf16": True, "max_steps": 600}
 # Fields of the config for plain contrastive training: symmetric InfoNCE in the batch, and nothing else.
 PLAIN = {"contrast": "in_batch", "mvm_weight": 0.0, "mlm_weight": 0.0, "task_weight": 0.0, "filter_lambda": None}
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from ..training.publish import save_for_inference
 from ..training.trainer import COTSTrainer
 from .data import load_galleries, write_data, write_images
 from .figures import draw_losses, draw_suspects
-from .recipe import COTS, FROM_SCRATCH, PLAIN, SMOKE, SMOKE_TOKENIZER, TEST_STYLE, text_tower_folder
+from .recipe import COTS, FASTER, FROM_SCRATCH, PLAIN, SMOKE, SMOKE_TOKENIZER, TEST_STYLE, text_tower_folder
 from .report import add_sources, list_commands, results_tables, summarize
-from .training import build_cots_trainer, train_image_tokenizer, train_with_lines
+from .training import build_cots_trainer, is_faster_in_bfloat16, train_image_tokenizer, train_with_lines
 
 
 CODES_SIDE = 40  # pixels: 8 for each of the 5 x 5 patches of the pretrained image tower
@@ -45,6 +46,12 @@ class Demo:
     console: Console = field(default_factory=Console)
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @cached_property
+    def is_fast(self) -> bool:
+        """Whether this machine takes more steps in the same minutes, in bfloat16; never from scratch, where figures of
+        before are to be had again."""
+        return not self.from_scratch and is_faster_in_bfloat16()
+
     @contextmanager
     def step(self, name: str, title: str) -> Iterator[None]:
         """Say what begins, and how long it took."""
@@ -59,8 +66,12 @@ class Demo:
 
     def train(self, config_overrides: dict[str, Any] | None = None, **changes: Any) -> COTSTrainer:
         """A trainer that has finished the recipe, or the recipe with these changes."""
-        recipe, smoke = FROM_SCRATCH if self.from_scratch else COTS, SMOKE if self.smoke else {}
-        trainer = build_cots_trainer(self.output, config_overrides, recipe, **{"seed": self.seed, **smoke, **changes})
+        recipe, flags = FROM_SCRATCH if self.from_scratch else COTS, {"seed": self.seed}
+        if self.smoke:
+            flags |= SMOKE
+        elif self.is_fast:
+            flags |= FASTER
+        trainer = build_cots_trainer(self.output, config_overrides, recipe, **(flags | changes))
         train_with_lines(trainer, self.say)
         return trainer
 
@@ -92,6 +103,8 @@ def run_demo(
     with demo.step("image_tokenizer", "2/6  The image tokenizer: a small discrete VAE"):
         make_image_tokenizer(demo, galleries[TEST_STYLE])
     with demo.step("pretraining", "3/6  COTS: instance, token and task level, and the filter"):
+        if demo.is_fast and not smoke:
+            demo.say(f"this CPU is faster in bfloat16, and has the time for {FASTER['max_steps']} steps")
         trainer = demo.train()
         draw_losses(trainer.state.log_history, demo.output / "losses.png")
         demo.say("the loss of each level -> losses.png")
