@@ -53,7 +53,7 @@ def serve(
     reranker = RerankedIndex.from_index(index, rerank) if rerank else None
     alone = is_loopback(host)
     served = create_app(index, reranker, LOOPBACK if alone else None, int(max_upload_mb * 2**20))
-    index.embed_query("a first text, so that the user's is as fast as the others")
+    index.search("a first text, so that the user's is as fast as the next", 1)
     name, port = ("localhost" if alone else host), listener.getsockname()[1]
     if not alone:
         print_note(f"warning: whoever reaches {host} can search and see these images", "yellow")

@@ -17,7 +17,7 @@ from ..data.images import BrokenImage
 from ..search.index import DiskIndex
 from ..search.reranked import RerankedIndex
 from .engine import Busy, Engine, NotFound
-from .guard import LOOPBACK, Guard
+from .guard import HEADERS, LOOPBACK, Guard
 from .images import ImageFiles, UploadError, check_upload, decode_data_url
 from .schemas import MAX_RESULTS, MAX_TEXT, Cell, Error, Info, SearchRequest, SearchResponse, SimilarRequest
 
@@ -45,7 +45,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         503: "Busy.",
     }.items()
 }
-Text = Annotated[str | None, Query(max_length=MAX_TEXT)]
+Text = Annotated[str | None, Query(max_length=MAX_TEXT, description="What the images should show.")]
+Minus = Annotated[str | None, Query(max_length=MAX_TEXT, description="What they should not show.")]
+Where = Annotated[str | None, Query(max_length=MAX_TEXT, description="An SQL expression over the columns.")]
 Filters = Annotated[str | None, Query(description='A JSON object, such as {"style": ["flat"]}.')]
 Count = Annotated[int, Query(ge=1, le=MAX_RESULTS)]
 FILTERS = TypeAdapter(dict[str, list[Cell]])
@@ -122,8 +124,8 @@ def add_search(app: FastAPI, engine: Engine, max_upload_bytes: int) -> None:
     @app.get("/api/search", response_model=SearchResponse, responses=ERRORS)
     def search(
         text: Text = None,
-        minus: Text = None,
-        where: Text = None,
+        minus: Minus = None,
+        where: Where = None,
         filters: Filters = None,
         k: Count = 48,
         rerank: bool = False,
@@ -149,7 +151,7 @@ def add_search(app: FastAPI, engine: Engine, max_upload_bytes: int) -> None:
 
     @app.get("/api/similar", response_model=SearchResponse, responses=ERRORS)
     def similar(
-        id: Annotated[int, Query(ge=0, lt=2**63)], where: Text = None, filters: Filters = None, k: Count = 48
+        id: Annotated[int, Query(ge=0, lt=2**63)], where: Where = None, filters: Filters = None, k: Count = 48
     ) -> Response:
         """Search for images like one of the index."""
         request = SimilarRequest.model_validate({"id": id, "where": where, "k": k} | read_filters(filters))
@@ -267,10 +269,10 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     @app.exception_handler(ValidationError)
     async def wrong_field(_: Request, error: RequestValidationError | ValidationError) -> Response:
-        found = [
-            f"{'.'.join(str(part)[:50] for part in each['loc'] if part not in ('query', 'path', 'body'))}: {each['msg']}"
-            for each in error.errors()[:3]
-        ]
+        found = []
+        for each in error.errors()[:3]:
+            place = each["loc"][1:] if isinstance(error, RequestValidationError) else each["loc"]
+            found.append(f"{'.'.join(str(part)[:50] for part in place) or 'the request'}: {each['msg']}")
         return say(422, "; ".join(found))
 
     @app.exception_handler(HTTPException)
@@ -304,7 +306,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def bug(_: Request, error: Exception) -> Response:  # the server logs its traceback
-        return say(500, "an error in the server; its log says more")
+        return say(500, "an error in the server; its log says more", HEADERS)  # the guard does not see it
 
 
 def say(status: int, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:

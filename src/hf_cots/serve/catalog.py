@@ -9,6 +9,7 @@ import torch
 from ..models.losses import l2_normalize
 from ..search.gallery import place
 from ..search.store import IndexStore, quote_name
+from ..search.where import check_expression
 from .schemas import Cell, Facet, FacetValue
 
 
@@ -65,7 +66,7 @@ class Catalog:
             return self._described[1:]
 
     def _find_facet(self, name: str, count: int) -> Facet | None:
-        """The values of a column, the most frequent first; None if they are many, one, long, or nearly one an image."""
+        """The values of a column, the most frequent first; None if they are many, one, or long."""
         database, column = self.store.database, quote_name(name)
         most = min(MAX_VALUES, count // 2)
         distinct = f"SELECT count(*) FROM (SELECT DISTINCT {column} FROM columns LIMIT {most + 2})"  # stops early
@@ -90,9 +91,9 @@ def write_condition(filters: dict[str, list[Cell]], where: str | None, columns: 
     """Filters by values and an SQL expression as one expression; None if there are none.
 
     Raises:
-        ValueError: if a filter is of no column of the index.
+        ValueError: if a filter is of no column of the index, or the expression is not one.
     """
-    conditions = [] if where is None or not where.strip() else [f"({where})"]
+    conditions = [check_expression(where, [*columns, "path"])] if where is not None and where.strip() else []
     for name, values in filters.items():
         if name not in {*columns, "path"}:
             raise ValueError(f"filters: no column '{name}'; the index has {', '.join([*columns, 'path'])}")

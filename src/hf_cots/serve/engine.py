@@ -5,8 +5,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePath
 from typing import TypeVar
+
+import torch
 
 from ..search.index import DiskIndex, Match
 from ..search.reranked import RerankedIndex
@@ -125,26 +128,16 @@ class Engine:
         minus = request.minus if request.minus and request.minus.strip() else None
         if text is None and upload is None:
             raise ValueError("give a text or an image to search for")
-        if request.rerank and self.reranker is None:
-            raise ValueError("rerank: the server was started without --rerank")
-        if request.rerank and text is None:
-            raise ValueError("rerank: the re-ranker needs a text")
+        reranker = self._reranker(request, text)
         with self.gate.enter():
-            condition = self._condition(request)
-            self._filtered(lambda: self.index.check_where(condition))  # a mistake costs no encoding
+            condition = self._condition(request)  # a mistake costs no encoding
             image = None if upload is None else decode_upload(upload)
             vector = clock.time("encode", lambda: self.index.embed_query(text, image, minus))
-            candidates = request.k
-            if request.rerank:
-                assert self.reranker is not None
-                candidates = max(candidates, self.reranker.budget.max_candidates)
-            found = clock.time(
-                "search", lambda: self._filtered(lambda: self.index.search_vector(vector, candidates, condition))
+            found = self._nearest(
+                vector, max(request.k, reranker.budget.max_candidates if reranker else 0), condition, clock
             )
-            if request.rerank and found:
-                assert self.reranker is not None and text is not None
-                reranker = self.reranker
-                found = clock.time("rerank", lambda: reranker.rerank(text, found, request.k))
+            if reranker is not None and text is not None and found:
+                found = clock.time("rerank", partial(reranker.rerank, text, found, request.k))
         return self._answer(found[: request.k], clock)
 
     def similar(self, request: SimilarRequest) -> SearchResponse:
@@ -160,9 +153,7 @@ class Engine:
             raise NotFound(f"the index has no image {request.id}")
         with self.gate.enter():
             condition = self._condition(request)
-            found = clock.time(
-                "search", lambda: self._filtered(lambda: self.index.search_vector(vector, request.k + 1, condition))
-            )
+            found = self._nearest(vector, request.k + 1, condition, clock)
         others = [match for match in found if match.id != request.id]
         return self._answer(others[: request.k], clock)
 
@@ -179,8 +170,28 @@ class Engine:
 
     # ------------------------------------------------------------------ parts
 
+    def _reranker(self, request: SearchRequest, text: str | None) -> RerankedIndex | None:
+        """The re-ranker, if the request asks for it."""
+        if not request.rerank:
+            return None
+        if self.reranker is None:
+            raise ValueError("rerank: the server was started without --rerank")
+        if text is None:
+            raise ValueError("rerank: the re-ranker needs a text")
+        return self.reranker
+
+    def _nearest(self, vector: torch.Tensor, k: int, condition: str | None, clock: "Clock") -> list[Match]:
+        return clock.time("search", lambda: self._filtered(lambda: self.index.search_vector(vector, k, condition)))
+
     def _condition(self, request: Filtered) -> str | None:
-        return write_condition(request.filters, request.where, self.index.columns)
+        """The request's filters as one expression that the index understands."""
+
+        def write() -> str | None:
+            condition = write_condition(request.filters, request.where, self.index.columns)
+            self.index.check_where(condition)
+            return condition
+
+        return self._filtered(write)
 
     def _filtered(self, search: Callable[[], T]) -> T:
         """Run a search whose filter may take so long and no longer.
@@ -191,9 +202,11 @@ class Engine:
         self._deadline = time.monotonic() + FILTER_SECONDS
         try:
             return search()
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             if str(error).endswith(": interrupted"):
                 raise ValueError(f"where: it takes longer than {FILTER_SECONDS:g} seconds") from None
+            if isinstance(error, OSError):
+                raise
             raise ValueError(str(error).replace("--where", "where", 1)) from None
         finally:
             self._deadline = float("inf")

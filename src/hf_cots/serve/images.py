@@ -15,9 +15,12 @@ from ..models.image_processing_cots import to_rgb
 
 
 MAX_PIXELS = 50_000_000  # of an image that comes with a query
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # of these; others may start other programs
+Image.init()
+# Of these, as far as PIL was built with them. Others may start other programs.
+FORMATS = [name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if name in Image.OPEN]
 SHOWN = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}  # by all browsers
 THUMBNAIL_SIDE = 320
+SMALL_SIDE = 128  # icons, whose edges a lossy file blurs
 THUMBNAIL_BYTES = 64 << 20  # kept in memory
 DECODERS = 4  # at a time, for their memory
 
@@ -77,7 +80,7 @@ def decode_upload(data: bytes) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UploadError(f"image: too many pixels; up to {MAX_PIXELS:,} are taken", 413) from None
     except Exception:  # decoders raise whatever they like
-        raise UploadError("image: it cannot be read; JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF can", 422) from None
+        raise UploadError(f"image: it cannot be read; {', '.join(FORMATS)} can", 422) from None
 
 
 class ImageFiles:
@@ -122,7 +125,8 @@ class ImageFiles:
             image = read_image(data, name)
             image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
             file = io.BytesIO()
-            image.save(file, "WEBP", quality=85, method=2)
+            small = max(image.size) <= SMALL_SIDE
+            image.save(file, "WEBP", lossless=small, quality=50 if small else 88, method=2)
         made = file.getvalue()
         with self._lock:
             if digest not in self._thumbnails:
