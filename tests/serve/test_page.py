@@ -1,5 +1,6 @@
 """The page in a real browser, headless: Debian's chromium and chromium-driver."""
 
+import http.client
 import shutil
 import threading
 import time
@@ -48,6 +49,18 @@ def browser():
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     yield browser
     browser.quit()
+
+
+def test_answers_are_sent_at_once(address):
+    """Not after the 40 ms for which a kernel may wait to fill a packet."""
+    connection = http.client.HTTPConnection(address.removeprefix("http://"))
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        connection.request("GET", "/favicon.ico")
+        connection.getresponse().read()
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds[1:]) < 0.02
 
 
 def until(condition, seconds=20):

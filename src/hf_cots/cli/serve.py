@@ -69,7 +69,10 @@ def listen(host: str, port: int) -> socket.socket:
         OSError: naming host and port, if it is in use or no address of this machine.
     """
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        # Connections inherit it. asyncio does not set it for sockets made so, and each answer then waits 40 ms.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OSError(f"cannot listen on {host}, port {port}: {reason}; see --host and --port") from error

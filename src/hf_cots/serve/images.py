@@ -17,7 +17,7 @@ from ..models.image_processing_cots import to_rgb
 MAX_PIXELS = 50_000_000  # of an image that comes with a query
 Image.init()
 # Of these, as far as PIL was built with them. Others may start other programs.
-FORMATS = [name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if name in Image.OPEN]
+FORMATS: list[str] = [name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if name in Image.OPEN]
 SHOWN = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}  # by all browsers
 THUMBNAIL_SIDE = 320
 SMALL_SIDE = 128  # icons, whose edges a lossy file blurs

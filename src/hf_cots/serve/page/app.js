@@ -156,10 +156,10 @@ function report(timings) {
   const times = [`search ${milliseconds(timings.search)}`, `total ${milliseconds(timings.total)}`];
   if (timings.rerank) times.splice(1, 0, `re-rank ${milliseconds(timings.rerank)}`);
   if (timings.encode) times.unshift(`encode ${milliseconds(timings.encode)}`);
-  const found = results.length ? element("span", {}, "The best ", element("b", {}, String(results.length)), ` of ${info.images.toLocaleString("en")} images`) : element("span");
+  const filtered = Object.keys(state.filters).length || state.where.trim();
+  const found = results.length ? element("span", {}, "The best ", element("b", {}, String(results.length)), ` of ${info.images.toLocaleString("en")} images${filtered ? ", filtered" : ""}`) : element("span");
   $("status").replaceChildren(found, element("span", { className: "times" }, times.join(" · ")));
   if (!results.length) {
-    const filtered = Object.keys(state.filters).length || state.where;
     const box = element("div", { className: "welcome" }, element("h1", {}, "No images"), element("p", {}, filtered ? "No image passes the filters." : "The index is empty."));
     if (filtered) box.append(element("button", { type: "button", className: "plain", onclick: clearFilters }, "Clear the filters"));
     $("message").replaceChildren(box);
