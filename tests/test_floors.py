@@ -16,6 +16,7 @@ FLOORS = {
     "hf_cots.data": 2,
     "hf_cots.conversion": 2,
     "hf_cots.search": 3,
+    "hf_cots.serve": 4,
     "hf_cots.evaluation.results": 4,
     "hf_cots.evaluation.rendering": 4.1,
     "hf_cots.evaluation.retrieval": 4.2,

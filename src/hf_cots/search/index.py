@@ -9,7 +9,6 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -30,7 +29,7 @@ from ..models.losses import l2_normalize
 from .encoders import Encoder
 from .encoding import check_batch_size
 from .fingerprint import describe_model, different_parts
-from .gallery import FolderGallery, Gallery, SourceOptions, open_gallery, place
+from .gallery import FolderGallery, Gallery, SourceOptions, open_gallery, place, read_file
 from .loading import load_encoder
 from .store import IndexStore, is_index, quote_name
 from .update import IndexUpdate, UpdateSummary
@@ -51,6 +50,7 @@ class Match:
     path: Path
     score: float
     columns: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    id: int | None = field(default=None, compare=False, repr=False)  # of its row in an index on disk
 
 
 def check_k(k: int) -> None:
@@ -267,6 +267,7 @@ class DiskIndex(ImageIndex):
         self.root = root or (Path(kept) if kept else None)
         self.summary = UpdateSummary()
         self._lock = threading.Lock()
+        self._opened: tuple[int, Gallery, dict[Path, int]] | None = None
 
     @staticmethod
     def build(  # type: ignore[override]
@@ -401,19 +402,32 @@ class DiskIndex(ImageIndex):
         select = "SELECT path, slot FROM images WHERE slot IS NOT NULL ORDER BY path"
         return self.store.database.execute(select).fetchall()
 
-    @cached_property
-    def _gallery(self) -> tuple[Gallery, dict[Path, int]]:
-        options = SourceOptions(**json.loads(self.store.meta["options"]))
-        gallery = open_gallery(self.store.meta["source"], options, with_columns=False)
-        return gallery, {place(gallery.root, path): i for i, path in enumerate(gallery.paths)}
+    def _open_gallery(self) -> tuple[Gallery, dict[Path, int]]:
+        """The source as it is since the last update, and its images' numbers."""
+        with self._lock:
+            version = self.store.version()
+            if self._opened is None or self._opened[0] != version:
+                options = SourceOptions(**json.loads(self.store.meta["options"]))
+                gallery = open_gallery(self.store.meta["source"], options, with_columns=False)
+                numbers = {place(gallery.root, path): i for i, path in enumerate(gallery.paths)}
+                self._opened = version, gallery, numbers
+            return self._opened[1:]
 
-    def read_image(self, path: Path) -> Image.Image:
+    def read_bytes(self, path: Path) -> bytes:
+        """Read the encoded image of a match.
+
+        Raises:
+            BrokenImage: if it can no longer be read.
+        """
         if self.root is not None:
-            return read_image(path)
-        gallery, numbers = self._gallery
+            return read_file(path)
+        gallery, numbers = self._open_gallery()
         if path not in numbers:
             raise BrokenImage(str(path), f"it is no longer in {self.store.meta['source']}")
-        return read_image(gallery.read(numbers[path]), str(path))
+        return gallery.read(numbers[path])
+
+    def read_image(self, path: Path) -> Image.Image:
+        return read_image(path) if self.root is not None else read_image(self.read_bytes(path), str(path))
 
     # ------------------------------------------------------------------ other formats
 
@@ -427,7 +441,7 @@ class DiskIndex(ImageIndex):
         flat = pa.array(vectors.reshape(-1))
         table = {"path": [str(place(self.root, row[1])) for row in rows]}
         table |= {"embedding": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}
-        kept = {name: [row[2 + i] for row in rows] for i, name in enumerate(names) if name not in table}
+        kept = {name: [row[3 + i] for row in rows] for i, name in enumerate(names) if name not in table}
         kept = {name: pa.array(cells if is_uniform(cells) else map(as_text, cells)) for name, cells in kept.items()}
         replace_file(Path(path), lambda draft: pq.write_table(pa.table(table | kept), draft))
 
@@ -468,15 +482,23 @@ class DiskIndex(ImageIndex):
             ValueError: as [`ImageIndex.search`]; or naming what is wrong with `where`.
         """
         check_k(k)
+        self.check_where(where)  # a mistake costs no encoding
+        return self.search_vector(self.embed_query(query, image, minus), k, where)
+
+    def check_where(self, where: str | None) -> None:
+        """Check a filter; raises ValueError, naming what is wrong with it."""
         with self._lock, self.store.reading():
-            self._select(where, "SELECT 1", "LIMIT 0")  # a mistake costs no encoding
-        vector = self.embed_query(query, image, minus).numpy()
+            self._select(where, "SELECT 1", "LIMIT 0")
+
+    def search_vector(self, vector: torch.Tensor, k: int = 10, where: str | None = None) -> list[Match]:
+        """Find the k best images for an embedding (D,) of length 1; otherwise as [`search`]."""
+        check_k(k)
         with self._lock, self.store.reading() as snapshot:
             allowed, names = snapshot.live, self.store.column_names()
             if where is not None:
                 allowed = np.zeros(len(snapshot.rows), dtype=bool)
                 allowed[[slot for (slot,) in self._select(where, 'SELECT DISTINCT "hf_cots slot"')]] = True
-            found, scores = nearest(snapshot.rows, vector, int(k), allowed)
+            found, scores = nearest(snapshot.rows, vector.numpy(), int(k), allowed)
             rows: list[Any] = []
             for start in range(0, len(found), SLOTS_AT_ONCE):
                 part = ", ".join(map(str, found[start : start + SLOTS_AT_ONCE].tolist()))
@@ -484,7 +506,8 @@ class DiskIndex(ImageIndex):
         score_of = dict(zip(found.tolist(), scores.tolist()))
         rows.sort(key=lambda row: (-score_of[row[0]], row[1]))
         return [
-            Match(place(self.root, path), score_of[slot], dict(zip(names, cells))) for slot, path, *cells in rows[:k]
+            Match(place(self.root, path), score_of[slot], dict(zip(names, cells)), image)
+            for slot, path, image, *cells in rows[:k]
         ]
 
     def _select(self, where: str | None, begin: str, end: str = "") -> list[Any]:
@@ -537,7 +560,7 @@ def as_text(cell: Any) -> str | None:
 
 
 def select_images(columns: Sequence[str], where: str | None) -> str:
-    """The images that count, as the end of a query: their slot, their path and their columns.
+    """The images that count, as the end of a query: their slot, path, id and columns.
 
     Raises:
         ValueError: naming what is wrong with the expression.
@@ -545,8 +568,8 @@ def select_images(columns: Sequence[str], where: str | None) -> str:
     names = "".join(f", columns.{quote_name(name)}" for name in columns)
     path = "" if "path" in (name.lower() for name in columns) else ", images.path"  # so that one may filter by it
     inner = (
-        f'SELECT slot AS "hf_cots slot", images.path AS "hf_cots path"{names}{path} FROM images '
-        'LEFT JOIN columns ON "hf_cots image" = images.id WHERE slot IS NOT NULL'
+        f'SELECT slot AS "hf_cots slot", images.path AS "hf_cots path", images.id AS "hf_cots id"{names}{path} '
+        'FROM images LEFT JOIN columns ON "hf_cots image" = images.id WHERE slot IS NOT NULL'
     )
     condition = check_expression(where, [*columns, "path"]) if where is not None else "1"
     return f"FROM ({inner}) WHERE {condition}"

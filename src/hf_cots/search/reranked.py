@@ -65,7 +65,10 @@ class RerankedIndex:
         check_k(k)
         if not isinstance(text, str):
             raise ValueError(f"a re-ranker takes one text as its query, not {type(text).__name__}")
-        found = self.index.search(text, max(k, self.budget.max_candidates), **options)
+        return self.rerank(text, self.index.search(text, max(k, self.budget.max_candidates), **options), k)
+
+    def rerank(self, text: str, found: list[Match], k: int) -> list[Match]:
+        """Re-rank what the first stage found, best first; errors as for [`search`]."""
         similarities = torch.tensor([match.score for match in found], dtype=torch.float64)
         count = int(self.budget.num_candidates(similarities[None])[0])
         images = torch.tensor([self._number(match.path) for match in found[:count]], dtype=torch.long)

@@ -1,0 +1,101 @@
+"""The search page of the panel "Search"."""
+
+import ipaddress
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .._errors import note_on_interrupt, print_note
+from .app import app, note_skipped
+from .options import Revision, Token
+
+
+CONNECTIONS = 128  # at a time
+
+
+@app.command(rich_help_panel="Search")
+def serve(
+    source: Annotated[str, typer.Argument(metavar="INDEX | MODEL FOLDER", help="Index, or a model and a folder.")],
+    folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="Folder of images, after a model.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but the default lets others search.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    rerank: Annotated[str | None, typer.Option(help="SIMLA model that the page can re-rank with.")] = None,
+    max_upload_mb: Annotated[float, typer.Option(min=0.001, max=1000, help="Largest image to search for.")] = 10,
+    revision: Revision = None,
+    token: Token = None,
+) -> None:
+    """Serve a search page, and the same as JSON, over an index, or over a folder whose index is in the cache."""
+    from ..search.index import DiskIndex, ImageIndex, open_folder
+    from ..search.reranked import RerankedIndex
+    from ..search.store import is_index
+    from ..serve import create_app
+    from ..serve.guard import LOOPBACK
+
+    listener = listen(host, port)  # an error here comes before the work, not after
+    index: ImageIndex
+    if folder is None:
+        if not is_index(source):
+            raise ValueError(
+                f"{source} is no index (`hf-cots index` makes one), or the folder after a model is missing"
+            )
+        index = ImageIndex.open(source)
+    else:
+        if is_index(source):
+            raise ValueError(f"{source} is an index: name it alone, or a model and a folder")
+        index, broken = open_folder(source, folder, revision, progress=True)
+        note_skipped(broken)
+    if not isinstance(index, DiskIndex):
+        raise ValueError("the cache cannot be written: set HF_COTS_CACHE, or make an index with `hf-cots index`")
+    reranker = RerankedIndex.from_index(index, rerank) if rerank else None
+    alone = is_loopback(host)
+    served = create_app(index, reranker, LOOPBACK if alone else None, int(max_upload_mb * 2**20))
+    index.search("a first text, so that the user's is as fast as the next", 1)
+    name, port = ("localhost" if alone else host), listener.getsockname()[1]
+    if not alone:
+        print_note(f"warning: whoever reaches {host} can search and see these images", "yellow")
+    typer.echo(f"{len(index)} images at http://{f'[{name}]' if ':' in name else name}:{port} (Ctrl-C ends)")
+    with note_on_interrupt(lambda: "the index is as it was"):
+        run(served, listener)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open the port.
+
+    Raises:
+        OSError: naming host and port, if it is in use or no address of this machine.
+    """
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        # Connections inherit it. asyncio does not set it for sockets made so, and each answer then waits 40 ms.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot listen on {host}, port {port}: {reason}; see --host and --port") from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def run(served: object, listener: socket.socket) -> None:
+    """Serve until Ctrl-C."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        served,  # type: ignore[arg-type]
+        log_level="warning",
+        access_log=False,
+        limit_concurrency=CONNECTIONS,
+        server_header=False,
+        ws="none",
+    )
+    uvicorn.Server(config).run(sockets=[listener])

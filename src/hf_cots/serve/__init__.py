@@ -1,0 +1,15 @@
+"""A search page and its JSON interface over an index on disk; needs the extra `serve`."""
+
+try:
+    import fastapi  # noqa: F401
+    import python_multipart  # noqa: F401
+    import uvicorn  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"{error.name} is not installed; to serve an index: pip install 'hf-cots[serve]'"
+    ) from None
+
+from .app import create_app
+
+
+__all__ = ["create_app"]

@@ -1,0 +1,112 @@
+"""What a page must know of an index beside its search: which image a row is, and the values of its columns."""
+
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ..models.losses import l2_normalize
+from ..search.gallery import place
+from ..search.store import IndexStore, quote_name
+from ..search.where import check_expression
+from .schemas import Cell, Facet, FacetValue
+
+
+MAX_VALUES = 24  # of a column that is offered as a filter
+MAX_LENGTH = 80  # characters of such a value
+
+
+class Location(NamedTuple):
+    """Where an image of the index is, and the hash of its bytes."""
+
+    path: Path
+    digest: str
+
+
+class Catalog:
+    """Reads rows of an index over a connection of its own, so that images need not wait for searches.
+
+    Args:
+        folder: of the index.
+        root: that the images' paths start from.
+
+    Raises:
+        OSError, ValueError: as [`IndexStore`].
+    """
+
+    def __init__(self, folder: Path, root: Path | None):
+        self.store, self.root = IndexStore(folder), root
+        self._lock = threading.Lock()
+        self._described: tuple[int, int, list[str], list[Facet]] | None = None
+
+    def locate(self, image: int) -> Location | None:
+        """Where an image is; None if the index has no such row."""
+        select = "SELECT path, hash FROM images JOIN contents USING (slot) WHERE id = ?"
+        with self._lock, self.store.reading():
+            row = self.store.database.execute(select, (image,)).fetchone()
+        return None if row is None else Location(place(self.root, row[0]), row[1])
+
+    def vector(self, image: int) -> torch.Tensor | None:
+        """The embedding (D,) of an image; None if the index has no such row."""
+        with self._lock, self.store.reading() as snapshot:
+            row = self.store.database.execute("SELECT slot FROM images WHERE id = ?", (image,)).fetchone()
+            if row is None or row[0] is None:
+                return None
+            return l2_normalize(torch.from_numpy(snapshot.vectors([row[0]])))[0]
+
+    def describe(self) -> tuple[int, list[str], list[Facet]]:
+        """The number of images, the columns, and those columns that have few values, with these."""
+        with self._lock, self.store.reading() as snapshot:
+            if self._described is None or self._described[0] != snapshot.version:
+                count = self.store.database.execute("SELECT count(*) FROM images WHERE slot IS NOT NULL").fetchone()[0]
+                names = self.store.column_names()
+                facets = [facet for name in names if (facet := self._find_facet(name, count)) is not None]
+                self._described = snapshot.version, count, names, facets
+            return self._described[1:]
+
+    def _find_facet(self, name: str, count: int) -> Facet | None:
+        """The values of a column, the most frequent first; None if they are many, one, or long."""
+        database, column = self.store.database, quote_name(name)
+        most = min(MAX_VALUES, count // 2)
+        distinct = f"SELECT count(*) FROM (SELECT DISTINCT {column} FROM columns LIMIT {most + 2})"  # stops early
+        if not 2 <= database.execute(distinct).fetchone()[0] <= most + 1:
+            return None
+        found: list[tuple[Cell, int]] = database.execute(
+            f'SELECT {column}, count(*) FROM images LEFT JOIN columns ON "hf_cots image" = images.id '
+            f"WHERE slot IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
+        ).fetchall()
+        values = [value for value, _ in found if value is not None]
+        if len(found) < 2 or len(values) > most or any(not is_short(value) for value in values):
+            return None
+        return Facet(column=name, values=[FacetValue(value=value, count=number) for value, number in found])
+
+
+def is_short(value: Cell) -> bool:
+    """Whether a value can be offered as a filter."""
+    return len(value) <= MAX_LENGTH if isinstance(value, str) else value not in (float("inf"), float("-inf"))
+
+
+def write_condition(filters: dict[str, list[Cell]], where: str | None, columns: list[str]) -> str | None:
+    """Filters by values and an SQL expression as one expression; None if there are none.
+
+    Raises:
+        ValueError: if a filter is of no column of the index, or the expression is not one.
+    """
+    conditions = [check_expression(where, [*columns, "path"])] if where is not None and where.strip() else []
+    for name, values in filters.items():
+        if name not in {*columns, "path"}:
+            raise ValueError(f"filters: no column '{name}'; the index has {', '.join([*columns, 'path'])}")
+        column, known = quote_name(name), [write_literal(value) for value in values if value is not None]
+        choices = [f"{column} IN ({', '.join(known)})"] if known else []
+        choices += [f"{column} IS NULL"] if None in values else []
+        if choices:
+            conditions.append(f"({' OR '.join(choices)})")
+    return " AND ".join(conditions) or None
+
+
+def write_literal(value: str | bool | int | float) -> str:
+    """A value as SQL writes it."""
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return repr(int(value)) if isinstance(value, bool) else repr(value)

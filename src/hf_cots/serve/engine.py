@@ -1,0 +1,252 @@
+"""Searches of a page, one after another, over an index that other processes may update or replace."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path, PurePath
+from typing import TypeVar
+
+import torch
+
+from ..search.index import DiskIndex, Match
+from ..search.reranked import RerankedIndex
+from ..search.store import DATABASE
+from .catalog import Catalog, Location, write_condition
+from .images import decode_upload
+from .schemas import Filtered, Info, Result, SearchRequest, SearchResponse, SimilarRequest, Timings
+
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+QUEUE = 16  # searches that wait for the one at work; beyond them the server is busy
+FILTER_SECONDS = 10.0
+STEPS = 10_000  # of SQLite between two looks at the clock
+
+
+class Busy(Exception):
+    """Too many searches wait already."""
+
+
+class NotFound(LookupError):
+    """The index has no such image."""
+
+
+class Gate:
+    """Lets one in at a time; up to `waiting` others wait."""
+
+    def __init__(self, waiting: int):
+        self._places, self._inside = threading.Semaphore(1 + waiting), threading.Lock()
+
+    @contextmanager
+    def enter(self) -> Iterator[None]:
+        """Wait for one's turn.
+
+        Raises:
+            Busy: if too many wait.
+        """
+        if not self._places.acquire(blocking=False):
+            raise Busy("the server is busy: try again in a moment")
+        try:
+            with self._inside:
+                yield
+        finally:
+            self._places.release()
+
+
+class Engine:
+    """Answers the requests of a page.
+
+    Args:
+        index: opened for searching.
+        reranker: over that index, if there is one.
+    """
+
+    def __init__(self, index: DiskIndex, reranker: RerankedIndex | None = None):
+        self.index, self.reranker = index, reranker
+        self.gate = Gate(QUEUE)
+        self._opening = threading.Lock()
+        self._deadline = float("inf")
+        self._adopt(index)
+
+    def _adopt(self, index: DiskIndex) -> None:
+        catalog, state = Catalog(index.folder, index.root), self._read_state(index.folder)
+        index.store.database.set_progress_handler(lambda: int(time.monotonic() > self._deadline), STEPS)
+        if self.reranker is not None:
+            self.reranker.index = index
+        self.index, self.catalog, self._state = index, catalog, state
+        self._root = catalog.store.meta.get("root")
+
+    @staticmethod
+    def _read_state(folder: Path) -> tuple[int, int]:
+        """Which file the database is: another one if the index was made anew in the same folder."""
+        stat = (folder / DATABASE).stat()
+        return stat.st_dev, stat.st_ino
+
+    def refresh(self) -> None:
+        """Open the index again if it was replaced, or its images have moved; updates are seen without that.
+
+        Raises:
+            OSError, ValueError: as [`DiskIndex`].
+        """
+        with self._opening:
+            moved = self.catalog.store.meta.get("root") != self._root  # as of the last time that rows were read
+            if moved or self._read_state(self.index.folder) != self._state:
+                logger.info("opening the index %s again", self.index.folder)
+                self._adopt(DiskIndex(self.index.folder, self.index.encoder))
+
+    # ------------------------------------------------------------------ answers
+
+    def info(self, max_upload_bytes: int) -> Info:
+        """What is served."""
+        count, columns, facets = self.catalog.describe()
+        return Info(
+            name=self.index.folder.resolve().name,
+            model=PurePath(self.index.encoder.name).name,
+            images=count,
+            columns=columns,
+            facets=facets,
+            rerank=self.reranker is not None,
+            max_upload_mb=max_upload_bytes / 2**20,
+        )
+
+    def search(self, request: SearchRequest, upload: bytes | None = None) -> SearchResponse:
+        """Search for a text, an image, or both.
+
+        Args:
+            upload: the encoded image.
+
+        Raises:
+            ValueError: if something is wrong with the request.
+            Busy: if too many searches wait.
+        """
+        clock = Clock()
+        text = request.text if request.text and request.text.strip() else None
+        minus = request.minus if request.minus and request.minus.strip() else None
+        if text is None and upload is None:
+            raise ValueError("give a text or an image to search for")
+        reranker = self._reranker(request, text)
+        with self.gate.enter():
+            condition = self._condition(request)  # a mistake costs no encoding
+            image = None if upload is None else decode_upload(upload)
+            vector = clock.time("encode", lambda: self.index.embed_query(text, image, minus))
+            found = self._nearest(
+                vector, max(request.k, reranker.budget.max_candidates if reranker else 0), condition, clock
+            )
+            if reranker is not None and text is not None and found:
+                found = clock.time("rerank", partial(reranker.rerank, text, found, request.k))
+        return self._answer(found[: request.k], clock)
+
+    def similar(self, request: SimilarRequest) -> SearchResponse:
+        """Search for images like one of the index, which is left out.
+
+        Raises:
+            NotFound: if there is no such image.
+            ValueError, Busy: as [`search`].
+        """
+        clock = Clock()
+        vector = self.catalog.vector(request.id)
+        if vector is None:
+            raise NotFound(f"the index has no image {request.id}")
+        with self.gate.enter():
+            condition = self._condition(request)
+            found = self._nearest(vector, request.k + 1, condition, clock)
+        others = [match for match in found if match.id != request.id]
+        return self._answer(others[: request.k], clock)
+
+    def read(self, image: int) -> tuple[Location, Callable[[], bytes]]:
+        """Where an image of the index is, and what reads its bytes.
+
+        Raises:
+            NotFound: if there is no such image.
+        """
+        location = self.catalog.locate(image)
+        if location is None:
+            raise NotFound(f"the index has no image {image}")
+        return location, lambda: self.index.read_bytes(location.path)
+
+    # ------------------------------------------------------------------ parts
+
+    def _reranker(self, request: SearchRequest, text: str | None) -> RerankedIndex | None:
+        """The re-ranker, if the request asks for it."""
+        if not request.rerank:
+            return None
+        if self.reranker is None:
+            raise ValueError("rerank: the server was started without --rerank")
+        if text is None:
+            raise ValueError("rerank: the re-ranker needs a text")
+        return self.reranker
+
+    def _nearest(self, vector: torch.Tensor, k: int, condition: str | None, clock: "Clock") -> list[Match]:
+        return clock.time("search", lambda: self._filtered(lambda: self.index.search_vector(vector, k, condition)))
+
+    def _condition(self, request: Filtered) -> str | None:
+        """The request's filters as one expression that the index understands."""
+
+        def write() -> str | None:
+            condition = write_condition(request.filters, request.where, self.index.columns)
+            self.index.check_where(condition)
+            return condition
+
+        return self._filtered(write)
+
+    def _filtered(self, search: Callable[[], T]) -> T:
+        """Run a search whose filter may take so long and no longer.
+
+        Raises:
+            ValueError: naming what is wrong with the filter.
+        """
+        self._deadline = time.monotonic() + FILTER_SECONDS
+        try:
+            return search()
+        except (ValueError, OSError) as error:
+            if str(error).endswith(": interrupted"):
+                raise ValueError(f"where: it takes longer than {FILTER_SECONDS:g} seconds") from None
+            if isinstance(error, OSError):
+                raise
+            raise ValueError(str(error).replace("--where", "where", 1)) from None
+        finally:
+            self._deadline = float("inf")
+
+    def _answer(self, found: list[Match], clock: "Clock") -> SearchResponse:
+        results = [
+            Result(
+                id=match.id or 0,
+                path=self._name(match.path),
+                score=match.score,
+                columns=match.columns,
+                image=f"/image/{match.id}",
+                thumbnail=f"/thumbnail/{match.id}",
+            )
+            for match in found
+        ]
+        return SearchResponse(results=results, timings=clock.timings())
+
+    def _name(self, path: Path) -> str:
+        """A path within the source: where that is on the server's disk is nobody's business."""
+        root = self.index.root
+        if root is not None and path.is_relative_to(root):
+            return str(path.relative_to(root))
+        return path.name if path.is_absolute() else str(path)
+
+
+class Clock:
+    """Takes the time of a request and of its parts."""
+
+    def __init__(self) -> None:
+        self._start, self._parts = time.perf_counter(), {"encode": 0.0, "search": 0.0, "rerank": 0.0}
+
+    def time(self, part: str, work: Callable[[], T]) -> T:
+        """Do a part of the work."""
+        start = time.perf_counter()
+        result = work()
+        self._parts[part] += time.perf_counter() - start
+        return result
+
+    def timings(self) -> Timings:
+        """Milliseconds so far."""
+        parts = {name: round(1000 * seconds, 2) for name, seconds in self._parts.items()}
+        return Timings(total=round(1000 * (time.perf_counter() - self._start), 2), **parts)

@@ -1,0 +1,147 @@
+"""Images that come in with a query, and those of the index that go out."""
+
+import base64
+import binascii
+import io
+import threading
+import warnings
+from collections import OrderedDict
+
+from PIL import Image
+
+from ..data.hashes import hex_digest
+from ..data.images import BrokenImage, read_image
+from ..models.image_processing_cots import to_rgb
+
+
+MAX_PIXELS = 50_000_000  # of an image that comes with a query
+Image.init()
+# Of these, as far as PIL was built with them. Others may start other programs.
+FORMATS: list[str] = [name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if name in Image.OPEN]
+SHOWN = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}  # by all browsers
+THUMBNAIL_SIDE = 320
+SMALL_SIDE = 128  # icons, whose edges a lossy file blurs
+THUMBNAIL_BYTES = 64 << 20  # kept in memory
+DECODERS = 4  # at a time, for their memory
+
+
+class UploadError(ValueError):
+    """An image of a query that is refused. `status` is the answer's."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
+def decode_data_url(text: str) -> bytes:
+    """The bytes of a data URL with base64.
+
+    Raises:
+        UploadError: if it is anything else; nothing is ever fetched or opened.
+    """
+    head, comma, data = text.partition(",")
+    if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
+        raise UploadError("image: give a data URL (data:image/png;base64,...), or upload a file", 422)
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError):
+        raise UploadError("image: the data URL's base64 is not valid", 422) from None
+
+
+def check_upload(data: bytes, max_bytes: int) -> None:
+    """Check the size of an upload.
+
+    Raises:
+        UploadError: if it is too large or empty.
+    """
+    if len(data) > max_bytes:
+        raise UploadError(f"image: {len(data):,} bytes; the server takes up to {max_bytes:,}", 413)
+    if not data:
+        raise UploadError("image: the file is empty", 422)
+
+
+def decode_upload(data: bytes) -> Image.Image:
+    """Decode the image of a query as upright RGB.
+
+    Raises:
+        UploadError: if it has too many pixels, or is no image of the formats that are taken.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:  # reads the header only
+                if opened.width * opened.height > MAX_PIXELS:
+                    raise UploadError(
+                        f"image: {opened.width} x {opened.height} pixels; up to {MAX_PIXELS:,} are taken", 413
+                    )
+                return to_rgb(opened)
+    except UploadError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UploadError(f"image: too many pixels; up to {MAX_PIXELS:,} are taken", 413) from None
+    except Exception:  # decoders raise whatever they like
+        raise UploadError(f"image: it cannot be read; {', '.join(FORMATS)} can", 422) from None
+
+
+class ImageFiles:
+    """The images of an index as files for a browser. Bytes that are not those that were indexed are not given out."""
+
+    def __init__(self) -> None:
+        self._thumbnails: OrderedDict[str, bytes] = OrderedDict()  # by hash, the last used at the end
+        self._size = 0
+        self._lock, self._decoders = threading.Lock(), threading.Semaphore(DECODERS)
+
+    def original(self, data: bytes, digest: str, name: str) -> tuple[bytes, str]:
+        """An image and its media type: as it is, or as a PNG if browsers do not show its format.
+
+        Raises:
+            BrokenImage: if it is not what was indexed.
+        """
+        check_digest(data, digest, name)
+        with Image.open(io.BytesIO(data)) as opened:
+            media_type = SHOWN.get(str(opened.format))
+        if media_type is not None:
+            return data, media_type
+        with self._decoders:
+            file = io.BytesIO()
+            read_image(data, name).save(file, "PNG")
+        return file.getvalue(), "image/png"
+
+    def kept_thumbnail(self, digest: str) -> bytes | None:
+        """A thumbnail that was made before."""
+        with self._lock:
+            if digest in self._thumbnails:
+                self._thumbnails.move_to_end(digest)
+            return self._thumbnails.get(digest)
+
+    def thumbnail(self, data: bytes, digest: str, name: str) -> bytes:
+        """A WebP of at most [`THUMBNAIL_SIDE`] pixels, on white as the model sees it.
+
+        Raises:
+            BrokenImage: if the image is not what was indexed.
+        """
+        check_digest(data, digest, name)
+        with self._decoders:
+            image = read_image(data, name)
+            image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+            file = io.BytesIO()
+            small = max(image.size) <= SMALL_SIDE
+            image.save(file, "WEBP", lossless=small, quality=50 if small else 88, method=2)
+        made = file.getvalue()
+        with self._lock:
+            if digest not in self._thumbnails:
+                self._thumbnails[digest] = made
+                self._size += len(made)
+            while self._size > THUMBNAIL_BYTES:
+                self._size -= len(self._thumbnails.popitem(last=False)[1])
+        return made
+
+
+def check_digest(data: bytes, digest: str, name: str) -> None:
+    """Check that bytes are those that were indexed.
+
+    Raises:
+        BrokenImage: if not.
+    """
+    if hex_digest([data]) != digest:
+        raise BrokenImage(name, "it has changed since it was indexed")

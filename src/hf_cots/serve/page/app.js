@@ -1,0 +1,434 @@
+"use strict";
+
+// The page's state is its address: q, minus, where, like (an id), rerank, and f.COLUMN=VALUE as JSON. An image that was
+// dropped or pasted has no address; it is kept by a number in the history, until the page is left.
+
+const PAGE_SIZE = 48;
+const MOST = 480;
+const FEW_VALUES = 8; // of a facet that are shown at first
+const TITLES = ["title", "name", "caption", "text", "captions", "texts", "label"];
+const $ = (id) => document.getElementById(id);
+const images = new Map(); // number: File
+let info = { columns: [], facets: [], images: 0, rerank: false, max_upload_mb: 10 };
+let state = emptyState();
+let results = [];
+let opened = -1;
+let latest = 0; // number of the last request; answers of earlier ones are dropped
+let pending = null;
+
+function emptyState() {
+  return { q: "", minus: "", where: "", like: null, rerank: false, filters: {}, image: null, k: PAGE_SIZE };
+}
+
+function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name in made) made[name] = value;
+    else made.setAttribute(name, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+// ------------------------------------------------------------------ state and address
+
+function readAddress() {
+  const fields = new URLSearchParams(location.search);
+  const read = { ...emptyState(), q: fields.get("q") || "", minus: fields.get("minus") || "", where: fields.get("where") || "" };
+  read.rerank = fields.get("rerank") === "1";
+  if (/^\d+$/.test(fields.get("like") || "")) read.like = Number(fields.get("like"));
+  for (const [name, text] of fields) {
+    if (!name.startsWith("f.")) continue;
+    let value = text;
+    try { value = JSON.parse(text); } catch { /* a text without quotes */ }
+    if (value !== null && typeof value === "object") continue;
+    (read.filters[name.slice(2)] ||= []).push(value);
+  }
+  const number = history.state && history.state.image;
+  read.image = images.has(number) ? number : null;
+  read.lost = number != null && read.image === null;
+  return read;
+}
+
+function writeAddress() {
+  const fields = new URLSearchParams();
+  for (const name of ["q", "minus", "where"]) if (state[name].trim()) fields.set(name, state[name].trim());
+  if (state.like !== null) fields.set("like", state.like);
+  if (state.rerank) fields.set("rerank", "1");
+  for (const [name, values] of Object.entries(state.filters)) for (const value of values) fields.append(`f.${name}`, JSON.stringify(value));
+  const address = fields.size ? `/?${fields}` : "/";
+  const kept = { image: state.image };
+  if (address === location.pathname + location.search && (history.state?.image ?? null) === state.image) return;
+  history.pushState(kept, "", address);
+}
+
+function showState() {
+  $("text").value = state.q;
+  $("minus").value = state.minus;
+  $("where").value = state.where;
+  $("rerank").checked = state.rerank;
+  const shown = $("chip-image");
+  if (shown.src.startsWith("blob:")) URL.revokeObjectURL(shown.src);
+  $("chip").hidden = state.image === null && state.like === null;
+  if (state.image !== null) shown.src = URL.createObjectURL(images.get(state.image));
+  else if (state.like !== null) shown.src = `/thumbnail/${state.like}`;
+  $("text").placeholder = $("chip").hidden ? "Describe an image, or drop or paste one" : state.image !== null ? "Add words to the image" : "More like this image";
+  drawFacets();
+  const count = Object.values(state.filters).reduce((sum, values) => sum + values.length, 0) + Boolean(state.minus) + Boolean(state.where);
+  $("refine-count").textContent = count;
+  $("refine-count").hidden = $("clear").hidden = count === 0;
+  const what = state.q || (state.image !== null ? "an image" : state.like !== null ? "more like this" : "");
+  document.title = what ? `${what} - ${info.name || "Image search"}` : info.name || "Image search";
+}
+
+function change(changes) {
+  state = { ...state, k: PAGE_SIZE, lost: false, ...changes };
+  writeAddress();
+  showState();
+  search();
+}
+
+// ------------------------------------------------------------------ requests
+
+async function fetchJSON(address, options) {
+  let answer;
+  try {
+    answer = await fetch(address, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The server cannot be reached. Is it still running?");
+  }
+  let body;
+  try { body = await answer.json(); } catch { body = {}; }
+  if (!answer.ok) throw new Error(body.error || `The server answered with status ${answer.status}.`);
+  return body;
+}
+
+function request(signal) {
+  const shared = { k: state.k, filters: state.filters, where: state.where.trim() || null };
+  const json = (address, body) => fetchJSON(address, { method: "POST", signal, headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+  if (state.like !== null) return json("/api/similar", { id: state.like, ...shared });
+  const fields = { text: state.q.trim() || null, minus: state.minus.trim() || null, rerank: state.rerank && Boolean(state.q.trim()) };
+  if (state.image === null) return json("/api/search", { ...fields, ...shared });
+  const form = new FormData();
+  for (const [name, value] of Object.entries({ ...fields, ...shared })) {
+    if (value !== null) form.append(name, name === "filters" ? JSON.stringify(value) : value);
+  }
+  form.append("image", images.get(state.image));
+  return fetchJSON("/api/search", { method: "POST", signal, body: form });
+}
+
+async function search() {
+  const number = ++latest;
+  pending?.abort();
+  if (!state.q.trim() && state.image === null && state.like === null) {
+    results = [];
+    draw();
+    return welcome();
+  }
+  pending = new AbortController();
+  $("grid").classList.add("stale");
+  $("grid").setAttribute("aria-busy", "true");
+  try {
+    const answer = await request(pending.signal);
+    if (number !== latest) return;
+    results = answer.results;
+    draw();
+    report(answer.timings);
+  } catch (error) {
+    if (error.name === "AbortError" || number !== latest) return;
+    results = [];
+    draw();
+    $("message").replaceChildren(element("p", { className: "error", role: "alert" }, error.message));
+  } finally {
+    if (number === latest) {
+      $("grid").classList.remove("stale");
+      $("grid").removeAttribute("aria-busy");
+    }
+  }
+}
+
+function milliseconds(value) {
+  return value < 10 ? `${value.toFixed(1)} ms` : value < 10000 ? `${Math.round(value)} ms` : `${(value / 1000).toFixed(1)} s`;
+}
+
+function report(timings) {
+  const times = [`search ${milliseconds(timings.search)}`, `total ${milliseconds(timings.total)}`];
+  if (timings.rerank) times.splice(1, 0, `re-rank ${milliseconds(timings.rerank)}`);
+  if (timings.encode) times.unshift(`encode ${milliseconds(timings.encode)}`);
+  const filtered = Object.keys(state.filters).length || state.where.trim();
+  const found = results.length ? element("span", {}, "The best ", element("b", {}, String(results.length)), ` of ${info.images.toLocaleString("en")} images${filtered ? ", filtered" : ""}`) : element("span");
+  $("status").replaceChildren(found, element("span", { className: "times" }, times.join(" · ")));
+  if (!results.length) {
+    const box = element("div", { className: "welcome" }, element("h1", {}, "No images"), element("p", {}, filtered ? "No image passes the filters." : "The index is empty."));
+    if (filtered) box.append(element("button", { type: "button", className: "plain", onclick: clearFilters }, "Clear the filters"));
+    $("message").replaceChildren(box);
+  }
+}
+
+// ------------------------------------------------------------------ drawing
+
+function welcome() {
+  const hint = (key, text) => element("li", {}, element("kbd", {}, key), ` ${text}`);
+  const lost = state.lost ? [element("p", { className: "error" }, "That image is no longer there: drop or paste it again.")] : [];
+  $("status").replaceChildren();
+  $("message").replaceChildren(
+    element("div", { className: "welcome" }, ...lost,
+      element("h1", {}, `Search ${info.images.toLocaleString("en")} images`),
+      element("p", {}, "Type what they should show, drop or paste an image, or do both: words change what the image asks for."),
+      element("ul", {}, hint("/", "go to the search box"), hint("← ↑ ↓ →", "move among images"), hint("Enter", "open an image"), hint("m", "more like it"), hint("Esc", "close, or go back to the box"))));
+}
+
+function titleOf(result) {
+  for (const name of TITLES) {
+    const value = result.columns[name];
+    if (typeof value !== "string" || !value.trim()) continue;
+    if (value.startsWith("[")) {
+      try { return String(JSON.parse(value)[0] ?? result.path); } catch { /* a text */ }
+    }
+    return value;
+  }
+  return result.path.split("/").pop();
+}
+
+function draw() {
+  $("message").replaceChildren();
+  $("status").replaceChildren();
+  $("grid").replaceChildren(...results.map(drawCard));
+  $("more").hidden = results.length < state.k || results.length >= Math.min(MOST, info.images);
+}
+
+function drawCard(result, number) {
+  const title = titleOf(result);
+  const image = element("img", { src: result.thumbnail, alt: title, loading: number < 24 ? "eager" : "lazy", decoding: "async" });
+  image.onerror = () => image.replaceWith(element("span", { className: "missing" }, "The file has changed or is gone"));
+  const caption = element("span", { className: "caption" }, element("span", { className: "title", title }, title), element("span", { className: "score" }, result.score.toFixed(3)));
+  const open = element("button", { type: "button", className: "open", tabIndex: number ? -1 : 0, onclick: () => openDetail(number) }, image, caption);
+  open.setAttribute("aria-label", `${title}, score ${result.score.toFixed(3)}`);
+  const like = element("button", { type: "button", className: "like", tabIndex: -1, onclick: () => moreLike(result.id) }, "More like this");
+  return element("li", { className: "card" }, open, like);
+}
+
+function drawFacets() {
+  const box = $("facets");
+  const unfolded = new Set([...box.querySelectorAll(".facet.all")].map((each) => each.dataset.column));
+  box.replaceChildren(...info.facets.map((facet) => drawFacet(facet, unfolded.has(facet.column))));
+}
+
+function drawFacet(facet, unfolded) {
+  const chosen = state.filters[facet.column] || [];
+  const list = element("ul");
+  facet.values.forEach(({ value, count }, number) => {
+    const box = element("input", { type: "checkbox", checked: chosen.includes(value), onchange: () => toggleFilter(facet.column, value) });
+    const name = value === null ? element("span", { className: "none" }, "none") : element("span", { title: String(value) }, String(value));
+    const row = element("li", {}, element("label", {}, box, name, element("span", { className: "n" }, count.toLocaleString("en"))));
+    row.hidden = !unfolded && number >= FEW_VALUES && !chosen.includes(value);
+    list.append(row);
+  });
+  const id = `facet-${info.facets.indexOf(facet)}`;
+  list.setAttribute("aria-labelledby", id);
+  const made = element("section", { className: unfolded ? "facet all" : "facet" }, element("h3", { id }, facet.column.replaceAll("_", " ")), list);
+  made.dataset.column = facet.column;
+  if (facet.values.length > FEW_VALUES && !unfolded) {
+    made.append(element("button", { type: "button", onclick: (event) => {
+      made.classList.add("all");
+      list.querySelectorAll("li").forEach((row) => { row.hidden = false; });
+      event.target.remove();
+    } }, `${facet.values.length - FEW_VALUES} more`));
+  }
+  return made;
+}
+
+function toggleFilter(column, value) {
+  const before = state.filters[column] || [];
+  const values = before.includes(value) ? before.filter((each) => each !== value) : [...before, value];
+  const filters = { ...state.filters, [column]: values };
+  if (!values.length) delete filters[column];
+  const focused = document.activeElement?.closest("label")?.textContent;
+  change({ ...typed(), filters });
+  [...document.querySelectorAll(".facet label")].find((label) => label.textContent === focused)?.querySelector("input").focus();
+}
+
+function clearFilters() {
+  change({ filters: {}, where: "", minus: "" });
+}
+
+// ------------------------------------------------------------------ images
+
+function takeImage(file) {
+  const fail = (text) => { $("message").replaceChildren(element("p", { className: "error", role: "alert" }, text)); };
+  if (!file.type.startsWith("image/")) return fail(`${file.name || "This"} is no image.`);
+  if (file.size > info.max_upload_mb * 2 ** 20) return fail(`The image is larger than ${info.max_upload_mb} MB.`);
+  images.set(images.size + 1, file);
+  change({ ...typed(), image: images.size, like: null });
+}
+
+function moreLike(id) {
+  $("detail").close();
+  window.scrollTo(0, 0);
+  change({ q: "", minus: "", image: null, like: id });
+}
+
+function openDetail(number) {
+  if (!results[number]) return;
+  opened = number;
+  const result = results[number];
+  const title = titleOf(result);
+  $("detail-image").src = result.image;
+  $("detail-image").alt = title;
+  $("detail-title").textContent = title;
+  const facts = { score: result.score.toFixed(4), path: result.path, ...result.columns };
+  const rows = Object.entries(facts).filter(([, value]) => value !== null && value !== "" && value !== "[]");
+  $("detail-columns").replaceChildren(...rows.flatMap(([name, value]) => [element("dt", {}, name.replaceAll("_", " ")), element("dd", {}, readable(value))]));
+  $("detail-open").href = result.image;
+  $("previous").disabled = number === 0;
+  $("next").disabled = number === results.length - 1;
+  if (!$("detail").open) $("detail").showModal();
+}
+
+function readable(value) {
+  if (typeof value === "string" && value.startsWith("[")) {
+    try { return JSON.parse(value).join(", "); } catch { /* a text */ }
+  }
+  return String(value);
+}
+
+// ------------------------------------------------------------------ keyboard
+
+function cards() {
+  return [...document.querySelectorAll(".open")];
+}
+
+function focusCard(number) {
+  const all = cards();
+  if (!all[number]) return;
+  all.forEach((card, i) => { card.tabIndex = i === number ? 0 : -1; });
+  all[number].focus();
+  all[number].scrollIntoView({ block: "nearest" });
+}
+
+function perRow() {
+  const all = cards();
+  const next = all.findIndex((card) => card.offsetParent && card.getBoundingClientRect().top > all[0].getBoundingClientRect().top + 5);
+  return next < 0 ? all.length : next;
+}
+
+function onKey(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+  if ($("detail").open) {
+    if (event.key === "ArrowLeft") openDetail(opened - 1);
+    else if (event.key === "ArrowRight") openDetail(opened + 1);
+    else if (event.key === "m") moreLike(results[opened].id);
+    return;
+  }
+  const target = event.target;
+  const typing = target.matches("input:not([type=checkbox]):not([type=file]), textarea");
+  if (event.key === "/" && !typing) {
+    event.preventDefault();
+    $("text").focus();
+    $("text").select();
+    return;
+  }
+  if (event.key === "Escape") {
+    if (typing) target.blur();
+    else $("text").focus();
+    return;
+  }
+  if (target === $("text") && event.key === "ArrowDown" && results.length) {
+    event.preventDefault();
+    focusCard(0);
+    return;
+  }
+  if (typing || !results.length) return;
+  const here = cards().indexOf(target);
+  const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -perRow(), ArrowDown: perRow() };
+  if (event.key in steps && (here >= 0 || target === document.body)) {
+    event.preventDefault();
+    const next = here < 0 ? 0 : here + steps[event.key];
+    if (next < 0 && event.key === "ArrowUp") $("text").focus();
+    else focusCard(Math.max(0, Math.min(results.length - 1, next)));
+  } else if (event.key === "m" && here >= 0) {
+    moreLike(results[here].id);
+  }
+}
+
+// ------------------------------------------------------------------ beginning
+
+function typed() {
+  return { q: $("text").value, minus: $("minus").value, where: $("where").value, rerank: $("rerank").checked };
+}
+
+function submit() {
+  const now = typed();
+  change({ ...now, like: now.q.trim() ? null : state.like });
+}
+
+function setTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+  try { localStorage.setItem("theme", theme); } catch { /* not allowed */ }
+}
+
+function listen() {
+  $("form").addEventListener("submit", (event) => { event.preventDefault(); submit(); });
+  $("where").addEventListener("keydown", (event) => { if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); submit(); } });
+  for (const id of ["minus", "where"]) $(id).addEventListener("change", submit);
+  $("rerank").addEventListener("change", submit);
+  $("home").addEventListener("click", (event) => { event.preventDefault(); change(emptyState()); $("text").focus(); });
+  $("clear").addEventListener("click", clearFilters);
+  $("more").addEventListener("click", () => { state.k = Math.min(MOST, state.k + PAGE_SIZE); search(); });
+  $("chip-remove").addEventListener("click", () => { change({ ...typed(), image: null, like: null }); $("text").focus(); });
+  $("file").addEventListener("change", () => { if ($("file").files.length) takeImage($("file").files[0]); $("file").value = ""; });
+  $("theme").addEventListener("click", () => {
+    const dark = getComputedStyle(document.documentElement).colorScheme.includes("dark");
+    setTheme(dark ? "light" : "dark");
+  });
+  $("close").addEventListener("click", () => $("detail").close());
+  $("detail").addEventListener("click", (event) => { if (event.target === $("detail")) $("detail").close(); });
+  $("detail").addEventListener("close", () => focusCard(opened));
+  $("previous").addEventListener("click", () => openDetail(opened - 1));
+  $("next").addEventListener("click", () => openDetail(opened + 1));
+  $("detail-similar").addEventListener("click", () => moreLike(results[opened].id));
+  document.addEventListener("keydown", onKey);
+  document.addEventListener("paste", (event) => {
+    const file = [...(event.clipboardData?.files || [])].find((each) => each.type.startsWith("image/"));
+    if (file) { event.preventDefault(); takeImage(file); }
+  });
+  let depth = 0;
+  const carriesFiles = (event) => [...(event.dataTransfer?.types || [])].includes("Files");
+  document.addEventListener("dragenter", (event) => { if (carriesFiles(event)) { depth += 1; $("drop").hidden = false; } });
+  document.addEventListener("dragleave", (event) => { if (carriesFiles(event) && --depth <= 0) { depth = 0; $("drop").hidden = true; } });
+  document.addEventListener("dragover", (event) => { if (carriesFiles(event)) event.preventDefault(); });
+  document.addEventListener("drop", (event) => {
+    depth = 0;
+    $("drop").hidden = true;
+    if (!carriesFiles(event)) return;
+    event.preventDefault();
+    if (event.dataTransfer.files.length) takeImage(event.dataTransfer.files[0]);
+  });
+  window.addEventListener("popstate", () => { $("detail").close(); state = readAddress(); showState(); search(); });
+}
+
+async function begin() {
+  try { const kept = localStorage.getItem("theme"); if (kept) document.documentElement.dataset.theme = kept; } catch { /* not allowed */ }
+  const wide = matchMedia("(min-width: 821px)");
+  const unfold = () => { $("refine").open = wide.matches; };
+  wide.addEventListener("change", unfold);
+  unfold();
+  listen();
+  state = readAddress();
+  try {
+    info = await fetchJSON("/api/info");
+  } catch (error) {
+    $("message").replaceChildren(element("p", { className: "error", role: "alert" }, error.message));
+    return;
+  }
+  $("name").textContent = info.name;
+  $("name").title = `${info.images.toLocaleString("en")} images, ${info.model}`;
+  $("rerank-row").hidden = !info.rerank;
+  $("columns").textContent = info.columns.length ? `Columns: path, ${info.columns.join(", ")}` : "Column: path";
+  showState();
+  search();
+  if (wide.matches && !state.q) $("text").focus();
+}
+
+begin();

@@ -1,0 +1,98 @@
+"""What the JSON interface takes and gives."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+MAX_RESULTS = 500
+MAX_TEXT = 2_000  # characters of a text or a filter
+Cell = str | bool | int | float | None
+
+
+class Filtered(BaseModel):
+    """What all requests for results share."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    k: int = Field(48, ge=1, le=MAX_RESULTS, description="How many images.")
+    where: str | None = Field(None, max_length=MAX_TEXT, description="An SQL expression over the columns.")
+    filters: dict[str, list[Cell]] = Field(
+        default_factory=dict,
+        max_length=50,
+        description="Column: values, of which an image must have one; null is none.",
+    )
+
+
+class SearchRequest(Filtered):
+    """A search for a text, an image, or both."""
+
+    text: str | None = Field(None, max_length=MAX_TEXT, description="What the images should show.")
+    image: str | None = Field(None, description="A data URL (data:image/png;base64,...); never a path or another URL.")
+    minus: str | None = Field(None, max_length=MAX_TEXT, description="What the images should not show.")
+    rerank: bool = Field(False, description="Re-rank the best images by the text, if the server has a re-ranker.")
+
+
+class SimilarRequest(Filtered):
+    """A search for images like one of the index."""
+
+    id: int = Field(ge=0, lt=2**63, description="The `id` of a result.")
+
+
+class Result(BaseModel):
+    """An image that was found."""
+
+    id: int = Field(description="Of its row in the index, until that is updated.")
+    path: str = Field(description="Within the source of the index.")
+    score: float = Field(description="Cosine similarity to the query, or the re-ranker's score.")
+    columns: dict[str, Any]
+    image: str = Field(description="Address of the image.")
+    thumbnail: str = Field(description="Address of a small version.")
+
+
+class Timings(BaseModel):
+    """Milliseconds."""
+
+    encode: float
+    search: float
+    rerank: float
+    total: float = Field(description="With the time spent waiting for other requests.")
+
+
+class SearchResponse(BaseModel):
+    """The images found, best first."""
+
+    results: list[Result]
+    timings: Timings
+
+
+class FacetValue(BaseModel):
+    """A value of a column, and how many images have it."""
+
+    value: Cell
+    count: int
+
+
+class Facet(BaseModel):
+    """A column with few values."""
+
+    column: str
+    values: list[FacetValue]
+
+
+class Info(BaseModel):
+    """What is served."""
+
+    name: str
+    model: str
+    images: int
+    columns: list[str]
+    facets: list[Facet]
+    rerank: bool = Field(description="Whether there is a re-ranker.")
+    max_upload_mb: float
+
+
+class Error(BaseModel):
+    """What was wrong with a request."""
+
+    error: str

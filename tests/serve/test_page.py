@@ -1,0 +1,220 @@
+"""The page in a real browser, headless: Debian's chromium and chromium-driver."""
+
+import http.client
+import shutil
+import threading
+import time
+
+import pytest
+import uvicorn
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from hf_cots.cli.serve import listen
+from hf_cots.serve import create_app
+
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="needs Debian's packages chromium and chromium-driver"
+)
+
+
+@pytest.fixture(scope="module")
+def address(index):
+    """The address of a running server."""
+    listener = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(create_app(index), log_level="warning", ws="none"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1200,800",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield browser
+    browser.quit()
+
+
+def test_answers_are_sent_at_once(address):
+    """Not after the 40 ms for which a kernel may wait to fill a packet."""
+    connection = http.client.HTTPConnection(address.removeprefix("http://"))
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        connection.request("GET", "/favicon.ico")
+        connection.getresponse().read()
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds[1:]) < 0.02
+
+
+def until(condition, seconds=20):
+    """Wait for what a page will show."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+class Page:
+    """What a user sees and does."""
+
+    def __init__(self, browser, address):
+        self.browser, self.address = browser, address
+        browser.get(address)
+        until(lambda: "30 images" in self.text("#message"))
+
+    def all(self, selector):
+        return self.browser.find_elements(By.CSS_SELECTOR, selector)
+
+    def one(self, selector):
+        return self.browser.find_element(By.CSS_SELECTOR, selector)
+
+    def text(self, selector):
+        return self.browser.execute_script("return document.querySelector(arguments[0]).textContent", selector)
+
+    def titles(self):
+        script = "return [...document.querySelectorAll('.grid:not(.stale) .title')].map(each => each.textContent)"
+        return self.browser.execute_script(script)
+
+    def shows(self, matches):
+        expected = [match.columns["title"] for match in matches]
+        until(lambda: self.titles() == expected)
+
+    def press(self, *keys):
+        webdriver.ActionChains(self.browser).send_keys(*keys).perform()
+
+    def focused(self):
+        return self.browser.switch_to.active_element
+
+
+@pytest.fixture
+def page(browser, address):
+    return Page(browser, address)
+
+
+def test_a_search_with_keys_only(page, index):
+    assert page.focused() == page.one("#text")
+    page.press("a red circle", Keys.ENTER)
+    expected = index.search("a red circle", 30)
+    page.shows(expected)
+    assert "q=a+red+circle" in page.browser.current_url
+    assert "encode" in page.text("#status")
+    until(lambda: page.browser.execute_script("return document.querySelector('.open img').naturalWidth") == 6)
+    page.press(Keys.ARROW_DOWN, Keys.ARROW_RIGHT)
+    assert page.focused() == page.all(".open")[1]
+    page.press(Keys.ENTER)
+    until(lambda: page.one("#detail").get_attribute("open"))
+    assert page.text("#detail-title") == expected[1].columns["title"]
+    page.press(Keys.ARROW_RIGHT)
+    assert page.text("#detail-title") == expected[2].columns["title"]
+    page.press(Keys.ESCAPE)
+    until(lambda: not page.one("#detail").get_attribute("open"))
+    assert page.focused() == page.all(".open")[2]
+    page.press("/")
+    assert page.focused() == page.one("#text")
+    page.press(Keys.ESCAPE)
+    assert page.focused() != page.one("#text")
+
+
+def test_filters_minus_similar_and_the_back_button(page, index):
+    page.press("a text", Keys.ENTER)
+    page.shows(index.search("a text", 30))
+    page.all(".facet input")[0].click()
+    flat = index.search("a text", 30, where="style = 'flat'")
+    page.shows(flat)
+    page.one("#minus").send_keys("another", Keys.ENTER)
+    without = index.search("a text", 30, minus="another", where="style = 'flat'")
+    page.shows(without)
+    page.browser.refresh()
+    page.shows(without)  # the address holds it all
+    assert page.one("#minus").get_attribute("value") == "another"
+    page.browser.back()
+    page.shows(flat)
+    page.one("#where").send_keys("size > 9", Keys.ENTER)
+    page.shows(index.search("a text", 30, where="style = 'flat' and size > 9"))
+    page.one("#clear").click()
+    page.shows(index.search("a text", 30))
+    page.one("#text").click()
+    page.press(Keys.ARROW_DOWN, "m")
+    like = index.search("a text", 1)[0]
+    page.shows([match for match in index.search(like.path, 30) if match.id != like.id])
+
+
+def test_an_image_from_a_file_by_paste_and_by_drop(page, index, photos):
+    page.one("#file").send_keys(str(photos / "004.png"))
+    page.shows(index.search(photos / "004.png", 30))
+    page.one("#text").send_keys("with words", Keys.ENTER)
+    page.shows(index.search("with words", 30, image=photos / "004.png"))
+    page.one("#chip-remove").click()
+    page.shows(index.search("with words", 30))
+    page.browser.back()
+    page.shows(index.search("with words", 30, image=photos / "004.png"))
+    page.one("#home").click()
+    for event, field in (("ClipboardEvent('paste'", "clipboardData"), ("DragEvent('drop'", "dataTransfer")):
+        data = list((photos / "005.png").read_bytes())
+        page.browser.execute_script(
+            f"""const data = new DataTransfer();
+            data.items.add(new File([new Uint8Array(arguments[0])], "x.png", {{type: "image/png"}}));
+            document.dispatchEvent(new {event}, {{{field}: data, bubbles: true, cancelable: true}}));""",
+            data,
+        )
+        page.shows(index.search(photos / "005.png", 30))
+        page.one("#home").click()
+        until(lambda: not page.titles())
+
+
+def test_errors_empty_results_themes_and_narrow_windows(page, address, photos):
+    page.browser.get(f"{address}/?q=a&where=nope%20%3D%201")
+    until(lambda: page.all(".error"))
+    assert "no column 'nope'" in page.text(".error")
+    page.browser.get(f"{address}/?q=a&where=size%20%3C%200")
+    until(lambda: "No image passes the filters" in page.text("#message"))
+    page.one("#message button").click()
+    until(lambda: len(page.titles()) == 30)
+
+    def background():
+        return page.browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+
+    before = background()
+    page.one("#theme").click()
+    after = background()
+    assert after != before
+    page.browser.refresh()
+    until(lambda: len(page.titles()) == 30)
+    assert background() == after
+    page.one("#theme").click()
+    metrics = {"width": 360, "height": 700, "deviceScaleFactor": 1, "mobile": True}
+    page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    assert page.browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    (photos / "note.txt").write_text("a text")
+    page.one("#file").send_keys(str(photos / "note.txt"))
+    until(lambda: "is no image" in page.text("#message"))
+    (photos / "note.txt").unlink()
+
+
+def test_nothing_is_loaded_from_elsewhere_and_the_docs_work(page, address):
+    page.browser.get(f"{address}/docs")
+    until(lambda: "POST /api/search" in page.text("#docs"))
+    asked = "".join(entry["message"] for entry in page.browser.get_log("performance"))
+    urls = {part.split('"')[0] for part in asked.split('"url":"')[1:]}
+    elsewhere = {url for url in urls if url and not url.startswith((address, "blob:", "data:", "about:", "chrome"))}
+    assert elsewhere == set()
+    violations = [line for line in page.browser.get_log("browser") if "Content Security Policy" in line["message"]]
+    assert violations == []
