@@ -92,11 +92,12 @@ def add_sources(model: Path, data: Path, from_scratch: bool) -> None:
 
 
 def list_commands(output: Path) -> list[str]:
-    """Commands to paste that search the demo's index, and that make one of other images."""
+    """Commands to paste that search the demo's index, show it as a page, and make one of other images."""
     program = "hf-cots" if shutil.which("hf-cots") else f"{shlex.quote(sys.executable)} -m hf_cots"
     model, index, image = (shlex.quote(str(output / name)) for name in ("model", "index", EXAMPLE_IMAGE))
     return [
         f'{program} search {index} "something to eat" -k 5',
         f"{program} search {index} --image {image} -k 5",
+        f"{program} serve {index}",
         f"{program} index {model} YOUR_IMAGES/ --to YOUR_INDEX/",
     ]
