@@ -1,5 +1,5 @@
 # Two commands on a fresh machine with Python 3.10+, git and make: `make demo` and `make test`.
-.PHONY: help demo test check soak icons ablation cookie-ablation clean
+.PHONY: help demo test check soak icons ablation cookie-ablation fine-tuning clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,6 +15,7 @@ help:
 	@echo "make soak    kill a training run twenty times and compare it with an uninterrupted one"
 	@echo "make ablation  train all recipes and compare them; MINUTES=60 for the most informative ones only"
 	@echo "make cookie-ablation  train and compare COOKIE's shared weights and contrasts within a modality"
+	@echo "make fine-tuning  what pays in fine-tuning a pretrained model; after make demo and make icons"
 	@echo "make check   lint and type-check"
 
 # The image tower of the demo and of the ablation's warm starts; of what the package requires nothing is needed.
@@ -49,6 +50,11 @@ COOKIE := --recipes benchmarks/ablation/cookie.yaml --results benchmarks/results
 cookie-ablation: $(BIN)/.installed
 	$(BIN)/python -m benchmarks.ablation run $(COOKIE) $(if $(MINUTES),--minutes $(MINUTES))
 	$(BIN)/python -m benchmarks.ablation summary $(COOKIE) --output model_cards/cookie-emoji/ablation.md
+
+FINE_TUNING := --recipes benchmarks/ablation/fine_tuning.yaml --results benchmarks/results/fine_tuning.jsonl
+fine-tuning: $(BIN)/.installed
+	$(BIN)/python -m benchmarks.ablation run $(FINE_TUNING) $(if $(MINUTES),--minutes $(MINUTES))
+	$(BIN)/python -m benchmarks.ablation summary $(FINE_TUNING) --output benchmarks/results/fine_tuning.md
 
 CHECKED := src tests benchmarks conversion metrics $(wildcard examples)
 check: $(BIN)/.installed

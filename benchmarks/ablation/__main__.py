@@ -109,7 +109,7 @@ def summary(
         typer.echo(f"error: no results in {results_file}", err=True)
         raise typer.Exit(2)
     recipes = Recipes(recipe_file).content
-    text = task_markdown(lines, recipes) if recipes.get("tasks") else markdown(lines)
+    text = task_markdown(lines, recipes) if recipes.get("tasks") else markdown(lines, recipes["title"])
     if output is None:
         typer.echo(text)
     else:

@@ -33,7 +33,8 @@ from .tasks import measure_tasks
 
 
 # Pixels of a side of the pretrained image encoder's input; the emoji have 72.
-WARM_IMAGE_SIZES = {"{vit_s}": 84, "{vit_s_112}": 112}
+WARM_IMAGE_SIZES = {"{vit_s_70}": 70, "{vit_s}": 84, "{vit_s_112}": 112}
+DEMO_MODEL = Path("runs/demo/model")
 WINDOWS = 10  # parts of a run in which the filter is measured
 LAST = 0.2  # fraction of the run over which final losses are averaged
 
@@ -82,8 +83,11 @@ def create_trainer(
 ) -> WatchedTrainer:
     """Create the run's trainer."""
     flags = recipes.flags(run, steps)
-    flags["text"] = text_tower_folder() if flags["text"] == "{minilm}" else flags["text"]
-    size = WARM_IMAGE_SIZES.get(str(flags["vision"]))
+    if flags.get("text") == "{minilm}":
+        flags["text"] = text_tower_folder()
+    if flags.get("model") == "{demo}":
+        flags["model"] = demo_model_folder()
+    size = WARM_IMAGE_SIZES.get(str(flags.get("vision")))
     if size is not None:
         flags |= {"vision": str(image_tower_folder()), "image_size": size}
     features = data.folder.parent / "features" if "feature_cache" in flags else None
@@ -105,6 +109,17 @@ def create_trainer(
     assert isinstance(trainer, WatchedTrainer)
     trainer.features = features
     return trainer
+
+
+def demo_model_folder() -> str:
+    """The dual encoder that `make demo` has trained.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+    """
+    if not DEMO_MODEL.is_dir():
+        raise FileNotFoundError(f"no {DEMO_MODEL}: run `make demo` first, its model is fine-tuned here")
+    return str(DEMO_MODEL)
 
 
 def measure(

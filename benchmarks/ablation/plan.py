@@ -15,7 +15,7 @@ from hf_cots.training.arguments import RENAMED_FLAGS
 
 # Names that fields and flags had when the first runs were recorded, by today's names: a run's key hashes the former.
 RECORDED_NAMES = {new: old for old, new in (RENAMED | RENAMED_FLAGS).items()}
-SETS = ("emoji", "openclipart", "emoji_1000", "openclipart_1000")
+SETS = ("emoji", "openclipart", "emoji_1000", "openclipart_1000", "icons_20000")
 RECIPES = Path(__file__).with_name("recipes.yaml")
 
 
@@ -110,7 +110,7 @@ class Recipes:
             steps: optimizer steps; the run's own by default.
         """
         steps = run.steps if steps is None else steps
-        init, row = dict(self.content["inits"][run.init]), self.content["rows"][run.row]
+        init, row = dict(self.content["inits"][run.init]), dict(self.content["rows"][run.row])
         size = dict(init.pop("batches", self.content["batches"])[run.batch])
         config = self.content["config"] | init.pop("config", {})
         lengths = {name: round(part * steps) for name, part in self.content["fractions_of_steps"].items()}
@@ -118,6 +118,7 @@ class Recipes:
         return {
             **self.content["flags"],
             **init,
+            **row.pop("flags", {}),
             "learning_rate": rate,
             "max_steps": steps,
             "per_device_train_batch_size": run.batch,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from hf_cots.data.loading import load_table
 from hf_cots.data.sets.emoji import write_emoji_set
@@ -13,6 +14,9 @@ from hf_cots.data.sets.openclipart import write_openclipart_set
 from hf_cots.data.sources import PairDataset
 from hf_cots.demo.recipe import SMOKE_TOKENIZER, TEST_STYLE
 from hf_cots.demo.training import train_image_tokenizer
+
+
+ICONS = Path("runs/icons")
 
 
 def shuffle_fraction(texts: list[str], fraction: float, seed: int) -> list[str]:
@@ -39,12 +43,35 @@ def shuffle_fraction(texts: list[str], fraction: float, seed: int) -> list[str]:
     return mixed
 
 
+def write_icon_folders(icons: Path, folder: Path, train_pairs: int) -> None:
+    """Write the first training icons, which lie in random order, and all of unseen words as folders of images, each with
+    its name, unless they exist.
+
+    Raises:
+        FileNotFoundError: if the icon set is not there.
+    """
+    if folder.is_dir():
+        return
+    if not (icons / "train.parquet").is_file():
+        raise FileNotFoundError(f"no {icons / 'train.parquet'}: run `make icons` first")
+    draft = folder.with_name(f"{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    for side, most in (("train", train_pairs), ("test", None)):
+        table = pq.read_table(icons / f"{side}.parquet", columns=["image", "name"]).slice(0, most)
+        (draft / side).mkdir(parents=True)
+        with open(draft / side / "metadata.jsonl", "w", encoding="utf-8") as file:
+            for number, row in enumerate(table.to_pylist()):
+                (draft / side / f"{number:06}.png").write_bytes(row["image"]["bytes"])
+                file.write(json.dumps({"file_name": f"{number:06}.png", "text": row["name"]}, ensure_ascii=False) + "\n")
+    draft.rename(folder)
+
+
 @dataclass(frozen=True)
 class AblationSet:
     """One data set below `folder`, prepared once.
 
     Args:
-        name: "emoji" or "openclipart".
+        name: "emoji", "openclipart" or "icons".
         folder: with `train/` and `test/`.
         train_pairs: number of training pairs used, drawn once for all runs; None for all.
     """
@@ -62,6 +89,8 @@ class AblationSet:
             work: folder of all sets.
             deb: the package openclipart-svg.
 
+        "icons" takes its images from the set that `make icons` has made.
+
         Raises:
             ModuleNotFoundError, FileNotFoundError: as the sets' own functions say.
         """
@@ -69,6 +98,8 @@ class AblationSet:
         folder = work / name
         if name == "emoji":
             write_emoji_set(folder, seed=0)
+        elif name == "icons":
+            write_icon_folders(ICONS, folder, int(train_pairs))
         else:
             write_openclipart_set(folder, deb, seed=0)
         return cls(name, folder, int(train_pairs) if train_pairs else None)

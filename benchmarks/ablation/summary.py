@@ -186,9 +186,9 @@ def noise_table(rows: Rows) -> list[str]:
     return lines
 
 
-def markdown(lines: list[Line]) -> str:
+def markdown(lines: list[Line], title: str = "Does COTS beat the plain recipe?") -> str:
     """Write batches of all sizes side by side, then all groups, each with its table."""
-    text = ["# Does COTS beat the plain recipe?", ""]
+    text = [f"# {title}", ""]
     text += [f"{describe_runs(lines)} Recalls in percent, on unseen concepts.", ""]
     found = group_lines(lines)
     text += batch_tables(found)
