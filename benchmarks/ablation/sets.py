@@ -44,8 +44,8 @@ def shuffle_fraction(texts: list[str], fraction: float, seed: int) -> list[str]:
 
 
 def write_icon_folders(icons: Path, folder: Path, train_pairs: int) -> None:
-    """Write the first training icons, which lie in random order, and all of unseen words as folders of images, each with
-    its name, unless they exist.
+    """Write the first training icons, which lie in random order, and all of unseen words as folders of images with
+    their names, unless they exist.
 
     Raises:
         FileNotFoundError: if the icon set is not there.
@@ -62,7 +62,9 @@ def write_icon_folders(icons: Path, folder: Path, train_pairs: int) -> None:
         with open(draft / side / "metadata.jsonl", "w", encoding="utf-8") as file:
             for number, row in enumerate(table.to_pylist()):
                 (draft / side / f"{number:06}.png").write_bytes(row["image"]["bytes"])
-                file.write(json.dumps({"file_name": f"{number:06}.png", "text": row["name"]}, ensure_ascii=False) + "\n")
+                file.write(
+                    json.dumps({"file_name": f"{number:06}.png", "text": row["name"]}, ensure_ascii=False) + "\n"
+                )
     draft.rename(folder)
 
 

@@ -8,14 +8,17 @@ import sys
 import time
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from benchmarks.ablation.plan import Recipes, Run
 from benchmarks.ablation.results import Results
-from benchmarks.ablation.sets import AblationSet, shuffle_fraction
+from benchmarks.ablation.sets import AblationSet, shuffle_fraction, write_icon_folders
 from benchmarks.ablation.summary import bootstrap_interval, markdown, p_value, rsum_by_name
 from hf_cots import COTSConfig
+from hf_cots.training.arguments import parse_recipe
 from tests.benchmarks.support import DIRECTIONS, recorded_line, run_command
 from tests.support.paths import ROOT
 from tests.support.processes import ENVIRONMENT
@@ -298,3 +301,35 @@ def test_no_run_starts_that_cannot_end_in_time(work, tmp_path):
     results = tmp_path / "results.jsonl"
     assert "time is up" in run_command(*smoke_run(work, results, "--row", "clip", "--minutes", "0.01"))
     assert not results.exists()
+
+
+# ---------------------------------------------------------------------- fine-tuning
+
+
+def test_rows_of_fine_tuning_set_flags():
+    recipes = Recipes(ROOT / "benchmarks" / "ablation" / "fine_tuning.yaml")
+    runs = recipes.runs()
+    assert len(runs) == len({recipes.key(run) for run in runs})
+    for run in runs + recipes.runs(smoke=True):
+        flags = recipes.flags(run)
+        paths = {"train_data": "pairs", "output_dir": "runs/x"}
+        model, _, training = parse_recipe(flags | paths)
+        assert model.config_overrides["contrast"] == ("in_batch" if run.row == "clip" else "momentum")
+        assert training.max_steps == run.steps
+    (frozen,) = {tuple(recipes.flags(run)["freeze"]) for run in runs if run.row == "half_frozen"}
+    assert frozen == ("text:3", "vision:6")
+    assert not any("freeze" in recipes.flags(run) for run in runs if run.row == "momentum")
+
+
+def test_icons_as_folders_of_images(tmp_path):
+    table = {"image": [{"bytes": bytes([i]), "path": None} for i in range(5)], "name": [f"name {i}" for i in range(5)]}
+    for side in ("train", "test"):
+        (tmp_path / "icons").mkdir(exist_ok=True)
+        pq.write_table(pa.table(table), tmp_path / "icons" / f"{side}.parquet")
+    write_icon_folders(tmp_path / "icons", tmp_path / "set", 3)
+    lines = {side: (tmp_path / "set" / side / "metadata.jsonl").read_text().splitlines() for side in ("train", "test")}
+    assert [len(lines[side]) for side in ("train", "test")] == [3, 5]
+    assert json.loads(lines["train"][2]) == {"file_name": "000002.png", "text": "name 2"}
+    assert (tmp_path / "set" / "test" / "000004.png").read_bytes() == bytes([4])
+    with pytest.raises(FileNotFoundError, match="make icons"):
+        write_icon_folders(tmp_path / "nothing", tmp_path / "other", 3)
