@@ -291,14 +291,14 @@ def test_pretraining_from_pretrained_towers(tmp_path):
     assert torch.isfinite(model.train()(**tiny_batch()).loss)
 
 
-def test_towers_that_do_not_fit_are_refused():
+def test_models_that_give_no_towers_are_refused():
     layers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    fields = {"vision_config": layers | {"image_size": 16, "patch_size": 8}}
-    fields["text_config"] = layers | {"vocab_size": 50, "eos_token_id": 49, "bos_token_id": 48, "pad_token_id": 1}
-    clip = transformers.CLIPModel(transformers.CLIPConfig(**fields))
+    vision_config = transformers.CLIPVisionConfig(**layers, image_size=16, patch_size=8)
+    text_config = transformers.LlamaConfig(**layers, vocab_size=50)
+    both = transformers.LlavaModel(transformers.LlavaConfig(vision_config=vision_config, text_config=text_config))
     vision, text = ViTModel(tiny_config().vision_config), BertModel(tiny_config().text_config)
-    for towers in ((clip, text), (vision, clip)):
-        with pytest.raises(ValueError, match="CLIPModel holds several towers"):
+    for towers, half in (((both, text), "image"), ((vision, both), "text")):
+        with pytest.raises(ValueError, match=f"the {half} half of LlavaModel is no tower of its own"):
             COTSModel.from_vision_text_pretrained(*towers)
 
 
