@@ -35,16 +35,7 @@ def search(
     from ..search.store import is_index
 
     of_index, words = is_index(source), words or []
-    if of_index and len(words) > 1:
-        raise ValueError(f"{source} is an index: name it and one text, in quotes")
-    if not of_index and len(words) not in (1, 2):
-        raise ValueError(f"{source} is no index: name an index and a text, or a model, a folder and a text")
-    if not of_index and len(words) == 1 and image is None:
-        raise ValueError(
-            f"{source} is no index (`hf-cots index` makes one), or the text after model and folder is missing"
-        )
-    if where is not None and not of_index:
-        raise ValueError("--where filters an index: make one with `hf-cots index`, and name it")
+    _check_words(source, words, of_index, image, where)
     check_k(k)
     check_output_file(sheet)
     index: ImageIndex
@@ -67,3 +58,21 @@ def search(
         return
     for match in matches:
         typer.echo(f"{match.score:.4f}  {match.path}")
+
+
+def _check_words(source: str, words: list[str], of_index: bool, image: Path | None, where: str | None) -> None:
+    """Check for an index and a text, or a model, a folder and a text; an image may stand in for the text.
+
+    Raises:
+        ValueError: saying what is missing, or too much.
+    """
+    if of_index and len(words) > 1:
+        raise ValueError(f"{source} is an index: name it and one text, in quotes")
+    if not of_index and len(words) not in (1, 2):
+        raise ValueError(f"{source} is no index: name an index and a text, or a model, a folder and a text")
+    if not of_index and len(words) == 1 and image is None:
+        raise ValueError(
+            f"{source} is no index (`hf-cots index` makes one), or the text after model and folder is missing"
+        )
+    if where is not None and not of_index:
+        raise ValueError("--where filters an index: make one with `hf-cots index`, and name it")

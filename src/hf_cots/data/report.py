@@ -286,9 +286,13 @@ def report_data(
     if train is not None and evaluation is not None:
         found["overlap"] = find_overlap(train, evaluation)
     for name, part in found.items():
-        for warning in part.warnings():
+        warnings = part.warnings()
+        for warning in warnings:
             logger.warning("%s", warning)
-        logger.info("%s", part if isinstance(part, Overlap) else f"{name} data {part}")
+        if not isinstance(part, Overlap):
+            logger.info("%s data %s", name, part)
+        elif not warnings:  # which would say it twice
+            logger.info("%s", part)
     report = {name: asdict(part) for name, part in found.items()}
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
