@@ -128,7 +128,7 @@ def draw_suspects(audit: Audit, pairs: PairDataset, path: Path) -> None:
     page.text(
         0.5,
         0.78,
-        f"{len(pairs)} training pairs. The names of this set are right: a low score means hard to tell, not wrong.",
+        f"{len(pairs)} training pairs. The captions of this set are right: a low score means hard to tell, not wrong.",
         9.5,
         PALE,
     )
@@ -137,7 +137,7 @@ def draw_suspects(audit: Audit, pairs: PairDataset, path: Path) -> None:
     axis.hist(scores, bins=40, color="#c5d3e8")
     axis.axvline(audit.threshold, color=LINES[1], linewidth=1.4)
     axis.text(audit.threshold, axis.get_ylim()[1], " threshold", color=LINES[1], fontsize=8, va="top")
-    _style(axis, "pairs by cosine of image and name")
+    _style(axis, "pairs by cosine of image and caption")
     for number, line in enumerate(suspects(audit, pairs)[:SUSPECTS]):
         left, top = 5.35 + 1.28 * (number % 6), 1.3 + 2.05 * (number // 6)
         page.image(left + 0.1, top, 1.0, pairs.read_row(line["row"]), None if line["kept"] else LINES[1])

@@ -131,7 +131,7 @@ def prepare_data(demo: Demo) -> tuple[dict[str, int], dict[str, PairDataset]]:
     counts = write_data(demo.output, demo.from_scratch)
     galleries = load_galleries(demo.output, demo.from_scratch)
     sizes = ", ".join(f"{len(pairs)} {pairs.name} ({style})" for style, pairs in galleries.items())
-    demo.say(f"{counts['train']} images with their names to train on; to test on: {sizes}")
+    demo.say(f"{counts['train']} images to train on, no held-out name among their captions; to test on: {sizes}")
     if not demo.from_scratch:
         folder = image_tower_folder()
         demo.say(

@@ -23,7 +23,7 @@ from .image_processing_cots import output_sides
 from .losses import l2_normalize
 from .model_files import named_damage
 from .processing_dual_encoder import as_cots_image_processor
-from .tower_properties import describe_tower, image_sides
+from .tower_properties import describe_tower, first_line, image_sides
 from .towers import copy_tower, pooled
 
 
@@ -146,9 +146,8 @@ def _refused(model: PreTrainedModel) -> Iterator[None]:
     except ModuleNotFoundError:
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines()
         name = model.name_or_path or type(model).__name__
-        raise refusal(name, model.config.model_type, lines[0] if lines else repr(error)) from error
+        raise refusal(name, model.config.model_type, first_line(error)) from error
 
 
 def _find_projection(model: PreTrainedModel, name: str) -> nn.Module:

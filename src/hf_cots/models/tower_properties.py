@@ -472,8 +472,12 @@ def _examined(native: type[PreTrainedModel], problem: str):
     except ModuleNotFoundError:
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines()
-        raise ValueError(f"{native.__name__} {problem}: {lines[0] if lines else repr(error)}") from error
+        raise ValueError(f"{native.__name__} {problem}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return next(iter(str(error).strip().splitlines()), repr(error))
 
 
 def attention_layers(tower: nn.Module) -> list[str]:

@@ -172,7 +172,7 @@ def match_icons(icon_set: IconSet, names: EmojiNames, chars: dict[str, str] | No
     Args:
         icon_set: of one style.
         names: of all emojis.
-        chars: code points and icon names, where the set or its sibling says so; names decide otherwise.
+        chars: code points and icon names, where the set, or one with the same names, says so; names decide otherwise.
 
     Returns:
         Keys by the names of icons, in the order of the names. Hidden icons are left out.
@@ -236,8 +236,8 @@ def collect_pairs(
     rendered = drop_identical_images([(pair, rasterize(path, size)) for pair, path in bar])
     pairs = [(pair, image) for pair, image in rendered if pair.style in styles]
     for style in tqdm(wanted, desc="drawing styles", disable=not progress):
-        sibling = sets.get("fluent-emoji-flat") if style == "fluent-emoji" else None  # the same names, and code points
-        chars = (sibling or sets[style]).data.get("chars")
+        alike = sets.get("fluent-emoji-flat") if style == "fluent-emoji" else None  # the same names, and code points
+        chars = (alike or sets[style]).data.get("chars")
         matches = match_icons(sets[style], names, chars)
         pairs += drop_identical_images(render_style(sets[style], matches, entries, size))
     licenses = {prefix: icon_set.info for prefix, icon_set in sets.items()} | PYTHON_LICENSES
