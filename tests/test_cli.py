@@ -71,7 +71,7 @@ def test_train_takes_the_flags_of_the_module(world, tmp_path):
 
 
 def test_other_errors_keep_their_traceback(world, monkeypatch):
-    monkeypatch.setattr("hf_cots.search.index.DiskIndex.search", None)
+    monkeypatch.setattr("hf_cots.search.disk_index.DiskIndex.search", None)
     assert isinstance(call("search", world.model, world.imagefolder, "red").exception, TypeError)
 
 

@@ -30,7 +30,8 @@ def search(
     Of an index, or of a folder of images, whose index is kept in the cache and brought up to date first.
     """
     from ..evaluation.rendering.panels import draw_sheet
-    from ..search.index import ImageIndex, check_k, open_folder
+    from ..search.base import BaseIndex, check_k
+    from ..search.index import ImageIndex, open_folder
     from ..search.reranked import RerankedIndex
     from ..search.store import is_index
 
@@ -38,7 +39,7 @@ def search(
     _check_words(source, words, of_index, image, where)
     check_k(k)
     check_output_file(sheet)
-    index: ImageIndex
+    index: BaseIndex
     if of_index:
         index = ImageIndex.open(source)
     else:

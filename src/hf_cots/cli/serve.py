@@ -29,14 +29,16 @@ def serve(
     token: Token = None,
 ) -> None:
     """Serve a search page, and the same as JSON, over an index, or over a folder whose index is in the cache."""
-    from ..search.index import DiskIndex, ImageIndex, open_folder
+    from ..search.base import BaseIndex
+    from ..search.disk_index import DiskIndex
+    from ..search.index import ImageIndex, open_folder
     from ..search.reranked import RerankedIndex
     from ..search.store import is_index
     from ..serve import create_app
     from ..serve.guard import LOOPBACK
 
     listener = listen(host, port)  # an error here comes before the work, not after
-    index: ImageIndex
+    index: BaseIndex
     if folder is None:
         if not is_index(source):
             raise ValueError(

@@ -12,7 +12,7 @@ from PIL import Image
 from ..data.sources import PairDataset
 from ..evaluation.diagnostics.audit import Audit, suspects
 from ..evaluation.rendering.figures import Figure, new_figure, save_figure  # which says what to install
-from ..search.index import Match
+from ..search.base import Match
 
 
 INK, PALE, GREEN, LINES = "#222222", "#8a8a8a", "#6cbd8f", ("#3465a4", "#e08e2b")

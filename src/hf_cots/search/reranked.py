@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from ..models import COTSProcessor, SimlaModel
+from .base import BaseIndex, Match, check_k
 from .fusion import CandidateBudget, Fusion, rerank_order
-from .index import ImageIndex, Match, check_k
 from .loading import load_reranker
 from .rerank import Reranker
 
@@ -25,7 +25,7 @@ class RerankedIndex:
 
     def __init__(
         self,
-        index: ImageIndex,
+        index: BaseIndex,
         model: SimlaModel,
         processor: COTSProcessor,
         fusion: Fusion | None = None,
@@ -38,7 +38,7 @@ class RerankedIndex:
         self.reranker = Reranker(model, processor, lambda i: index.read_image(self._met[i]), cache_bytes)
 
     @classmethod
-    def from_index(cls, index: ImageIndex, reranker: str, **options) -> "RerankedIndex":
+    def from_index(cls, index: BaseIndex, reranker: str, **options) -> "RerankedIndex":
         """Load a SIMLA model by Hub id or folder; options and errors as for the class and [`load_reranker`]."""
         return cls(index, *load_reranker(reranker), **options)
 
@@ -58,7 +58,7 @@ class RerankedIndex:
             options: of the first stage, such as `where` of a [`DiskIndex`].
 
         Raises:
-            ValueError: as [`ImageIndex.search`]; or if the query is not a text, or the score of a candidate is not
+            ValueError: as [`BaseIndex.search`]; or if the query is not a text, or the score of a candidate is not
                 finite.
             BrokenImage: if the file of a candidate can no longer be read.
         """

@@ -14,7 +14,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from ..data.images import BrokenImage
-from ..search.index import DiskIndex
+from ..search.disk_index import DiskIndex
 from ..search.reranked import RerankedIndex
 from .engine import Busy, Engine, NotFound
 from .guard import HEADERS, LOOPBACK, Guard

@@ -11,7 +11,8 @@ from typing import TypeVar
 
 import torch
 
-from ..search.index import DiskIndex, Match
+from ..search.base import Match
+from ..search.disk_index import DiskIndex
 from ..search.reranked import RerankedIndex
 from ..search.store import DATABASE
 from .catalog import Catalog, Location, write_condition

@@ -1,0 +1,109 @@
+"""What one can ask an index, and what it answers."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from numbers import Integral
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..models import load_image
+from ..models.losses import l2_normalize
+from .encoders import Encoder
+
+
+AnyQuery: TypeAlias = str | Path | bytes | Image.Image | np.ndarray | torch.Tensor  # a str is a text
+
+
+@dataclass(frozen=True)
+class Match:
+    """A search result: the file, its cosine similarity to the query, in [-1, 1], and what the index knows of it."""
+
+    path: Path
+    score: float
+    columns: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    id: int | None = field(default=None, compare=False, repr=False)  # of its row in an index on disk
+
+
+def check_k(k: int) -> None:
+    """Check the number of matches that is asked for.
+
+    Raises:
+        ValueError: if it is not a positive whole number.
+    """
+    if not isinstance(k, Integral) or k < 1:
+        raise ValueError(f"k must be at least 1 and a whole number, got {k!r}")
+
+
+class BaseIndex(ABC):
+    """The embeddings of a set of images, in memory or on disk.
+
+    Attributes:
+        encoder: embeds queries, as it embedded the images.
+    """
+
+    encoder: Encoder
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read_image(self, path: Path) -> Image.Image:
+        """Read the image of a match, upright and RGB.
+
+        Raises:
+            BrokenImage: if its file can no longer be read.
+        """
+
+    @abstractmethod
+    def search(
+        self,
+        query: AnyQuery | None = None,
+        k: int = 10,
+        image: AnyQuery | None = None,
+        minus: AnyQuery | None = None,
+    ) -> list[Match]:
+        """Find the k best images for a text, or for an image, or for sums and differences of them.
+
+        Args:
+            query: a text, if it is a `str`; otherwise an image: a `Path`, bytes, a PIL image, an array or a tensor.
+            k: how many; fewer are returned by a smaller index.
+            image: an image with which the matches should agree, too, or alone; a `str` is a path here.
+            minus: what they should not agree with. Embeddings of all parts are added, or subtracted, and normalized.
+
+        Raises:
+            ValueError: if the query is empty, no text and no image, or has an embedding that is not finite; or if k is
+                not positive.
+        """
+
+    def embed_query(
+        self, query: AnyQuery | None, image: AnyQuery | None = None, minus: AnyQuery | None = None
+    ) -> torch.Tensor:
+        """The embedding (D,) of a query; arguments and errors as for [`search`]."""
+        image = Path(image) if isinstance(image, str) else image
+        parts = [self._embed(part) for part in (query, image) if part is not None]
+        if not parts:
+            raise ValueError("the query must be one text (str) or one image, or both, and is neither")
+        if len(parts) == 1 and minus is None:
+            return parts[0]
+        total = torch.stack(parts).sum(dim=0) - (0 if minus is None else self._embed(minus))
+        if float(total.norm()) < 1e-6:
+            raise ValueError("the parts of the query cancel one another")
+        return l2_normalize(total[None])[0]
+
+    def _embed(self, query: AnyQuery) -> torch.Tensor:
+        """The embedding (D,) of one text or image."""
+        if isinstance(query, str):
+            if not query.strip():
+                raise ValueError("the query is empty")
+            embeds = self.encoder.encode_texts([query])
+        elif isinstance(query, (Path, bytes, Image.Image, np.ndarray, torch.Tensor)):
+            embeds = self.encoder.encode_images([load_image(query)])
+        else:
+            raise ValueError(f"the query must be one text (str) or one image, not {type(query).__name__}")
+        if not embeds.isfinite().all():
+            raise ValueError("the query's embedding is not finite: the model's weights or the query are damaged")
+        return embeds[0]
