@@ -78,7 +78,7 @@ def random_fingerprints(count, seed):
     random = np.random.default_rng(seed)
     hashes = random.integers(0, 2**10, size=count, dtype=np.uint64)
     colors = random.choice([10, 50, 90], size=(count, 1)) + np.zeros((1, 48), dtype=np.int64)
-    return Fingerprints(list(range(count)), [], hashes, colors.astype(np.int16))
+    return Fingerprints(np.arange(count), np.arange(count), hashes, colors.astype(np.int16))
 
 
 @pytest.mark.parametrize("block", [1, 3, 100])
@@ -198,3 +198,30 @@ def test_the_report_is_one_line_and_goes_into_json():
     restored = json.loads(json.dumps(overlap.to_dict()))
     found = {"test": "test, row 1", "train": "train, row 1", "distance": 0, "identical": True}
     assert restored["pictures"][1] == found
+
+
+def test_the_second_time_no_image_is_decoded_but_broken_ones(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_COTS_CACHE", str(tmp_path))
+    cells = [{"bytes": saved(scene(seed), 90)} for seed in range(3)] + [{"bytes": b"no image"}]
+    test, train = make_pairs("test", cells[1:3]), make_pairs("train", cells)
+    first = check_overlap(test, train)
+    assert [match.identical for match in first.pictures] == [True, True]
+    assert len(first.broken) == 1
+    asked = []
+    decode = PairDataset.read_row
+    monkeypatch.setattr(PairDataset, "read_row", lambda self, row: asked.append((self.name, row)) or decode(self, row))
+    assert check_overlap(test, train) == first
+    assert asked == [("train", 3)]
+    other = make_pairs("train", [*cells[:2], {"bytes": saved(scene(9), 90)}, cells[3]])
+    assert [match.test for match in check_overlap(test, other).pictures] == [first.pictures[0].test]
+    assert len(asked) == 1 + 1 + 4  # other data are read
+
+
+def test_a_damaged_file_of_kept_hashes_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_COTS_CACHE", str(tmp_path))
+    pairs = make_pairs("test", [scene(0), scene(1)])
+    check_overlap(pairs, pairs)
+    (file,) = (tmp_path / "overlap").iterdir()
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(ValueError, match=f"{file.name} is damaged"):
+        check_overlap(pairs, pairs)

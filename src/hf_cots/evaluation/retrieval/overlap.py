@@ -3,18 +3,27 @@
 Metrics on images that the model has seen say little, and web-scale training sets do hold the usual test sets.
 """
 
+import logging
 import unicodedata
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 from PIL import Image
+from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
+from ...data.folders import cache_folder
 from ...data.hashes import hamming_distances, hash_image, perceptual_hash
 from ...data.images import BrokenImage, skip_image
+from ...data.shards import open_shard, replace_file
 from ...data.sources import PairDataset
+from .report import data_fingerprint
 
+
+logger = logging.getLogger(__name__)
 
 GRID, COLOR_RANGE = 4, 48
 
@@ -115,13 +124,13 @@ def check_overlap(test: PairDataset, train: PairDataset, distance: int = 4, prog
     broken: list[str] = []
     tests, trains = (Fingerprints.from_pairs(pairs, broken, progress) for pairs in (test, train))
     nearest, distances = nearest_duplicates(tests, trains, distance)
-    first_with = dict(zip(reversed(trains.pixels), reversed(range(len(trains.pixels)))))
+    first_with = dict(zip(trains.pixels[::-1].tolist(), reversed(range(len(trains.pixels)))))
     pictures = []
-    for i, (row, pixels) in enumerate(zip(tests.rows, tests.pixels)):
+    for i, (row, pixels) in enumerate(zip(tests.rows.tolist(), tests.pixels.tolist())):
         identical = pixels in first_with
         other = first_with[pixels] if identical else int(nearest[i])
         if other >= 0:
-            names = test.image_name(row), train.image_name(trains.rows[other])
+            names = test.image_name(row), train.image_name(int(trains.rows[other]))
             pictures.append(ImageMatch(*names, 0 if identical else int(distances[i]), identical))
     train_captions = {normalize_caption(text): text for text in _captions(train)}
     matches = [(text, train_captions.get(normalize_caption(text))) for text in _captions(test)]
@@ -142,34 +151,73 @@ class Fingerprints:
     """Hashes of the distinct images of a data set.
 
     Attributes:
-        rows: (n) rows of the images that could be read.
-        pixels: (n) hashes of size and pixels.
+        rows: (n,) int64, rows of the images that could be read.
+        pixels: (n,) int64, hashes of size and pixels.
         hashes: (n,) uint64, from [`perceptual_hash`].
         colors: (n, 48) int16, from [`color_grid`].
     """
 
-    rows: list[int]
-    pixels: list[int]
+    rows: np.ndarray
+    pixels: np.ndarray
     hashes: np.ndarray
     colors: np.ndarray
 
     @classmethod
     def from_pairs(cls, pairs: PairDataset, broken: list[str], progress: bool = False) -> "Fingerprints":
-        """Read all images of a data set; the names of those that cannot be read are added to `broken`."""
-        rows, pixels, hashes, colors = [], [], [], []
-        for row in tqdm(np.unique(pairs.first_rows()).tolist(), desc=f"hashing {pairs.name}", disable=not progress):
+        """Read all images of a data set; the names of those that cannot be read are added to `broken`.
+
+        Hashes are kept in the user's cache under the data's fingerprint: the next evaluation against the same training
+        data reads its files, and decodes only those that could not be read.
+        """
+        file = cache_folder("overlap", f"{data_fingerprint(pairs)}-pillow-{PIL.__version__}.safetensors")
+        known = cls.load(file) if file.is_file() else cls.empty()
+        missing = np.setdiff1d(np.unique(pairs.first_rows()), known.rows)
+        read = cls.read(pairs, missing, broken, progress)
+        if len(read.rows) == 0:
+            return known
+        both = cls(*(np.concatenate([getattr(part, name) for part in (known, read)]) for name in FIELDS))
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(file, lambda draft: save_file({name: getattr(both, name) for name in FIELDS}, draft))
+        except OSError as error:
+            logger.info("the hashes of %s are not kept for the next time: %s", pairs.name, error)
+        return both
+
+    @classmethod
+    def empty(cls) -> "Fingerprints":
+        """Of no image."""
+        rows, hashes = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64)
+        return cls(rows, rows, hashes, np.empty((0, 3 * GRID**2), dtype=np.int16))
+
+    @classmethod
+    def load(cls, file: Path) -> "Fingerprints":
+        """Read what [`from_pairs`] has kept.
+
+        Raises:
+            ValueError: if the file is damaged.
+        """
+        shard = open_shard(file, "an evaluation with --check-overlap")
+        return cls(*(shard.get_tensor(name) for name in FIELDS))
+
+    @classmethod
+    def read(cls, pairs: PairDataset, rows: np.ndarray, broken: list[str], progress: bool) -> "Fingerprints":
+        """Hash the images of some rows."""
+        found = []
+        for row in tqdm(rows.tolist(), desc=f"hashing {pairs.name}", disable=not progress or len(rows) == 0):
             try:
                 image = pairs.read_row(row)
             except BrokenImage as error:
                 skip_image(error)
                 broken.append(str(error))
                 continue
-            rows.append(row)
-            pixels.append(hash_image(image))
-            hashes.append(perceptual_hash(image))
-            colors.append(color_grid(image))
-        grids = np.stack(colors) if colors else np.empty((0, 3 * GRID**2), dtype=np.int16)
-        return cls(rows, pixels, np.asarray(hashes, dtype=np.uint64), grids)
+            found.append((row, hash_image(image), perceptual_hash(image), color_grid(image)))
+        if not found:
+            return cls.empty()
+        numbers, pixels, hashes, colors = zip(*found)
+        return cls(np.array(numbers), np.array(pixels), np.array(hashes, dtype=np.uint64), np.stack(colors))
+
+
+FIELDS = ("rows", "pixels", "hashes", "colors")
 
 
 def nearest_duplicates(
