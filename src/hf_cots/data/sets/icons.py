@@ -381,17 +381,21 @@ def write_icon_set(
         "sets": dict(sorted(Counter(kinds.values()).items())),
         "icons_left_out_with_their_set": count_icons(collections, kinds),
         "drawings_left_out": dict(sorted(split.counts.items())),
-        "largest_cosine_to_training": {
-            side: largest_cosine(table, split.sides["train"], split.sides[side])
-            for side in ("test", "test_new_styles")
-        },
-        "near_training_images_in_new_styles": int(
-            find_near(table, split.sides["test_new_styles"], split.sides["train"]).sum()
-        ),
-    }
+    } | measure_likeness(table, split)
     report_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(work)
     return rows
+
+
+def measure_likeness(table: pa.Table, split: IconSplit) -> dict[str, Any]:
+    """How much the test images look like training images, for the report."""
+    train, new_styles = split.sides["train"], split.sides["test_new_styles"]
+    return {
+        "largest_cosine_to_training": {
+            side: largest_cosine(table, train, split.sides[side]) for side in ("test", "test_new_styles")
+        },
+        "near_training_images_in_new_styles": int(find_near(table, new_styles, train).sum()),
+    }
 
 
 def begin_work(folder: Path, settings: dict[str, Any]) -> Path:
