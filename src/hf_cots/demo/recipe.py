@@ -14,7 +14,7 @@ TEXT_QUERIES = {
     "a happy face": ("grinning face", "winking face", "nerd face"),
     "a clock": ("alarm clock", "mantelpiece clock", "-thirty"),
     "a person in a wheelchair": ("wheelchair",),
-    "a red heart": ("mending heart", "anatomical heart"),
+    "a heart": ("pink heart", "orange heart", "white heart", "mending heart", "anatomical heart"),
     "waves of water": ("water wave",),
 }
 # Image queries, by name.
