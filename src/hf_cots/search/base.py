@@ -20,12 +20,24 @@ AnyQuery: TypeAlias = str | Path | bytes | Image.Image | np.ndarray | torch.Tens
 
 @dataclass(frozen=True)
 class Match:
-    """A search result: the file, its cosine similarity to the query, in [-1, 1], and what the index knows of it."""
+    """A search result: the file, its score, and what the index knows of it.
+
+    Args:
+        path: the file.
+        score: its cosine similarity to the query, in [-1, 1]; of a hybrid search the sum of reciprocal ranks; of a
+            re-ranked match the fused score.
+        columns: what the source says of it.
+        id: of its row in an index on disk.
+        similarity: the cosine similarity, where the score of the first stage is another one.
+        digest: the hash of the bytes that were indexed, in an index on disk.
+    """
 
     path: Path
     score: float
     columns: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    id: int | None = field(default=None, compare=False, repr=False)  # of its row in an index on disk
+    id: int | None = field(default=None, compare=False, repr=False)
+    similarity: float | None = field(default=None, compare=False, repr=False)
+    digest: str | None = field(default=None, compare=False, repr=False)
 
 
 def check_k(k: int) -> None:

@@ -5,7 +5,7 @@
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from .encoders import Encoder
 from .encoding import check_batch_size
 from .fingerprint import describe_model, different_parts
 from .gallery import Gallery, SourceOptions, open_gallery, place, read_file
+from .keywords import WINDOW, KeywordTables, check_columns, fuse
 from .loading import load_encoder
 from .store import IndexStore, is_index, quote_name
 from .update import IndexUpdate, UpdateSummary
@@ -30,7 +31,8 @@ from .vectors import load_faiss, nearest
 from .where import check_expression, only_reading
 
 
-SLOTS_AT_ONCE = 10_000  # in one query of SQLite
+NUMBERS_AT_ONCE = 10_000  # in one query of SQLite
+PLACES = 'SELECT "hf_cots slot", "hf_cots path", "hf_cots id"'
 
 
 def check_model(store: IndexStore, encoder: Encoder) -> None:
@@ -96,6 +98,7 @@ class DiskIndex(BaseIndex):
         self.summary = UpdateSummary()
         self._lock = threading.Lock()
         self._opened: tuple[int, Gallery, dict[Path, int]] | None = None
+        self._keywords = KeywordTables()
 
     @staticmethod
     def build(
@@ -295,6 +298,7 @@ class DiskIndex(BaseIndex):
         image: AnyQuery | None = None,
         minus: AnyQuery | None = None,
         where: str | None = None,
+        hybrid: str | Sequence[str] | None = None,
     ) -> list[Match]:
         """Find the k best images, exactly.
 
@@ -302,40 +306,96 @@ class DiskIndex(BaseIndex):
             query, k, image, minus: as for [`BaseIndex.search`].
             where: an SQL expression over the columns, such as "license = 'MIT' AND width > 100"; only the images for
                 which it holds are considered, all of them.
+            hybrid: columns, or `path`, whose words are searched for those of the query, a text, too. The score is then
+                the sum of reciprocal ranks in both searches, and `similarity` the cosine similarity.
 
         Returns:
             Matches with their columns.
 
         Raises:
-            ValueError: as [`BaseIndex.search`]; or naming what is wrong with `where`.
+            ValueError: as [`BaseIndex.search`]; or naming what is wrong with `where` or `hybrid`.
         """
         check_k(k)
         self.check_where(where)  # a mistake costs no encoding
-        return self.search_vector(self.embed_query(query, image, minus), k, where)
+        text = query if isinstance(query, str) else None
+        self.check_hybrid(hybrid, text)
+        return self.search_vector(self.embed_query(query, image, minus), k, where, hybrid, text)
 
     def check_where(self, where: str | None) -> None:
         """Check a filter; raises ValueError, naming what is wrong with it."""
         with self._lock, self.store.reading():
             self._select(where, "SELECT 1", "LIMIT 0")
 
-    def search_vector(self, vector: torch.Tensor, k: int = 10, where: str | None = None) -> list[Match]:
-        """Find the k best images for an embedding (D,) of length 1; otherwise as [`search`]."""
+    def check_hybrid(self, hybrid: str | Sequence[str] | None, text: str | None) -> None:
+        """Check the columns of a hybrid search and its text; raises ValueError, naming what is wrong with them."""
+        check_columns(hybrid, self.columns, text)
+
+    def search_vector(
+        self,
+        vector: torch.Tensor,
+        k: int = 10,
+        where: str | None = None,
+        hybrid: str | Sequence[str] | None = None,
+        text: str | None = None,
+    ) -> list[Match]:
+        """Find the k best images for an embedding (D,) of length 1, and for `text` in the columns `hybrid`; otherwise
+        as [`search`]."""
         check_k(k)
         with self._lock, self.store.reading() as snapshot:
-            allowed, names = snapshot.live, self.store.column_names()
+            allowed, columns = snapshot.live, check_columns(hybrid, self.store.column_names(), text)
             if where is not None:
                 allowed = np.zeros(len(snapshot.rows), dtype=bool)
                 allowed[[slot for (slot,) in self._select(where, 'SELECT DISTINCT "hf_cots slot"')]] = True
-            found, scores = nearest(snapshot.rows, vector.numpy(), int(k), allowed)
-            rows: list[Any] = []
-            for start in range(0, len(found), SLOTS_AT_ONCE):
-                part = ", ".join(map(str, found[start : start + SLOTS_AT_ONCE].tolist()))
-                rows += self._select(where, "SELECT *", f'AND "hf_cots slot" IN ({part})')
-        score_of = dict(zip(found.tolist(), scores.tolist()))
-        rows.sort(key=lambda row: (-score_of[row[0]], row[1]))
+            window = max(int(k), WINDOW) if columns else int(k)
+            found, scores = nearest(snapshot.rows, vector.numpy(), window, allowed)
+            similarity_of = dict(zip(found.tolist(), scores.tolist()))
+            images = {row[2]: row for row in self._select_in(where, PLACES, "hf_cots slot", similarity_of)}
+            if columns:
+                by_words = self._find_words(snapshot.version, text or "", columns, where, window)
+                images |= {row[2]: row for row in self._select_in(where, PLACES, "hf_cots id", by_words)}
+                others = {slot for slot, *_ in images.values()} - similarity_of.keys()
+                similarity_of |= score_rows(snapshot.rows, vector.numpy(), others)
+                score_of = fuse({image: similarity_of[row[0]] for image, row in images.items()}, by_words, window)
+            else:
+                score_of = {image: similarity_of[row[0]] for image, row in images.items()}
+            best = sorted(images.values(), key=lambda row: (-score_of[row[2]], -similarity_of[row[0]], row[1]))[:k]
+            return self._list_matches(best, score_of, similarity_of if columns else {})
+
+    def _find_words(
+        self, version: int, text: str, columns: tuple[str, ...], where: str | None, window: int
+    ) -> dict[int, float]:
+        """Ids and scores of the best `window` images by the words of a text, and of those that tie with the last."""
+        cells = f'SELECT "hf_cots id", {", ".join(map(quote_name, columns))}'
+        table = self._keywords.get(version, columns, lambda: self._select(None, cells))
+        ids, scores = table.scores(text)
+        if where is not None:
+            allowed = np.isin(ids, [image for (image,) in self._select(where, 'SELECT "hf_cots id"')])
+            ids, scores = ids[allowed], scores[allowed]
+        if len(ids) > window:
+            best = scores >= np.partition(scores, -window)[-window]
+            ids, scores = ids[best], scores[best]
+        return dict(zip(ids.tolist(), scores.tolist()))
+
+    def _list_matches(
+        self, rows: list[Any], score_of: dict[int, float], similarity_of: dict[int, float]
+    ) -> list[Match]:
+        """The matches of rows of [`PLACES`], with all that the index knows of them."""
+        names = self.store.column_names()
+        described = self._select_in(None, "SELECT *", "hf_cots id", [image for _, _, image in rows])
+        cells_of = {image: dict(zip(names, cells)) for _, _, image, *cells in described}
+        digests: dict[int, str] = {}
+        for part in in_parts(slot for slot, _, _ in rows):
+            digests |= self.store.database.execute(f"SELECT slot, hash FROM contents WHERE slot IN ({part})")
         return [
-            Match(place(self.root, path), score_of[slot], dict(zip(names, cells)), image)
-            for slot, path, image, *cells in rows[:k]
+            Match(
+                place(self.root, path),
+                score_of[image],
+                cells_of[image],
+                image,
+                similarity=similarity_of.get(slot),
+                digest=digests[slot],
+            )
+            for slot, path, image in rows
         ]
 
     def _select(self, where: str | None, begin: str, end: str = "") -> list[Any]:
@@ -344,6 +404,26 @@ class DiskIndex(BaseIndex):
         selection = f"{begin} {select_images(names, where)} {end}"
         with only_reading(self.store.database, where or "", [*names, "path"]):
             return self.store.database.execute(selection).fetchall()
+
+    def _select_in(self, where: str | None, begin: str, key: str, numbers: Iterable[int]) -> list[Any]:
+        """The same of the images whose slot or id is one of some numbers."""
+        ends = (f"AND {quote_name(key)} IN ({part})" for part in in_parts(numbers))
+        return [row for end in ends for row in self._select(where, begin, end)]
+
+
+def in_parts(numbers: Iterable[int]) -> Iterator[str]:
+    """Numbers as SQL lists them, as many as one query takes at a time."""
+    listed = list(map(str, numbers))
+    for start in range(0, len(listed), NUMBERS_AT_ONCE):
+        yield ", ".join(listed[start : start + NUMBERS_AT_ONCE])
+
+
+def score_rows(rows: np.ndarray, query: np.ndarray, numbers: Iterable[int]) -> dict[int, float]:
+    """Exact scores of some rows, by their numbers."""
+    wanted = np.zeros(len(rows), dtype=bool)
+    wanted[list(numbers)] = True
+    found, scores = nearest(rows, query, int(wanted.sum()), wanted)
+    return dict(zip(found.tolist(), scores.tolist()))
 
 
 def is_uniform(cells: Sequence[Any]) -> bool:
