@@ -2,13 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .._errors import check_output_file
 from .app import app, note_skipped
 from .options import Revision, Token
+
+
+if TYPE_CHECKING:
+    from ..search.base import Match
 
 
 @app.command(rich_help_panel="Search")
@@ -18,6 +22,9 @@ def search(
     image: Annotated[Path | None, typer.Option(help="Image to search for, alone or with the text.")] = None,
     minus: Annotated[str | None, typer.Option(help="Text of what the images should not show.")] = None,
     where: Annotated[str | None, typer.Option(help="Filter over the columns, such as \"license = 'MIT'\".")] = None,
+    hybrid: Annotated[
+        str | None, typer.Option(help="Columns whose words are searched for the text, too, such as name,tags.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", "--k", help="How many images to print.")] = 10,
     rerank: Annotated[str | None, typer.Option(help="SIMLA model that re-ranks the best 64 images.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list with all columns.")] = False,
@@ -36,7 +43,8 @@ def search(
     from ..search.store import is_index
 
     of_index, words = is_index(source), words or []
-    _check_words(source, words, of_index, image, where)
+    _check_words(source, words, of_index, image)
+    _check_columns(of_index, where, hybrid)
     check_k(k)
     check_output_file(sheet)
     index: BaseIndex
@@ -45,7 +53,8 @@ def search(
     else:
         index, broken = open_folder(source, Path(words.pop(0)), revision, progress=True)
         note_skipped(broken)
-    given = {"image": image, "minus": minus, "where": where}
+    columns = None if hybrid is None else [name.strip() for name in hybrid.split(",") if name.strip()]
+    given = {"image": image, "minus": minus, "where": where, "hybrid": columns}
     options = {name: value for name, value in given.items() if value is not None}
     searched = RerankedIndex.from_index(index, rerank) if rerank else index
     matches = searched.search(words[0] if words else None, k, **options)  # type: ignore[arg-type]
@@ -53,15 +62,21 @@ def search(
         draw_sheet(
             [(f"{match.score:.3f}  {match.path.name}", index.read_image(match.path)) for match in matches]
         ).save(sheet)
-    if as_json:
-        rows = [match.columns | {"path": str(match.path), "score": match.score} for match in matches]
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
-        return
+    for line in [_as_json(matches)] if as_json else [f"{match.score:.4f}  {match.path}" for match in matches]:
+        typer.echo(line)
+
+
+def _as_json(matches: list["Match"]) -> str:
+    """The matches with their columns as a JSON list."""
+    rows: list[dict[str, Any]] = []
     for match in matches:
-        typer.echo(f"{match.score:.4f}  {match.path}")
+        rows.append(match.columns | {"path": str(match.path), "score": match.score})
+        if match.similarity is not None:
+            rows[-1]["similarity"] = match.similarity
+    return json.dumps(rows, indent=2, ensure_ascii=False)
 
 
-def _check_words(source: str, words: list[str], of_index: bool, image: Path | None, where: str | None) -> None:
+def _check_words(source: str, words: list[str], of_index: bool, image: Path | None) -> None:
     """Check for an index and a text, or a model, a folder and a text; an image may stand in for the text.
 
     Raises:
@@ -75,5 +90,15 @@ def _check_words(source: str, words: list[str], of_index: bool, image: Path | No
         raise ValueError(
             f"{source} is no index (`hf-cots index` makes one), or the text after model and folder is missing"
         )
+
+
+def _check_columns(of_index: bool, where: str | None, hybrid: str | None) -> None:
+    """Check that columns are asked for only of an index.
+
+    Raises:
+        ValueError: naming the option.
+    """
     if where is not None and not of_index:
         raise ValueError("--where filters an index: make one with `hf-cots index`, and name it")
+    if hybrid is not None and not of_index:
+        raise ValueError("--hybrid searches the columns of an index: make one with `hf-cots index`, and name it")

@@ -13,6 +13,7 @@ from PIL import Image
 from ..models import load_image
 from ..models.losses import l2_normalize
 from .encoders import Encoder
+from .gallery import read_file
 
 
 AnyQuery: TypeAlias = str | Path | bytes | Image.Image | np.ndarray | torch.Tensor  # a str is a text
@@ -69,6 +70,10 @@ class BaseIndex(ABC):
         Raises:
             BrokenImage: if its file can no longer be read.
         """
+
+    def read_bytes(self, path: Path) -> bytes:
+        """Read the encoded image of a match; errors as for [`read_image`]."""
+        return read_file(path)
 
     @abstractmethod
     def search(

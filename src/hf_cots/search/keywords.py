@@ -1,8 +1,8 @@
 """Search by words, with SQLite's FTS5, and its fusion with the search by vectors.
 
-The words of the columns that are asked for are put into a table in memory, when they are first asked for and again after
-an update: two columns of 150,000 images take half a second. So an index has no keywords of its own that could disagree
-with its columns.
+The words of the columns that are asked for are put into a table in memory, when they are first asked for and again
+after an update: two columns of 150,000 images take half a second. So an index has no keywords of its own that could
+disagree with its columns.
 """
 
 import json
@@ -92,8 +92,8 @@ class KeywordTables:
 def split_words(text: str) -> list[str]:
     """The words of a text between spaces, each as FTS5 quotes it, so that no character in it is an operator.
 
-    A word that holds punctuation, such as "right-click", stands for its parts one after another; one that holds nothing
-    else, for nothing.
+    A word that holds punctuation, such as "right-click", stands for its parts one after another; one that holds
+    nothing else, for nothing.
     """
     readable = text.encode(errors="replace").decode().replace("\0", " ")
     return ['"' + word.replace('"', '""') + '"' for word in dict.fromkeys(readable.split())]

@@ -4,7 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 
+from ..data.hashes import hex_digest
+from ..data.images import read_image
 from ..models import COTSProcessor, SimlaModel
 from .base import BaseIndex, Match, check_k
 from .fusion import CandidateBudget, Fusion, rerank_order
@@ -13,7 +16,8 @@ from .rerank import Reranker
 
 
 class RerankedIndex:
-    """An [`ImageIndex`] whose best matches are re-ranked. Keys and values of re-ranked images are cached.
+    """An [`ImageIndex`] whose best matches are re-ranked. Keys and values of re-ranked images are cached, those of an
+    index on disk by the bytes of their files: a file that changes is encoded again, one that is renamed is not.
 
     Args:
         index: the first stage.
@@ -33,20 +37,29 @@ class RerankedIndex:
         cache_bytes: int = 2 << 30,
     ):
         self.index, self.fusion, self.budget = index, fusion or Fusion(), budget or CandidateBudget(64)
-        self._met: list[Path] = []  # candidates so far; an index on disk has too many images to list, and they change
-        self._numbers: dict[Path, int] = {}
-        self.reranker = Reranker(model, processor, lambda i: index.read_image(self._met[i]), cache_bytes)
+        # Candidates so far, as an index on disk has too many images to list, and they change: path and hash.
+        self._met: list[tuple[Path, str | None]] = []
+        self._numbers: dict[str | Path, int] = {}  # by the hash of their bytes, or by path where an index has none
+        self.reranker = Reranker(model, processor, self._read, cache_bytes)
 
     @classmethod
     def from_index(cls, index: BaseIndex, reranker: str, **options) -> "RerankedIndex":
         """Load a SIMLA model by Hub id or folder; options and errors as for the class and [`load_reranker`]."""
         return cls(index, *load_reranker(reranker), **options)
 
-    def _number(self, path: Path) -> int:
-        if path not in self._numbers:
-            self._numbers[path] = len(self._met)
-            self._met.append(path)
-        return self._numbers[path]
+    def _number(self, match: Match) -> int:
+        number = self._numbers.setdefault(match.digest or match.path, len(self._met))
+        self._met[number : number + 1] = [(match.path, match.digest)]  # where those bytes are now
+        return number
+
+    def _read(self, number: int) -> Image.Image:
+        path, digest = self._met[number]
+        if digest is None:
+            return self.index.read_image(path)
+        data = self.index.read_bytes(path)
+        if hex_digest([data]) != digest:  # changed since it was indexed: its features are not kept for those bytes
+            self._numbers.pop(digest, None)
+        return read_image(data, str(path))
 
     def search(self, text: str, k: int = 10, **options) -> list[Match]:
         """Find the k best files for a text. Re-ranked ones come first, with their fused scores; the others follow with
@@ -69,9 +82,11 @@ class RerankedIndex:
 
     def rerank(self, text: str, found: list[Match], k: int) -> list[Match]:
         """Re-rank what the first stage found, best first; errors as for [`search`]."""
-        similarities = torch.tensor([match.score for match in found], dtype=torch.float64)
+        similarities = torch.tensor(
+            [match.score if match.similarity is None else match.similarity for match in found], dtype=torch.float64
+        )
         count = int(self.budget.num_candidates(similarities[None])[0])
-        images = torch.tensor([self._number(match.path) for match in found[:count]], dtype=torch.long)
+        images = torch.tensor([self._number(match) for match in found[:count]], dtype=torch.long)
         logits = self.reranker.score([text], torch.zeros_like(images), images)
         broken = [match.path for match, finite in zip(found, logits.isfinite()) if not finite]
         if broken:

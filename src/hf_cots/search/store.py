@@ -239,6 +239,10 @@ class IndexStore:
         names = [name for _, name, *_ in self.database.execute("PRAGMA table_info(columns)")]
         return names[1:]
 
+    def text_columns(self) -> list[str]:
+        """Those of them that hold texts, lists or objects."""
+        return [name for _, name, kind, *_ in self.database.execute("PRAGMA table_info(columns)") if kind == "TEXT"]
+
     # ------------------------------------------------------------------ checks
 
     def _checksum(self, rows: np.ndarray) -> int:

@@ -19,7 +19,17 @@ from ..search.reranked import RerankedIndex
 from .engine import Busy, Engine, NotFound
 from .guard import HEADERS, LOOPBACK, Guard
 from .images import ImageFiles, UploadError, check_upload, decode_data_url
-from .schemas import MAX_RESULTS, MAX_TEXT, Cell, Error, Info, SearchRequest, SearchResponse, SimilarRequest
+from .schemas import (
+    MAX_COLUMNS,
+    MAX_RESULTS,
+    MAX_TEXT,
+    Cell,
+    Error,
+    Info,
+    SearchRequest,
+    SearchResponse,
+    SimilarRequest,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -33,6 +43,7 @@ PAGE = {
     "/favicon.ico": ("icon.svg", "image/svg+xml"),
 }
 FORM_EXTRA = 64 << 10  # bytes of a request beside its image
+MAX_FIELDS = 10 + MAX_COLUMNS  # of a form
 RETRY_SECONDS = 2
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": Error, "description": text}
@@ -49,6 +60,7 @@ Text = Annotated[str | None, Query(max_length=MAX_TEXT, description="What the im
 Minus = Annotated[str | None, Query(max_length=MAX_TEXT, description="What they should not show.")]
 Where = Annotated[str | None, Query(max_length=MAX_TEXT, description="An SQL expression over the columns.")]
 Filters = Annotated[str | None, Query(description='A JSON object, such as {"style": ["flat"]}.')]
+Hybrid = Annotated[list[str] | None, Query(description="Columns whose words are searched for the text, too.")]
 Count = Annotated[int, Query(ge=1, le=MAX_RESULTS)]
 FILTERS = TypeAdapter(dict[str, list[Cell]])
 ImageId = Annotated[int, Path(ge=0, lt=2**63)]
@@ -80,9 +92,12 @@ def create_app(
         swagger_ui_oauth2_redirect_url=None,
     )
     app.add_middleware(Guard, hosts=hosts, max_body=max_upload_bytes * 4 // 3 + FORM_EXTRA)  # base64 is 4/3
-    add_error_handlers(app)
+    add_request_errors(app)
+    add_index_errors(app)
     add_page(app)
+    add_info(app, engine, max_upload_bytes)
     add_search(app, engine, max_upload_bytes)
+    add_similar(app, engine)
     add_images(app, engine)
     return app
 
@@ -113,13 +128,7 @@ def body_schema(model: type[BaseModel], form: bool = False) -> dict[str, Any]:
 
 
 def add_search(app: FastAPI, engine: Engine, max_upload_bytes: int) -> None:
-    """Add the JSON interface."""
-
-    @app.get("/api/info", response_model=Info)
-    def info() -> Response:
-        """What is served: the number of images, columns, and those with few values."""
-        engine.refresh()
-        return answer(engine.info(max_upload_bytes))
+    """Add the search for a text, an image, or both."""
 
     @app.get("/api/search", response_model=SearchResponse, responses=ERRORS)
     def search(
@@ -129,9 +138,10 @@ def add_search(app: FastAPI, engine: Engine, max_upload_bytes: int) -> None:
         filters: Filters = None,
         k: Count = 48,
         rerank: bool = False,
+        hybrid: Hybrid = None,
     ) -> Response:
         """Search for a text."""
-        fields = {"text": text, "minus": minus, "where": where, "k": k, "rerank": rerank}
+        fields = {"text": text, "minus": minus, "where": where, "k": k, "rerank": rerank, "hybrid": hybrid or []}
         request = SearchRequest.model_validate(fields | read_filters(filters))
         engine.refresh()
         return answer(engine.search(request))
@@ -148,6 +158,10 @@ def add_search(app: FastAPI, engine: Engine, max_upload_bytes: int) -> None:
             return answer(engine.search(fields, upload))
 
         return await run_in_threadpool(work)
+
+
+def add_similar(app: FastAPI, engine: Engine) -> None:
+    """Add the search for images like one of the index."""
 
     @app.get("/api/similar", response_model=SearchResponse, responses=ERRORS)
     def similar(
@@ -171,6 +185,16 @@ def add_search(app: FastAPI, engine: Engine, max_upload_bytes: int) -> None:
             return answer(engine.similar(fields))
 
         return await run_in_threadpool(work)
+
+
+def add_info(app: FastAPI, engine: Engine, max_upload_bytes: int) -> None:
+    """Add what a page must know before the first search."""
+
+    @app.get("/api/info", response_model=Info)
+    def info() -> Response:
+        """What is served: the number of images, columns, and those with few values."""
+        engine.refresh()
+        return answer(engine.info(max_upload_bytes))
 
 
 def add_images(app: FastAPI, engine: Engine) -> None:
@@ -246,12 +270,14 @@ async def read_request(request: Request, max_upload_bytes: int) -> tuple[SearchR
     if check_media_type(request, "application/json", "multipart/form-data") == "application/json":
         fields = SearchRequest.model_validate_json(await request.body())
     else:
-        async with request.form(max_files=1, max_fields=10, max_part_size=max_upload_bytes * 4 // 3) as form:
+        async with request.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=max_upload_bytes * 4 // 3) as form:
             values: dict[str, Any] = dict(form)
             if isinstance(values.get("image"), UploadFile):
                 upload = await values.pop("image").read()
             if isinstance(values.get("filters"), str):
                 values |= read_filters(values["filters"])
+            if "hybrid" in values:
+                values["hybrid"] = form.getlist("hybrid")
         fields = SearchRequest.model_validate(values)
     if fields.image is not None:
         upload = decode_data_url(fields.image)
@@ -263,8 +289,8 @@ async def read_request(request: Request, max_upload_bytes: int) -> tuple[SearchR
 # ---------------------------------------------------------------------- errors
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Answer every error as {"error": ...}, without a trace of the program."""
+def add_request_errors(app: FastAPI) -> None:
+    """Answer wrong requests as {"error": ...}."""
 
     @app.exception_handler(RequestValidationError)
     @app.exception_handler(ValidationError)
@@ -283,6 +309,14 @@ def add_error_handlers(app: FastAPI) -> None:
     async def wrong_upload(_: Request, error: UploadError) -> Response:
         return say(error.status, str(error))
 
+    @app.exception_handler(ValueError)
+    async def wrong_query(_: Request, error: ValueError) -> Response:
+        return say(400, str(error))
+
+
+def add_index_errors(app: FastAPI) -> None:
+    """Answer what is wrong with the index or the server as {"error": ...}, without a trace of the program."""
+
     @app.exception_handler(NotFound)
     async def not_found(_: Request, error: NotFound) -> Response:
         return say(404, str(error))
@@ -294,10 +328,6 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Busy)
     async def busy(_: Request, error: Busy) -> Response:
         return say(503, str(error), {"retry-after": str(RETRY_SECONDS)})
-
-    @app.exception_handler(ValueError)
-    async def wrong_query(_: Request, error: ValueError) -> Response:
-        return say(400, str(error))
 
     @app.exception_handler(OSError)
     async def unreadable(_: Request, error: OSError) -> Response:

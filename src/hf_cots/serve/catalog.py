@@ -38,7 +38,7 @@ class Catalog:
     def __init__(self, folder: Path, root: Path | None):
         self.store, self.root = IndexStore(folder), root
         self._lock = threading.Lock()
-        self._described: tuple[int, int, list[str], list[Facet]] | None = None
+        self._described: tuple[int, int, list[str], list[str], list[Facet]] | None = None
 
     def locate(self, image: int) -> Location | None:
         """Where an image is; None if the index has no such row."""
@@ -55,14 +55,16 @@ class Catalog:
                 return None
             return l2_normalize(torch.from_numpy(snapshot.vectors([row[0]])))[0]
 
-    def describe(self) -> tuple[int, list[str], list[Facet]]:
-        """The number of images, the columns, and those columns that have few values, with these."""
+    def describe(self) -> tuple[int, list[str], list[str], list[Facet]]:
+        """The number of images, the columns, those of text and `path`, and those that have few values, with these."""
         with self._lock, self.store.reading() as snapshot:
             if self._described is None or self._described[0] != snapshot.version:
                 count = self.store.database.execute("SELECT count(*) FROM images WHERE slot IS NOT NULL").fetchone()[0]
                 names = self.store.column_names()
                 facets = [facet for name in names if (facet := self._find_facet(name, count)) is not None]
-                self._described = snapshot.version, count, names, facets
+                keywords = self.store.text_columns()
+                keywords += [] if "path" in map(str.lower, names) else ["path"]
+                self._described = snapshot.version, count, names, keywords, facets
             return self._described[1:]
 
     def _find_facet(self, name: str, count: int) -> Facet | None:

@@ -103,12 +103,13 @@ class Engine:
 
     def info(self, max_upload_bytes: int) -> Info:
         """What is served."""
-        count, columns, facets = self.catalog.describe()
+        count, columns, keywords, facets = self.catalog.describe()
         return Info(
             name=self.index.folder.resolve().name,
             model=PurePath(self.index.encoder.name).name,
             images=count,
             columns=columns,
+            keywords=keywords,
             facets=facets,
             rerank=self.reranker is not None,
             max_upload_mb=max_upload_bytes / 2**20,
@@ -129,14 +130,14 @@ class Engine:
         minus = request.minus if request.minus and request.minus.strip() else None
         if text is None and upload is None:
             raise ValueError("give a text or an image to search for")
-        reranker = self._reranker(request, text)
+        reranker, hybrid = self._reranker(request, text), request.hybrid or None
         with self.gate.enter():
             condition = self._condition(request)  # a mistake costs no encoding
+            self._filtered(lambda: self.index.check_hybrid(hybrid, text))
             image = None if upload is None else decode_upload(upload)
             vector = clock.time("encode", lambda: self.index.embed_query(text, image, minus))
-            found = self._nearest(
-                vector, max(request.k, reranker.budget.max_candidates if reranker else 0), condition, clock
-            )
+            count = max(request.k, reranker.budget.max_candidates if reranker else 0)
+            found = self._nearest(vector, count, condition, clock, hybrid, text)
             if reranker is not None and text is not None and found:
                 found = clock.time("rerank", partial(reranker.rerank, text, found, request.k))
         return self._answer(found[: request.k], clock)
@@ -181,8 +182,17 @@ class Engine:
             raise ValueError("rerank: the re-ranker needs a text")
         return self.reranker
 
-    def _nearest(self, vector: torch.Tensor, k: int, condition: str | None, clock: "Clock") -> list[Match]:
-        return clock.time("search", lambda: self._filtered(lambda: self.index.search_vector(vector, k, condition)))
+    def _nearest(
+        self,
+        vector: torch.Tensor,
+        k: int,
+        condition: str | None,
+        clock: "Clock",
+        hybrid: list[str] | None = None,
+        text: str | None = None,
+    ) -> list[Match]:
+        search = partial(self.index.search_vector, vector, k, condition, hybrid, text)
+        return clock.time("search", partial(self._filtered, search))
 
     def _condition(self, request: Filtered) -> str | None:
         """The request's filters as one expression that the index understands."""
@@ -208,7 +218,7 @@ class Engine:
                 raise ValueError(f"where: it takes longer than {FILTER_SECONDS:g} seconds") from None
             if isinstance(error, OSError):
                 raise
-            raise ValueError(str(error).replace("--where", "where", 1)) from None
+            raise ValueError(str(error).removeprefix("--")) from None
         finally:
             self._deadline = float("inf")
 
@@ -218,6 +228,7 @@ class Engine:
                 id=match.id or 0,
                 path=self._name(match.path),
                 score=match.score,
+                similarity=match.similarity,
                 columns=match.columns,
                 image=f"/image/{match.id}",
                 thumbnail=f"/thumbnail/{match.id}",

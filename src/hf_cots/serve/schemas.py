@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MAX_RESULTS = 500
 MAX_TEXT = 2_000  # characters of a text or a filter
+MAX_COLUMNS = 50  # that a request names
 Cell = str | bool | int | float | None
 
 
@@ -19,7 +20,7 @@ class Filtered(BaseModel):
     where: str | None = Field(None, max_length=MAX_TEXT, description="An SQL expression over the columns.")
     filters: dict[str, list[Cell]] = Field(
         default_factory=dict,
-        max_length=50,
+        max_length=MAX_COLUMNS,
         description="Column: values, of which an image must have one; null is none.",
     )
 
@@ -31,6 +32,11 @@ class SearchRequest(Filtered):
     image: str | None = Field(None, description="A data URL (data:image/png;base64,...); never a path or another URL.")
     minus: str | None = Field(None, max_length=MAX_TEXT, description="What the images should not show.")
     rerank: bool = Field(False, description="Re-rank the best images by the text, if the server has a re-ranker.")
+    hybrid: list[str] = Field(
+        default_factory=list,
+        max_length=MAX_COLUMNS,
+        description="Columns, or path, whose words are searched for the text, too.",
+    )
 
 
 class SimilarRequest(Filtered):
@@ -44,7 +50,10 @@ class Result(BaseModel):
 
     id: int = Field(description="Of its row in the index, until that is updated.")
     path: str = Field(description="Within the source of the index.")
-    score: float = Field(description="Cosine similarity to the query, or the re-ranker's score.")
+    score: float = Field(
+        description="Cosine similarity to the query, the sum of reciprocal ranks, or the re-ranker's score."
+    )
+    similarity: float | None = Field(None, description="Cosine similarity, of a hybrid search.")
     columns: dict[str, Any]
     image: str = Field(description="Address of the image.")
     thumbnail: str = Field(description="Address of a small version.")
@@ -87,6 +96,7 @@ class Info(BaseModel):
     model: str
     images: int
     columns: list[str]
+    keywords: list[str] = Field(description="Columns of text, which `hybrid` may name.")
     facets: list[Facet]
     rerank: bool = Field(description="Whether there is a re-ranker.")
     max_upload_mb: float
