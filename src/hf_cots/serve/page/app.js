@@ -1,23 +1,25 @@
 "use strict";
 
-// The page's state is its address: q, minus, where, like (an id), rerank, and f.COLUMN=VALUE as JSON. An image that was
+// The page's state is its address: q, minus, where, like (an id), rerank, hybrid (columns), and f.COLUMN=VALUE as JSON. An image that was
 // dropped or pasted has no address; it is kept by a number in the history, until the page is left.
 
 const PAGE_SIZE = 48;
 const MOST = 480;
+const MOST_COLUMNS = 50; // that a request may name
 const FEW_VALUES = 8; // of a facet that are shown at first
 const TITLES = ["title", "name", "caption", "text", "captions", "texts", "label"];
 const $ = (id) => document.getElementById(id);
 const images = new Map(); // number: File
-let info = { columns: [], facets: [], images: 0, rerank: false, max_upload_mb: 10 };
+let info = { columns: [], keywords: [], facets: [], images: 0, rerank: false, max_upload_mb: 10 };
 let state = emptyState();
 let results = [];
 let opened = -1;
 let latest = 0; // number of the last request; answers of earlier ones are dropped
 let pending = null;
+let keywords = []; // the columns of the last search by keyword
 
 function emptyState() {
-  return { q: "", minus: "", where: "", like: null, rerank: false, filters: {}, image: null, k: PAGE_SIZE };
+  return { q: "", minus: "", where: "", like: null, rerank: false, hybrid: [], filters: {}, image: null, k: PAGE_SIZE };
 }
 
 function element(tag, attributes = {}, ...children) {
@@ -36,6 +38,7 @@ function readAddress() {
   const fields = new URLSearchParams(location.search);
   const read = { ...emptyState(), q: fields.get("q") || "", minus: fields.get("minus") || "", where: fields.get("where") || "" };
   read.rerank = fields.get("rerank") === "1";
+  read.hybrid = [...new Set(fields.getAll("hybrid"))];
   if (/^\d+$/.test(fields.get("like") || "")) read.like = Number(fields.get("like"));
   for (const [name, text] of fields) {
     if (!name.startsWith("f.")) continue;
@@ -55,6 +58,7 @@ function writeAddress() {
   for (const name of ["q", "minus", "where"]) if (state[name].trim()) fields.set(name, state[name].trim());
   if (state.like !== null) fields.set("like", state.like);
   if (state.rerank) fields.set("rerank", "1");
+  for (const name of state.hybrid) fields.append("hybrid", name);
   for (const [name, values] of Object.entries(state.filters)) for (const value of values) fields.append(`f.${name}`, JSON.stringify(value));
   const address = fields.size ? `/?${fields}` : "/";
   const kept = { image: state.image };
@@ -67,6 +71,7 @@ function showState() {
   $("minus").value = state.minus;
   $("where").value = state.where;
   $("rerank").checked = state.rerank;
+  drawKeywords();
   const shown = $("chip-image");
   if (shown.src.startsWith("blob:")) URL.revokeObjectURL(shown.src);
   $("chip").hidden = state.image === null && state.like === null;
@@ -108,11 +113,12 @@ function request(signal) {
   const shared = { k: state.k, filters: state.filters, where: state.where.trim() || null };
   const json = (address, body) => fetchJSON(address, { method: "POST", signal, headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
   if (state.like !== null) return json("/api/similar", { id: state.like, ...shared });
-  const fields = { text: state.q.trim() || null, minus: state.minus.trim() || null, rerank: state.rerank && Boolean(state.q.trim()) };
+  const fields = { text: state.q.trim() || null, minus: state.minus.trim() || null, rerank: state.rerank && Boolean(state.q.trim()), hybrid: state.q.trim() ? state.hybrid : [] };
   if (state.image === null) return json("/api/search", { ...fields, ...shared });
   const form = new FormData();
   for (const [name, value] of Object.entries({ ...fields, ...shared })) {
-    if (value !== null) form.append(name, name === "filters" ? JSON.stringify(value) : value);
+    if (name === "hybrid") value.forEach((column) => form.append(name, column));
+    else if (value !== null) form.append(name, name === "filters" ? JSON.stringify(value) : value);
   }
   form.append("image", images.get(state.image));
   return fetchJSON("/api/search", { method: "POST", signal, body: form });
@@ -191,6 +197,10 @@ function titleOf(result) {
   return result.path.split("/").pop();
 }
 
+function scoreOf(result) {
+  return result.score.toFixed(result.similarity === null ? 3 : 4); // reciprocal ranks are small and close together
+}
+
 function draw() {
   $("message").replaceChildren();
   $("status").replaceChildren();
@@ -202,11 +212,34 @@ function drawCard(result, number) {
   const title = titleOf(result);
   const image = element("img", { src: result.thumbnail, alt: title, loading: number < 24 ? "eager" : "lazy", decoding: "async" });
   image.onerror = () => image.replaceWith(element("span", { className: "missing" }, "The file has changed or is gone"));
-  const caption = element("span", { className: "caption" }, element("span", { className: "title", title }, title), element("span", { className: "score" }, result.score.toFixed(3)));
+  const caption = element("span", { className: "caption" }, element("span", { className: "title", title }, title), element("span", { className: "score" }, scoreOf(result)));
   const open = element("button", { type: "button", className: "open", tabIndex: number ? -1 : 0, onclick: () => openDetail(number) }, image, caption);
-  open.setAttribute("aria-label", `${title}, score ${result.score.toFixed(3)}`);
+  open.setAttribute("aria-label", `${title}, score ${scoreOf(result)}`);
   const like = element("button", { type: "button", className: "like", tabIndex: -1, onclick: () => moreLike(result.id) }, "More like this");
   return element("li", { className: "card" }, open, like);
+}
+
+function drawKeywords() {
+  if (state.hybrid.length) keywords = state.hybrid.filter((name) => info.keywords.includes(name));
+  $("hybrid").checked = state.hybrid.length > 0;
+  $("hybrid-columns").hidden = !state.hybrid.length;
+  const focused = $("hybrid-columns").contains(document.activeElement) ? document.activeElement.value : null;
+  const rows = info.keywords.map((name) => element("li", {}, element("label", {}, element("input", { type: "checkbox", value: name, checked: state.hybrid.includes(name), onchange: submit }), element("span", { title: name }, name.replaceAll("_", " ")))));
+  $("hybrid-columns").replaceChildren(element("ul", {}, ...rows));
+  if (focused !== null) [...$("hybrid-columns").querySelectorAll("input")].find((box) => box.value === focused)?.focus();
+}
+
+// The columns that the switch chooses at first: those that name or describe an image. Those of few values are filters.
+function usualKeywords() {
+  const filters = info.facets.map((facet) => facet.column);
+  const describing = info.keywords.filter((name) => name !== "path" && !filters.includes(name));
+  return (describing.length ? describing : info.keywords).slice(0, MOST_COLUMNS);
+}
+
+function chosenKeywords() {
+  if (!$("hybrid").checked) return [];
+  if (!state.hybrid.length) return keywords.length ? keywords : usualKeywords();
+  return [...$("hybrid-columns").querySelectorAll("input:checked")].map((box) => box.value);
 }
 
 function drawFacets() {
@@ -277,7 +310,7 @@ function openDetail(number) {
   $("detail-image").src = result.image;
   $("detail-image").alt = title;
   $("detail-title").textContent = title;
-  const facts = { score: result.score.toFixed(4), path: result.path, ...result.columns };
+  const facts = { score: result.score.toFixed(4), similarity: result.similarity?.toFixed(4) ?? null, path: result.path, ...result.columns };
   const rows = Object.entries(facts).filter(([, value]) => value !== null && value !== "" && value !== "[]");
   $("detail-columns").replaceChildren(...rows.flatMap(([name, value]) => [element("dt", {}, name.replaceAll("_", " ")), element("dd", {}, readable(value))]));
   $("detail-open").href = result.image;
@@ -355,7 +388,7 @@ function onKey(event) {
 // ------------------------------------------------------------------ beginning
 
 function typed() {
-  return { q: $("text").value, minus: $("minus").value, where: $("where").value, rerank: $("rerank").checked };
+  return { q: $("text").value, minus: $("minus").value, where: $("where").value, rerank: $("rerank").checked, hybrid: chosenKeywords() };
 }
 
 function submit() {
@@ -371,8 +404,7 @@ function setTheme(theme) {
 function listen() {
   $("form").addEventListener("submit", (event) => { event.preventDefault(); submit(); });
   $("where").addEventListener("keydown", (event) => { if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); submit(); } });
-  for (const id of ["minus", "where"]) $(id).addEventListener("change", submit);
-  $("rerank").addEventListener("change", submit);
+  for (const id of ["minus", "where", "rerank", "hybrid"]) $(id).addEventListener("change", submit);
   $("home").addEventListener("click", (event) => { event.preventDefault(); change(emptyState()); $("text").focus(); });
   $("clear").addEventListener("click", clearFilters);
   $("more").addEventListener("click", () => { state.k = Math.min(MOST, state.k + PAGE_SIZE); search(); });
@@ -425,6 +457,7 @@ async function begin() {
   $("name").textContent = info.name;
   $("name").title = `${info.images.toLocaleString("en")} images, ${info.model}`;
   $("rerank-row").hidden = !info.rerank;
+  $("hybrid-row").hidden = !info.keywords.length;
   $("columns").textContent = info.columns.length ? `Columns: path, ${info.columns.join(", ")}` : "Column: path";
   showState();
   search();
