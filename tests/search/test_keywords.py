@@ -181,8 +181,8 @@ def test_random_texts_are_no_errors_and_no_operators(index):
 
 
 def test_a_lone_surrogate_is_no_word():
-    table = KeywordTable([(1, "arrow"), (2, "cart"), (3, "sign")], 1)
-    ids, _ = table.scores("arrow \udcff cart\ud800")
+    table = KeywordTable([(1, 0, "arrow"), (2, 1, "cart"), (3, 2, "sign")], 1)
+    ids, _, _ = table.scores("arrow \udcff cart\ud800")
     assert sorted(ids) == [1, 2]
 
 

@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -25,11 +26,13 @@ from .fingerprint import describe_model, different_parts
 from .gallery import Gallery, SourceOptions, open_gallery, place, read_file
 from .keywords import WINDOW, KeywordTables, check_columns, fuse
 from .loading import load_encoder
-from .store import IndexStore, is_index, quote_name
+from .store import IndexStore, Snapshot, is_index, quote_name
 from .update import IndexUpdate, UpdateSummary
 from .vectors import load_faiss, nearest
 from .where import check_expression, only_reading
 
+
+logger = logging.getLogger(__name__)
 
 NUMBERS_AT_ONCE = 10_000  # in one query of SQLite
 PLACES = 'SELECT "hf_cots slot", "hf_cots path", "hf_cots id"'
@@ -351,10 +354,10 @@ class DiskIndex(BaseIndex):
             similarity_of = dict(zip(found.tolist(), scores.tolist()))
             images = {row[2]: row for row in self._select_in(where, PLACES, "hf_cots slot", similarity_of)}
             if columns:
-                by_words = self._find_words(snapshot.version, text or "", columns, where, window)
+                by_words = self._find_words(snapshot, vector.numpy(), text or "", columns, where, window)
                 images |= {row[2]: row for row in self._select_in(where, PLACES, "hf_cots id", by_words)}
-                others = {slot for slot, *_ in images.values()} - similarity_of.keys()
-                similarity_of |= score_rows(snapshot.rows, vector.numpy(), others)
+                others = {slot for slot, *_ in images.values()} - similarity_of.keys()  # found by words alone
+                similarity_of |= score_rows(snapshot.rows, vector.numpy(), np.array(list(others), dtype=np.int64))
                 score_of = fuse({image: similarity_of[row[0]] for image, row in images.items()}, by_words, window)
             else:
                 score_of = {image: similarity_of[row[0]] for image, row in images.items()}
@@ -362,17 +365,28 @@ class DiskIndex(BaseIndex):
             return self._list_matches(best, score_of, similarity_of if columns else {})
 
     def _find_words(
-        self, version: int, text: str, columns: tuple[str, ...], where: str | None, window: int
+        self,
+        snapshot: Snapshot,
+        query: np.ndarray,
+        text: str,
+        columns: tuple[str, ...],
+        where: str | None,
+        window: int,
     ) -> dict[int, float]:
-        """Ids and scores of the best `window` images by the words of a text, and of those that tie with the last."""
-        cells = f'SELECT "hf_cots id", {", ".join(map(quote_name, columns))}'
-        table = self._keywords.get(version, columns, lambda: self._select(None, cells))
-        ids, scores = table.scores(text)
+        """Ids and scores of the best `window` images by the words of a text, and of those that tie with the last; of
+        these, if they are more, the most similar ones, since no others can be among the results."""
+        cells = f'SELECT "hf_cots id", "hf_cots slot", {", ".join(map(quote_name, columns))}'
+        table = self._keywords.get(snapshot.version, columns, lambda: self._select(None, cells))
+        ids, slots, scores = table.scores(text)
         if where is not None:
             allowed = np.isin(ids, [image for (image,) in self._select(where, 'SELECT "hf_cots id"')])
-            ids, scores = ids[allowed], scores[allowed]
-        if len(ids) > window:
-            best = scores >= np.partition(scores, -window)[-window]
+            ids, slots, scores = ids[allowed], slots[allowed], scores[allowed]
+        if len(ids) == 0:
+            logger.info("no word of the text is in %s: ranked by the model alone", ", ".join(columns))
+        elif len(ids) > window:
+            last = np.partition(scores, -window)[-window]
+            similar = list(score_rows(snapshot.rows, query, slots[scores == last], window))
+            best = (scores > last) | ((scores == last) & np.isin(slots, similar))
             ids, scores = ids[best], scores[best]
         return dict(zip(ids.tolist(), scores.tolist()))
 
@@ -418,11 +432,11 @@ def in_parts(numbers: Iterable[int]) -> Iterator[str]:
         yield ", ".join(listed[start : start + NUMBERS_AT_ONCE])
 
 
-def score_rows(rows: np.ndarray, query: np.ndarray, numbers: Iterable[int]) -> dict[int, float]:
-    """Exact scores of some rows, by their numbers."""
+def score_rows(rows: np.ndarray, query: np.ndarray, numbers: np.ndarray, k: int | None = None) -> dict[int, float]:
+    """Exact scores of some rows, by their numbers; of the k best ones if they are more."""
     wanted = np.zeros(len(rows), dtype=bool)
-    wanted[list(numbers)] = True
-    found, scores = nearest(rows, query, int(wanted.sum()), wanted)
+    wanted[numbers] = True
+    found, scores = nearest(rows, query, k or len(numbers), wanted)
     return dict(zip(found.tolist(), scores.tolist()))
 
 

@@ -7,7 +7,7 @@ disagree with its columns.
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -25,40 +25,41 @@ class KeywordTable:
     """The words of some columns of the images.
 
     Args:
-        rows: of each image its id and its cells.
+        rows: of each image its id, its slot and its cells.
         columns: the number of cells.
 
     Raises:
         sqlite3.OperationalError: if this SQLite has no FTS5.
     """
 
-    def __init__(self, rows: Iterable[Sequence[Any]], columns: int):
+    def __init__(self, rows: Sequence[Sequence[Any]], columns: int):
         names = ", ".join(f"c{i}" for i in range(columns))
         self.database = sqlite3.connect(":memory:", check_same_thread=False)
         self.database.execute(
             f"CREATE VIRTUAL TABLE words USING fts5({names}, content = '', tokenize = '{TOKENIZER}')"
         )
-        texts = ((image, *map(to_text, cells)) for image, *cells in rows)
+        texts = ((i, *map(to_text, cells)) for i, (_, _, *cells) in enumerate(rows))
         marks = ", ?" * columns
         with self.database:
-            inserted = self.database.executemany(f"INSERT INTO words(rowid, {names}) VALUES (?{marks})", texts)
-        self.count = inserted.rowcount
+            self.database.executemany(f"INSERT INTO words(rowid, {names}) VALUES (?{marks})", texts)
+        self.images = np.array([row[0] for row in rows], dtype=np.int64)
+        self.slots = np.array([row[1] for row in rows], dtype=np.int64)
         self._is_frequent = lru_cache(KEPT_WORDS)(self._match_half)
 
-    def scores(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+    def scores(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Find the images that have at least one word of a text.
 
         Words that more than half of the images have tell little and match much: they count only where no image has any
         of the others.
 
         Returns:
-            (m,) int64 ids and (m,) float64 scores, in no order: BM25 of the words over all columns, as FTS5 computes
-            it with k1 = 1.2 and b = 0.75.
+            (m,) int64 ids, (m,) int64 slots and (m,) float64 scores, in no order: BM25 of the words over all columns,
+            as FTS5 computes it with k1 = 1.2 and b = 0.75.
         """
         words = split_words(text)
         found = self._match([word for word in words if not self._is_frequent(word)]) or self._match(words)
-        ids, scores = zip(*found) if found else ((), ())
-        return np.array(ids, dtype=np.int64), -np.array(scores, dtype=np.float64)
+        numbers = np.array([number for number, _ in found], dtype=np.int64)
+        return self.images[numbers], self.slots[numbers], -np.array([score for _, score in found], dtype=np.float64)
 
     def _match(self, words: Sequence[str]) -> list[tuple[int, float]]:
         select = "SELECT rowid, bm25(words) FROM words WHERE words MATCH ?"
@@ -66,7 +67,7 @@ class KeywordTable:
 
     def _match_half(self, word: str) -> bool:
         """Whether more than half of the images have a word."""
-        most = self.count // 2
+        most = len(self.images) // 2
         select = f"SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT {most + 1})"
         return self.database.execute(select, (word,)).fetchone()[0] > most
 
@@ -78,7 +79,7 @@ class KeywordTables:
         self._version = -1
         self._tables: dict[tuple[str, ...], KeywordTable] = {}
 
-    def get(self, version: int, columns: tuple[str, ...], read: Callable[[], Iterable[Sequence[Any]]]) -> KeywordTable:
+    def get(self, version: int, columns: tuple[str, ...], read: Callable[[], Sequence[Sequence[Any]]]) -> KeywordTable:
         """The table of some columns at some version of the index, whose rows `read` gives if they are needed."""
         if version != self._version:
             self._version, self._tables = version, {}
