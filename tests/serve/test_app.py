@@ -92,6 +92,28 @@ def test_filters_and_where(client, index):
     assert paths(by_address) == expected("style = 'flat'")
 
 
+def test_words_of_columns(client, index):
+    expected = index.search("number 7", 9, hybrid=["title", "path"])
+    fields = {"text": "number 7", "k": 9, "hybrid": ["title", "path"]}
+    by_json = client.post("/api/search", json=fields)
+    assert paths(by_json) == names(expected)
+    assert expected[0].columns["title"] == "number 7"
+    found = by_json.json()["results"]
+    assert [result["score"] for result in found] == [match.score for match in expected]
+    assert [result["similarity"] for result in found] == [match.similarity for match in expected]
+    assert client.get("/api/search", params=fields).json()["results"] == found
+    form = [
+        (name, (None, str(each))) for name in fields for each in ([fields[name]] if name != "hybrid" else fields[name])
+    ]
+    assert client.post("/api/search", files=form).json()["results"] == found
+    fields |= {"where": "size < 20", "filters": {"style": ["line"]}}
+    expected = index.search("number 7", 9, where="size < 20 and style = 'line'", hybrid=["title", "path"])
+    assert paths(client.post("/api/search", json=fields)) == names(expected)
+    plain = client.post("/api/search", json={"text": "number 7", "hybrid": []}).json()["results"]
+    assert [result["similarity"] for result in plain] == [None] * 30
+    assert client.get("/api/info").json()["keywords"] == ["style", "title", "path"]
+
+
 def test_similar_images_are_the_nearest_without_the_image(client, index, photos):
     match = index.search("a", 1)[0]
     expected = [name for name in names(index.search(match.path, 30)) if name != match.path.name]
@@ -291,6 +313,10 @@ WRONG = [
     ({"text": "a", "where": "\0"}, 400, "null character"),
     ({"text": "a", "where": "(" * 1990}, 400, "parenthesis"),
     ({"text": "a", "where": "-" * 1 + "+-" * 999}, 400, "where"),
+    ({"text": "a", "hybrid": ["nope"]}, 400, "hybrid: no column 'nope'; the index has style, size, title, path"),
+    ({"text": "a", "hybrid": "title"}, 422, "hybrid"),
+    ({"text": "a", "hybrid": [5]}, 422, "hybrid"),
+    ({"text": "a", "hybrid": ["title"] * 51}, 422, "hybrid"),
     ({"text": "a", "filters": {"nope": [1]}}, 400, "no column 'nope'"),
     ({"text": "a", "filters": {'x" OR 1': [1]}}, 400, "no column"),
     ({"text": "a", "filters": {"style": "flat"}}, 422, "filters"),
