@@ -373,7 +373,7 @@ def test_random_requests_never_break_the_server(client):
     """Seeded: bytes, JSON of random kinds, and addresses."""
     chooser = random.Random(0)
     atoms = [None, True, -1, 0, 3, 2**70, 1.5, "", "a", "\0", "'", '"', "--", "é" * 50, [], {}, ["a"], {"a": [1]}]
-    fields = ("text", "image", "minus", "where", "filters", "k", "rerank", "id", "x")
+    fields = ("text", "image", "minus", "where", "filters", "k", "rerank", "hybrid", "id", "x")
     for _ in range(150):
         kind = chooser.randrange(4)
         if kind == 0:

@@ -156,6 +156,47 @@ def test_filters_minus_similar_and_the_back_button(page, index):
     page.shows([match for match in index.search(like.path, 30) if match.id != like.id])
 
 
+def test_the_switch_for_keywords(page, index):
+    assert not page.one("#hybrid-columns").is_displayed()
+    page.press("number 7", Keys.ENTER)
+    page.shows(index.search("number 7", 30))
+    page.one("#hybrid + .track").click()
+    page.shows(index.search("number 7", 30, hybrid=["title"]))  # style is a filter
+    assert "hybrid=title" in page.browser.current_url
+    assert page.text(".score") == f"{index.search('number 7', 1, hybrid='title')[0].score:.4f}"
+    boxes = page.all("#hybrid-columns input")
+    assert [(box.get_attribute("value"), box.is_selected()) for box in boxes] == [
+        ("style", False),
+        ("title", True),
+        ("path", False),
+    ]
+    boxes[2].click()
+    page.shows(index.search("number 7", 30, hybrid=["title", "path"]))
+    assert page.focused().get_attribute("value") == "path"
+    page.browser.refresh()
+    page.shows(index.search("number 7", 30, hybrid=["title", "path"]))
+    page.one("#hybrid + .track").click()
+    page.shows(index.search("number 7", 30))
+    page.one("#hybrid + .track").click()
+    page.shows(index.search("number 7", 30, hybrid=["title", "path"]))  # the columns of before
+    for box in (1, 2):
+        page.all("#hybrid-columns input")[box].click()
+    page.shows(index.search("number 7", 30))
+    assert not page.one("#hybrid").is_selected()
+    page.browser.back()
+    page.shows(index.search("number 7", 30, hybrid=["path"]))
+
+
+def test_words_beside_an_image(page, index, photos):
+    page.one("#text").send_keys("number 7", Keys.ENTER)
+    page.one("#hybrid + .track").click()
+    page.one("#file").send_keys(str(photos / "004.png"))
+    page.shows(index.search("number 7", 30, image=photos / "004.png", hybrid=["title"]))
+    page.one("#text").clear()
+    page.one("#text").send_keys(Keys.ENTER)
+    page.shows(index.search(photos / "004.png", 30))
+
+
 def test_an_image_from_a_file_by_paste_and_by_drop(page, index, photos):
     page.one("#file").send_keys(str(photos / "004.png"))
     page.shows(index.search(photos / "004.png", 30))
