@@ -413,6 +413,15 @@ def test_a_filter_that_takes_too_long_is_stopped(index, monkeypatch):
     assert ids(client.post("/api/search", json={"text": "a", "where": slow})) == []
 
 
+def test_words_of_a_large_index_are_read_to_the_end(index, monkeypatch):
+    monkeypatch.setattr(engine_module, "STEPS", 50)
+    monkeypatch.setattr(engine_module, "FILTER_SECONDS", -1.0)
+    opened = ImageIndex.open(index.folder, index.encoder)
+    answer = client_of(opened).post("/api/search", json={"text": "a", "hybrid": ["title"]})
+    assert "longer than" in error(answer, 400)  # what comes after that is a search as any other
+    assert list(opened._keywords._tables) == [("title",)]
+
+
 # ---------------------------------------------------------------------- who may ask
 
 

@@ -24,7 +24,7 @@ from .encoders import Encoder
 from .encoding import check_batch_size
 from .fingerprint import describe_model, different_parts
 from .gallery import Gallery, SourceOptions, open_gallery, place, read_file
-from .keywords import WINDOW, KeywordTables, check_columns, fuse
+from .keywords import WINDOW, KeywordTable, KeywordTables, check_columns, fuse
 from .loading import load_encoder
 from .store import IndexStore, Snapshot, is_index, quote_name
 from .update import IndexUpdate, UpdateSummary
@@ -321,7 +321,7 @@ class DiskIndex(BaseIndex):
         check_k(k)
         self.check_where(where)  # a mistake costs no encoding
         text = query if isinstance(query, str) else None
-        self.check_hybrid(hybrid, text)
+        self.prepare_hybrid(hybrid, text)
         return self.search_vector(self.embed_query(query, image, minus), k, where, hybrid, text)
 
     def check_where(self, where: str | None) -> None:
@@ -329,9 +329,13 @@ class DiskIndex(BaseIndex):
         with self._lock, self.store.reading():
             self._select(where, "SELECT 1", "LIMIT 0")
 
-    def check_hybrid(self, hybrid: str | Sequence[str] | None, text: str | None) -> None:
-        """Check the columns of a hybrid search and its text; raises ValueError, naming what is wrong with them."""
-        check_columns(hybrid, self.columns, text)
+    def prepare_hybrid(self, hybrid: str | Sequence[str] | None, text: str | None) -> None:
+        """Check the columns of a hybrid search and its text, and read the words of the columns, which the first search
+        would do; raises ValueError, naming what is wrong."""
+        with self._lock, self.store.reading() as snapshot:
+            columns = check_columns(hybrid, self.store.column_names(), text)
+            if columns:
+                self._read_words(snapshot.version, columns)
 
     def search_vector(
         self,
@@ -364,6 +368,10 @@ class DiskIndex(BaseIndex):
             best = sorted(images.values(), key=lambda row: (-score_of[row[2]], -similarity_of[row[0]], row[1]))[:k]
             return self._list_matches(best, score_of, similarity_of if columns else {})
 
+    def _read_words(self, version: int, columns: tuple[str, ...]) -> KeywordTable:
+        cells = f'SELECT "hf_cots id", "hf_cots slot", {", ".join(map(quote_name, columns))}'
+        return self._keywords.get(version, columns, lambda: self._select(None, cells))
+
     def _find_words(
         self,
         snapshot: Snapshot,
@@ -375,9 +383,7 @@ class DiskIndex(BaseIndex):
     ) -> dict[int, float]:
         """Ids and scores of the best `window` images by the words of a text, and of those that tie with the last; of
         these, if they are more, the most similar ones, since no others can be among the results."""
-        cells = f'SELECT "hf_cots id", "hf_cots slot", {", ".join(map(quote_name, columns))}'
-        table = self._keywords.get(snapshot.version, columns, lambda: self._select(None, cells))
-        ids, slots, scores = table.scores(text)
+        ids, slots, scores = self._read_words(snapshot.version, columns).scores(text)
         if where is not None:
             allowed = np.isin(ids, [image for (image,) in self._select(where, 'SELECT "hf_cots id"')])
             ids, slots, scores = ids[allowed], slots[allowed], scores[allowed]

@@ -1,6 +1,7 @@
 """Searches of a page, one after another, over an index that other processes may update or replace."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -70,7 +71,7 @@ class Engine:
         self.index, self.reranker = index, reranker
         self.gate = Gate(QUEUE)
         self._opening = threading.Lock()
-        self._deadline = float("inf")
+        self._deadline = math.inf
         self._adopt(index)
 
     def _adopt(self, index: DiskIndex) -> None:
@@ -133,7 +134,9 @@ class Engine:
         reranker, hybrid = self._reranker(request, text), request.hybrid or None
         with self.gate.enter():
             condition = self._condition(request)  # a mistake costs no encoding
-            self._filtered(lambda: self.index.check_hybrid(hybrid, text))
+            # Reading the words of a large index takes its time, but only once.
+            read_words = partial(self.index.prepare_hybrid, hybrid, text)
+            clock.time("search", partial(self._filtered, read_words, limited=False))
             image = None if upload is None else decode_upload(upload)
             vector = clock.time("encode", lambda: self.index.embed_query(text, image, minus))
             count = max(request.k, reranker.budget.max_candidates if reranker else 0)
@@ -204,13 +207,13 @@ class Engine:
 
         return self._filtered(write)
 
-    def _filtered(self, search: Callable[[], T]) -> T:
-        """Run a search whose filter may take so long and no longer.
+    def _filtered(self, search: Callable[[], T], limited: bool = True) -> T:
+        """Run a search whose filter may take so long and no longer, unless it is not limited.
 
         Raises:
             ValueError: naming what is wrong with the filter.
         """
-        self._deadline = time.monotonic() + FILTER_SECONDS
+        self._deadline = time.monotonic() + FILTER_SECONDS if limited else math.inf
         try:
             return search()
         except (ValueError, OSError) as error:
@@ -220,7 +223,7 @@ class Engine:
                 raise
             raise ValueError(str(error).removeprefix("--")) from None
         finally:
-            self._deadline = float("inf")
+            self._deadline = math.inf
 
     def _answer(self, found: list[Match], clock: "Clock") -> SearchResponse:
         results = [
