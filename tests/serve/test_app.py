@@ -414,7 +414,7 @@ def test_a_filter_that_takes_too_long_is_stopped(index, monkeypatch):
 
 
 def test_words_of_a_large_index_are_read_to_the_end(index, monkeypatch):
-    monkeypatch.setattr(engine_module, "STEPS", 50)
+    monkeypatch.setattr(engine_module, "STEPS", 200)
     monkeypatch.setattr(engine_module, "FILTER_SECONDS", -1.0)
     opened = ImageIndex.open(index.folder, index.encoder)
     answer = client_of(opened).post("/api/search", json={"text": "a", "hybrid": ["title"]})
