@@ -23,19 +23,19 @@ L, W = 'columns["c0"]', 'columns["c1"]'
         ("9 < width", f'({W} > 9 or {W} >= "")'),
         ("width < 1e2", f"{W} < 100"),
         ("width < 'x'", f'({W} < "x" or {W} < 0 or {W} >= 0)'),
-        ("width <> -.5", f"(exists {W} and not ({W} == -0.5))"),
-        ("not license >= 'a'", f'(exists {L} and not ({L} >= "a"))'),
+        ("width <> -.5", f"((exists {W}) and not ({W} == -0.5))"),
+        ("not license >= 'a'", f'((exists {L}) and not ({L} >= "a"))'),
         ("not not [license] is null", f"not (exists {L})"),
-        ("`path` notnull", 'path >= ""'),
+        ("`path` notnull", '(path >= "")'),
         ("license in ('a', 2)", f'({L} in ["a", "2"])'),
-        ("width not in (1, 'a')", f'(exists {W} and not (({W} == 1 or {W} in ["a"])))'),
+        ("width not in (1, 'a')", f'((exists {W}) and not (({W} == 1 or {W} in ["a"])))'),
         ("width between 1 and 2", f'(({W} >= 1 or {W} >= "") and {W} <= 2)'),
         ("path glob 'a*' or path like '0-%'", '((path >= "a" and path < "b") or (path >= "0-" and path < "0."))'),
         ('"na""me" glob \'x\'', 'columns["c2"] == "x"'),
         (
             "not (license = 'a' and width = 1 or width = 2)",
-            f'(((exists {L} and not ({L} == "a")) or (exists {W} and not ({W} == 1))) '
-            f"and (exists {W} and not ({W} == 2)))",
+            f'((((exists {L}) and not ({L} == "a")) or ((exists {W}) and not ({W} == 1))) '
+            f"and ((exists {W}) and not ({W} == 2)))",
         ),
     ],
 )

@@ -30,7 +30,8 @@ from .vectors import row_type
 
 SCHEMES = ("http://", "https://")
 SECONDS, CONNECT_SECONDS = 120, 10  # for one call
-ROWS_AT_ONCE = 500  # in one message, of at most 64 MB
+ROWS_AT_ONCE = 500  # with vectors in one message, of at most 64 MB
+SCANNED_AT_ONCE = 4_000  # without vectors
 MOST_HITS = 16_384  # of one search
 LONGEST_TEXT = 65_535  # bytes of a path, or of the columns of an image
 FIELDS = {"path", "vector", "found", "columns", "row"}
@@ -158,7 +159,7 @@ class Collection:
         """
         # pymilvus has an iterator, but it does not quote texts.
         expected, last, count = self.count(condition), "", 0
-        while found := self.query(f"{condition} and path > {write(last)}", ["path", *fields], ROWS_AT_ONCE):
+        while found := self.query(f"{condition} and path > {write(last)}", ["path", *fields], SCANNED_AT_ONCE):
             yield from sorted(found, key=lambda entity: entity["path"])
             last, count = max(entity["path"] for entity in found), count + len(found)
         if count != expected:

@@ -48,7 +48,7 @@ class Column(NamedTuple):
 
     @property
     def present(self) -> str:
-        return f'{self.field} >= ""' if self.field == "path" else f"exists {self.field}"
+        return f'({self.field} >= "")' if self.field == "path" else f"(exists {self.field})"
 
 
 class WhereTranslator:
@@ -116,9 +116,9 @@ class WhereTranslator:
             return self._compare(self._column(), MIRRORED[operator], literal, holds)
         column = self._column()
         if self._skip("IS", "NULL") or self._skip("ISNULL"):
-            return f"not ({column.present})" if holds else column.present
+            return f"not {column.present}" if holds else column.present
         if self._skip("IS", "NOT", "NULL") or self._skip("NOT", "NULL") or self._skip("NOTNULL"):
-            return column.present if holds else f"not ({column.present})"
+            return column.present if holds else f"not {column.present}"
         holds = holds != self._skip("NOT")
         if self._skip("IN", "("):
             return self._is_among(column, holds)
