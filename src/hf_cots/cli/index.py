@@ -15,7 +15,9 @@ from .options import BatchSize, Encoder, ImageColumn, Revision, Separator, Split
 def index(
     model: Encoder,
     source: Annotated[str, typer.Argument(help="Folder of images, or any data set: Hub id, parquet, CSV, tars, ...")],
-    to: Annotated[Path, typer.Option(help="Folder of the index; made, or brought up to date.")],
+    to: Annotated[
+        str, typer.Option(help="Folder of the index, or http://host:19530/name in Milvus; made or updated.")
+    ],
     dtype: Annotated[
         str | None, typer.Option(help="Precision of the vectors: float32 (the default), float16 or int8.")
     ] = None,
@@ -30,17 +32,18 @@ def index(
     """Make an index of images on disk, or bring it up to date: only contents that are new are encoded."""
     from ..search.gallery import SourceOptions
     from ..search.index import ImageIndex
+    from ..search.milvus import is_milvus
 
     options = SourceOptions(image_column, split, separator)
     saved = f"all but the last batch is in {to}: the same command goes on"
-    with note_on_interrupt(lambda: saved if to.is_dir() else "nothing was saved"):
+    with note_on_interrupt(lambda: saved if is_milvus(to) or Path(to).is_dir() else "nothing was saved"):
         built = ImageIndex.build(
             model, source, to, dtype=dtype, options=options, batch_size=batch_size, progress=True, revision=revision
         )
     note_skipped(built.summary.broken)
-    error = float(built.store.meta.get("error", 0))
+    error = float(built.meta.get("error", 0))
     if error:
-        print_note(f"{built.store.dtype} changes scores by at most {error:.2g}", "dim")
+        print_note(f"{built.meta['dtype']} changes scores by at most {error:.2g}", "dim")
     if as_json:
         typer.echo(json.dumps(built.summary.counts()))
     else:

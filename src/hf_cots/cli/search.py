@@ -39,12 +39,15 @@ def search(
     from ..evaluation.rendering.panels import draw_sheet
     from ..search.base import BaseIndex, check_k
     from ..search.index import ImageIndex, open_folder
+    from ..search.milvus import is_milvus
     from ..search.reranked import RerankedIndex
     from ..search.store import is_index
 
-    of_index, words = is_index(source), words or []
+    of_index, words = is_index(source) or is_milvus(source), words or []
     _check_words(source, words, of_index, image)
     _check_columns(of_index, where, hybrid)
+    if hybrid is not None and is_milvus(source):
+        raise ValueError("--hybrid searches the columns of an index on disk, not of one in Milvus")
     check_k(k)
     check_output_file(sheet)
     index: BaseIndex

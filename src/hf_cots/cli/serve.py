@@ -32,11 +32,14 @@ def serve(
     from ..search.base import BaseIndex
     from ..search.disk_index import DiskIndex
     from ..search.index import ImageIndex, open_folder
+    from ..search.milvus import is_milvus
     from ..search.reranked import RerankedIndex
     from ..search.store import is_index
     from ..serve import create_app
     from ..serve.guard import LOOPBACK
 
+    if is_milvus(source):
+        raise ValueError("the search page needs an index in a folder; `hf-cots search` searches one in Milvus")
     listener = listen(host, port)  # an error here comes before the work, not after
     index: BaseIndex
     if folder is None:

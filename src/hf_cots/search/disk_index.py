@@ -6,7 +6,7 @@
 import json
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,16 +38,16 @@ NUMBERS_AT_ONCE = 10_000  # in one query of SQLite
 PLACES = 'SELECT "hf_cots slot", "hf_cots path", "hf_cots id"'
 
 
-def check_model(store: IndexStore, encoder: Encoder) -> None:
+def check_model(name: str, meta: dict[str, str], encoder: Encoder) -> None:
     """Check that a model is the one that an index was built with.
 
     Raises:
         ValueError: naming both, and in what they differ.
     """
-    different = different_parts(json.loads(store.meta["fingerprint"]), describe_model(encoder))
+    different = different_parts(json.loads(meta["fingerprint"]), describe_model(encoder))
     if different:
         raise ValueError(
-            f"the index {store.folder} was built with {store.meta['model']}, and {encoder.name} has another "
+            f"the index {name} was built with {meta['model']}, and {encoder.name} has another "
             f"{' and another '.join(different)}: their embeddings do not compare. Name that model, or another index"
         )
 
@@ -60,9 +60,9 @@ def check_source(store: IndexStore, source: str, dtype: str | None) -> None:
     """
     before = store.meta["source"]
     if source != before and Path(before).exists():
-        raise ValueError(f"the index {store.folder} is of {before}, not of {source}: name another one with --to")
+        raise ValueError(f"the index {store.name} is of {before}, not of {source}: name another one with --to")
     if dtype is not None and dtype != store.dtype:
-        raise ValueError(f"the index {store.folder} keeps {store.dtype}, not {dtype}: name another one with --to")
+        raise ValueError(f"the index {store.name} keeps {store.dtype}, not {dtype}: name another one with --to")
 
 
 def name_model(model: str | Path | Encoder, revision: str | None) -> dict[str, str]:
@@ -70,6 +70,49 @@ def name_model(model: str | Path | Encoder, revision: str | None) -> dict[str, s
     name = str(model) if isinstance(model, (str, Path)) else model.name
     path = str(Path(name).resolve()) if Path(name).exists() else name
     return {"model": path} | ({"revision": revision} if revision else {})
+
+
+def bring_up_to_date(
+    open_store: Callable[..., IndexStore],
+    model: str | Path | Encoder,
+    gallery: Gallery,
+    dtype: str | None,
+    batch_size: int,
+    progress: bool,
+    device: str | torch.device | None,
+    revision: str | None,
+) -> tuple[Encoder, UpdateSummary]:
+    """Write an index; arguments and errors as for [`DiskIndex.build`].
+
+    Args:
+        open_store: opens the index for writing, or makes it for vectors of a size, with what it should know.
+    """
+    check_batch_size(batch_size)
+    encoder = load_encoder(model, device, revision) if isinstance(model, (str, Path)) else model
+    settings = {"source": gallery.name, "options": json.dumps(asdict(gallery.options))}
+    settings["with_columns"] = str(int(gallery.with_columns))
+    settings["root"] = "" if gallery.root is None else str(gallery.root.resolve())
+    named = {"fingerprint": json.dumps(describe_model(encoder)), **name_model(model, revision)}
+    store = open_store(encoder.dim, **named, **settings)
+    try:
+        check_model(store.name, store.meta, encoder)
+        check_source(store, settings["source"], dtype)
+        with store.transaction():
+            store.set_meta(**settings)
+        return encoder, IndexUpdate(store, encoder, gallery, batch_size).run(progress)
+    finally:
+        store.close()
+
+
+def check_not_empty(index: BaseIndex, gallery: Gallery, summary: UpdateSummary) -> None:
+    """Check that an index has an image.
+
+    Raises:
+        ValueError: if it has none, with reasons.
+    """
+    if len(index) == 0:
+        reasons = "".join(f"; {broken}" for broken in summary.broken[:3])
+        raise ValueError(f"none of {len(gallery.paths)} image files can be read{reasons}")
 
 
 class DiskIndex(BaseIndex):
@@ -95,7 +138,7 @@ class DiskIndex(BaseIndex):
     def __init__(self, folder: str | Path, encoder: Encoder, root: Path | None = None):
         self.folder, self.encoder = Path(folder), encoder
         self.store = IndexStore(folder)
-        check_model(self.store, encoder)
+        check_model(self.store.name, self.store.meta, encoder)
         kept = self.store.meta.get("root")
         self.root = root or (Path(kept) if kept else None)
         self.summary = UpdateSummary()
@@ -140,30 +183,17 @@ class DiskIndex(BaseIndex):
             OSError: if the index cannot be written, or another process writes it.
             ValueError: if the index is of another model, source or dtype, or no image can be read.
         """
-        check_batch_size(batch_size)
+
+        def open_store(dim: int, **meta: str) -> IndexStore:
+            if is_index(to):
+                return IndexStore(to, writable=True, wait=wait)
+            return IndexStore.create(to, dim, dtype or "float32", wait, **meta)
+
         gallery = source if isinstance(source, Gallery) else open_gallery(source, options, with_columns)
-        encoder = load_encoder(model, device, revision) if isinstance(model, (str, Path)) else model
-        settings = {"source": gallery.name, "options": json.dumps(asdict(gallery.options))}
-        settings["with_columns"] = str(int(gallery.with_columns))
-        settings["root"] = "" if gallery.root is None else str(gallery.root.resolve())
-        if is_index(to):
-            store = IndexStore(to, writable=True, wait=wait)
-        else:
-            named = {"fingerprint": json.dumps(describe_model(encoder)), **name_model(model, revision)}
-            store = IndexStore.create(to, encoder.dim, dtype or "float32", wait, **named, **settings)
-        try:
-            check_model(store, encoder)
-            check_source(store, settings["source"], dtype)
-            with store.transaction():
-                store.set_meta(**settings)
-            summary = IndexUpdate(store, encoder, gallery, batch_size).run(progress)
-        finally:
-            store.close()
+        encoder, summary = bring_up_to_date(open_store, model, gallery, dtype, batch_size, progress, device, revision)
         index = DiskIndex(to, encoder, gallery.root)
         index.summary = summary
-        if len(index) == 0:
-            reasons = "".join(f"; {broken}" for broken in summary.broken[:3])
-            raise ValueError(f"none of {len(gallery.paths)} image files can be read{reasons}")
+        check_not_empty(index, gallery, summary)
         return index
 
     @staticmethod
@@ -200,6 +230,11 @@ class DiskIndex(BaseIndex):
         return self.summary
 
     # ------------------------------------------------------------------ what is in it
+
+    @property
+    def meta(self) -> dict[str, str]:
+        """What the index notes of its model and source."""
+        return self.store.meta
 
     def __len__(self) -> int:
         with self._lock, self.store.reading():

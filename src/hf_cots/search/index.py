@@ -24,6 +24,8 @@ from .encoding import check_batch_size
 from .fingerprint import describe_model
 from .gallery import FolderGallery
 from .loading import load_encoder
+from .milvus import is_milvus
+from .milvus_index import MilvusIndex
 
 
 logger = logging.getLogger(__name__)
@@ -105,15 +107,21 @@ class ImageIndex(BaseIndex):
         return read_image(path)
 
     @staticmethod
-    def build(model: str | Path | Encoder, source: str | Path, to: str | Path, **options: Any) -> DiskIndex:
-        """Make an index on disk, or bring it up to date; see [`DiskIndex.build`]."""
+    def build(
+        model: str | Path | Encoder, source: str | Path, to: str | Path, **options: Any
+    ) -> DiskIndex | MilvusIndex:
+        """Make an index on disk, or in Milvus, or bring it up to date; see [`DiskIndex.build`]."""
+        if is_milvus(to):
+            return MilvusIndex.build(model, source, str(to), **options)
         return DiskIndex.build(model, source, to, **options)
 
     @staticmethod
     def open(
         index: str | Path, model: str | Path | Encoder | None = None, device: str | torch.device | None = None
-    ) -> DiskIndex:
-        """Open an index on disk; see [`DiskIndex.open`]."""
+    ) -> DiskIndex | MilvusIndex:
+        """Open an index on disk, or in Milvus; see [`DiskIndex.open`]."""
+        if is_milvus(index):
+            return MilvusIndex.open(str(index), model, device)
         return DiskIndex.open(index, model, device)
 
     def search(

@@ -101,7 +101,7 @@ class IndexStore:
     """
 
     def __init__(self, folder: Path | str, writable: bool = False, wait: bool = False):
-        self.folder, self.writable = Path(folder), writable
+        self.folder, self.name, self.writable = Path(folder), str(folder), writable
         if not is_index(self.folder):
             raise FileNotFoundError(f"no index in {folder}: `hf-cots index MODEL SOURCE --to {folder}` makes one")
         self._snapshot: Snapshot | None = None
@@ -167,7 +167,7 @@ class IndexStore:
         found = int(self.meta.get("format", 0))
         if found > FORMAT:
             raise ValueError(
-                f"the index {self.folder} has format {found}, and this version of hf_cots reads up to {FORMAT}: "
+                f"the index {self.name} has format {found}, and this version of hf_cots reads up to {FORMAT}: "
                 "install a newer one"
             )
 

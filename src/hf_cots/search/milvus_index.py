@@ -1,0 +1,226 @@
+"""An index in a Milvus server, which many machines can hold and search: [`DiskIndex`] with an address for a folder."""
+
+import json
+import logging
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..data.images import BrokenImage, read_image
+from .base import AnyQuery, BaseIndex, Match, check_k
+from .disk_index import bring_up_to_date, check_model, check_not_empty
+from .encoders import Encoder
+from .gallery import Gallery, SourceOptions, open_gallery, place
+from .loading import load_encoder
+from .milvus import IMAGES, MOST_HITS, Collection, MilvusStore
+from .milvus_where import WhereTranslator
+from .update import UpdateSummary
+
+
+logger = logging.getLogger(__name__)
+
+MORE = 32  # candidates beyond k, among which the best are found in float64
+
+
+class MilvusIndex(BaseIndex):
+    """An index in a collection of Milvus; made by [`build`] and opened by [`open`].
+
+    Matches, their order and their scores are those of a [`DiskIndex`] over the same source.
+
+    Args:
+        uri: `http://host:19530/collection`.
+        encoder: the model that it was built with.
+        root: the folder that the images' paths start from; the one that it was built from if None.
+
+    Attributes:
+        summary: what the last update did.
+
+    Raises:
+        FileNotFoundError: if there is no such collection.
+        ModuleNotFoundError: without pymilvus.
+        OSError: if the server does not answer.
+        ValueError: if the model is another one, or the collection is no index.
+    """
+
+    def __init__(self, uri: str, encoder: Encoder, root: Path | None = None):
+        self.uri, self.encoder = uri, encoder
+        self.collection = Collection(uri)
+        self._read_index()
+        check_model(self.collection.uri, self.meta, encoder)
+        self.root = root or (Path(self.meta["root"]) if self.meta["root"] else None)
+        self.summary = UpdateSummary()
+
+    def _read_index(self) -> None:
+        self.meta, columns = read_existing(self.collection)
+        self.columns = [name for name, _ in columns]
+        self._where = WhereTranslator(columns)
+
+    @staticmethod
+    def build(
+        model: str | Path | Encoder,
+        source: str | Path | Gallery,
+        to: str,
+        dtype: str | None = None,
+        options: SourceOptions | None = None,
+        batch_size: int = 64,
+        progress: bool = False,
+        device: str | torch.device | None = None,
+        revision: str | None = None,
+        with_columns: bool = True,
+    ) -> "MilvusIndex":
+        """Make an index, or bring one up to date with its source; arguments and errors as for [`DiskIndex.build`].
+
+        Args:
+            to: address of the collection.
+            dtype: "float32", or None.
+        """
+        if dtype not in (None, "float32"):
+            raise ValueError(f"an index in Milvus keeps float32 vectors, not {dtype}: leave --dtype out")
+        gallery = source if isinstance(source, Gallery) else open_gallery(source, options, with_columns)
+        encoder, summary = bring_up_to_date(
+            lambda dim, **meta: MilvusStore(to, dim, **meta),
+            model,
+            gallery,
+            dtype,
+            batch_size,
+            progress,
+            device,
+            revision,
+        )
+        index = MilvusIndex(to, encoder, gallery.root)
+        index.summary = summary
+        check_not_empty(index, gallery, summary)
+        return index
+
+    @staticmethod
+    def open(
+        uri: str, model: str | Path | Encoder | None = None, device: str | torch.device | None = None
+    ) -> "MilvusIndex":
+        """Open an index for searching; arguments and errors as for [`DiskIndex.open`] and the class."""
+        if model is None:
+            meta, _ = read_existing(Collection(uri))
+            model = load_encoder(meta["model"], device, meta.get("revision"))
+        return MilvusIndex(uri, load_encoder(model, device) if isinstance(model, (str, Path)) else model)
+
+    def update(self, batch_size: int = 64, progress: bool = False) -> UpdateSummary:
+        """Bring the index up to date with the source that it was built from; arguments and errors as for [`build`]."""
+        options, columns = SourceOptions(**json.loads(self.meta["options"])), self.meta["with_columns"] == "1"
+        updated = MilvusIndex.build(
+            self.encoder, self.meta["source"], self.uri, None, options, batch_size, progress, with_columns=columns
+        )
+        self._read_index()
+        self.summary = updated.summary
+        return self.summary
+
+    # ------------------------------------------------------------------ what is in it
+
+    def __len__(self) -> int:
+        return self.collection.count(IMAGES)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The images that can be found, in sorted order."""
+        return [place(self.root, entity["path"]) for entity in self.collection.scan([], IMAGES)]
+
+    @property
+    def broken(self) -> list[BrokenImage]:
+        """The images that cannot be used, with the reasons."""
+        found = self.collection.scan(["row"], 'found == false and path != ""')
+        return [BrokenImage(str(place(self.root, entity["path"])), entity["row"]["reason"]) for entity in found]
+
+    @cached_property
+    def _source(self) -> tuple[Gallery, dict[Path, int]]:
+        gallery = open_gallery(
+            self.meta["source"], SourceOptions(**json.loads(self.meta["options"])), with_columns=False
+        )
+        return gallery, {place(gallery.root, path): i for i, path in enumerate(gallery.paths)}
+
+    def read_image(self, path: Path) -> Image.Image:
+        if self.root is not None:
+            return read_image(path)
+        gallery, numbers = self._source
+        if path not in numbers:
+            raise BrokenImage(str(path), f"it is no longer in {self.meta['source']}")
+        return read_image(gallery.read(numbers[path]), str(path))
+
+    # ------------------------------------------------------------------ search
+
+    def search(
+        self,
+        query: AnyQuery | None = None,
+        k: int = 10,
+        image: AnyQuery | None = None,
+        minus: AnyQuery | None = None,
+        where: str | None = None,
+    ) -> list[Match]:
+        """Find the k best images, exactly; arguments and errors as for [`DiskIndex.search`].
+
+        Args:
+            where: an SQL expression, of which Milvus takes a part; the rest is refused by name.
+        """
+        check_k(k)
+        self.check_where(where)  # a mistake costs no encoding
+        return self.search_vector(self.embed_query(query, image, minus), k, where)
+
+    def check_where(self, where: str | None) -> None:
+        """Check a filter; raises ValueError, naming what is wrong with it."""
+        self._translate(where)
+
+    def _translate(self, where: str | None) -> str:
+        if where is None:
+            return IMAGES
+        try:
+            return f"{IMAGES} and {self._where.translate(where)}"
+        except ValueError:
+            self._read_index()  # another process may have added the column
+            return f"{IMAGES} and {self._where.translate(where)}"
+
+    def search_vector(self, vector: torch.Tensor, k: int = 10, where: str | None = None) -> list[Match]:
+        """Find the k best images for an embedding (D,) of length 1; otherwise as [`search`].
+
+        Milvus' float32 scores differ from the true ones by at most half of `margin`, so that candidates are complete
+        when the last one is more than that below the k-th.
+        """
+        check_k(k)
+        if k > MOST_HITS:
+            raise ValueError(f"Milvus finds at most {MOST_HITS} images at a time, not {k}: ask for fewer with -k")
+        condition, query = self._translate(where), vector.numpy().astype(np.float32)
+        margin = 4 * len(query) * 2.0**-24
+        fetch = int(k) + MORE
+        while True:
+            fetch = min(fetch, MOST_HITS)
+            hits = self.collection.search(query, fetch, condition)
+            if len(hits) < fetch or hits[-1][1] < hits[k - 1][1] - margin:
+                break
+            if fetch == MOST_HITS:
+                logger.warning(
+                    "more than %d images have nearly the same scores: which of them are given is left to Milvus", fetch
+                )
+                break
+            fetch *= 4
+        if any(int(key[1:]) >= len(self.columns) for *_, cells in hits for key in cells):
+            self._read_index()
+        kept = np.array([kept for *_, kept, _ in hits], dtype=np.float64).reshape(len(hits), len(query))
+        scores = (kept * query.astype(np.float64)).sum(axis=1).tolist()
+        best = sorted(zip(scores, hits), key=lambda pair: (-pair[0], pair[1][0]))[:k]
+        keys = {name: f"c{i}" for i, name in enumerate(self.columns)}
+        return [
+            Match(place(self.root, path), score, {name: cells.get(key) for name, key in keys.items()})
+            for score, (path, _, _, cells) in best
+        ]
+
+
+def read_existing(collection: Collection) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """What is known of an index, and its columns with their affinities.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    meta, columns = collection.read_index()
+    if not meta:
+        uri = collection.uri
+        raise FileNotFoundError(f"no index at {uri}: `hf-cots index MODEL SOURCE --to {uri}` makes one")
+    return meta, columns
