@@ -19,6 +19,10 @@ def index(
     dtype: Annotated[
         str | None, typer.Option(help="Precision of the vectors: float32 (the default), float16 or int8.")
     ] = None,
+    approximate: Annotated[
+        bool | None, typer.Option(help="Search approximately from now on, for 200,000 images and more; or no longer.")
+    ] = None,
+    recall: Annotated[float, typer.Option(help="Recall that an approximate search must have, as measured.")] = 0.99,
     image_column: ImageColumn = "image",
     split: Split = "train",
     separator: Separator = None,
@@ -35,13 +39,26 @@ def index(
     saved = f"all but the last batch is in {to}: the same command goes on"
     with note_on_interrupt(lambda: saved if to.is_dir() else "nothing was saved"):
         built = ImageIndex.build(
-            model, source, to, dtype=dtype, options=options, batch_size=batch_size, progress=True, revision=revision
+            model,
+            source,
+            to,
+            dtype=dtype,
+            options=options,
+            batch_size=batch_size,
+            progress=True,
+            revision=revision,
+            approximate=approximate,
+            recall=recall,
         )
     note_skipped(built.summary.broken)
     error = float(built.store.meta.get("error", 0))
     if error:
         print_note(f"{built.store.dtype} changes scores by at most {error:.2g}", "dim")
+    measured = built.approximation()
+    if measured is not None:
+        print_note(str(measured), "dim")
     if as_json:
-        typer.echo(json.dumps(built.summary.counts()))
+        about = {} if measured is None else {"approximate": measured.measured()}
+        typer.echo(json.dumps(built.summary.counts() | about))
     else:
         typer.echo(f"{len(built)} images in {to}: {built.summary}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .._errors import check_output_file
+from .._errors import check_output_file, print_note
 from .app import app, note_skipped
 from .options import Revision, Token
 
@@ -19,6 +19,9 @@ def search(
     minus: Annotated[str | None, typer.Option(help="Text of what the images should not show.")] = None,
     where: Annotated[str | None, typer.Option(help="Filter over the columns, such as \"license = 'MIT'\".")] = None,
     k: Annotated[int, typer.Option("-k", "--k", help="How many images to print.")] = 10,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Search all of an index with approximate search, too.")
+    ] = False,
     rerank: Annotated[str | None, typer.Option(help="SIMLA model that re-ranks the best 64 images.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list with all columns.")] = False,
     sheet: Annotated[Path | None, typer.Option(help="Draw the images found into this file.")] = None,
@@ -31,6 +34,7 @@ def search(
     """
     from ..evaluation.rendering.panels import draw_sheet
     from ..search.base import BaseIndex, check_k
+    from ..search.disk_index import DiskIndex
     from ..search.index import ImageIndex, open_folder
     from ..search.reranked import RerankedIndex
     from ..search.store import is_index
@@ -45,10 +49,12 @@ def search(
     else:
         index, broken = open_folder(source, Path(words.pop(0)), revision, progress=True)
         note_skipped(broken)
-    given = {"image": image, "minus": minus, "where": where}
+    given = {"image": image, "minus": minus, "where": where, "exact": (exact and of_index) or None}
     options = {name: value for name, value in given.items() if value is not None}
     searched = RerankedIndex.from_index(index, rerank) if rerank else index
     matches = searched.search(words[0] if words else None, k, **options)  # type: ignore[arg-type]
+    if isinstance(index, DiskIndex) and (measured := index.approximation(k, where, exact)) is not None:
+        print_note(f"{measured}; --exact searches all", "dim")
     if sheet is not None:
         draw_sheet(
             [(f"{match.score:.3f}  {match.path.name}", index.read_image(match.path)) for match in matches]

@@ -18,6 +18,15 @@ from PIL import Image
 
 from ..data.images import BrokenImage, read_image
 from ..data.shards import replace_file
+from .approximate import (
+    MAX_RESULTS,
+    TARGET,
+    ApproximateSearch,
+    Approximation,
+    check_approximate,
+    read_approximation,
+    update_approximate,
+)
 from .base import AnyQuery, BaseIndex, Match, check_k
 from .encoders import Encoder
 from .encoding import check_batch_size
@@ -95,6 +104,7 @@ class DiskIndex(BaseIndex):
         self.root = root or (Path(kept) if kept else None)
         self.summary = UpdateSummary()
         self._lock = threading.Lock()
+        self._approximate: tuple[str | None, ApproximateSearch | None] = None, None  # of the index's note of it
         self._opened: tuple[int, Gallery, dict[Path, int]] | None = None
 
     @staticmethod
@@ -110,6 +120,8 @@ class DiskIndex(BaseIndex):
         revision: str | None = None,
         with_columns: bool = True,
         wait: bool = False,
+        approximate: bool | None = None,
+        recall: float = TARGET,
     ) -> "DiskIndex":
         """Make an index, or bring one up to date with its source.
 
@@ -125,6 +137,9 @@ class DiskIndex(BaseIndex):
             progress: show a progress bar.
             with_columns: keep what the source says of its images, to filter by.
             wait: for another process that writes the index, instead of refusing.
+            approximate: from now on, each update also brings a file for approximate search up to date, which searches
+                use; False removes it, None leaves it as it is.
+            recall: that an approximate search must have, as measured.
 
         Returns:
             The index; its `summary` tells what was done.
@@ -132,14 +147,20 @@ class DiskIndex(BaseIndex):
         Raises:
             FileNotFoundError: if there is no such source.
             OSError: if the index cannot be written, or another process writes it.
-            ValueError: if the index is of another model, source or dtype, or no image can be read.
+            ValueError: if the index is of another model, source or dtype, or no image can be read; or if there are
+                too few for approximate search.
+            ModuleNotFoundError: for approximate search without FAISS.
         """
         check_batch_size(batch_size)
         gallery = source if isinstance(source, Gallery) else open_gallery(source, options, with_columns)
+        if approximate:
+            check_approximate(len(gallery.paths), recall)
         encoder = load_encoder(model, device, revision) if isinstance(model, (str, Path)) else model
         settings = {"source": gallery.name, "options": json.dumps(asdict(gallery.options))}
         settings["with_columns"] = str(int(gallery.with_columns))
         settings["root"] = "" if gallery.root is None else str(gallery.root.resolve())
+        if approximate is not None:
+            settings["approximate_target"] = str(recall if approximate else 0)
         if is_index(to):
             store = IndexStore(to, writable=True, wait=wait)
         else:
@@ -151,6 +172,7 @@ class DiskIndex(BaseIndex):
             with store.transaction():
                 store.set_meta(**settings)
             summary = IndexUpdate(store, encoder, gallery, batch_size).run(progress)
+            update_approximate(store, encoder)
         finally:
             store.close()
         index = DiskIndex(to, encoder, gallery.root)
@@ -295,13 +317,15 @@ class DiskIndex(BaseIndex):
         image: AnyQuery | None = None,
         minus: AnyQuery | None = None,
         where: str | None = None,
+        exact: bool = False,
     ) -> list[Match]:
-        """Find the k best images, exactly.
+        """Find the k best images, exactly, unless the index was built with `approximate`: see [`approximation`].
 
         Args:
             query, k, image, minus: as for [`BaseIndex.search`].
             where: an SQL expression over the columns, such as "license = 'MIT' AND width > 100"; only the images for
                 which it holds are considered, all of them.
+            exact: consider all images in an index with approximate search, too.
 
         Returns:
             Matches with their columns.
@@ -311,14 +335,31 @@ class DiskIndex(BaseIndex):
         """
         check_k(k)
         self.check_where(where)  # a mistake costs no encoding
-        return self.search_vector(self.embed_query(query, image, minus), k, where)
+        return self.search_vector(self.embed_query(query, image, minus), k, where, exact)
 
     def check_where(self, where: str | None) -> None:
         """Check a filter; raises ValueError, naming what is wrong with it."""
         with self._lock, self.store.reading():
             self._select(where, "SELECT 1", "LIMIT 0")
 
-    def search_vector(self, vector: torch.Tensor, k: int = 10, where: str | None = None) -> list[Match]:
+    def approximation(self, k: int = 10, where: str | None = None, exact: bool = False) -> Approximation | None:
+        """The measured recall of a search; None if it is exact. With a filter, or for more than 100, it always is."""
+        with self._lock, self.store.reading():
+            used = self._open_approximate(k, where, exact) is not None
+            return read_approximation(self.store) if used else None
+
+    def _open_approximate(self, k: int, where: str | None, exact: bool) -> ApproximateSearch | None:
+        """What a search is to use instead of all vectors."""
+        if exact or where is not None or k > MAX_RESULTS or not float(self.store.meta.get("approximate_target", 0)):
+            return None
+        noted = f"{self.store.meta['file']} {self.store.meta.get('approximate')}"
+        if self._approximate[0] != noted:
+            self._approximate = noted, ApproximateSearch.open(self.store)
+        return self._approximate[1]
+
+    def search_vector(
+        self, vector: torch.Tensor, k: int = 10, where: str | None = None, exact: bool = False
+    ) -> list[Match]:
         """Find the k best images for an embedding (D,) of length 1; otherwise as [`search`]."""
         check_k(k)
         with self._lock, self.store.reading() as snapshot:
@@ -326,7 +367,11 @@ class DiskIndex(BaseIndex):
             if where is not None:
                 allowed = np.zeros(len(snapshot.rows), dtype=bool)
                 allowed[[slot for (slot,) in self._select(where, 'SELECT DISTINCT "hf_cots slot"')]] = True
-            found, scores = nearest(snapshot.rows, vector.numpy(), int(k), allowed)
+            approximate = self._open_approximate(k, where, exact)
+            if approximate is not None:
+                found, scores = approximate.nearest(snapshot, vector.numpy(), int(k))
+            else:
+                found, scores = nearest(snapshot.rows, vector.numpy(), int(k), allowed)
             rows: list[Any] = []
             for start in range(0, len(found), SLOTS_AT_ONCE):
                 part = ", ".join(map(str, found[start : start + SLOTS_AT_ONCE].tolist()))
