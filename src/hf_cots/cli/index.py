@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,18 +11,30 @@ from .app import app, note_skipped
 from .options import BatchSize, Encoder, ImageColumn, Revision, Separator, Split, Token
 
 
+if TYPE_CHECKING:
+    from ..search.disk_index import DiskIndex
+
+
+Approximate = Annotated[
+    bool | None, typer.Option(help="Search approximately from now on, for 200,000 images and more; or no longer.")
+]
+IndexPrecision = Annotated[
+    str | None, typer.Option(help="Precision to encode in: float32 (the default), bfloat16, or auto (by the GPU).")
+]
+VectorType = Annotated[
+    str | None, typer.Option(help="Precision of the vectors: float32 (the default), float16 or int8.")
+]
+
+
 @app.command(rich_help_panel="Search")
 def index(
     model: Encoder,
     source: Annotated[str, typer.Argument(help="Folder of images, or any data set: Hub id, parquet, CSV, tars, ...")],
     to: Annotated[Path, typer.Option(help="Folder of the index; made, or brought up to date.")],
-    dtype: Annotated[
-        str | None, typer.Option(help="Precision of the vectors: float32 (the default), float16 or int8.")
-    ] = None,
-    approximate: Annotated[
-        bool | None, typer.Option(help="Search approximately from now on, for 200,000 images and more; or no longer.")
-    ] = None,
+    dtype: VectorType = None,
+    approximate: Approximate = None,
     recall: Annotated[float, typer.Option(help="Recall that an approximate search must have, as measured.")] = 0.99,
+    precision: IndexPrecision = None,
     image_column: ImageColumn = "image",
     split: Split = "train",
     separator: Separator = None,
@@ -31,25 +43,33 @@ def index(
     revision: Revision = None,
     token: Token = None,
 ) -> None:
-    """Make an index of images on disk, or bring it up to date: only contents that are new are encoded."""
+    """Make an index of images on disk, or bring it up to date: only contents that are new are encoded.
+
+    `torchrun --nproc-per-node N -m hf_cots index ...` divides the images among N processes.
+    """
     from ..search.gallery import SourceOptions
     from ..search.index import ImageIndex
+    from ..search.processes import processes
 
-    options = SourceOptions(image_column, split, separator)
+    about_source = {"options": SourceOptions(image_column, split, separator), "revision": revision}
+    about_index: dict[str, Any] = {
+        "dtype": dtype,
+        "approximate": approximate,
+        "recall": recall,
+        "precision": precision,
+    }
     saved = f"all but the last batch is in {to}: the same command goes on"
     with note_on_interrupt(lambda: saved if to.is_dir() else "nothing was saved"):
         built = ImageIndex.build(
-            model,
-            source,
-            to,
-            dtype=dtype,
-            options=options,
-            batch_size=batch_size,
-            progress=True,
-            revision=revision,
-            approximate=approximate,
-            recall=recall,
+            model, source, to, batch_size=batch_size, progress=True, **about_source, **about_index
         )
+    if processes().is_main_process:
+        _report(built, as_json)
+    processes().destroy_process_group()
+
+
+def _report(built: "DiskIndex", as_json: bool) -> None:
+    """Print what was done."""
     note_skipped(built.summary.broken)
     error = float(built.store.meta.get("error", 0))
     if error:
@@ -61,4 +81,4 @@ def index(
         about = {} if measured is None else {"approximate": measured.measured()}
         typer.echo(json.dumps(built.summary.counts() | about))
     else:
-        typer.echo(f"{len(built)} images in {to}: {built.summary}")
+        typer.echo(f"{len(built)} images in {built.folder}: {built.summary}")

@@ -28,11 +28,13 @@ from .approximate import (
     update_approximate,
 )
 from .base import AnyQuery, BaseIndex, Match, check_k
-from .encoders import Encoder
+from .encoders import Encoder, precision_of, set_precision
 from .encoding import check_batch_size
 from .fingerprint import describe_model, different_parts
 from .gallery import Gallery, SourceOptions, open_gallery, place, read_file
 from .loading import load_encoder
+from .processes import processes
+from .reading import help_to_update
 from .store import IndexStore, is_index, quote_name
 from .update import IndexUpdate, UpdateSummary
 from .vectors import load_faiss, nearest
@@ -74,6 +76,35 @@ def name_model(model: str | Path | Encoder, revision: str | None) -> dict[str, s
     name = str(model) if isinstance(model, (str, Path)) else model.name
     path = str(Path(name).resolve()) if Path(name).exists() else name
     return {"model": path} | ({"revision": revision} if revision else {})
+
+
+def write_update(
+    store: IndexStore,
+    encoder: Encoder,
+    gallery: Gallery,
+    settings: dict[str, str],
+    dtype: str | None,
+    precision: str | None,
+    batch_size: int,
+    progress: bool,
+) -> UpdateSummary:
+    """Bring an index up to date, and close its store; arguments and errors as for [`DiskIndex.build`]."""
+    try:
+        check_model(store, encoder)
+        check_source(store, settings["source"], dtype)
+        encoder = set_precision(encoder, precision or store.precision)
+        if precision_of(encoder) != store.precision:
+            raise ValueError(
+                f"the index {store.folder} was encoded in {store.precision}, not in {precision_of(encoder)}: name "
+                "another one with --to"
+            )
+        with store.transaction():
+            store.set_meta(**settings)
+        summary = IndexUpdate(store, encoder, gallery, batch_size).run(progress)
+        update_approximate(store, encoder)
+    finally:
+        store.close()
+    return summary
 
 
 class DiskIndex(BaseIndex):
@@ -122,10 +153,12 @@ class DiskIndex(BaseIndex):
         wait: bool = False,
         approximate: bool | None = None,
         recall: float = TARGET,
+        precision: str | None = None,
     ) -> "DiskIndex":
         """Make an index, or bring one up to date with its source.
 
         Only contents that the index does not have are encoded. A kill loses at most one batch; the same call goes on.
+        Under torchrun or accelerate all processes must call: each encodes a part, and the first one writes.
 
         Args:
             model, device, revision: see [`load_encoder`]; or an encoder.
@@ -140,6 +173,8 @@ class DiskIndex(BaseIndex):
             approximate: from now on, each update also brings a file for approximate search up to date, which searches
                 use; False removes it, None leaves it as it is.
             recall: that an approximate search must have, as measured.
+            precision: to encode in: "float32" (as the weights are), "bfloat16", or "auto", which is bfloat16 on a GPU
+                that computes in it; if None that of the index, or else float32.
 
         Returns:
             The index; its `summary` tells what was done.
@@ -147,8 +182,8 @@ class DiskIndex(BaseIndex):
         Raises:
             FileNotFoundError: if there is no such source.
             OSError: if the index cannot be written, or another process writes it.
-            ValueError: if the index is of another model, source or dtype, or no image can be read; or if there are
-                too few for approximate search.
+            ValueError: if the index is of another model, source, dtype or precision, or no image can be read; or if
+                there are too few for approximate search.
             ModuleNotFoundError: for approximate search without FAISS.
         """
         check_batch_size(batch_size)
@@ -161,20 +196,18 @@ class DiskIndex(BaseIndex):
         settings["root"] = "" if gallery.root is None else str(gallery.root.resolve())
         if approximate is not None:
             settings["approximate_target"] = str(recall if approximate else 0)
-        if is_index(to):
-            store = IndexStore(to, writable=True, wait=wait)
+        summary = UpdateSummary()
+        if processes().is_main_process:
+            if is_index(to):
+                store = IndexStore(to, writable=True, wait=wait)
+            else:
+                named = {"fingerprint": json.dumps(describe_model(encoder)), **name_model(model, revision)}
+                named["precision"] = precision_of(set_precision(encoder, precision or "float32"))
+                store = IndexStore.create(to, encoder.dim, dtype or "float32", wait, **named, **settings)
+            summary = write_update(store, encoder, gallery, settings, dtype, precision, batch_size, progress)
         else:
-            named = {"fingerprint": json.dumps(describe_model(encoder)), **name_model(model, revision)}
-            store = IndexStore.create(to, encoder.dim, dtype or "float32", wait, **named, **settings)
-        try:
-            check_model(store, encoder)
-            check_source(store, settings["source"], dtype)
-            with store.transaction():
-                store.set_meta(**settings)
-            summary = IndexUpdate(store, encoder, gallery, batch_size).run(progress)
-            update_approximate(store, encoder)
-        finally:
-            store.close()
+            help_to_update(encoder, gallery, batch_size)
+        processes().wait_for_everyone()
         index = DiskIndex(to, encoder, gallery.root)
         index.summary = summary
         if len(index) == 0:

@@ -115,6 +115,7 @@ class IndexStore:
                 self.meta = dict(self.database.execute("SELECT key, value FROM meta"))
             self._check_format()
             self.dim, self.dtype = int(self.meta["dim"]), self.meta["dtype"]
+            self.precision = self.meta.get("precision", "float32")  # in which the model computed the vectors
             self.row_type = row_type(self.dim, self.dtype)
             if writable:
                 self._recover()
