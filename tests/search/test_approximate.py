@@ -127,16 +127,17 @@ def test_what_is_deleted_or_changed_does_not_come_back(photos, tmp_path, monkeyp
     """Whether the file is written again or not."""
     monkeypatch.setattr(approximate, "CHANGED_FRACTION", 0.0 if rewritten else 0.9)
     index = build(photos, tmp_path / "index", recall=0.9)
-    written, query = files(tmp_path / "index"), photos / "000.png"
+    written, query = files(tmp_path / "index"), write_image(tmp_path / "new.png", 5000)
     vector = index.embed_query(query)
     best = index.search_vector(vector, 12)
     for match in best[1:11]:
         match.path.unlink()
     best[0].path.unlink()
     write_image(best[0].path, 999)
-    write_image(photos / "new.png", 0)  # the bytes of the query: a hit that only the newest rows have
+    query.rename(photos / "new.png")  # a hit that only the newest rows have
     index.update()
     found = index.search_vector(vector, 100)
+    assert len(found) == 100
     assert found[0].path.name == "new.png"
     assert found[0].score == pytest.approx(1)
     assert not {match.path for match in best[1:11]} & {match.path for match in found}
