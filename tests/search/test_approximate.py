@@ -300,6 +300,8 @@ def test_what_cannot_be_is_refused_before_anything_is_encoded(photos, tmp_path, 
     monkeypatch.setattr(approximate, "MIN_VECTORS", 100)
     with pytest.raises(ValueError, match=r"--recall must be above 0 and at most 1, got 1[.]5"):
         build(photos, tmp_path / "index", recall=1.5)
+    with pytest.raises(ValueError, match="--recall is that of approximate search: add --approximate"):
+        build(photos, tmp_path / "index", approximate=None, recall=0.5)
     monkeypatch.setattr(approximate, "load_faiss", lambda: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'hf-cots\[search\]'"):
         build(photos, tmp_path / "index")

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Approximate = Annotated[
     bool | None, typer.Option(help="Search approximately from now on, for 200,000 images and more; or no longer.")
 ]
+Recall = Annotated[
+    float | None, typer.Option(help="Recall that an approximate search must have, as measured; 0.99 by default.")
+]
 IndexPrecision = Annotated[
     str | None, typer.Option(help="Precision to encode in: float32 (the default), bfloat16, or auto (by the GPU).")
 ]
@@ -33,7 +36,7 @@ def index(
     to: Annotated[Path, typer.Option(help="Folder of the index; made, or brought up to date.")],
     dtype: VectorType = None,
     approximate: Approximate = None,
-    recall: Annotated[float, typer.Option(help="Recall that an approximate search must have, as measured.")] = 0.99,
+    recall: Recall = None,
     precision: IndexPrecision = None,
     image_column: ImageColumn = "image",
     split: Split = "train",

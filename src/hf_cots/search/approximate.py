@@ -89,13 +89,21 @@ def read_approximation(store: IndexStore) -> Approximation | None:
     return approximation if approximation and approximation.vectors == store.meta["file"] else None
 
 
-def check_approximate(count: int, target: float) -> None:
-    """Check that approximate search of so many images is worth while, and possible.
+def check_approximate(count: int, approximate: bool | None, recall: float | None) -> float:
+    """Check that approximate search of so many images is worth while, and possible, if one asks for it.
+
+    Returns:
+        The recall that it must have; 0 if one does not ask for it.
 
     Raises:
         ModuleNotFoundError: without FAISS; names the extra to install.
-        ValueError: if they are too few, or the target is no recall.
+        ValueError: if they are too few, or the recall is none.
     """
+    if not approximate:
+        if recall is not None:
+            raise ValueError("--recall is that of approximate search: add --approximate")
+        return 0.0
+    target = TARGET if recall is None else recall
     if not 0 < target <= 1:
         raise ValueError(f"--recall must be above 0 and at most 1, got {target}")
     if count < MIN_VECTORS:
@@ -104,6 +112,7 @@ def check_approximate(count: int, target: float) -> None:
         )
     if load_faiss() is None:
         raise ModuleNotFoundError("faiss is not installed; for --approximate: pip install 'hf-cots[search]'")
+    return target
 
 
 class ApproximateSearch:

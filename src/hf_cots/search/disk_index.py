@@ -20,7 +20,6 @@ from ..data.images import BrokenImage, read_image
 from ..data.shards import replace_file
 from .approximate import (
     MAX_RESULTS,
-    TARGET,
     ApproximateSearch,
     Approximation,
     check_approximate,
@@ -152,7 +151,7 @@ class DiskIndex(BaseIndex):
         with_columns: bool = True,
         wait: bool = False,
         approximate: bool | None = None,
-        recall: float = TARGET,
+        recall: float | None = None,
         precision: str | None = None,
     ) -> "DiskIndex":
         """Make an index, or bring one up to date with its source.
@@ -172,7 +171,7 @@ class DiskIndex(BaseIndex):
             wait: for another process that writes the index, instead of refusing.
             approximate: from now on, each update also brings a file for approximate search up to date, which searches
                 use; False removes it, None leaves it as it is.
-            recall: that an approximate search must have, as measured.
+            recall: that an approximate search must have, as measured; 0.99 if None.
             precision: to encode in: "float32" (as the weights are), "bfloat16", or "auto", which is bfloat16 on a GPU
                 that computes in it; if None that of the index, or else float32.
 
@@ -188,14 +187,13 @@ class DiskIndex(BaseIndex):
         """
         check_batch_size(batch_size)
         gallery = source if isinstance(source, Gallery) else open_gallery(source, options, with_columns)
-        if approximate:
-            check_approximate(len(gallery.paths), recall)
+        target = check_approximate(len(gallery.paths), approximate, recall)
         encoder = load_encoder(model, device, revision) if isinstance(model, (str, Path)) else model
         settings = {"source": gallery.name, "options": json.dumps(asdict(gallery.options))}
         settings["with_columns"] = str(int(gallery.with_columns))
         settings["root"] = "" if gallery.root is None else str(gallery.root.resolve())
         if approximate is not None:
-            settings["approximate_target"] = str(recall if approximate else 0)
+            settings["approximate_target"] = str(target)
         summary = UpdateSummary()
         if processes().is_main_process:
             if is_index(to):
