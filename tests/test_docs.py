@@ -96,7 +96,8 @@ def known_flags():
     flags = {}
 
     def add(name, command):
-        flags[name] = {"--help"} | {flag for parameter in command.params for flag in parameter.opts}
+        given = [flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)]
+        flags[name] = {"--help", *given}
         for verb, below in getattr(command, "commands", {}).items():
             add(f"{name} {verb}", below)
 

@@ -56,3 +56,14 @@ def write_folder(folder, count):
     for i in range(count):
         write_image(folder / f"{i:03d}.png", i)
     return folder
+
+
+def change_folder(folder):
+    """Rename, remove, change, copy and add images of [`write_folder`], and add one that cannot be read."""
+    (folder / "000.png").unlink()
+    (folder / "001.png").rename(folder / "moved.png")
+    write_image(folder / "002.png", 200, age=1800)
+    (folder / "copy.png").write_bytes((folder / "003.png").read_bytes())
+    (folder / "broken.png").write_bytes(b"no image")
+    for i in range(300, 309):
+        write_image(folder / f"{i}.png", i)

@@ -17,6 +17,7 @@ from .options import (
     ImageColumn,
     LabeledImages,
     Pairs,
+    Precision,
     ResultsFile,
     Revision,
     Separator,
@@ -28,99 +29,95 @@ from .options import (
 PANEL = "Evaluate"
 
 
+PairsOrProtocol = Annotated[
+    str,
+    typer.Argument(
+        help="Image-text pairs as a Hub id, folder, parquet, CSV, JSON lines or tars; or the JSON file of --protocol."
+    ),
+]
+ImageIdColumn = Annotated[str | None, typer.Option(help="Column whose equal cells mean the same image.")]
+TestSplit = Annotated[str, typer.Option(help="Split of a Hub data set or of Karpathy's file.")]
+Protocol = Annotated[str | None, typer.Option(help="Protocol: coco-5k, coco-1k, flickr30k or karpathy.")]
+ImageRoot = Annotated[Path | None, typer.Option(help="Folder of the protocol's images.")]
+IdChecksum = Annotated[str | None, typer.Option(help="Checksum that the protocol's ids must have.")]
+Results = Annotated[
+    Path | None, typer.Option(help="JSON file for the results; the per-query table and the page lie beside it.")
+]
+Compare = Annotated[str | None, typer.Option(help="Model to compare with, or results.json of an earlier run.")]
+DualSoftmax = Annotated[bool, typer.Option("--dual-softmax", help="Also report dual softmax.")]
+Querybank = Annotated[str | None, typer.Option(help="Training pairs for QB-Norm, which is then reported.")]
+Beta = Annotated[float, typer.Option(help="Inverse temperature of dual softmax and QB-Norm.")]
+CheckOverlap = Annotated[str | None, typer.Option(help="Training pairs to check for copies of the test data.")]
+Rerank = Annotated[str | None, typer.Option(help="SIMLA model that re-ranks the top k.")]
+Candidates = Annotated[int, typer.Option("-k", "--k", help="Candidates per query that are re-ranked.")]
+Validation = Annotated[
+    str | None, typer.Option(help="Pairs on which the weights of first-stage and re-ranker score are fitted.")
+]
+Budget = Annotated[float | None, typer.Option(help="Re-ranked pairs per query on average; k then varies by query.")]
+Latency = Annotated[float | None, typer.Option(help="Milliseconds of re-ranking per query at most.")]
+Failures = Annotated[int, typer.Option(min=0, help="Worst queries to show on the page.")]
+Resamples = Annotated[int, typer.Option(min=1, help="Bootstrap resamples of each confidence interval.")]
+Seed = Annotated[int, typer.Option(help="Seed of the bootstrap and the randomization test.")]
+
+
 @app.command(rich_help_panel=PANEL)
 def evaluate(
     model: Encoder,
-    data: Annotated[
-        str,
-        typer.Argument(
-            help="Image-text pairs as a Hub id, folder, parquet, CSV, JSON lines or tars; or the JSON "
-            "file of --protocol."
-        ),
-    ],
+    data: PairsOrProtocol,
     image_column: ImageColumn = "image",
     caption_column: CaptionColumn = "auto",
-    image_id_column: Annotated[str | None, typer.Option(help="Column whose equal cells mean the same image.")] = None,
-    split: Annotated[str, typer.Option(help="Split of a Hub data set or of Karpathy's file.")] = "test",
+    image_id_column: ImageIdColumn = None,
+    split: TestSplit = "test",
     separator: Separator = None,
-    protocol: Annotated[str | None, typer.Option(help="Protocol: coco-5k, coco-1k, flickr30k or karpathy.")] = None,
-    image_root: Annotated[Path | None, typer.Option(help="Folder of the protocol's images.")] = None,
-    id_checksum: Annotated[str | None, typer.Option(help="Checksum that the protocol's ids must have.")] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="JSON file for the results; the per-query table and the page lie beside it.")
-    ] = None,
-    compare: Annotated[
-        str | None, typer.Option(help="Model to compare with, or results.json of an earlier run.")
-    ] = None,
-    dual_softmax: Annotated[bool, typer.Option("--dual-softmax", help="Also report dual softmax.")] = False,
-    querybank: Annotated[str | None, typer.Option(help="Training pairs for QB-Norm, which is then reported.")] = None,
-    beta: Annotated[float, typer.Option(help="Inverse temperature of dual softmax and QB-Norm.")] = 20.0,
-    check_overlap: Annotated[
-        str | None, typer.Option(help="Training pairs to check for copies of the test data.")
-    ] = None,
-    rerank: Annotated[str | None, typer.Option(help="SIMLA model that re-ranks the top k.")] = None,
-    k: Annotated[int, typer.Option("-k", "--k", help="Candidates per query that are re-ranked.")] = 64,
-    validation: Annotated[
-        str | None, typer.Option(help="Pairs on which the weights of first-stage and re-ranker score are fitted.")
-    ] = None,
-    budget: Annotated[
-        float | None, typer.Option(help="Re-ranked pairs per query on average; k then varies by query.")
-    ] = None,
-    latency: Annotated[float | None, typer.Option(help="Milliseconds of re-ranking per query at most.")] = None,
-    failures: Annotated[int, typer.Option(min=0, help="Worst queries to show on the page.")] = 20,
+    protocol: Protocol = None,
+    image_root: ImageRoot = None,
+    id_checksum: IdChecksum = None,
+    output: Results = None,
+    compare: Compare = None,
+    dual_softmax: DualSoftmax = False,
+    querybank: Querybank = None,
+    beta: Beta = 20.0,
+    check_overlap: CheckOverlap = None,
+    rerank: Rerank = None,
+    k: Candidates = 64,
+    validation: Validation = None,
+    budget: Budget = None,
+    latency: Latency = None,
+    failures: Failures = 20,
     batch_size: BatchSize = 64,
-    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples of each confidence interval.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap and the randomization test.")] = 0,
+    precision: Precision = "float32",
+    resamples: Resamples = 1000,
+    seed: Seed = 0,
     revision: Revision = None,
     token: Token = None,
 ) -> None:
     """Evaluate retrieval in both directions on image-text pairs, with intervals and a page of failures.
 
-    `torchrun --nproc-per-node N -m hf_cots evaluate ...` divides the queries among N processes.
+    `torchrun --nproc-per-node N -m hf_cots evaluate ...` divides images, texts and queries among N processes.
     """
     from ..data.sources import load_pairs
-    from ..evaluation.rendering.tables import report_tables
     from ..evaluation.retrieval.recall_cost import RerankEvaluation
     from ..evaluation.retrieval.run import EvaluationRun
 
-    def show(report: dict) -> None:
-        for table in report_tables(report):
-            console.print(table)
-        note_skipped(report["data"]["left_out"])
-        if "overlap" in report:
-            console.print(report["overlap"]["summary"], highlight=False, markup=False)
-
-    reranking = None
+    columns, reranking = (image_column, caption_column, image_id_column), None
     if rerank is not None:
-        columns = (image_column, caption_column, image_id_column)
         fitted_on = None if validation is None else load_pairs(validation, *columns, "validation", separator=separator)
         reranking = RerankEvaluation(rerank, k, fitted_on, budget, latency, batch_size, resamples, seed)
-    run = EvaluationRun(
-        model=model,
-        data=data,
-        image_column=image_column,
-        caption_column=caption_column,
-        image_id_column=image_id_column,
-        split=split,
-        separator=separator,
-        protocol=protocol,
-        image_root=image_root,
-        id_checksum=id_checksum,
-        compare=compare,
-        dual_softmax=dual_softmax,
-        querybank=querybank,
-        beta=beta,
-        check_overlap=check_overlap,
-        output=output,
-        failures=failures,
-        batch_size=batch_size,
-        resamples=resamples,
-        seed=seed,
-        rerank=reranking,
-        revision=revision,
-    )
+    run = partial(EvaluationRun, model, data, *columns, split, separator, protocol, image_root, id_checksum)
+    run = partial(run, compare, dual_softmax, querybank, beta, check_overlap, output, failures, batch_size)
     with note_on_interrupt(lambda: describe_results(output)):
-        run.run(show)
+        run(resamples, seed, reranking, revision, precision).run(_show_report)
+
+
+def _show_report(report: dict[str, Any]) -> None:
+    """Print the tables of an evaluation."""
+    from ..evaluation.rendering.tables import report_tables
+
+    for table in report_tables(report):
+        console.print(table)
+    note_skipped(report["data"]["left_out"])
+    if "overlap" in report:
+        console.print(report["overlap"]["summary"], highlight=False, markup=False)
 
 
 def describe_results(output: Path | None) -> str:

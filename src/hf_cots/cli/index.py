@@ -2,13 +2,32 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .._errors import note_on_interrupt, print_note
 from .app import app, note_skipped
 from .options import BatchSize, Encoder, ImageColumn, Revision, Separator, Split, Token
+
+
+if TYPE_CHECKING:
+    from ..search.disk_index import DiskIndex
+    from ..search.milvus_index import MilvusIndex
+
+
+Approximate = Annotated[
+    bool | None, typer.Option(help="Search approximately from now on, for 200,000 images and more; or no longer.")
+]
+Recall = Annotated[
+    float | None, typer.Option(help="Recall that an approximate search must have, as measured; 0.99 by default.")
+]
+IndexPrecision = Annotated[
+    str | None, typer.Option(help="Precision to encode in: float32 (the default), bfloat16, or auto (by the GPU).")
+]
+VectorType = Annotated[
+    str | None, typer.Option(help="Precision of the vectors: float32 (the default), float16 or int8.")
+]
 
 
 @app.command(rich_help_panel="Search")
@@ -18,9 +37,10 @@ def index(
     to: Annotated[
         str, typer.Option(help="Folder of the index, or http://host:19530/name in Milvus; made or updated.")
     ],
-    dtype: Annotated[
-        str | None, typer.Option(help="Precision of the vectors: float32 (the default), float16 or int8.")
-    ] = None,
+    dtype: VectorType = None,
+    approximate: Approximate = None,
+    recall: Recall = None,
+    precision: IndexPrecision = None,
     image_column: ImageColumn = "image",
     split: Split = "train",
     separator: Separator = None,
@@ -29,22 +49,45 @@ def index(
     revision: Revision = None,
     token: Token = None,
 ) -> None:
-    """Make an index of images on disk, or bring it up to date: only contents that are new are encoded."""
+    """Make an index of images on disk, or bring it up to date: only contents that are new are encoded.
+
+    `torchrun --nproc-per-node N -m hf_cots index ...` divides the images among N processes.
+    """
     from ..search.gallery import SourceOptions
     from ..search.index import ImageIndex
     from ..search.milvus import is_milvus
+    from ..search.processes import processes
 
-    options = SourceOptions(image_column, split, separator)
+    about_source = {"options": SourceOptions(image_column, split, separator), "revision": revision}
+    about_index: dict[str, Any] = {
+        "dtype": dtype,
+        "approximate": approximate,
+        "recall": recall,
+        "precision": precision,
+    }
     saved = f"all but the last batch is in {to}: the same command goes on"
     with note_on_interrupt(lambda: saved if is_milvus(to) or Path(to).is_dir() else "nothing was saved"):
         built = ImageIndex.build(
-            model, source, to, dtype=dtype, options=options, batch_size=batch_size, progress=True, revision=revision
+            model, source, to, batch_size=batch_size, progress=True, **about_source, **about_index
         )
+    if processes().is_main_process:
+        _report(built, to, as_json)
+    processes().destroy_process_group()
+
+
+def _report(built: "DiskIndex | MilvusIndex", to: str, as_json: bool) -> None:
+    """Print what was done."""
+    from ..search.disk_index import DiskIndex
+
     note_skipped(built.summary.broken)
     error = float(built.meta.get("error", 0))
     if error:
         print_note(f"{built.meta['dtype']} changes scores by at most {error:.2g}", "dim")
+    measured = built.approximation() if isinstance(built, DiskIndex) else None
+    if measured is not None:
+        print_note(str(measured), "dim")
     if as_json:
-        typer.echo(json.dumps(built.summary.counts()))
+        about = {} if measured is None else {"approximate": measured.measured()}
+        typer.echo(json.dumps(built.summary.counts() | about))
     else:
         typer.echo(f"{len(built)} images in {to}: {built.summary}")

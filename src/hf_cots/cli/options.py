@@ -48,5 +48,6 @@ Token = Annotated[
     ),
 ]
 
+Precision = Annotated[str, typer.Option(help="Precision to encode in: float32, bfloat16, or auto (by the GPU).")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images in a forward pass.")]
 ResultsFile = Annotated[Path | None, typer.Option(help="JSON file for the results.")]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .._errors import check_output_file
+from .._errors import check_output_file, print_note
 from .app import app, note_skipped
 from .options import Revision, Token
 
@@ -26,6 +26,9 @@ def search(
         str | None, typer.Option(help="Columns whose words are searched for the text, too, such as name,tags.")
     ] = None,
     k: Annotated[int, typer.Option("-k", "--k", help="How many images to print.")] = 10,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Search all of an index with approximate search, too.")
+    ] = False,
     rerank: Annotated[str | None, typer.Option(help="SIMLA model that re-ranks the best 64 images.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list with all columns.")] = False,
     sheet: Annotated[Path | None, typer.Option(help="Draw the images found into this file.")] = None,
@@ -38,6 +41,7 @@ def search(
     """
     from ..evaluation.rendering.panels import draw_sheet
     from ..search.base import BaseIndex, check_k
+    from ..search.disk_index import DiskIndex
     from ..search.index import ImageIndex, open_folder
     from ..search.milvus import is_milvus
     from ..search.reranked import RerankedIndex
@@ -45,9 +49,7 @@ def search(
 
     of_index, words = is_index(source) or is_milvus(source), words or []
     _check_words(source, words, of_index, image)
-    _check_columns(of_index, where, hybrid)
-    if hybrid is not None and is_milvus(source):
-        raise ValueError("--hybrid searches the columns of an index on disk, not of one in Milvus")
+    _check_columns(of_index, is_milvus(source), where, hybrid)
     check_k(k)
     check_output_file(sheet)
     index: BaseIndex
@@ -57,10 +59,13 @@ def search(
         index, broken = open_folder(source, Path(words.pop(0)), revision, progress=True)
         note_skipped(broken)
     columns = None if hybrid is None else [name.strip() for name in hybrid.split(",") if name.strip()]
-    given = {"image": image, "minus": minus, "where": where, "hybrid": columns}
+    every = exact and isinstance(index, DiskIndex)  # others are searched exactly anyway
+    given: dict[str, Any] = {"image": image, "minus": minus, "where": where, "hybrid": columns, "exact": every or None}
     options = {name: value for name, value in given.items() if value is not None}
     searched = RerankedIndex.from_index(index, rerank) if rerank else index
     matches = searched.search(words[0] if words else None, k, **options)  # type: ignore[arg-type]
+    if isinstance(index, DiskIndex) and (measured := index.approximation(k, where, exact or bool(columns))):
+        print_note(f"{measured}; --exact searches all", "dim")
     if sheet is not None:
         draw_sheet(
             [(f"{match.score:.3f}  {match.path.name}", index.read_image(match.path)) for match in matches]
@@ -95,7 +100,7 @@ def _check_words(source: str, words: list[str], of_index: bool, image: Path | No
         )
 
 
-def _check_columns(of_index: bool, where: str | None, hybrid: str | None) -> None:
+def _check_columns(of_index: bool, in_milvus: bool, where: str | None, hybrid: str | None) -> None:
     """Check that columns are asked for only of an index.
 
     Raises:
@@ -103,5 +108,7 @@ def _check_columns(of_index: bool, where: str | None, hybrid: str | None) -> Non
     """
     if where is not None and not of_index:
         raise ValueError("--where filters an index: make one with `hf-cots index`, and name it")
+    if hybrid is not None and in_milvus:
+        raise ValueError("--hybrid searches the columns of an index on disk, not of one in Milvus")
     if hybrid is not None and not of_index:
         raise ValueError("--hybrid searches the columns of an index: make one with `hf-cots index`, and name it")

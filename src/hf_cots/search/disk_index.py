@@ -6,8 +6,7 @@
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,15 @@ from PIL import Image
 
 from ..data.images import BrokenImage, read_image
 from ..data.shards import replace_file
+from .approximate import MAX_RESULTS, ApproximateSearch, Approximation, check_approximate, read_approximation
 from .base import AnyQuery, BaseIndex, Match, check_k
+from .building import bring_up_to_date, check_model, check_not_empty, name_model
 from .encoders import Encoder
-from .encoding import check_batch_size
-from .fingerprint import describe_model, different_parts
 from .gallery import Gallery, SourceOptions, open_gallery, place, read_file
 from .keywords import WINDOW, KeywordTable, KeywordTables, check_columns, fuse
 from .loading import load_encoder
 from .store import IndexStore, Snapshot, is_index, quote_name
-from .update import IndexUpdate, UpdateSummary
+from .update import UpdateSummary
 from .vectors import load_faiss, nearest
 from .where import check_expression, only_reading
 
@@ -36,83 +35,6 @@ logger = logging.getLogger(__name__)
 
 NUMBERS_AT_ONCE = 10_000  # in one query of SQLite
 PLACES = 'SELECT "hf_cots slot", "hf_cots path", "hf_cots id"'
-
-
-def check_model(name: str, meta: dict[str, str], encoder: Encoder) -> None:
-    """Check that a model is the one that an index was built with.
-
-    Raises:
-        ValueError: naming both, and in what they differ.
-    """
-    different = different_parts(json.loads(meta["fingerprint"]), describe_model(encoder))
-    if different:
-        raise ValueError(
-            f"the index {name} was built with {meta['model']}, and {encoder.name} has another "
-            f"{' and another '.join(different)}: their embeddings do not compare. Name that model, or another index"
-        )
-
-
-def check_source(store: IndexStore, source: str, dtype: str | None) -> None:
-    """Check that an index is of a source and of a precision. A folder that is gone may have been moved.
-
-    Raises:
-        ValueError: naming what it is of.
-    """
-    before = store.meta["source"]
-    if source != before and Path(before).exists():
-        raise ValueError(f"the index {store.name} is of {before}, not of {source}: name another one with --to")
-    if dtype is not None and dtype != store.dtype:
-        raise ValueError(f"the index {store.name} keeps {store.dtype}, not {dtype}: name another one with --to")
-
-
-def name_model(model: str | Path | Encoder, revision: str | None) -> dict[str, str]:
-    """What an index notes of a model, to load it again."""
-    name = str(model) if isinstance(model, (str, Path)) else model.name
-    path = str(Path(name).resolve()) if Path(name).exists() else name
-    return {"model": path} | ({"revision": revision} if revision else {})
-
-
-def bring_up_to_date(
-    open_store: Callable[..., IndexStore],
-    model: str | Path | Encoder,
-    gallery: Gallery,
-    dtype: str | None,
-    batch_size: int,
-    progress: bool,
-    device: str | torch.device | None,
-    revision: str | None,
-) -> tuple[Encoder, UpdateSummary]:
-    """Write an index; arguments and errors as for [`DiskIndex.build`].
-
-    Args:
-        open_store: opens the index for writing, or makes it for vectors of a size, with what it should know.
-    """
-    check_batch_size(batch_size)
-    encoder = load_encoder(model, device, revision) if isinstance(model, (str, Path)) else model
-    settings = {"source": gallery.name, "options": json.dumps(asdict(gallery.options))}
-    settings["with_columns"] = str(int(gallery.with_columns))
-    settings["root"] = "" if gallery.root is None else str(gallery.root.resolve())
-    named = {"fingerprint": json.dumps(describe_model(encoder)), **name_model(model, revision)}
-    store = open_store(encoder.dim, **named, **settings)
-    try:
-        check_model(store.name, store.meta, encoder)
-        check_source(store, settings["source"], dtype)
-        with store.transaction():
-            store.set_meta(**settings)
-        return encoder, IndexUpdate(store, encoder, gallery, batch_size).run(progress)
-    finally:
-        store.close()
-
-
-def check_not_empty(index: BaseIndex, gallery: Gallery, summary: UpdateSummary) -> None:
-    """Check that an index has an image.
-
-    Raises:
-        ValueError: if it has none, with reasons.
-    """
-    if len(index) == 0:
-        reasons = "".join(f"; {broken}" for broken in summary.broken[:3])
-        raise ValueError(f"none of {len(gallery.paths)} image files can be read{reasons}")
 
 
 class DiskIndex(BaseIndex):
@@ -143,6 +65,7 @@ class DiskIndex(BaseIndex):
         self.root = root or (Path(kept) if kept else None)
         self.summary = UpdateSummary()
         self._lock = threading.Lock()
+        self._approximate: tuple[str | None, ApproximateSearch | None] = None, None  # of the index's note of it
         self._opened: tuple[int, Gallery, dict[Path, int]] | None = None
         self._keywords = KeywordTables()
 
@@ -159,10 +82,14 @@ class DiskIndex(BaseIndex):
         revision: str | None = None,
         with_columns: bool = True,
         wait: bool = False,
+        approximate: bool | None = None,
+        recall: float | None = None,
+        precision: str | None = None,
     ) -> "DiskIndex":
         """Make an index, or bring one up to date with its source.
 
         Only contents that the index does not have are encoded. A kill loses at most one batch; the same call goes on.
+        Under torchrun or accelerate all processes must call: each encodes a part, and the first one writes.
 
         Args:
             model, device, revision: see [`load_encoder`]; or an encoder.
@@ -174,6 +101,11 @@ class DiskIndex(BaseIndex):
             progress: show a progress bar.
             with_columns: keep what the source says of its images, to filter by.
             wait: for another process that writes the index, instead of refusing.
+            approximate: from now on, each update also brings a file for approximate search up to date, which searches
+                use; False removes it, None leaves it as it is.
+            recall: that an approximate search must have, as measured; 0.99 if None.
+            precision: to encode in: "float32" (as the weights are), "bfloat16", or "auto", which is bfloat16 on a GPU
+                that computes in it; if None that of the index, or else float32.
 
         Returns:
             The index; its `summary` tells what was done.
@@ -181,16 +113,21 @@ class DiskIndex(BaseIndex):
         Raises:
             FileNotFoundError: if there is no such source.
             OSError: if the index cannot be written, or another process writes it.
-            ValueError: if the index is of another model, source or dtype, or no image can be read.
+            ValueError: if the index is of another model, source, dtype or precision, or no image can be read; or if
+                there are too few for approximate search.
+            ModuleNotFoundError: for approximate search without FAISS.
         """
 
         def open_store(dim: int, **meta: str) -> IndexStore:
             if is_index(to):
                 return IndexStore(to, writable=True, wait=wait)
-            return IndexStore.create(to, dim, dtype or "float32", wait, **meta)
+            return IndexStore.create(to, dim, dtype or "float32", wait, **name_model(model, revision), **meta)
 
         gallery = source if isinstance(source, Gallery) else open_gallery(source, options, with_columns)
-        encoder, summary = bring_up_to_date(open_store, model, gallery, dtype, batch_size, progress, device, revision)
+        target = check_approximate(len(gallery.paths), approximate, recall)
+        asked = {} if approximate is None else {"approximate_target": str(target)}
+        encoder = load_encoder(model, device, revision) if isinstance(model, (str, Path)) else model
+        summary = bring_up_to_date(open_store, encoder, gallery, dtype, precision, batch_size, progress, **asked)
         index = DiskIndex(to, encoder, gallery.root)
         index.summary = summary
         check_not_empty(index, gallery, summary)
@@ -337,8 +274,9 @@ class DiskIndex(BaseIndex):
         minus: AnyQuery | None = None,
         where: str | None = None,
         hybrid: str | Sequence[str] | None = None,
+        exact: bool = False,
     ) -> list[Match]:
-        """Find the k best images, exactly.
+        """Find the k best images, exactly, unless the index was built with `approximate`: see [`approximation`].
 
         Args:
             query, k, image, minus: as for [`BaseIndex.search`].
@@ -346,6 +284,7 @@ class DiskIndex(BaseIndex):
                 which it holds are considered, all of them.
             hybrid: columns, or `path`, whose words are searched for those of the query, a text, too. The score is then
                 the sum of reciprocal ranks in both searches, and `similarity` the cosine similarity.
+            exact: consider all images in an index with approximate search, too.
 
         Returns:
             Matches with their columns.
@@ -357,7 +296,7 @@ class DiskIndex(BaseIndex):
         self.check_where(where)  # a mistake costs no encoding
         text = query if isinstance(query, str) else None
         self.prepare_hybrid(hybrid, text)
-        return self.search_vector(self.embed_query(query, image, minus), k, where, hybrid, text)
+        return self.search_vector(self.embed_query(query, image, minus), k, where, hybrid, text, exact)
 
     def check_where(self, where: str | None) -> None:
         """Check a filter; raises ValueError, naming what is wrong with it."""
@@ -372,6 +311,21 @@ class DiskIndex(BaseIndex):
             if columns:
                 self._read_words(snapshot.version, columns)
 
+    def approximation(self, k: int = 10, where: str | None = None, exact: bool = False) -> Approximation | None:
+        """The measured recall of a search; None if it is exact. With a filter, or for more than 100, it always is."""
+        with self._lock, self.store.reading():
+            used = self._open_approximate(k, where, exact) is not None
+            return read_approximation(self.store) if used else None
+
+    def _open_approximate(self, k: int, where: str | None, exact: bool) -> ApproximateSearch | None:
+        """What a search is to use instead of all vectors."""
+        if exact or where is not None or k > MAX_RESULTS or not float(self.store.meta.get("approximate_target", 0)):
+            return None
+        noted = f"{self.store.meta['file']} {self.store.meta.get('approximate')}"
+        if self._approximate[0] != noted:
+            self._approximate = noted, ApproximateSearch.open(self.store)
+        return self._approximate[1]
+
     def search_vector(
         self,
         vector: torch.Tensor,
@@ -379,6 +333,7 @@ class DiskIndex(BaseIndex):
         where: str | None = None,
         hybrid: str | Sequence[str] | None = None,
         text: str | None = None,
+        exact: bool = False,
     ) -> list[Match]:
         """Find the k best images for an embedding (D,) of length 1, and for `text` in the columns `hybrid`; otherwise
         as [`search`]."""
@@ -389,7 +344,11 @@ class DiskIndex(BaseIndex):
                 allowed = np.zeros(len(snapshot.rows), dtype=bool)
                 allowed[[slot for (slot,) in self._select(where, 'SELECT DISTINCT "hf_cots slot"')]] = True
             window = max(int(k), WINDOW) if columns else int(k)
-            found, scores = nearest(snapshot.rows, vector.numpy(), window, allowed)
+            approximate = self._open_approximate(window, where, exact)
+            if approximate is not None:
+                found, scores = approximate.nearest(snapshot, vector.numpy(), window)
+            else:
+                found, scores = nearest(snapshot.rows, vector.numpy(), window, allowed)
             similarity_of = dict(zip(found.tolist(), scores.tolist()))
             images = {row[2]: row for row in self._select_in(where, PLACES, "hf_cots slot", similarity_of)}
             if columns:

@@ -7,15 +7,16 @@ sentence-transformers model and plain text models are search's and evaluation's 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import BatchFeature, BlipForImageTextRetrieval, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import BlipForImageTextRetrieval, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..data.hashes import weights_fingerprint
@@ -28,13 +29,21 @@ from .encoding import (
     as_images,
     batches,
     check_batch_size,
+    choose_precision,
+    computing_in,
+    embed_ahead,
+    embed_by_length,
     embed_images,
     encode_images,
     encode_texts,
+    order_by_length,
+    prepare_image,
     text_options,
 )
+from .processes import own_blocks, processes
 
 
+T = TypeVar("T")
 DIRECTIONS = ("text_to_image", "image_to_text")
 
 
@@ -76,9 +85,14 @@ class DualTower(Protocol):
 
 @dataclass(frozen=True)
 class ModelEncoder(ABC):
-    """Width and fingerprint of an [`Encoder`] that wraps a `torch.nn.Module`."""
+    """Width and fingerprint of an [`Encoder`] that wraps a `torch.nn.Module`.
+
+    Attributes:
+        precision: in which it computes: "float32", as its weights are, or "bfloat16"; see [`computing_in`].
+    """
 
     model: Any
+    precision: str = field(default="float32", kw_only=True)
 
     @abstractmethod
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor: ...
@@ -91,6 +105,24 @@ class ModelEncoder(ABC):
         return weights_fingerprint(self.model)
 
 
+def precision_of(encoder: Encoder) -> str:
+    """In which an encoder computes; see [`ModelEncoder`]."""
+    return encoder.precision if isinstance(encoder, ModelEncoder) else "float32"
+
+
+def set_precision(encoder: Encoder, precision: str) -> Encoder:
+    """The same encoder, computing in "float32", "bfloat16", or what [`choose_precision`] takes for "auto".
+
+    Raises:
+        ValueError: if there is no such precision, or the encoder cannot compute in it.
+    """
+    if isinstance(encoder, ModelEncoder):
+        return replace(encoder, precision=choose_precision(precision, encoder.model.device))
+    if choose_precision(precision, torch.device("cpu")) != "float32":
+        raise ValueError(f"{encoder.name} cannot encode in {precision}")
+    return encoder
+
+
 @dataclass(frozen=True)
 class DualEncoder(ModelEncoder):
     """A dual encoder of transformers, a COTS included, and its processor."""
@@ -101,20 +133,10 @@ class DualEncoder(ModelEncoder):
     def encode_images(
         self, images: AnyImage | Iterable[AnyImage], batch_size: int = 64, total: int | None = None
     ) -> torch.Tensor:
-        return encode_images(self.model, self.processor, images, batch_size, total)
-
-    def prepare_image(self, image: Image.Image) -> BatchFeature:
-        """What the model takes of one image: the part of encoding that needs no model, for threads ahead of it."""
-        return self.processor(images=[image], return_tensors="pt")
-
-    def embed_prepared(self, prepared: Sequence[BatchFeature]) -> torch.Tensor:
-        """(n, dim) of images that [`prepare_image`] prepared, in one forward pass."""
-        names = prepared[0].keys()
-        inputs = BatchFeature({name: torch.cat([each[name] for each in prepared]) for name in names})
-        return embed_images(self.model, inputs)
+        return encode_images(self.model, self.processor, images, batch_size, total, self.precision)
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
-        return encode_texts(self.model, self.processor, texts, batch_size)
+        return encode_texts(self.model, self.processor, texts, batch_size, self.precision)
 
 
 @dataclass(frozen=True)
@@ -139,13 +161,15 @@ class TextEncoder(ModelEncoder):
         if not texts:
             return torch.empty(0, self.dim)
         options = text_options(self.model, self.tokenizer)
-        embeddings = []
-        for batch in batches(texts, batch_size):
+
+        def embed(batch: list[str]) -> torch.Tensor:
             inputs = self.tokenizer(batch, return_tensors="pt", **options).to(self.model.device)
-            states = self.model(**inputs).last_hidden_state.float()  # (b, length, D)
+            with computing_in(self.precision, self.model.device):
+                states = self.model(**inputs).last_hidden_state.float()  # (b, length, D)
             mask = inputs["attention_mask"][..., None]
-            embeddings.append(l2_normalize((states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)).cpu())
-        return torch.cat(embeddings)
+            return l2_normalize((states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)).cpu()
+
+        return embed_by_length(texts, embed, batch_size)
 
 
 @dataclass(frozen=True)
@@ -174,7 +198,8 @@ class SentenceEncoder(ModelEncoder):
         return self._encode(texts, batch_size) if texts else torch.empty(0, self.dim)
 
     def _encode(self, items: list, batch_size: int) -> torch.Tensor:
-        embeds = self.model.encode(items, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False)
+        with computing_in(self.precision, self.model.device):
+            embeds = self.model.encode(items, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False)
         return l2_normalize(embeds).float().cpu()
 
 
@@ -252,10 +277,50 @@ def check_finite(embeds: torch.Tensor, kind: str, name: Callable[[int], str]) ->
         raise ValueError(f"{len(broken)} {kind} embeddings are not finite, the first is of {name(broken[0])}")
 
 
+def encoding_steps(
+    encoder: Encoder, batch_size: int
+) -> tuple[Callable[[Image.Image], Any], Callable[[list[Any]], torch.Tensor]]:
+    """The part of encoding images that needs no model, for threads ahead of it, and the model's, for a batch."""
+    if isinstance(encoder, DualEncoder):
+        model, processor, precision = encoder.model, encoder.processor, encoder.precision
+        return partial(prepare_image, processor), lambda prepared: embed_images(model, prepared, precision)
+    return lambda image: image, lambda images: encoder.encode_images(images, batch_size)
+
+
+def encode_readable(
+    encoder: Encoder,
+    read: Callable[[T], Image.Image],
+    items: Iterable[T],
+    batch_size: int = 64,
+    total: int | None = None,
+) -> tuple[torch.Tensor, list[BrokenImage | None]]:
+    """Encode the images that can be read; threads read and prepare them ahead of the model.
+
+    Args:
+        read: reads the image of an item, in a thread; raises BrokenImage if that cannot be.
+        total: the number of items, for a progress bar; none without it.
+
+    Returns:
+        (n, D) embeddings of the images that can be read, and for each item why it cannot, or None.
+    """
+    prepare, embed = encoding_steps(encoder, batch_size)
+    embeddings, problems = embed_ahead(items, lambda item: prepare(read(item)), embed, batch_size, total)
+    return torch.cat(embeddings) if embeddings else encoder.encode_images([]), problems
+
+
 def encode_rows(
-    encoder: Encoder, pairs: PairDataset, rows: Sequence[int], batch_size: int = 64, progress: bool = False
+    encoder: Encoder,
+    pairs: PairDataset,
+    rows: Sequence[int],
+    batch_size: int = 64,
+    progress: bool = False,
+    split: bool = False,
 ) -> tuple[torch.Tensor, list[int], list[BrokenImage]]:
     """Encode the images of some rows. Those that cannot be read are named in a warning and skipped.
+
+    Args:
+        split: divide the rows among the processes of torchrun or accelerate. Each of them must call, with the same
+            arguments, and each gets all embeddings.
 
     Returns:
         (n, D) embeddings as [`Encoder`] defines them, the n rows that could be read, and the unreadable images.
@@ -263,26 +328,52 @@ def encode_rows(
     Raises:
         ValueError: naming an image whose embedding is not finite.
     """
-    read: list[int] = []
-    unreadable: list[BrokenImage] = []
-
-    def readable():
-        for row in rows:
-            try:
-                image = pairs.read_row(row)
-            except BrokenImage as broken:
-                skip_image(broken)
-                unreadable.append(broken)
-                continue
-            read.append(row)
-            yield image
-
-    embeds = encoder.encode_images(readable(), batch_size, len(rows) if progress else None)
+    blocks = own_blocks(rows, batch_size) if split else [(0, rows)]
+    own = [row for _, block in blocks for row in block]
+    embeds, problems = encode_readable(encoder, pairs.read_row, own, batch_size, len(own) if progress else None)
+    if split and processes().num_processes > 1:
+        embeds, problems = gather_blocks(embeds, problems, blocks)
+    broken = [problem for problem in problems if problem is not None]
+    for each in broken:
+        skip_image(each)
+    read = [row for row, problem in zip(rows, problems) if problem is None]
     check_finite(embeds, "image", lambda i: pairs.image_name(read[i]))
-    return embeds, read, unreadable
+    return embeds, read, broken
 
 
-def encode_pairs(encoder: Encoder, pairs: PairDataset, batch_size: int = 64, progress: bool = False) -> EncodedPairs:
+def gather_blocks(
+    embeds: torch.Tensor, problems: list[BrokenImage | None], blocks: list[tuple[int, Sequence[Any]]]
+) -> tuple[torch.Tensor, list[BrokenImage | None]]:
+    """Join what all processes have made of their [`own_blocks`], in the order of the items."""
+    parts, item, row = [], 0, 0
+    for number, block in blocks:
+        own = problems[item : item + len(block)]
+        count = own.count(None)
+        parts.append((number, embeds[row : row + count].numpy(), own))
+        item, row = item + len(block), row + count
+    every = sorted(gather_object(parts), key=lambda part: part[0])
+    return (
+        torch.from_numpy(np.concatenate([vectors for _, vectors, _ in every])),
+        [problem for _, _, own in every for problem in own],
+    )
+
+
+def encode_texts_together(encoder: Encoder, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
+    """(n, D) embeddings of texts that are divided among the processes of torchrun or accelerate, all of which must
+    call; each gets all, in batches as of one process."""
+    if processes().num_processes == 1:
+        return encoder.encode_texts(texts, batch_size)
+    order = order_by_length(texts, batch_size)
+    blocks = own_blocks(order, batch_size)
+    own = [encoder.encode_texts([texts[i] for i in block], batch_size) for _, block in blocks]
+    embeds = torch.cat(own) if own else torch.empty(0, encoder.dim)
+    every, _ = gather_blocks(embeds, [None] * len(embeds), blocks)
+    return every[torch.tensor(order).argsort()]
+
+
+def encode_pairs(
+    encoder: Encoder, pairs: PairDataset, batch_size: int = 64, progress: bool = False, split: bool = False
+) -> EncodedPairs:
     """Encode all images and all captions of a data set, each once.
 
     A file that several rows name, one caption each, is one image. Images that cannot be read are skipped with their
@@ -293,16 +384,18 @@ def encode_pairs(encoder: Encoder, pairs: PairDataset, batch_size: int = 64, pro
         pairs: the data. A caption's correct answers are the images with the same image id, and vice versa.
         batch_size: images in a forward pass.
         progress: show a progress bar.
+        split: divide images and texts among processes; see [`encode_rows`].
 
     Raises:
         ValueError: naming an image or text whose embedding is not finite.
     """
     first_rows = pairs.first_rows()
     distinct = np.unique(first_rows).tolist()
-    image_embeds, rows, broken = encode_rows(encoder, pairs, distinct, batch_size, progress)
+    image_embeds, rows, broken = encode_rows(encoder, pairs, distinct, batch_size, progress, split)
     present = set(rows)
     captions = [i for i, row in enumerate(first_rows[pairs.pair_rows].tolist()) if row in present]
-    text_embeds = encoder.encode_texts([pairs.caption(index) for index in captions])
+    texts = pairs.captions(np.array(captions, dtype=np.int64))
+    text_embeds = encode_texts_together(encoder, texts) if split else encoder.encode_texts(texts)
     check_finite(text_embeds, "text", lambda i: f"{pairs.name}, pair {captions[i]}")
     return EncodedPairs(
         image_embeds=image_embeds,

@@ -6,7 +6,7 @@ and shared between processes.
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..data.hashes import hex_digest
 from ..data.images import BrokenImage, read_image
 from .base import AnyQuery, BaseIndex, Match, check_k
 from .disk_index import DiskIndex
-from .encoders import Encoder
+from .encoders import Encoder, encode_readable
 from .encoding import check_batch_size
 from .fingerprint import describe_model
 from .gallery import FolderGallery
@@ -54,9 +54,9 @@ class ImageIndex(BaseIndex):
         check_batch_size(batch_size)
         files = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
         self.encoder = encoder
-        self.paths: list[Path] = []
-        self.broken: list[BrokenImage] = []
-        embeds = encoder.encode_images(self._readable(files), batch_size, len(files) if progress else None)
+        embeds, problems = encode_readable(encoder, read_image, files, batch_size, len(files) if progress else None)
+        self.paths: list[Path] = [path for path, problem in zip(files, problems) if problem is None]
+        self.broken: list[BrokenImage] = [problem for problem in problems if problem is not None]
         finite = embeds.isfinite().all(dim=1)
         self.broken += [
             BrokenImage(str(path), "its embedding is not finite") for path, good in zip(self.paths, finite) if not good
@@ -89,16 +89,6 @@ class ImageIndex(BaseIndex):
         """
         paths = find_images(Path(folder))
         return cls(load_encoder(model, device, revision), paths, batch_size, progress)
-
-    def _readable(self, paths: list[Path]) -> Iterator[Image.Image]:
-        for path in paths:
-            try:
-                image = read_image(path)
-            except BrokenImage as broken:
-                self.broken.append(broken)
-                continue
-            self.paths.append(path)
-            yield image
 
     def __len__(self) -> int:
         return len(self.paths)

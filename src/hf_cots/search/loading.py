@@ -27,7 +27,7 @@ from ..models.configuration_two_tower import TwoTowerConfig
 from ..models.image_processing_cots import output_sides
 from ..models.model_files import named_damage
 from ..models.pretraining import PreTrainingModel
-from .encoders import BlipRetrieval, DualEncoder, DualTower, Encoder, SentenceEncoder, TextEncoder
+from .encoders import BlipRetrieval, DualEncoder, DualTower, Encoder, SentenceEncoder, TextEncoder, set_precision
 
 
 NO_REMOTE_CODE = {"trust_remote_code": False}
@@ -85,6 +85,7 @@ def load_encoder(
     device: str | torch.device | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
+    precision: str = "float32",
 ) -> Encoder:
     """Load an encoder by Hub id or folder.
 
@@ -97,6 +98,8 @@ def load_encoder(
         device: where it computes; [`default_device`] if None.
         revision: branch, tag or commit on the Hub; the main branch if None.
         token: for a private or gated repository; that of `hf auth login` or HF_TOKEN if None.
+        precision: to compute in: "float32" (as the weights are), "bfloat16", or "auto", which is bfloat16 on a GPU
+            that computes in it. The weights stay as they are.
 
     Raises:
         OSError: if there is no such model.
@@ -113,7 +116,7 @@ def load_encoder(
     name, hub = _folder_or_id(name), hub_options(revision, token)
     with named_errors(name), named_damage(name):
         load = _load_sentence_encoder if _has_file(name, "modules.json", hub) else _load_transformers_encoder
-        return load(name, device, hub)
+        return set_precision(load(name, device, hub), precision)
 
 
 def load_reranker(

@@ -231,6 +231,7 @@ class MilvusStore(IndexStore):
         self.meta = {"version": "0", **(kept or new)}
         self._check_format()
         self.dim, self.dtype = int(self.meta["dim"]), "float32"
+        self.precision = self.meta.get("precision", "float32")
         self.row_type = row_type(self.dim, self.dtype)
         if not self.collection.exists:
             self.collection.create(self.dim)

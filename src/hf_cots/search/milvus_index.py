@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..data.images import BrokenImage, read_image
 from .base import AnyQuery, BaseIndex, Match, check_k
-from .disk_index import bring_up_to_date, check_model, check_not_empty
+from .building import bring_up_to_date, check_model, check_not_empty, name_model
 from .encoders import Encoder
 from .gallery import Gallery, SourceOptions, open_gallery, place
 from .loading import load_encoder
@@ -70,25 +70,31 @@ class MilvusIndex(BaseIndex):
         device: str | torch.device | None = None,
         revision: str | None = None,
         with_columns: bool = True,
+        approximate: bool | None = None,
+        recall: float | None = None,
+        precision: str | None = None,
     ) -> "MilvusIndex":
         """Make an index, or bring one up to date with its source; arguments and errors as for [`DiskIndex.build`].
 
         Args:
             to: address of the collection.
             dtype: "float32", or None.
+            approximate, recall: not in Milvus, which is searched exactly.
         """
         if dtype not in (None, "float32"):
             raise ValueError(f"an index in Milvus keeps float32 vectors, not {dtype}: leave --dtype out")
+        if approximate or recall is not None:
+            raise ValueError("an index in Milvus is searched exactly: leave --approximate and --recall out")
         gallery = source if isinstance(source, Gallery) else open_gallery(source, options, with_columns)
-        encoder, summary = bring_up_to_date(
-            lambda dim, **meta: MilvusStore(to, dim, **meta),
-            model,
+        encoder = load_encoder(model, device, revision) if isinstance(model, (str, Path)) else model
+        summary = bring_up_to_date(
+            lambda dim, **meta: MilvusStore(to, dim, **name_model(model, revision), **meta),
+            encoder,
             gallery,
             dtype,
+            precision,
             batch_size,
             progress,
-            device,
-            revision,
         )
         index = MilvusIndex(to, encoder, gallery.root)
         index.summary = summary

@@ -2,6 +2,7 @@
 
     index.sqlite     what is indexed: images by path, contents by hash, the columns of the source, the model
     vectors-N.bin    one vector per content, in the order of their slots; N changes when holes are removed
+    approximate-N.faiss     where one asked for it: see `approximate.py`
     lock             held by the one process that writes
 
 Vectors are appended and synced before the transaction that names them: a kill leaves the rows of whole batches, and a
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 DATABASE = "index.sqlite"
-OWN_FILES = (DATABASE, "vectors-", "lock")
+OWN_FILES = (DATABASE, "vectors-", "approximate-", "lock")
 BUSY_SECONDS = 30
 WAIT_SECONDS = 3600  # for another writer, where one waits
 ATTEMPTS = 20  # to open a file before a writer replaces it
@@ -76,12 +77,14 @@ class Snapshot:
     Attributes:
         rows: (end,) kept vectors, memory-mapped.
         live: (end,) bool, the slots that hold a vector of some image; None if all do.
+        count: how many do.
     """
 
     def __init__(self, version: int, rows: np.ndarray, live: np.ndarray | None):
         self.version, self.rows, self.live = version, rows, live
+        self.count = len(rows) if live is None else int(live.sum())
 
-    def vectors(self, slots: Sequence[int]) -> np.ndarray:
+    def vectors(self, slots: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n, D) float32 of some slots."""
         return np.ascontiguousarray(unpack(self.rows[np.asarray(slots, dtype=np.int64)]))
 
@@ -112,6 +115,7 @@ class IndexStore:
                 self.meta = dict(self.database.execute("SELECT key, value FROM meta"))
             self._check_format()
             self.dim, self.dtype = int(self.meta["dim"]), self.meta["dtype"]
+            self.precision = self.meta.get("precision", "float32")  # in which the model computed the vectors
             self.row_type = row_type(self.dim, self.dtype)
             if writable:
                 self._recover()
@@ -284,6 +288,8 @@ class IndexStore:
             damaged = self._find_damage(only_last=False)
             if damaged:
                 with self.transaction():
+                    # Its slots may get other vectors.
+                    self.database.execute("DELETE FROM meta WHERE key = 'approximate'")
                     for first, count in damaged:
                         bounds = (first, first + count)
                         self.database.execute("DELETE FROM batches WHERE first = ?", (first,))

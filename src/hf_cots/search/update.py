@@ -4,17 +4,20 @@ import json
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
-from ..data.ahead import map_ahead
 from ..data.hashes import hex_digest
-from ..data.images import BrokenImage, read_image
-from .encoders import DualEncoder, Encoder
+from ..data.images import BrokenImage
+from .encoders import Encoder, encoding_steps
 from .gallery import Gallery, place
+from .processes import processes
+from .reading import ImageReader, Loaded, read_together
 from .store import IndexStore, find_affinity, to_value
 from .vectors import pack, packing_error
 
@@ -66,17 +69,6 @@ class Row(NamedTuple):
     described: str | None
 
 
-@dataclass
-class Loaded:
-    """An image as it was read: its stamp before that, its hash, and what the model takes, unless that is known."""
-
-    index: int
-    stamp: tuple[int, int] | None
-    digest: str = ""
-    prepared: Any = None
-    broken: BrokenImage | None = None
-
-
 class IndexUpdate:
     """One run over a source.
 
@@ -97,6 +89,7 @@ class IndexUpdate:
         self.gone_by_slot: dict[int | None, list[int]] = defaultdict(list)
         for path in sorted(gone, reverse=True):
             self.gone_by_slot[self.known[path].slot].append(self.known[path].id)
+        self.prepare, self.embed = encoding_steps(encoder, batch_size)
         self.summary = UpdateSummary()
         self.descriptions: dict[int, tuple[str, dict[str, Any]]] = {}  # by index, those that are new
         self.batch: list[Loaded] = []
@@ -109,13 +102,19 @@ class IndexUpdate:
         start = time.monotonic()
         # The rate is that of the last files, and the total has only files that must be read: the time left is honest.
         with tqdm(total=len(to_read), desc="images", disable=not progress, leave=False, smoothing=0.05) as bar:
-            for loaded in map_ahead(self._load, to_read, depth=self.batch_size):
+            for loaded in self._read(to_read):
                 self._take(loaded)
                 bar.update()
         self._commit()
         self._log_rate(time.monotonic() - start)
         self._remove_gone()
         return self.summary
+
+    def _read(self, to_read: list[int]) -> Iterator[Loaded]:
+        reader = ImageReader(self.gallery, self.prepare, self.slots)
+        if processes().num_processes > 1:
+            return read_together(reader, self._embed, to_read, self.batch_size, self.store.precision)
+        return reader.load_all(to_read, self.batch_size)
 
     def _log_rate(self, seconds: float) -> None:
         if self.summary.encoded:
@@ -185,26 +184,13 @@ class IndexUpdate:
 
     # ------------------------------------------------------------------ reading and encoding
 
-    def _load(self, index: int) -> Loaded:
-        """Read an image, in a thread. Hash and pixels come from the same bytes, and the stamp is older than both: a
-        file that changes meanwhile has another stamp at the next update."""
-        stamp, name = self.gallery.stamp(index), self._name(self.gallery.paths[index])
-        try:
-            data = self.gallery.read(index)
-            digest = hex_digest([data])
-            if digest in self.slots:
-                return Loaded(index, stamp, digest)
-            image = read_image(data, name)
-        except BrokenImage as broken:
-            return Loaded(index, stamp, broken=broken)
-        prepared = self.encoder.prepare_image(image) if isinstance(self.encoder, DualEncoder) else image
-        return Loaded(index, stamp, digest, prepared)
-
     def _take(self, loaded: Loaded) -> None:
         new = loaded.digest not in self.slots and loaded.digest not in self.vectors
         if loaded.prepared is not None and new:
             self.waiting[loaded.digest] = loaded.prepared
-        loaded.prepared = None
+        if loaded.vector is not None and new:
+            self.vectors[loaded.digest] = loaded.vector
+        loaded.prepared = loaded.vector = None
         self.batch.append(loaded)
         if len(self.waiting) >= self.batch_size:
             self._encode()
@@ -215,14 +201,14 @@ class IndexUpdate:
     def _encode(self) -> None:
         if not self.waiting:
             return
-        start, prepared = time.monotonic(), list(self.waiting.values())
-        if isinstance(self.encoder, DualEncoder):
-            embeds = self.encoder.embed_prepared(prepared)
-        else:
-            embeds = self.encoder.encode_images(prepared, self.batch_size)
-        self.vectors |= zip(self.waiting, embeds.numpy())
+        self.vectors |= zip(self.waiting, self._embed(list(self.waiting.values())).numpy())
         self.waiting.clear()
+
+    def _embed(self, prepared: list[Any]) -> torch.Tensor:
+        start = time.monotonic()
+        embeds = self.embed(prepared)
         self.model_seconds += time.monotonic() - start
+        return embeds
 
     # ------------------------------------------------------------------ writing
 

@@ -104,12 +104,23 @@ def nearest(
         if fetch == count or (len(found) >= k and last < scores[k - 1] - margin):
             break
         fetch *= 4
+    return rank(rows, query, found, k)
+
+
+def rank(rows: np.ndarray, query: np.ndarray, found: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of some rows, and all of them that tie with the last, by float64 products.
+
+    Args:
+        rows, query: as for [`nearest`], which says what is returned.
+        found: (m,) row numbers, each once, in any order.
+        k: how many.
+    """
     found = np.sort(found)
     # One sum per row, whatever its neighbors: equal vectors have equal scores.
     exact = (unpack(rows[found]).astype(np.float64) * query.astype(np.float64)).sum(axis=1)
     order = np.argsort(-exact, kind="stable")
     found, exact = found[order], exact[order]
-    keep = exact >= exact[k - 1]
+    keep = exact >= exact[min(k, len(exact)) - 1] if len(exact) else slice(0)
     return found[keep], exact[keep]
 
 

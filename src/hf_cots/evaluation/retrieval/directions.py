@@ -9,21 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ...data.sources import PairDataset
 from ...search.encoders import DIRECTIONS, DualEncoder, EncodedPairs, encode_pairs
+from ...search.processes import processes
 from .metrics import chance_level, concatenate, summarize
 from .protocols import mean_of_folds
 from .ranking import BLOCK, rank_queries
 from .transductive import Rescoring
-
-
-def processes() -> PartialState:
-    """The processes that torchrun or accelerate started, or this one alone; they use gloo without accelerators."""
-    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 @dataclass(frozen=True)

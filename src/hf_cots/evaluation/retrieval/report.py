@@ -81,12 +81,12 @@ def evaluate_encoder(
         folds: parts with a gallery each, whose metrics are averaged.
         batch_size: images in a forward pass.
         progress: show a progress bar.
-        split_queries: divide the queries among the processes of torchrun or accelerate, all of which must call.
+        split_queries: divide images and queries among the processes of torchrun or accelerate, all of which must call.
 
     Raises:
         ValueError: if there is nothing to rank, or the images do not divide into folds.
     """
-    encoded = encode_pairs(encoder, pairs, batch_size, progress)
+    encoded = encode_pairs(encoder, pairs, batch_size, progress, split_queries)
     parts = split_folds(encoded, folds) if folds > 1 else [encoded]
     ranked = [rank_both(part, split_queries=split_queries) for part in parts]
     directions = {name: DirectionResult.from_folds([part[name] for part in ranked]) for name in DIRECTIONS}

@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from ..._errors import check_output_file
 from ...data.report import DATA_REPORT, report_data
 from ...data.sources import PairDataset, load_pairs
-from ...search.encoders import DualEncoder, Encoder, SentenceEncoder, TextEncoder, encode_pairs
+from ...search.encoders import DualEncoder, Encoder, SentenceEncoder, TextEncoder, encode_pairs, precision_of
 from ...search.encoding import text_options
 from ...search.loading import load_encoder
+from ...search.processes import processes
 from ..rendering.plots import draw_recall_cost
-from .directions import processes
 from .failures import write_failures
 from .overlap import check_overlap
 from .per_query_table import query_table_path, read_query_table, write_query_table
@@ -75,6 +75,7 @@ class EvaluationRun:
         resamples, seed: of the bootstrap, and of the randomization test.
         rerank: a second stage that re-ranks what the encoder finds; the report's entry `reranking`.
         revision: of the model on the Hub, as for [`load_encoder`].
+        precision: in which this model and the one to compare with encode, as for [`load_encoder`].
     """
 
     model: str
@@ -99,6 +100,7 @@ class EvaluationRun:
     seed: int = 0
     rerank: RerankEvaluation | None = None
     revision: str | None = None
+    precision: str = "float32"
 
     def run(self, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Evaluate. Under torchrun or accelerate every process calls; the first one writes and shows.
@@ -121,7 +123,7 @@ class EvaluationRun:
         pairs, folds, about_protocol = self._open_data()
         bank_pairs = self._open_pairs(self.querybank, "train") if self.querybank else None
         train_pairs = self._open_pairs(self.check_overlap, "train") if self.check_overlap else None
-        encoder = load_encoder(self.model, revision=self.revision)
+        encoder = load_encoder(self.model, revision=self.revision, precision=self.precision)
         fingerprint = data_fingerprint(pairs)
         other = self._open_other(fingerprint) if self.compare else None
         if state.is_main_process:
@@ -132,7 +134,7 @@ class EvaluationRun:
         result = self._evaluate(encoder, pairs, folds)
         report = build_report(result, None, self.resamples, self.seed)
         report["data"] = describe_data(pairs, fingerprint, result.parts[0].broken) | about_protocol
-        report["environment"] = environment(state.num_processes)
+        report["environment"] = environment(state.num_processes) | {"precision": precision_of(encoder)}
         self._save_query_table(result, pairs, fingerprint)
         self._save(report)
         if other is not None:
@@ -167,7 +169,7 @@ class EvaluationRun:
     ) -> list[dict[str, Any]]:
         rescored = [rescore(result, self.beta, split_queries=True)] if self.dual_softmax else []
         if bank_pairs is not None:
-            bank = encode_pairs(encoder, bank_pairs, self.batch_size, processes().is_main_process)
+            bank = encode_pairs(encoder, bank_pairs, self.batch_size, processes().is_main_process, split=True)
             rescored.append(rescore(result, self.beta, bank, split_queries=True))
         return rescored
 
@@ -192,7 +194,7 @@ class EvaluationRun:
         """The encoder to compare with, or the results of an earlier run on the same data."""
         path = Path(str(self.compare))
         if path.suffix not in (".json", ".parquet"):
-            return load_encoder(str(self.compare))
+            return load_encoder(str(self.compare), precision=self.precision)
         table = query_table_path(path) if path.suffix == ".json" else path
         if table != path and path.is_file() and not table.is_file():
             raise FileNotFoundError(f"{path} cannot be compared with: its per-query table {table} is not beside it")

@@ -1,0 +1,111 @@
+"""How an index is brought up to date with its source, whatever store keeps it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from .approximate import update_approximate
+from .base import BaseIndex
+from .encoders import Encoder, precision_of, set_precision
+from .encoding import check_batch_size
+from .fingerprint import describe_model, different_parts
+from .gallery import Gallery
+from .processes import processes
+from .reading import help_to_update
+from .store import IndexStore
+from .update import IndexUpdate, UpdateSummary
+
+
+def check_model(name: str, meta: dict[str, str], encoder: Encoder) -> None:
+    """Check that a model is the one that an index was built with.
+
+    Raises:
+        ValueError: naming both, and in what they differ.
+    """
+    different = different_parts(json.loads(meta["fingerprint"]), describe_model(encoder))
+    if different:
+        raise ValueError(
+            f"the index {name} was built with {meta['model']}, and {encoder.name} has another "
+            f"{' and another '.join(different)}: their embeddings do not compare. Name that model, or another index"
+        )
+
+
+def check_source(store: IndexStore, source: str, dtype: str | None) -> None:
+    """Check that an index is of a source and of a precision. A folder that is gone may have been moved.
+
+    Raises:
+        ValueError: naming what it is of.
+    """
+    before = store.meta["source"]
+    if source != before and Path(before).exists():
+        raise ValueError(f"the index {store.name} is of {before}, not of {source}: name another one with --to")
+    if dtype is not None and dtype != store.dtype:
+        raise ValueError(f"the index {store.name} keeps {store.dtype}, not {dtype}: name another one with --to")
+
+
+def name_model(model: str | Path | Encoder, revision: str | None) -> dict[str, str]:
+    """What an index notes of a model, to load it again."""
+    name = str(model) if isinstance(model, (str, Path)) else model.name
+    path = str(Path(name).resolve()) if Path(name).exists() else name
+    return {"model": path} | ({"revision": revision} if revision else {})
+
+
+def bring_up_to_date(
+    open_store: Callable[..., IndexStore],
+    encoder: Encoder,
+    gallery: Gallery,
+    dtype: str | None,
+    precision: str | None,
+    batch_size: int,
+    progress: bool,
+    **asked: str,
+) -> UpdateSummary:
+    """Make an index or bring it up to date. Under torchrun all processes must call: the first one writes.
+
+    Args:
+        open_store: opens the index for writing, or makes it for vectors of a size, with what a new index should know.
+        encoder, gallery: its model and source.
+        dtype, precision, batch_size, progress: as for [`DiskIndex.build`], whose errors are raised too.
+        asked: what else an index, also an old one, should know from now on.
+    """
+    check_batch_size(batch_size)
+    if not processes().is_main_process:
+        help_to_update(encoder, gallery, batch_size)
+        processes().wait_for_everyone()
+        return UpdateSummary()
+    settings = {"source": gallery.name, "options": json.dumps(asdict(gallery.options))}
+    settings["with_columns"] = str(int(gallery.with_columns))
+    settings["root"] = "" if gallery.root is None else str(gallery.root.resolve())
+    settings |= asked
+    named = {"fingerprint": json.dumps(describe_model(encoder))}
+    named["precision"] = precision_of(set_precision(encoder, precision or "float32"))
+    store = open_store(encoder.dim, **named, **settings)
+    try:
+        check_model(store.name, store.meta, encoder)
+        check_source(store, settings["source"], dtype)
+        encoder = set_precision(encoder, precision or store.precision)
+        if precision_of(encoder) != store.precision:
+            raise ValueError(
+                f"the index {store.name} was encoded in {store.precision}, not in {precision_of(encoder)}: name "
+                "another one with --to"
+            )
+        with store.transaction():
+            store.set_meta(**settings)
+        summary = IndexUpdate(store, encoder, gallery, batch_size).run(progress)
+        update_approximate(store, encoder)
+    finally:
+        store.close()
+    processes().wait_for_everyone()
+    return summary
+
+
+def check_not_empty(index: BaseIndex, gallery: Gallery, summary: UpdateSummary) -> None:
+    """Check that an index has an image.
+
+    Raises:
+        ValueError: if it has none, with reasons.
+    """
+    if len(index) == 0:
+        reasons = "".join(f"; {broken}" for broken in summary.broken[:3])
+        raise ValueError(f"none of {len(gallery.paths)} image files can be read{reasons}")

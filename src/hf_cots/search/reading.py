@@ -1,0 +1,150 @@
+"""Read and prepare the images of a source ahead of the model, in one process or divided among several."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from ..data.ahead import map_ahead
+from ..data.hashes import hex_digest
+from ..data.images import BrokenImage, read_image
+from .encoders import Encoder, encoding_steps, set_precision
+from .gallery import Gallery, place
+from .processes import own_blocks, processes
+
+
+@dataclass
+class Loaded:
+    """An image as it was read: its stamp before that, its hash, and what the model takes, unless that is known.
+
+    Attributes:
+        index: of the image in the source.
+        prepared: for the model; None if the contents are known, or encoded already.
+        vector: (D,) float32, the embedding of contents that another process, or this one, has encoded already.
+    """
+
+    index: int
+    stamp: tuple[int, int] | None
+    digest: str = ""
+    prepared: Any = None
+    broken: BrokenImage | None = None
+    vector: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """Reads the images of a source, in threads.
+
+    Args:
+        gallery: the source.
+        prepare: the first of [`encoding_steps`].
+        known: hashes of contents that need no encoding.
+    """
+
+    gallery: Gallery
+    prepare: Callable[[Any], Any]
+    known: Collection[str]
+
+    def load(self, index: int) -> Loaded:
+        """Read an image. Hash and pixels come from the same bytes, and the stamp is older than both: a file that
+        changes meanwhile has another stamp at the next update."""
+        stamp, name = self.gallery.stamp(index), str(place(self.gallery.root, self.gallery.paths[index]))
+        try:
+            data = self.gallery.read(index)
+            digest = hex_digest([data])
+            if digest in self.known:
+                return Loaded(index, stamp, digest)
+            return Loaded(index, stamp, digest, self.prepare(read_image(data, name)))
+        except BrokenImage as broken:
+            return Loaded(index, stamp, broken=broken)
+
+    def load_all(self, indices: Sequence[int], batch_size: int) -> Iterator[Loaded]:
+        """Read images in their order, `batch_size` ahead."""
+        return map_ahead(self.load, indices, depth=batch_size)
+
+
+def encode_own(
+    reader: ImageReader, embed: Callable[[list[Any]], torch.Tensor], indices: Sequence[int], batch_size: int
+) -> Iterator[list[Loaded]]:
+    """Read and encode this process's blocks of some images, block by block."""
+    blocks = [block for _, block in own_blocks(indices, batch_size)]
+    loaded = reader.load_all(list(chain(*blocks)), batch_size)
+    done: set[str] = set()
+    for block in blocks:
+        images = list(islice(loaded, len(block)))
+        first = {each.digest: each for each in reversed(images) if each.prepared is not None}
+        new = [each for each in images if first.get(each.digest) is each and each.digest not in done]
+        if new:
+            for each, vector in zip(new, embed([each.prepared for each in new]).numpy()):
+                each.vector = vector
+        done |= first.keys()
+        for each in images:
+            each.prepared = None
+        yield images
+
+
+def exchange_rounds(own: Iterator[list[Loaded]], rounds: int) -> Iterator[Loaded]:
+    """What all processes have read and encoded, in the order of the source, for the first one; nothing for the others.
+
+    All must call.
+    """
+    state = processes()
+    for _ in range(rounds):
+        block = next(own, [])
+        if state.is_main_process:
+            blocks: list[Any] = [None] * state.num_processes
+            dist.gather_object(block, blocks)
+            yield from chain(*blocks)
+        else:
+            dist.gather_object(block)
+
+
+def count_rounds(images: int, batch_size: int) -> int:
+    """How often all processes exchange a block each."""
+    return -(-images // (batch_size * processes().num_processes))
+
+
+def check_same_source(gallery: Gallery) -> None:
+    """Check that all processes see the same images; all must call.
+
+    Raises:
+        ValueError: if one sees others.
+    """
+    own = hex_digest([path.encode(errors="surrogateescape") + b"\0" for path in gallery.paths])
+    digests: list[Any] = [None] * processes().num_processes
+    dist.all_gather_object(digests, own)
+    if len(set(digests)) > 1:
+        raise ValueError(
+            f"the processes see different images in {gallery.name}: it has just changed, or their machines do not "
+            "share it. Start them again, on one machine"
+        )
+
+
+def help_to_update(encoder: Encoder, gallery: Gallery, batch_size: int) -> None:
+    """Do a process's part of an update that the first one writes."""
+    check_same_source(gallery)
+    task: list[Any] = [None, None, None]
+    dist.broadcast_object_list(task, src=0)
+    precision, indices, known = task
+    prepare, embed = encoding_steps(set_precision(encoder, precision), batch_size)
+    own = encode_own(ImageReader(gallery, prepare, known), embed, indices, batch_size)
+    for _ in exchange_rounds(own, count_rounds(len(indices), batch_size)):
+        pass
+
+
+def read_together(
+    reader: ImageReader,
+    embed: Callable[[list[Any]], torch.Tensor],
+    indices: Sequence[int],
+    batch_size: int,
+    precision: str,
+) -> Iterator[Loaded]:
+    """Read and encode images with the processes that [`help_to_update`], in the order of the source."""
+    check_same_source(reader.gallery)
+    dist.broadcast_object_list([precision, list(indices), set(reader.known)], src=0)
+    own = encode_own(reader, embed, indices, batch_size)
+    yield from exchange_rounds(own, count_rounds(len(indices), batch_size))

@@ -1,0 +1,37 @@
+"""Two processes that make an index together, against one."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from hf_cots import ImageIndex
+from tests.support.paths import SCRIPTS
+from tests.support.pixel_encoder import change_folder, write_folder
+from tests.support.processes import torchrun
+
+
+@pytest.mark.timeout(120)
+def test_two_processes_make_the_index_of_one(world, tmp_path):
+    """Bit for bit where their batches are those of one process, as they are where all images are new and readable."""
+    photos = write_folder(tmp_path / "photos", 30)
+    alone, output = shutil.copytree(photos, tmp_path / "alone"), tmp_path / "output"
+    output.mkdir()
+    errors = torchrun(2, SCRIPTS / "index_ranks.py", world.model, photos, output)
+    assert (output / "counts.json").is_file(), errors[-4000:]
+    counts = json.loads((output / "counts.json").read_text())
+    for i, step in enumerate(("build", "update")):
+        if step == "update":
+            change_folder(alone)
+        index = ImageIndex.build(str(world.model), alone, tmp_path / "index", batch_size=4, device="cpu")
+        assert counts[i] == index.summary.counts()
+        for rank in (0, 1):
+            embeds = torch.load(output / f"{step}-{rank}.pt")
+            torch.testing.assert_close(embeds, index.embeds, rtol=0, atol=0 if step == "build" else 1e-6)
+    assert counts[0]["encoded"] == 30
+    expected = {"added": 10, "changed": 1, "moved": 1, "deleted": 1, "encoded": 10, "unchanged": 27, "broken": 1}
+    assert counts[1] == expected
+    both = ImageIndex.open(output / "index", device="cpu")
+    assert [path.relative_to(photos) for path in both.paths] == [path.relative_to(alone) for path in index.paths]
+    assert [image.reason for image in both.broken] == [image.reason for image in index.broken]
