@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_cots import ImageIndex
-from hf_cots.search import approximate, building, update, vectors
+from hf_cots.search import approximate, disk_index, update, vectors
 from tests.search.test_disk_index_safety import FORK
 from tests.support.cli import call, error_of, succeed
 from tests.support.pixel_encoder import PixelEncoder, write_folder, write_image
@@ -174,7 +174,7 @@ def test_holes_are_removed_and_the_file_of_before_is_not_used(photos, tmp_path, 
     for i in range(0, 120):
         (photos / f"{i:03d}.png").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(building, "update_approximate", lambda store, encoder: None)
+        patch.setattr(disk_index, "update_approximate", lambda store, encoder: None)
         index.update()
     with caplog.at_level(logging.WARNING, LOGGER):
         for _ in range(3):

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from .approximate import update_approximate
 from .base import BaseIndex
 from .encoders import Encoder, precision_of, set_precision
 from .encoding import check_batch_size
@@ -59,6 +58,7 @@ def bring_up_to_date(
     precision: str | None,
     batch_size: int,
     progress: bool,
+    also: Callable[[IndexStore, Encoder], object] = lambda store, encoder: None,
     **asked: str,
 ) -> UpdateSummary:
     """Make an index or bring it up to date. Under torchrun all processes must call: the first one writes.
@@ -67,6 +67,7 @@ def bring_up_to_date(
         open_store: opens the index for writing, or makes it for vectors of a size, with what a new index should know.
         encoder, gallery: its model and source.
         dtype, precision, batch_size, progress: as for [`DiskIndex.build`], whose errors are raised too.
+        also: brings what else stands beside the vectors up to date, before the index is closed.
         asked: what else an index, also an old one, should know from now on.
     """
     check_batch_size(batch_size)
@@ -93,7 +94,7 @@ def bring_up_to_date(
         with store.transaction():
             store.set_meta(**settings)
         summary = IndexUpdate(store, encoder, gallery, batch_size).run(progress)
-        update_approximate(store, encoder)
+        also(store, encoder)
     finally:
         store.close()
     processes().wait_for_everyone()

@@ -18,7 +18,14 @@ from PIL import Image
 
 from ..data.images import BrokenImage, read_image
 from ..data.shards import replace_file
-from .approximate import MAX_RESULTS, ApproximateSearch, Approximation, check_approximate, read_approximation
+from .approximate import (
+    MAX_RESULTS,
+    ApproximateSearch,
+    Approximation,
+    check_approximate,
+    read_approximation,
+    update_approximate,
+)
 from .base import AnyQuery, BaseIndex, Match, check_k
 from .building import bring_up_to_date, check_model, check_not_empty, name_model
 from .encoders import Encoder
@@ -127,7 +134,9 @@ class DiskIndex(BaseIndex):
         target = check_approximate(len(gallery.paths), approximate, recall)
         asked = {} if approximate is None else {"approximate_target": str(target)}
         encoder = load_encoder(model, device, revision) if isinstance(model, (str, Path)) else model
-        summary = bring_up_to_date(open_store, encoder, gallery, dtype, precision, batch_size, progress, **asked)
+        summary = bring_up_to_date(
+            open_store, encoder, gallery, dtype, precision, batch_size, progress, also=update_approximate, **asked
+        )
         index = DiskIndex(to, encoder, gallery.root)
         index.summary = summary
         check_not_empty(index, gallery, summary)
