@@ -12,7 +12,7 @@ from .options import Revision, Token
 
 
 if TYPE_CHECKING:
-    from ..search.base import Match
+    from ..search.base import BaseIndex, Match
 
 
 @app.command(rich_help_panel="Search")
@@ -39,8 +39,7 @@ def search(
 
     Of an index, or of a folder of images, whose index is kept in the cache and brought up to date first.
     """
-    from ..evaluation.rendering.panels import draw_sheet
-    from ..search.base import BaseIndex, check_k
+    from ..search.base import check_k
     from ..search.disk_index import DiskIndex
     from ..search.index import ImageIndex, open_folder
     from ..search.milvus import is_milvus
@@ -67,11 +66,17 @@ def search(
     if isinstance(index, DiskIndex) and (measured := index.approximation(k, where, exact or bool(columns))):
         print_note(f"{measured}; --exact searches all", "dim")
     if sheet is not None:
-        draw_sheet(
-            [(f"{match.score:.3f}  {match.path.name}", index.read_image(match.path)) for match in matches]
-        ).save(sheet)
+        _draw(matches, index, sheet)
     for line in [_as_json(matches)] if as_json else [f"{match.score:.4f}  {match.path}" for match in matches]:
         typer.echo(line)
+
+
+def _draw(matches: list["Match"], index: "BaseIndex", sheet: Path) -> None:
+    """Draw the images found into a file."""
+    from ..evaluation.rendering.panels import draw_sheet
+
+    found = [(f"{match.score:.3f}  {match.path.name}", index.read_image(match.path)) for match in matches]
+    draw_sheet(found).save(sheet)
 
 
 def _as_json(matches: list["Match"]) -> str:
