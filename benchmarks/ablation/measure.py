@@ -142,7 +142,8 @@ def measure(
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
-    gallery, model = data.gallery(), trainer.model
+    galleries, model = data.galleries(), trainer.model
+    gallery = galleries.pop("")
     model.eval()
     line: dict[str, Any] = {
         "run": recipes.key(run),
@@ -155,6 +156,8 @@ def measure(
         "losses": final_losses(trainer.state.log_history, steps),
     }
     line |= retrieval(trainer.encoder, gallery)
+    if galleries:
+        line["other_galleries"] = {label: retrieval(trainer.encoder, other) for label, other in galleries.items()}
     if recipes.content.get("tasks"):
         line["tasks"] = measure_tasks(trainer.encoder, data)
     if model.config.uses_masks:

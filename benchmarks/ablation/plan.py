@@ -15,7 +15,7 @@ from hf_cots.training.arguments import RENAMED_FLAGS
 
 # Names that fields and flags had when the first runs were recorded, by today's names: a run's key hashes the former.
 RECORDED_NAMES = {new: old for old, new in (RENAMED | RENAMED_FLAGS).items()}
-SETS = ("emoji", "openclipart", "emoji_1000", "openclipart_1000", "icons_20000")
+SETS = ("emoji", "openclipart", "emoji_1000", "openclipart_1000", "icons_3000", "icons_20000", "icons_30000", "icons")
 RECIPES = Path(__file__).with_name("recipes.yaml")
 
 

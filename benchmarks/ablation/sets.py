@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from hf_cots.data.loading import load_table
 from hf_cots.data.sets.emoji import write_emoji_set
@@ -15,8 +14,7 @@ from hf_cots.data.sources import PairDataset
 from hf_cots.demo.recipe import SMOKE_TOKENIZER, TEST_STYLE
 from hf_cots.demo.training import train_image_tokenizer
 
-
-ICONS = Path("runs/icons")
+from .icons import icon_galleries, icons_file, write_icons
 
 
 def shuffle_fraction(texts: list[str], fraction: float, seed: int) -> list[str]:
@@ -43,31 +41,6 @@ def shuffle_fraction(texts: list[str], fraction: float, seed: int) -> list[str]:
     return mixed
 
 
-def write_icon_folders(icons: Path, folder: Path, train_pairs: int) -> None:
-    """Write the first training icons, which lie in random order, and all of unseen words as folders of images with
-    their names, unless they exist.
-
-    Raises:
-        FileNotFoundError: if the icon set is not there.
-    """
-    if folder.is_dir():
-        return
-    if not (icons / "train.parquet").is_file():
-        raise FileNotFoundError(f"no {icons / 'train.parquet'}: run `make icons` first")
-    draft = folder.with_name(f"{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    for side, most in (("train", train_pairs), ("test", None)):
-        table = pq.read_table(icons / f"{side}.parquet", columns=["image", "name"]).slice(0, most)
-        (draft / side).mkdir(parents=True)
-        with open(draft / side / "metadata.jsonl", "w", encoding="utf-8") as file:
-            for number, row in enumerate(table.to_pylist()):
-                (draft / side / f"{number:06}.png").write_bytes(row["image"]["bytes"])
-                file.write(
-                    json.dumps({"file_name": f"{number:06}.png", "text": row["name"]}, ensure_ascii=False) + "\n"
-                )
-    draft.rename(folder)
-
-
 @dataclass(frozen=True)
 class AblationSet:
     """One data set below `folder`, prepared once.
@@ -91,7 +64,7 @@ class AblationSet:
             work: folder of all sets.
             deb: the package openclipart-svg.
 
-        "icons" takes its images from the set that `make icons` has made.
+        "icons", "icons_30000" and so on are made of the set that `make icons` has made, of all or of the first ones.
 
         Raises:
             ModuleNotFoundError, FileNotFoundError: as the sets' own functions say.
@@ -101,14 +74,22 @@ class AblationSet:
         if name == "emoji":
             write_emoji_set(folder, seed=0)
         elif name == "icons":
-            write_icon_folders(ICONS, folder, int(train_pairs))
+            write_icons(folder, int(train_pairs) if train_pairs else None)
         else:
             write_openclipart_set(folder, deb, seed=0)
         return cls(name, folder, int(train_pairs) if train_pairs else None)
 
     def train_file(self, noise: float, seed: int) -> Path:
         """Write JSON lines of training pairs: `image`, `text`, and the image's true `name`. Rows with equal names are
-        never negatives of each other, even after shuffling."""
+        never negatives of each other, even after shuffling. Icons lie in parquet with these columns.
+
+        Raises:
+            ValueError: if icons are to be shuffled.
+        """
+        if self.name == "icons":
+            if noise:
+                raise ValueError("the names of icons are not shuffled: there are no noises on icons")
+            return icons_file(self.folder, self.train_pairs)
         kind = ([f"{self.train_pairs}"] if self.train_pairs else []) + ([f"{noise}-{seed}"] if noise else [])
         path = self.folder / f"{'-'.join(['train', *kind])}.jsonl"
         lines = (self.folder / "train" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
@@ -123,12 +104,15 @@ class AblationSet:
         path.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8")
         return path
 
-    def gallery(self) -> PairDataset:
-        """Load the images of unseen concepts; one drawing per emoji."""
+    def galleries(self) -> dict[str, PairDataset]:
+        """Load the images of unseen concepts, under ""; one drawing per emoji. For icons also other galleries, by
+        what is unseen in them."""
+        if self.name == "icons":
+            return icon_galleries(self.folder)
         table = load_table(str(self.folder / "test"))
         if self.name == "emoji":
             table = table.filter(lambda row: row["style"] == TEST_STYLE)
-        return PairDataset(table, "image", "text", "text", name=f"{self.name}, unseen concepts")
+        return {"": PairDataset(table, "image", "text", "text", name=f"{self.name}, unseen concepts")}
 
     def image_tokenizer(self, smoke: bool = False) -> Path:
         """Train the image tokenizer that every row uses, unless it exists; returns its folder."""

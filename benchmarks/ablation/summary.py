@@ -6,7 +6,7 @@ images. Names are resampled and exchanged, and both directions share each draw.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ def p_value(differences: np.ndarray, seed: int = 0) -> float:
 def group_lines(lines: list[Line]) -> dict[tuple, Rows]:
     """Group lines by (set, init, batch, nominal steps, noise, budget), then row and seed; the last of equal ones."""
     found: dict[tuple, Rows] = defaultdict(lambda: defaultdict(dict))
-    for line in lines:
+    for line in (gallery for each in lines for gallery in each_gallery(each)):
         recipe = line["recipe"]
         key = tuple(recipe[name] for name in ("set", "init", "batch", "steps", "noise", "budget"))
         found[key][recipe["row"]][recipe["seed"]] = line
@@ -67,6 +67,13 @@ def group_lines(lines: list[Line]) -> dict[tuple, Rows]:
         if key[-1] == "time":  # CLIP's time is its own steps'
             rows[BASELINE] |= found.get((*key[:-1], "steps"), {}).get(BASELINE, {})
     return found
+
+
+def each_gallery(line: Line) -> Iterator[Line]:
+    """The line of a run, and one more for each other gallery, whose set is named after both."""
+    yield line
+    for label, results in line.get("other_galleries", {}).items():
+        yield line | results | {"recipe": line["recipe"] | {"set": f"{line['recipe']['set']}: {label}"}}
 
 
 def table(rows: Rows) -> list[str]:

@@ -1,23 +1,28 @@
 """The ablation: order and identity of runs, shuffled captions, statistics, and resuming after a kill."""
 
+import io
 import itertools
 import json
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 
+from benchmarks.ablation.icons import EMOJI_STYLE, write_icons
 from benchmarks.ablation.plan import Recipes, Run
 from benchmarks.ablation.results import Results
-from benchmarks.ablation.sets import AblationSet, shuffle_fraction, write_icon_folders
+from benchmarks.ablation.sets import AblationSet, shuffle_fraction
 from benchmarks.ablation.summary import bootstrap_interval, markdown, p_value, rsum_by_name
 from hf_cots import COTSConfig
+from hf_cots.data.sources import load_pairs
 from hf_cots.training.arguments import parse_recipe
 from tests.benchmarks.support import DIRECTIONS, recorded_line, run_command
 from tests.support.paths import ROOT
@@ -321,15 +326,43 @@ def test_rows_of_fine_tuning_set_flags():
     assert not any("freeze" in recipes.flags(run) for run in runs if run.row == "momentum")
 
 
-def test_icons_as_folders_of_images(tmp_path):
-    table = {"image": [{"bytes": bytes([i]), "path": None} for i in range(5)], "name": [f"name {i}" for i in range(5)]}
-    for side in ("train", "test"):
-        (tmp_path / "icons").mkdir(exist_ok=True)
-        pq.write_table(pa.table(table), tmp_path / "icons" / f"{side}.parquet")
-    write_icon_folders(tmp_path / "icons", tmp_path / "set", 3)
-    lines = {side: (tmp_path / "set" / side / "metadata.jsonl").read_text().splitlines() for side in ("train", "test")}
-    assert [len(lines[side]) for side in ("train", "test")] == [3, 5]
-    assert json.loads(lines["train"][2]) == {"file_name": "000002.png", "text": "name 2"}
-    assert (tmp_path / "set" / "test" / "000004.png").read_bytes() == bytes([4])
+def test_icons_are_the_first_of_the_set_with_three_galleries(tmp_path):
+    def write(path, **columns):
+        size = len(next(iter(columns.values())))
+        buffer = io.BytesIO()
+        images = []
+        for shade in range(size):
+            buffer.seek(0)
+            Image.new("RGB", (4, 4), (shade, 0, 0)).save(buffer, "PNG")
+            images.append({"bytes": buffer.getvalue(), "path": None})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"image": images, **columns}), path)
+
+    made = tmp_path / "icons"
+    write(made / "train.parquet", name=["star", "home", "star", "bell", "cat"])
+    write(made / "test.parquet", name=["dog", "cow"])
+    write(made / "test_new_styles.parquet", name=["star", "snail", "bell"])
+    styles = [EMOJI_STYLE, "fluent-emoji", EMOJI_STYLE]
+    write(made / "emoji" / "test_new_styles.parquet", text=["a", "b", "c"], style=styles)
+    write_icons(tmp_path / "set", 3, made)
+    write_icons(tmp_path / "set", None, made)
+    data = AblationSet("icons", tmp_path / "set", 3)
+    assert load_pairs(str(data.train_file(0, 0)), caption_column="text").table["name"][:] == ["star", "home", "star"]
+    assert len(load_pairs(str(replace(data, train_pairs=None).train_file(0, 0)), caption_column="text")) == 5
+    names = {label: gallery.table["text"][:] for label, gallery in data.galleries().items()}
+    assert names == {"": ["dog", "cow"], "unseen styles": ["star", "bell"], "emoji": ["a", "c"]}
+    assert data.galleries()["unseen styles"][1]["image"].getpixel((0, 0)) == (2, 0, 0)
+    with pytest.raises(ValueError, match="not shuffled"):
+        data.train_file(0.1, 0)
     with pytest.raises(FileNotFoundError, match="make icons"):
-        write_icon_folders(tmp_path / "nothing", tmp_path / "other", 3)
+        write_icons(tmp_path / "other", 3, tmp_path / "nothing")
+
+
+def test_other_galleries_have_tables_of_their_own():
+    line = recorded_line("clip", 0, [1, 20])
+    results = {name: line[name] for name in ("metrics", "ranks", "query_ids")}
+    line["other_galleries"] = {"unseen styles": results | {"ranks": {d: [1, 1] for d in line["ranks"]}}}
+    text = markdown([line])
+    assert "## emoji, text, batch 32" in text
+    assert "## emoji: unseen styles, text, batch 32" in text
+    assert "600.0 [" in text

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
@@ -9,7 +10,7 @@ from PIL import Image, ImageOps
 from hf_cots import COTSModel
 from hf_cots.data import frozen_features
 from hf_cots.data.frozen_features import TowerFeatures, store_features
-from hf_cots.data.sources import load_pairs
+from hf_cots.data.sources import PairDataset, load_pairs
 from tests.support.worlds import World, all_pairs, tiny_processor
 
 
@@ -75,6 +76,51 @@ def test_a_second_call_runs_no_tower_and_gives_the_same_bits(world, passes):
     second = features_of(world, tower_model(world)).all_features()
     assert passes == {"image": 40, "text": 40}
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_images_are_decoded_once_and_broken_ones_reported_every_time(world, monkeypatch):
+    model, reads = tower_model(world), []
+    plain = PairDataset.read_row
+    monkeypatch.setattr(PairDataset, "read_row", lambda self, row: reads.append(row) or plain(self, row))
+
+    def read(name):
+        pairs = load_pairs(str(world.imagefolder), report=world.root / f"{name}.jsonl")
+        if name == "part":
+            pairs.keep(np.arange(40) % 2 == 0)
+        reads.clear()
+        return features_of(world, model, pairs), pairs.report.skipped(), len(reads)
+
+    first, _, decoded = read("first")
+    second, _, decoded_again = read("second")
+    assert (decoded, decoded_again) == (40, 0)
+    for name, rows in first.all_features().items():
+        assert torch.equal(rows, second.all_features()[name])
+    part, _, _ = read("part")
+    for name, rows in part.all_features().items():
+        assert torch.equal(rows, first.all_features()[name][::2]), name
+    (world.imagefolder / "p07.png").write_bytes(b"no image")
+    assert [read(name)[1] for name in ("third", "fourth")] == [1, 1]
+
+
+def test_lost_features_are_computed_again(world, passes):
+    first = features_of(world, tower_model(world)).all_features()
+    (shard,) = (world.root / "features").glob("image-*/*.safetensors")
+    shard.unlink()
+    again = features_of(world, tower_model(world)).all_features()
+    assert passes == {"image": 80, "text": 40}
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_features_in_bfloat16_are_kept_apart_and_near(world, passes):
+    pairs, model = load_pairs(str(world.imagefolder)), tower_model(world)
+    exact = features_of(world, model).all_features()
+    folder = world.root / "features"
+    rough = store_features(model, tiny_processor(), pairs, folder, precision="bfloat16").all_features()
+    assert passes == {"image": 80, "text": 80}
+    for name in ("image_features", "text_features"):
+        assert rough[name].dtype == torch.float32
+        assert not torch.equal(rough[name], exact[name])
+        torch.testing.assert_close(rough[name], exact[name], rtol=0.05, atol=0.05)
 
 
 def test_captions_of_one_image_share_its_feature(world, passes):

@@ -7,7 +7,8 @@ alone is not trained, its features are stored, and images are read and augmented
 The features lie in a folder, each under a hash of what it was made of: `<modality>-<settings>/<shard>.safetensors`
 with `keys` (n,) int64, hashes of images or texts, and `features` (n, width) float32; `<settings>` is a hash of the
 tower's weights and of all else that a feature depends on, `<shard>` one of the keys. If an image, a caption or a tower
-is exchanged, its features are computed again.
+is exchanged, its features are computed again. `pairs/<fingerprint>.safetensors` has the keys of a data set's pairs, so
+that its images are decoded once.
 """
 
 import json
@@ -17,6 +18,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -24,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..models import COTSModel, COTSProcessor
+from .fingerprint import data_fingerprint
 from .hashes import hash_image, hex_digest, stable_id, weights_fingerprint
 from .images import BrokenImageReport
 from .shards import open_shard, replace_file
@@ -104,20 +108,26 @@ class TowerFeatures:
         model: in evaluation mode, on any device.
         processor: the model's; images are resized without a crop.
         folder: of the features; may be shared by data sets, models and runs.
+        precision: "float32", or "bfloat16": the towers compute in it by autocast.
 
     Raises:
         ValueError: naming the file of the folder that is damaged.
     """
 
-    def __init__(self, model: COTSModel, processor: COTSProcessor, folder: Path | str):
-        self.model, self.processor, self.folder = model, processor, folder
+    def __init__(self, model: COTSModel, processor: COTSProcessor, folder: Path | str, precision: str = "float32"):
+        self.model, self.processor, self.folder, self.precision = model, processor, folder, precision
+
+    def _open(self, modality: str, settings: dict[str, Any]) -> FeatureStore:
+        if self.precision != "float32":  # which files of before do not name
+            settings["precision"] = self.precision
+        return FeatureStore(self.folder, modality, settings)
 
     @cached_property
     def images(self) -> FeatureStore:
         """Of the image tower."""
         settings = {"pooling": self.model.config.image_pooling, "processor": self.processor.image_processor.to_dict()}
         settings["tower"] = weights_fingerprint(self.model.vision_model)
-        return FeatureStore(self.folder, "image", settings)
+        return self._open("image", settings)
 
     @cached_property
     def texts(self) -> FeatureStore:
@@ -130,25 +140,33 @@ class TowerFeatures:
         if self.model.config.text_padding == "attended":  # features of other models are as they were
             settings["padding"] = "attended"
         settings["tower"] = weights_fingerprint(self.model.text_model)
-        return FeatureStore(self.folder, "text", settings)
+        return self._open("text", settings)
 
     def get_image_rows(self, images: list[Image.Image]) -> list[int]:
         """Each image's row in `images.features()`."""
-        return self.images.get_or_compute([hash_image(image) for image in images], images, self._encode_images)
+        return self.images.get_or_compute([hash_image(image) for image in images], images, self.encode_images)
 
     def get_text_rows(self, texts: list[str]) -> list[int]:
         """Each text's row in `texts.features()`."""
-        return self.texts.get_or_compute([stable_id(text) for text in texts], texts, self._encode_texts)
+        return self.texts.get_or_compute([stable_id(text) for text in texts], texts, self.encode_texts)
 
     @torch.no_grad()
-    def _encode_images(self, images: list) -> torch.Tensor:
+    def encode_images(self, images: list[Image.Image]) -> torch.Tensor:
+        """Features (n, width) of images by the tower, stored or not."""
         pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
-        return self.model.encode_image(pixels.to(self.model.device, self.model.dtype)).pooler_output
+        with self._computing():
+            return self.model.encode_image(pixels.to(self.model.device, self.model.dtype)).pooler_output
 
     @torch.no_grad()
-    def _encode_texts(self, texts: list) -> torch.Tensor:
+    def encode_texts(self, texts: list[str]) -> torch.Tensor:
+        """Features (n, width) of texts by the tower, stored or not."""
         inputs = self.processor(text=texts, return_tensors="pt").to(self.model.device)
-        return self.model.encode_text(inputs["input_ids"], inputs.get("attention_mask")).pooler_output
+        with self._computing():
+            return self.model.encode_text(inputs["input_ids"], inputs.get("attention_mask")).pooler_output
+
+    def _computing(self) -> torch.autocast:
+        device = self.model.device.type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +221,54 @@ class StoredFeaturePairs(Dataset):
         return {"features": features, "image_ids": batch["image_ids"]}
 
 
+class PairKeys:
+    """The keys of the features of a data set's pairs, in a file under all that they depend on.
+
+    Args:
+        pairs: the data set.
+        folder: of all stored features.
+    """
+
+    NAMES = ("images", "texts", "image_ids")
+
+    def __init__(self, pairs: PairDataset, folder: Path | str):
+        kept = pairs.pair_rows.tobytes() + pairs.caption_positions.tobytes()
+        parts = [data_fingerprint(pairs).encode(), PIL.__version__.encode(), kept]
+        self.file = Path(folder) / "pairs" / f"{hex_digest(parts)}.safetensors"
+        self.columns: dict[str, list[int]] = {name: [] for name in self.NAMES}
+
+    def load(self, towers: TowerFeatures) -> bool:
+        """Read the file; tells whether it is there and the towers' features of all its keys too.
+
+        Raises:
+            ValueError: if the file is damaged.
+        """
+        if not self.file.is_file():
+            return False
+        shard = open_shard(self.file, "the next run")
+        columns = {name: shard.get_tensor(name).tolist() for name in self.NAMES}
+        stores = (("images", towers.images), ("texts", towers.texts))
+        if not all(store.rows.keys() >= set(columns[name]) for name, store in stores):
+            return False
+        self.columns = columns
+        return True
+
+    def add(self, items: list[dict[str, Any]], towers: TowerFeatures) -> None:
+        """Take in a batch of pairs, computing the features that are not stored yet."""
+        images, texts = [item["image"] for item in items], [item["caption"] for item in items]
+        keys = {"images": [hash_image(image) for image in images], "texts": [stable_id(text) for text in texts]}
+        towers.images.get_or_compute(keys["images"], images, towers.encode_images)
+        towers.texts.get_or_compute(keys["texts"], texts, towers.encode_texts)
+        for name, column in (keys | {"image_ids": [item["image_id"] for item in items]}).items():
+            self.columns[name] += column
+
+    def save(self) -> None:
+        """Write the file for the next run."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        columns = {name: torch.tensor(column) for name, column in self.columns.items()}
+        replace_file(self.file, partial(save_file, columns))
+
+
 def store_features(
     model: COTSModel,
     processor: COTSProcessor,
@@ -211,13 +277,14 @@ def store_features(
     batch_size: int = 64,
     workers: int = 0,
     progress: bool = False,
+    precision: str = "float32",
 ) -> StoredFeaturePairs:
     """Read the features of all pairs from a folder, computing and storing those that it lacks.
 
     A killed call loses the work on 1,024 images at most.
 
     Args:
-        model, processor, folder: as for [`TowerFeatures`].
+        model, processor, folder, precision: as for [`TowerFeatures`].
         pairs: the training data.
         batch_size: pairs in a forward pass.
         workers: processes that read and decode.
@@ -228,18 +295,18 @@ def store_features(
     """
     was_training = model.training
     model.eval()
-    towers = TowerFeatures(model, processor, folder)
-    image_rows: list[int] = []
-    text_rows: list[int] = []
-    image_ids: list[int] = []
-    loader = DataLoader(pairs, batch_size, collate_fn=list, num_workers=workers)
-    for items in tqdm(loader, desc="features", disable=not progress):
-        image_rows += towers.get_image_rows([item["image"] for item in items])
-        text_rows += towers.get_text_rows([item["caption"] for item in items])
-        image_ids += [item["image_id"] for item in items]
+    towers, keys = TowerFeatures(model, processor, folder, precision), PairKeys(pairs, folder)
+    if not keys.load(towers):
+        loader = DataLoader(pairs, batch_size, collate_fn=list, num_workers=workers)
+        for items in tqdm(loader, desc="features", disable=not progress):
+            keys.add(items, towers)
+        if pairs.report is None or not pairs.report.skipped():  # each run reports broken images anew
+            keys.save()
     model.train(was_training)
-    columns = [torch.tensor(column) for column in (image_rows, text_rows, image_ids)]
-    return StoredFeaturePairs(pairs, towers.images.features(), towers.texts.features(), *columns)
+    images, texts = towers.images.features(), towers.texts.features()
+    image_rows = torch.tensor([towers.images.rows[key] for key in keys.columns["images"]])
+    text_rows = torch.tensor([towers.texts.rows[key] for key in keys.columns["texts"]])
+    return StoredFeaturePairs(pairs, images, texts, image_rows, text_rows, torch.tensor(keys.columns["image_ids"]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,12 +327,17 @@ class StoredTexts:
 
 
 def store_texts(
-    model: COTSModel, processor: COTSProcessor, pairs: PairDataset, folder: Path | str, batch_size: int = 64
+    model: COTSModel,
+    processor: COTSProcessor,
+    pairs: PairDataset,
+    folder: Path | str,
+    batch_size: int = 64,
+    precision: str = "float32",
 ) -> StoredTexts:
     """Read the features of all captions from a folder, computing and storing those that it lacks; no image is read.
 
     Args:
-        model, processor, folder, batch_size: as for [`store_features`].
+        model, processor, folder, batch_size, precision: as for [`store_features`].
         pairs: the training data.
 
     Raises:
@@ -273,8 +345,9 @@ def store_texts(
     """
     was_training = model.training
     model.eval()
-    towers = TowerFeatures(model, processor, folder)
-    for start in range(0, len(pairs), batch_size):
-        towers.get_text_rows([pairs.caption(i) for i in range(start, min(start + batch_size, len(pairs)))])
+    towers = TowerFeatures(model, processor, folder, precision)
+    texts = pairs.captions(np.arange(len(pairs)))
+    for start in range(0, len(texts), batch_size):
+        towers.get_text_rows(texts[start : start + batch_size])
     model.train(was_training)
     return StoredTexts(towers.texts.features(), towers.texts.rows)

@@ -133,9 +133,10 @@ def build_stored_features(
         return None
     check_features_suffice(model, model_arguments, pairs)
     model.to(training.device)  # Trainer would only do so later
+    precision = "bfloat16" if training.bf16 else "float32"
     with training.main_process_first(desc="features of frozen towers"):
         if set(model_arguments.freeze) == {"text"}:
-            return store_texts(model.encoder, processor, pairs, arguments.feature_cache)  # type: ignore[arg-type]
+            return store_texts(model.encoder, processor, pairs, arguments.feature_cache, precision=precision)  # type: ignore[arg-type]
         frozen = store_features(
             model.encoder,
             processor,
@@ -143,6 +144,7 @@ def build_stored_features(
             arguments.feature_cache,
             workers=training.dataloader_num_workers,
             progress=training.should_log and not training.disable_tqdm,
+            precision=precision,
         )
     if model_arguments.standardize_features:
         features = frozen.all_features()

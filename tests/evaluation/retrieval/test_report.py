@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hf_cots import COTSModel
+from hf_cots.data.fingerprint import data_fingerprint
 from hf_cots.data.sources import load_pairs
 from hf_cots.evaluation.rendering.tables import report_tables
 from hf_cots.evaluation.retrieval import run
@@ -15,7 +16,7 @@ from hf_cots.evaluation.retrieval.directions import rank_direction
 from hf_cots.evaluation.retrieval.failures import worst_failures
 from hf_cots.evaluation.retrieval.metrics import rsum
 from hf_cots.evaluation.retrieval.per_query_table import query_table_path, read_query_table
-from hf_cots.evaluation.retrieval.report import build_report, data_fingerprint, evaluate_encoder
+from hf_cots.evaluation.retrieval.report import build_report, evaluate_encoder
 from hf_cots.evaluation.retrieval.run import EvaluationRun
 from hf_cots.search.loading import load_encoder
 from tests.support.embeddings import unit

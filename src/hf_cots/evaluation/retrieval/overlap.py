@@ -15,12 +15,12 @@ from PIL import Image
 from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
+from ...data.fingerprint import data_fingerprint
 from ...data.folders import cache_folder
 from ...data.hashes import hamming_distances, hash_image, perceptual_hash
 from ...data.images import BrokenImage, skip_image
 from ...data.shards import open_shard, replace_file
 from ...data.sources import PairDataset
-from .report import data_fingerprint
 
 
 logger = logging.getLogger(__name__)

@@ -3,14 +3,13 @@
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ...data.hashes import hex_digest
 from ...data.images import BrokenImage
 from ...data.sources import PairDataset
 from ...search.encoders import DIRECTIONS, EncodedPairs, Encoder, encode_pairs
@@ -164,34 +163,6 @@ def compare_results(
         "rsum": rsum(metrics),
         "differences": compare(result.directions, other.directions, resamples, seed=seed),
     }
-
-
-def data_fingerprint(pairs: PairDataset) -> str:
-    """32 hexadecimal digits: blake2b over the rows' image ids, captions and encoded images, in their order.
-
-    Equal for equal data under any file name or data format, if the ids are equal, too.
-    """
-
-    def chunks() -> Iterator[bytes]:
-        for row, cell in enumerate(pairs.table[pairs.caption_column]):
-            yield f"{pairs.image_ids[row]}\0".encode()
-            yield "".join(f"{text}\0" for text in (cell if isinstance(cell, (list, tuple)) else [cell])).encode()
-            yield bytes.fromhex(hex_digest([_encoded_image(pairs, row)], digest_size=64))
-
-    return hex_digest(chunks())
-
-
-def _encoded_image(pairs: PairDataset, row: int) -> bytes:
-    """The bytes of a row's image file; none for a file that cannot be opened."""
-    cell = pairs.table[row][pairs.image_column]
-    if isinstance(cell, dict):
-        cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
-    if isinstance(cell, bytes):
-        return cell
-    try:
-        return (pairs.root / str(cell)).read_bytes()
-    except OSError:
-        return b""
 
 
 def describe_data(pairs: PairDataset, fingerprint: str, broken: Sequence[BrokenImage]) -> dict[str, Any]:

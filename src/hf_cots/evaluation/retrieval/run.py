@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..._errors import check_output_file
+from ...data.fingerprint import data_fingerprint
 from ...data.report import DATA_REPORT, report_data
 from ...data.sources import PairDataset, load_pairs
 from ...search.encoders import DualEncoder, Encoder, SentenceEncoder, TextEncoder, encode_pairs, precision_of
@@ -26,7 +27,6 @@ from .report import (
     RetrievalResult,
     build_report,
     compare_results,
-    data_fingerprint,
     describe_data,
     environment,
     evaluate_encoder,

@@ -7,12 +7,12 @@ from typing import Any
 
 import datasets
 
+from ...data.fingerprint import data_fingerprint
 from ...data.folders import is_metadata, read_class_folders
 from ...data.images import BrokenImage
 from ...data.loading import read_source, to_text
 from ...data.resolve import Source, resolve
 from ...data.sources import MissingColumnError, PairDataset, check_columns
-from ..retrieval.report import data_fingerprint
 
 
 @dataclass(frozen=True)
