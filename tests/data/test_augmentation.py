@@ -69,3 +69,25 @@ def test_crops_come_from_everywhere():
 def test_thin_images(size):
     for seed in range(20):
         assert crop(noise(*size), seed).shape == (16, 16, 3)
+
+
+def test_recoloring_maps_black_and_white_to_two_far_colors():
+    drawing = Image.new("RGB", (16, 16), "white")
+    drawing.paste("black", (0, 0, 8, 16))
+    drawing.paste((127, 127, 127), (8, 0, 12, 16))
+    dark = 0
+    for seed in range(200):
+        pixels = crop(drawing, seed, flip=0, recolor=1, **FULL).astype(float)
+        ink, gray, ground = pixels[8, 2], pixels[8, 10], pixels[8, 14]
+        assert abs(ink.mean() - ground.mean()) > 95
+        assert np.allclose(gray, (ink + ground) / 2, atol=2)
+        dark += ground.mean() < ink.mean()
+    assert 60 < dark < 140
+
+
+def test_recoloring_changes_no_other_draw():
+    plain = crop(noise(40, 30), seed=3)
+    assert np.array_equal(crop(noise(40, 30), seed=3, recolor=0), plain)
+    recolored = [crop(noise(40, 30), seed, recolor=0.25) for seed in range(200)]
+    kept = sum(np.array_equal(image, crop(noise(40, 30), seed)) for seed, image in enumerate(recolored))
+    assert 125 < kept < 175  # 150 of 200

@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModel, Trainer, TrainingArguments
+from transformers import AutoModel, ResNetConfig, Trainer, TrainingArguments
 
+from hf_cots import COTSModel
 from hf_cots.data.collator import COTSCollator
 from hf_cots.data.sources import PairDataset, load_pairs
 from hf_cots.train import train
@@ -337,3 +338,30 @@ def test_the_world_is_learned(world, tmp_path, name):
     results = train(world.flags(tmp_path, LEVELS | {"queue_size": 64} | overrides, **settings))
     for direction in results.values():
         assert all(direction[metric] > least for metric, least in wanted.items())
+
+
+# ---------------------------------------------------------------------- memory layout
+
+
+def test_channels_last_changes_the_layout_and_not_the_values(world, tmp_path, monkeypatch):
+    vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic").to_dict()
+    layouts, losses = [], {}
+    plain = COTSModel.encode_image
+
+    def seen(self, pixels, *args, **kwargs):
+        layouts.append(pixels.is_contiguous(memory_format=torch.channels_last))
+        return plain(self, pixels, *args, **kwargs)
+
+    monkeypatch.setattr(COTSModel, "encode_image", seen)
+    for channels_last in (False, True):
+        layouts.clear()
+        overrides = {"mvm_weight": 0, "mlm_weight": 0}
+        flags = world.flags(
+            tmp_path / str(channels_last), overrides, vision=vision, image_size=64, channels_last=channels_last
+        )
+        trainer = make_trainer(flags)
+        trainer.train()
+        assert layouts
+        assert set(layouts) == {channels_last}
+        losses[channels_last] = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)

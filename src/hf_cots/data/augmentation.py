@@ -10,6 +10,9 @@ from PIL import Image, ImageOps
 from ..models.masking import RandomStream, generator
 
 
+MIN_CONTRAST = 96.0  # of 255, between the mean of a drawing's color and that of its ground
+
+
 @dataclass(frozen=True)
 class RandomCropFlip:
     """Crop a random rectangle, resize it to a square, flip it at random (RandomResizedCrop of Szegedy et al. 2015).
@@ -20,6 +23,7 @@ class RandomCropFlip:
             does not say. 1, with a `min_aspect` of 1, keeps all of a square image.
         flip: probability of the horizontal flip. Captions that name left and right, or letters, want 0.
         min_aspect: narrowest crop, width over height; the widest is its inverse.
+        recolor: probability of [`recolor_image`], for drawings on white such as icons, whose color means nothing.
 
     Example:
         >>> crop = RandomCropFlip(size=224, min_scale=0.5)
@@ -31,6 +35,7 @@ class RandomCropFlip:
     min_scale: float = 0.2
     flip: float = 0.5
     min_aspect: float = 3 / 4
+    recolor: float = 0.0
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """An RGB image of `size` x `size` pixels."""
@@ -44,7 +49,18 @@ class RandomCropFlip:
         top = int(rng.integers(0, height - crop_height + 1))
         box = (left, top, left + crop_width, top + crop_height)
         crop = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
-        return ImageOps.mirror(crop) if rng.random() < self.flip else crop
+        crop = ImageOps.mirror(crop) if rng.random() < self.flip else crop
+        return recolor_image(crop, rng) if self.recolor and rng.random() < self.recolor else crop
+
+
+def recolor_image(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Map an image's black to a random color and its white to another, and all between them linearly, so that half of
+    the drawings stand on a dark ground. A color too near the other becomes black or white, whichever is farther."""
+    ink, ground = rng.uniform(0, 255, 3), rng.uniform(0, 255, 3)
+    if abs(ink.mean() - ground.mean()) < MIN_CONTRAST:
+        ink = np.full(3, 0.0 if ground.mean() > 127.5 else 255.0)
+    shade = np.asarray(image, dtype=np.float32) / 255
+    return Image.fromarray((ink + shade * (ground - ink)).round().astype(np.uint8))
 
 
 def crop_image(item: dict[str, Any], augmentation: RandomCropFlip) -> Image.Image:

@@ -47,7 +47,7 @@ class CodeSettings:
     Args:
         tokenizer: [`weights_fingerprint`] of the image tokenizer's encoder.
         tokenizer_size: side of its input in pixels.
-        image_size, min_scale, flip, min_aspect: of the crop, see [`RandomCropFlip`].
+        image_size, min_scale, flip, min_aspect, recolor: of the crop, see [`RandomCropFlip`].
         image_mean, image_std: normalization of the image tower's pixels, from which the tokenizer's are made.
         seed: of the data.
     """
@@ -61,6 +61,7 @@ class CodeSettings:
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
     seed: int
+    recolor: float = 0.0
 
     @classmethod
     def from_tokenizer(
@@ -95,18 +96,21 @@ class CodeSettings:
         wanted = self.manifest()["settings"]
         try:
             written = json.loads((folder / MANIFEST).read_text())["settings"]
-            name = next((name for name, value in wanted.items() if written.get(name) != value), None)
+            name = next((name for name in written | wanted if written.get(name) != wanted.get(name)), None)
         except (AttributeError, OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder} is no code cache: {MANIFEST} cannot be read ({error!r})") from None
         if name is not None:
             raise ValueError(
-                f"the code cache {folder} was made with {name} {written.get(name)}, not {wanted[name]}: make another "
-                f"with {WRITER}"
+                f"the code cache {folder} was made with {name} {written.get(name)}, not {wanted.get(name)}: make "
+                f"another with {WRITER}"
             )
 
     def manifest(self) -> dict[str, Any]:
         """What [`MANIFEST`] holds."""
-        return {"settings": {"format": FORMAT} | json.loads(json.dumps(asdict(self)))}
+        settings = json.loads(json.dumps(asdict(self)))
+        if not self.recolor:  # which caches of before do not name
+            del settings["recolor"]
+        return {"settings": {"format": FORMAT} | settings}
 
 
 class CodeCache:

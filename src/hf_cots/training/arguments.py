@@ -163,11 +163,15 @@ class ImageArguments:
     shuffle_buffer_size: int = HfArg(default=1000, help="Pairs that are shuffled together, with --streaming.")
     min_scale: float = HfArg(default=0.2, help="Smallest area of a random crop, as a fraction of the image's area.")
     flip: float = HfArg(default=0.5, help="Probability of a horizontal flip.")
+    recolor: float = HfArg(
+        default=0.0, help="Probability of random colors for black and white, for drawings whose color means nothing."
+    )
 
     def __post_init__(self) -> None:
         check_range("shuffle_buffer_size", self.shuffle_buffer_size, 1)
         check_range("min_scale", self.min_scale, 0, 1, open_below=True)
         check_range("flip", self.flip, 0, 1)
+        check_range("recolor", self.recolor, 0, 1)
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -225,6 +229,9 @@ class COTSTrainingArguments(TrainingArguments):
     )
     ema_decay: float | None = HfArg(
         default=None, help="Decay of a moving average of the weights, which is evaluated and saved in their place."
+    )
+    channels_last: bool = HfArg(
+        default=False, help="Lay pixels out channels last, in which convolutional image towers run faster."
     )
     early_stopping_patience: int | None = HfArg(
         default=None, help="Evaluations without a better one after which training stops, and loads the best model."

@@ -81,7 +81,8 @@ def build_data(arguments: DataArguments, training: COTSTrainingArguments) -> tup
 
 def build_augmentation(config: Config, arguments: DataArguments) -> RandomCropFlip:
     """Random crops and flips as the flags ask."""
-    return RandomCropFlip(config.vision_config.image_size, arguments.min_scale, arguments.flip)
+    size = config.vision_config.image_size
+    return RandomCropFlip(size, arguments.min_scale, arguments.flip, recolor=arguments.recolor)
 
 
 def build_code_cache(model: PreTrainingModel, arguments: DataArguments, seed: int) -> CodeCache | None:

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -28,6 +29,13 @@ from .weight_averaging import AverageWeights, WeightAverage
 # Parts that a LoRA checkpoint leaves out: the adapters have peft's own file, the rest is as it was loaded.
 FROM_TOWERS = ("lora_", "vision_model.", "text_model.", "image_tokenizer.")
 BESIDE_ADAPTERS = "cots_state.safetensors"
+
+
+def lay_channels_last(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with its pixels (n, 3, height, width) laid out channels last: no value changes, but their order in
+    memory, which convolutions keep from layer to layer."""
+    pixels = {name: batch[name] for name in ("pixel_values", "view_pixel_values") if name in batch}
+    return batch | {name: rows.contiguous(memory_format=torch.channels_last) for name, rows in pixels.items()}
 
 
 class StepCallback(TrainerCallback):
@@ -126,6 +134,8 @@ class COTSTrainer(PairTrainer):
         if not batches:
             return batches, num_items
         batches = [self._prepare_inputs(batch) for batch in batches]
+        if getattr(self.args, "channels_last", False):
+            batches = [lay_channels_last(batch) for batch in batches]
         seen = self.model.pairs_seen.clone()
         threshold = self.model.filter_threshold() if self.model.score_queue is not None else None
         with self.compute_loss_context_manager():
