@@ -8,33 +8,29 @@ from PIL import Image
 
 from hf_cots.data.frozen_features import TowerFeatures
 from hf_cots.models.losses import l2_normalize
-from hf_cots.search.encoders import DualEncoder
+from hf_cots.search.encoders import ModelEncoder
 from hf_cots.search.encoding import batches
 
 
 @dataclass(frozen=True)
-class FrozenEncoder(DualEncoder):
-    """A [`DualEncoder`] that reads stored tower features.
+class FrozenEncoder(ModelEncoder):
+    """A COTS that reads stored tower features: no `DualEncoder`, whose images go through the model.
 
     Args:
         features: of the model's two towers.
     """
 
-    features: TowerFeatures | None = None
+    features: TowerFeatures
+    name: str = "model"
 
     @torch.no_grad()
     def encode_images(
         self, images: Iterable[Image.Image], batch_size: int = 64, total: int | None = None
     ) -> torch.Tensor:
-        assert self.features is not None
         rows = [row for batch in batches(images, batch_size) for row in self.features.get_image_rows(batch)]
         return l2_normalize(self.model.visual_projection(self.features.images.features()[rows]))
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
-        assert self.features is not None
         rows = [row for batch in batches(texts, batch_size) for row in self.features.get_text_rows(batch)]
         return l2_normalize(self.model.text_projection(self.features.texts.features()[rows]))
-
-
-__all__ = ["FrozenEncoder"]

@@ -21,7 +21,7 @@ from hf_cots.evaluation.diagnostics.audit import audit_pairs
 from hf_cots.evaluation.diagnostics.inspect_token_level import inspect_token_level
 from hf_cots.evaluation.retrieval.directions import rank_both
 from hf_cots.evaluation.retrieval.metrics import KS
-from hf_cots.search.encoders import DualEncoder, encode_pairs
+from hf_cots.search.encoders import DualEncoder, ModelEncoder, encode_pairs
 from hf_cots.train import build_trainer
 from hf_cots.training.arguments import parse_recipe
 from hf_cots.training.trainer import COTSTrainer
@@ -60,12 +60,13 @@ class WatchedTrainer(COTSTrainer):
         return self.train_dataset.pairs if isinstance(self.train_dataset, StoredFeaturePairs) else self.train_dataset
 
     @cached_property
-    def encoder(self) -> DualEncoder:
+    def encoder(self) -> ModelEncoder:
         """The encoder that is evaluated."""
         model, processor = self.model.encoder, self.processing_class
         if self.features is None:
             return DualEncoder(model, processor)
-        return FrozenEncoder(model, processor, features=TowerFeatures(model, processor, self.features))
+        precision = "bfloat16" if self.args.bf16 else "float32"  # as those that were trained on
+        return FrozenEncoder(model, TowerFeatures(model, processor, self.features, precision))
 
     def order(self) -> Iterator[int]:
         """Yield pair indices in training order, without end: a pure function of the seed."""
@@ -185,7 +186,7 @@ def final_losses(history: list[dict[str, float]], steps: int) -> dict[str, float
     return {name: round(statistics.mean(e[name] for e in last), 5) for name in last[0] if name not in skipped}
 
 
-def retrieval(encoder: DualEncoder, gallery: PairDataset) -> dict[str, Any]:
+def retrieval(encoder: ModelEncoder, gallery: PairDataset) -> dict[str, Any]:
     """Rank all queries: `metrics` of both directions in percent, `ranks` of each query (from 1), and `query_ids`,
     small integers that are equal for queries of one image."""
     directions = rank_both(encode_pairs(encoder, gallery))

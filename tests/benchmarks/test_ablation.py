@@ -13,20 +13,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from PIL import Image
 
+from benchmarks.ablation.frozen_encoder import FrozenEncoder
 from benchmarks.ablation.icons import EMOJI_STYLE, write_icons
 from benchmarks.ablation.plan import Recipes, Run
 from benchmarks.ablation.results import Results
 from benchmarks.ablation.sets import AblationSet, shuffle_fraction
 from benchmarks.ablation.summary import bootstrap_interval, markdown, p_value, rsum_by_name
-from hf_cots import COTSConfig
+from hf_cots import COTSConfig, COTSModel
+from hf_cots.data.frozen_features import TowerFeatures
 from hf_cots.data.sources import load_pairs
+from hf_cots.search.encoders import DualEncoder, encode_pairs
 from hf_cots.training.arguments import parse_recipe
 from tests.benchmarks.support import DIRECTIONS, recorded_line, run_command
 from tests.support.paths import ROOT
 from tests.support.processes import ENVIRONMENT
+from tests.support.worlds import World, tiny_processor
 
 
 def emoji_run(row, init="text", batch=32, steps=700, noise=0, seed=0):
@@ -366,3 +371,18 @@ def test_other_galleries_have_tables_of_their_own():
     assert "## emoji, text, batch 32" in text
     assert "## emoji: unseen styles, text, batch 32" in text
     assert "600.0 [" in text
+
+
+def test_galleries_are_encoded_from_stored_features(tmp_path, monkeypatch):
+    world = World(tmp_path)
+    vision, text = world.towers()
+    model = COTSModel.from_vision_text_pretrained(str(vision), str(text), projection_dim=16).eval()
+    pairs, processor = load_pairs(str(world.imagefolder)), tiny_processor()
+    encoder = FrozenEncoder(model, TowerFeatures(model, processor, world.root / "features"))
+    first, plain = encode_pairs(encoder, pairs), encode_pairs(DualEncoder(model, processor), pairs)
+    monkeypatch.setattr(COTSModel, "encode_image", None)
+    monkeypatch.setattr(COTSModel, "encode_text", None)
+    again = encode_pairs(encoder, pairs)
+    for kind in ("image_embeds", "text_embeds"):
+        assert torch.equal(getattr(first, kind), getattr(again, kind))
+        torch.testing.assert_close(getattr(first, kind), getattr(plain, kind), rtol=1e-4, atol=1e-5)
