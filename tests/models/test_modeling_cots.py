@@ -324,3 +324,19 @@ def test_bert_config_is_not_shared_between_models():
     assert a.text_model.embeddings.word_embeddings.weight.data_ptr() != (
         b.text_model.embeddings.word_embeddings.weight.data_ptr()
     )
+
+
+def test_a_projection_of_two_layers(tmp_path):
+    config = tiny_config(text_projection="mlp", image_projection="linear", projection_hidden_dim=20)
+    model = COTSModel(config).eval()
+    first, _, second = model.text_projection
+    assert isinstance(model.visual_projection, torch.nn.Linear)
+    features = torch.randn(3, first.in_features)
+    hidden = features.double() @ first.weight.double().T + first.bias.double()
+    hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))  # GELU, by its definition
+    expected = hidden @ second.weight.double().T + second.bias.double()
+    torch.testing.assert_close(model.text_projection(features).double(), expected, rtol=1e-5, atol=1e-6)
+    assert (first.out_features, second.out_features) == (20, config.projection_dim)
+    model.save_pretrained(tmp_path)
+    again = COTSModel.from_pretrained(tmp_path)
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())

@@ -52,18 +52,21 @@ def test_a_killed_run_resumes_exactly(world, tmp_path):
     assert set(results) == {"text_to_image", "image_to_text"}
 
 
-def test_projections_of_standardized_features(world, tmp_path):
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_projections_of_standardized_features(world, tmp_path, kind):
     """Against the formula: a new projection applied to (x - mean) / deviation, feature by feature."""
-    plain = make_trainer(world, tmp_path / "plain")
-    standard = make_trainer(world, tmp_path / "standard", standardize_features=True)
+    kinds = {"image_projection": kind, "text_projection": kind, "projection_hidden_dim": 24}
+    plain = make_trainer(world, tmp_path / "plain", kinds)
+    standard = make_trainer(world, tmp_path / "standard", kinds, standardize_features=True)
     every = standard.train_dataset.all_features()
     for stream, projection in (("image", "visual_projection"), ("text", "text_projection")):
         features = every[f"{stream}_features"].double()
         z_scores = (features - features.mean(dim=0)) / features.std(dim=0)
-        expected = z_scores @ getattr(plain.model.cots, projection).weight.double().T
+        expected = getattr(plain.model.cots, projection).double()(z_scores)
         initialized = getattr(standard.model.cots, projection)
         torch.testing.assert_close(initialized(features.float()).double(), expected, rtol=1e-4, atol=1e-4)
-        assert torch.equal(getattr(standard.model.momentum_encoder, projection).weight, initialized.weight)
+        follower = getattr(standard.model.momentum_encoder, projection).state_dict()
+        assert all(torch.equal(follower[name], tensor) for name, tensor in initialized.state_dict().items())
 
 
 def test_a_constant_feature_is_not_divided_by_zero(world, tmp_path):

@@ -22,9 +22,11 @@ class COTSConfig(TwoTowerConfig):
         text_config (`PreTrainedConfig` or `dict`, defaults to BERT-base-uncased [M]): the text stream.
         image_tokenizer_config (`COTSImageTokenizerConfig` or `dict`, defaults to DALL-E's at 192 pixels [M]).
         projection_dim (`int`, defaults to 256 [D]): width of the joint space.
-        image_projection, text_projection (`"linear"` or `"none"`, default `"linear"` [M]): with `"none"` a stream's
-            global feature is its embedding, as SigLIP's are and ALIGN's of images; it must be `projection_dim` wide.
-        projection_bias (`bool`, defaults to `True` [D]): whether the linear projections have one; CLIP's have none.
+        image_projection, text_projection (`"linear"`, `"mlp"` or `"none"`, default `"linear"` [M]): `"mlp"` has two
+            layers with a GELU between them, which frozen towers gain from. With `"none"` a stream's global feature is
+            its embedding, as SigLIP's are and ALIGN's of images; it must be `projection_dim` wide.
+        projection_hidden_dim (`int`, defaults to 1,536 [D]): width between the layers of `"mlp"`.
+        projection_bias (`bool`, defaults to `True` [D]): whether the projections have one; CLIP's have none.
         image_pooling, text_pooling (`"cls"`, `"mean"`, `"cls+mean"` or `"tower"`; for texts also `"last"`):
             which feature of a stream is its global one. `"mean"` averages the patches, or the words without padding;
             `"cls+mean"` is both, one beside the other, and twice as wide; `"tower"` is the tower's own pooled output
@@ -98,8 +100,9 @@ class COTSConfig(TwoTowerConfig):
     image_tokenizer_config: COTSImageTokenizerConfig | dict | None = None
     image_pooling: Literal["cls", "mean", "cls+mean", "tower"] | None = None
     text_pooling: Literal["cls", "mean", "cls+mean", "last", "tower"] | None = None
-    image_projection: Literal["linear", "none"] = "linear"
-    text_projection: Literal["linear", "none"] = "linear"
+    image_projection: Literal["linear", "mlp", "none"] = "linear"
+    text_projection: Literal["linear", "mlp", "none"] = "linear"
+    projection_hidden_dim: int = 1536
     projection_bias: bool = True
     text_padding: Literal["ignored", "attended"] = "ignored"
     pad_token_id: int | None = None
@@ -163,7 +166,7 @@ class COTSConfig(TwoTowerConfig):
 
     def validate_ranges(self):
         """Part of the strict validation: each number within the range in which its formula means something."""
-        self.check_at_least(1, "projection_dim", "queue_size", "similarity_queue_size")
+        self.check_at_least(1, "projection_dim", "projection_hidden_dim", "queue_size", "similarity_queue_size")
         self.check_at_least(0, "instance_weight", "mvm_weight", "mlm_weight", "task_weight")
         self.check_at_least(0, "filter_warmup_steps", "momentum_warmup_steps", "soft_target_warmup_steps")
         if self.filter_lambda is not None and self.filter_lambda < 0:

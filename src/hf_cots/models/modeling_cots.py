@@ -200,8 +200,8 @@ class COTSModel(COTSPreTrainedModel):
 
     @torch.no_grad()
     def standardize_projections(self, image_features: torch.Tensor, text_features: torch.Tensor) -> None:
-        """Make the projections see standardized features: W <- W / sigma, b <- b - W mu, with each feature's mean and
-        deviation over the training data.
+        """Make the projections see standardized features: in their first layers W <- W / sigma, b <- b - W mu, with
+        each feature's mean and deviation over the training data.
 
         New projections then begin with outputs of zero mean in which every feature counts alike (data-dependent
         initialization, Kraehenbuehl et al. 2016). The deployed model gets no further part.
@@ -214,10 +214,11 @@ class COTSModel(COTSPreTrainedModel):
         """
         if "none" in (self.config.image_projection, self.config.text_projection) or not self.config.projection_bias:
             raise ValueError(
-                "only linear projections with a bias can standardize features: it needs image_projection and "
-                'text_projection="linear" and projection_bias=true'
+                "only projections with a bias can standardize features: it needs image_projection and "
+                'text_projection "linear" or "mlp", and projection_bias=true'
             )
-        for layer, features in ((self.visual_projection, image_features), (self.text_projection, text_features)):
+        for projection, features in ((self.visual_projection, image_features), (self.text_projection, text_features)):
+            layer = projection[0] if isinstance(projection, nn.Sequential) else projection
             features = full_precision(features).to(layer.weight.device)
             deviation = features.std(dim=0)
             # A feature that never changes carries no information, and is not magnified.
@@ -409,8 +410,14 @@ class COTSModel(COTSPreTrainedModel):
 
 
 def make_projection(kind: str, width: int, config: COTSConfig) -> nn.Module:
-    """The layer from a stream's global feature of this width to the joint space."""
-    return nn.Identity() if kind == "none" else nn.Linear(width, config.projection_dim, bias=config.projection_bias)
+    """The layers from a stream's global feature of this width to the joint space."""
+    dim, bias = config.projection_dim, config.projection_bias
+    if kind == "none":
+        return nn.Identity()
+    if kind == "linear":
+        return nn.Linear(width, dim, bias=bias)
+    hidden = config.projection_hidden_dim
+    return nn.Sequential(nn.Linear(width, hidden, bias=bias), nn.GELU(), nn.Linear(hidden, dim, bias=bias))
 
 
 def contrastive_output(
