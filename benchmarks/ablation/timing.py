@@ -1,5 +1,6 @@
 """The cost of a training step of each row: a few steps of it and of the baseline in turn, in one process."""
 
+import itertools
 import json
 import statistics
 import time
@@ -13,7 +14,8 @@ from .plan import Recipes, Run
 from .sets import AblationSet
 
 
-ROUNDS = 9  # the first two, which pay for allocations, do not count
+ROUNDS, WARM_UP = 9, 2  # at least so many, of which the first ones pay for allocations and do not count
+SECONDS = 4.0  # that the rounds take at least: steps on stored features are short, and their medians need many
 
 
 class Stepper:
@@ -22,7 +24,7 @@ class Stepper:
     def __init__(self, trainer: WatchedTrainer):
         self.trainer = trainer
         self.optimizer = trainer.create_optimizer()
-        self.batches = iter(trainer.get_train_dataloader())
+        self.batches = itertools.chain.from_iterable(itertools.repeat(trainer.get_train_dataloader()))
         trainer.model.train()
 
     def step(self) -> float:
@@ -53,7 +55,10 @@ def measure_cost(recipes: Recipes, run: Run, data: AblationSet, work: Path, smok
         rows = dict.fromkeys((recipes.baseline, run.row))
         alike = (replace(run, row=row, budget="steps", noise=0, seed=0) for row in rows)
         steppers = [Stepper(create_trainer(recipes, one, data, work / "timing", one.steps, smoke)) for one in alike]
-        taken = [[stepper.step() for stepper in steppers] for _ in range(ROUNDS)][2:]
+        taken: list[list[float]] = []
+        while len(taken) < ROUNDS or sum(map(sum, taken)) < SECONDS:
+            taken.append([stepper.step() for stepper in steppers])
+        taken = taken[WARM_UP:]
         known[key] = {
             "seconds": statistics.median(row[-1] for row in taken),
             "ratio": statistics.median(row[-1] / row[0] for row in taken),
