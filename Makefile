@@ -46,6 +46,9 @@ test-milvus: $(BIN)/.installed
 icons: $(BIN)/.installed
 	$(BIN)/hf-cots data icons runs/icons
 
+cots-icons: icons
+	$(BIN)/hf-cots train model_cards/cots-icons/recipe.yaml --text "$$($(BIN)/python -c "from hf_cots.demo.recipe import text_tower_folder as f; print(f())")"
+
 soak: $(BIN)/.installed
 	$(BIN)/python -m pytest -m soak -s
 
