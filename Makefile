@@ -1,5 +1,5 @@
 # Two commands on a fresh machine with Python 3.10+, git and make: `make demo` and `make test`.
-.PHONY: help demo test test-milvus check soak icons ablation cookie-ablation fine-tuning clean
+.PHONY: help demo test test-milvus check soak icons cots-icons icon-ablation ablation cookie-ablation fine-tuning clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,6 +16,8 @@ help:
 	@echo "make soak    kill a training run twenty times and compare it with an uninterrupted one"
 	@echo "make ablation  train all recipes and compare them; MINUTES=60 for the most informative ones only"
 	@echo "make cookie-ablation  train and compare COOKIE's shared weights and contrasts within a modality"
+	@echo "make icon-ablation  train and compare recipes on 150,000 icons"
+	@echo "make cots-icons  train a model that searches icons, on a CPU, and measure it"
 	@echo "make fine-tuning  what pays in fine-tuning a pretrained model; after make demo and make icons"
 	@echo "make check   lint and type-check"
 
@@ -46,8 +48,10 @@ test-milvus: $(BIN)/.installed
 icons: $(BIN)/.installed
 	$(BIN)/hf-cots data icons runs/icons
 
+TEXT_TOWER := from hf_cots.demo.recipe import text_tower_folder; print(text_tower_folder())
 cots-icons: icons
-	$(BIN)/hf-cots train model_cards/cots-icons/recipe.yaml --text "$$($(BIN)/python -c "from hf_cots.demo.recipe import text_tower_folder as f; print(f())")"
+	$(BIN)/hf-cots train model_cards/cots-icons/recipe.yaml --text "$$($(BIN)/python -c '$(TEXT_TOWER)')"
+	$(BIN)/python -m benchmarks.icon_search runs/cots-icons/model --output runs/cots-icons
 
 soak: $(BIN)/.installed
 	$(BIN)/python -m pytest -m soak -s
@@ -65,6 +69,11 @@ FINE_TUNING := --recipes benchmarks/ablation/fine_tuning.yaml --results benchmar
 fine-tuning: $(BIN)/.installed
 	$(BIN)/python -m benchmarks.ablation run $(FINE_TUNING) $(if $(MINUTES),--minutes $(MINUTES))
 	$(BIN)/python -m benchmarks.ablation summary $(FINE_TUNING) --output benchmarks/results/fine_tuning.md
+
+ICON_ABLATION := --recipes benchmarks/ablation/icons.yaml --results benchmarks/results/icons.jsonl
+icon-ablation: icons
+	$(BIN)/python -m benchmarks.ablation run $(ICON_ABLATION) $(if $(MINUTES),--minutes $(MINUTES))
+	$(BIN)/python -m benchmarks.ablation summary $(ICON_ABLATION) --output benchmarks/results/icons.md
 
 CHECKED := src tests benchmarks conversion metrics $(wildcard examples)
 check: $(BIN)/.installed
