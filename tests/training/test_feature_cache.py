@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_cots import CookieForPreTraining
+from hf_cots import CookieForPreTraining, COTSModel
 from hf_cots.data.collator import COTSCollator
 from hf_cots.train import main, train
 from hf_cots.training.arguments import parse_arguments
@@ -67,6 +67,34 @@ def test_projections_of_standardized_features(world, tmp_path, kind):
         torch.testing.assert_close(initialized(features.float()).double(), expected, rtol=1e-4, atol=1e-4)
         follower = getattr(standard.model.momentum_encoder, projection).state_dict()
         assert all(torch.equal(follower[name], tensor) for name, tensor in initialized.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_projections_that_learn_in_standardized_features(world, tmp_path, kind):
+    """Mean and deviation stay apart from the weights, go to the momentum encoder, and into the saved model."""
+    kinds = {"image_projection": kind, "text_projection": kind, "projection_hidden_dim": 24}
+    plain = make_trainer(world, tmp_path / "plain", kinds)
+    kept = make_trainer(world, tmp_path / "kept", kinds | {"standardize_features": True}, standardize_features=True)
+    every = kept.train_dataset.all_features()
+    for stream, projection in (("image", "visual_projection"), ("text", "text_projection")):
+        features = every[f"{stream}_features"].double()
+        z_scores = (features - features.mean(dim=0)) / features.std(dim=0)
+        expected = getattr(plain.model.cots, projection).double()(z_scores)
+        for model in (kept.model.cots, kept.model.momentum_encoder):
+            torch.testing.assert_close(
+                getattr(model, projection)(features.float()).double(), expected, rtol=1e-4, atol=1e-4
+            )
+    kept.train()
+    kept.model.cots.save_pretrained(tmp_path / "saved")
+    again = COTSModel.from_pretrained(tmp_path / "saved")
+    names = [name for name in again.state_dict() if name.endswith((".mean", ".deviation"))]
+    assert len(names) == 4
+    assert all(torch.equal(again.state_dict()[name], kept.model.cots.state_dict()[name]) for name in names)
+
+
+def test_standardization_that_nobody_measures_is_refused(world, tmp_path):
+    with pytest.raises(ValueError, match="needs --standardize_features"):
+        make_trainer(world, tmp_path, {"standardize_features": True})
 
 
 def test_a_constant_feature_is_not_divided_by_zero(world, tmp_path):

@@ -26,6 +26,9 @@ class COTSConfig(TwoTowerConfig):
             layers with a GELU between them, which frozen towers gain from. With `"none"` a stream's global feature is
             its embedding, as SigLIP's are and ALIGN's of images; it must be `projection_dim` wide.
         projection_hidden_dim (`int`, defaults to 1,536 [D]): width between the layers of `"mlp"`.
+        standardize_features (`bool`, defaults to `False` [D]): whether the projections subtract each feature's mean
+            and divide by its deviation, which `--standardize_features` measures before training. Without it, that flag
+            only initializes the projections so.
         projection_bias (`bool`, defaults to `True` [D]): whether the projections have one; CLIP's have none.
         image_pooling, text_pooling (`"cls"`, `"mean"`, `"cls+mean"` or `"tower"`; for texts also `"last"`):
             which feature of a stream is its global one. `"mean"` averages the patches, or the words without padding;
@@ -103,6 +106,7 @@ class COTSConfig(TwoTowerConfig):
     image_projection: Literal["linear", "mlp", "none"] = "linear"
     text_projection: Literal["linear", "mlp", "none"] = "linear"
     projection_hidden_dim: int = 1536
+    standardize_features: bool = False
     projection_bias: bool = True
     text_padding: Literal["ignored", "attended"] = "ignored"
     pad_token_id: int | None = None

@@ -107,6 +107,7 @@ class TwoTowerConfig(PreTrainedConfig):
     # What only [`COTSConfig`] has fields for; models of another config take these.
     image_projection = text_projection = "linear"
     projection_bias = True
+    standardize_features = False
     text_padding = "ignored"
 
     @property

@@ -6,13 +6,15 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from .standardize import Standardize
+
 
 @torch.no_grad()
 def update_momentum(
     momentum_encoder: nn.Module, online: nn.Module, momentum: float, skip: tuple[str, ...] = ()
 ) -> None:
     """`theta_m <- m * theta_m + (1 - m) * theta` for every parameter of the momentum encoder, in grouped calls. The
-    running statistics of batch normalization, which are averages already, are copied.
+    running statistics of batch normalization, which are averages already, and those of [`Standardize`] are copied.
 
     Args:
         momentum_encoder: its parameters are found in `online` by name.
@@ -37,10 +39,10 @@ def update_momentum(
 
 
 def running_statistics(module: nn.Module, skip: tuple[str, ...] = ()) -> Iterator[tuple[str, torch.Tensor]]:
-    """Named means and variances of batch normalization, of all but some direct parts."""
+    """Named statistics of batch normalization and standardization, of all but some direct parts."""
     for name, child in module.named_children():
         for prefix, part in () if name in skip else child.named_modules(prefix=name):
-            if isinstance(part, nn.modules.batchnorm._NormBase):
+            if isinstance(part, nn.modules.batchnorm._NormBase | Standardize):
                 yield from part.named_buffers(prefix=prefix, recurse=False)
 
 

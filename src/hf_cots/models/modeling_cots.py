@@ -23,6 +23,7 @@ from .dual_encoders import copy_dual_encoder, load_dual_encoder, read_dual_encod
 from .losses import full_precision, l2_normalize
 from .model_files import give_default_mode, named_damage
 from .renamed_fields import RENAMED_BUFFERS
+from .standardize import Standardize, mean_and_deviation
 from .tower_properties import describe_tower
 from .towers import at_least_one_row, build_tower, copy_tower, feature_size, last_words, load_tower, pooled
 
@@ -82,6 +83,9 @@ class COTSPreTrainedModel(WithCard, PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, COTSModel) and module.log_temperature is not None:
             init.constant_(module.log_temperature, math.log(self.config.temperature))
+        if isinstance(module, Standardize):  # buffers are garbage after a load on the meta device
+            init.zeros_(module.mean)
+            init.ones_(module.deviation)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -204,7 +208,8 @@ class COTSModel(COTSPreTrainedModel):
         each feature's mean and deviation over the training data.
 
         New projections then begin with outputs of zero mean in which every feature counts alike (data-dependent
-        initialization, Kraehenbuehl et al. 2016). The deployed model gets no further part.
+        initialization, Kraehenbuehl et al. 2016). With `config.standardize_features` mean and deviation stay apart
+        from W and b, so that these also learn in the standardized features.
 
         Args:
             image_features, text_features: (n, [`feature_size`]) global features before projection.
@@ -219,12 +224,13 @@ class COTSModel(COTSPreTrainedModel):
             )
         for projection, features in ((self.visual_projection, image_features), (self.text_projection, text_features)):
             layer = projection[0] if isinstance(projection, nn.Sequential) else projection
-            features = full_precision(features).to(layer.weight.device)
-            deviation = features.std(dim=0)
-            # A feature that never changes carries no information, and is not magnified.
-            deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation, 1.0)
+            features = features.to(self.device)
+            if isinstance(layer, Standardize):
+                layer.measure(features)
+                continue
+            mean, deviation = mean_and_deviation(features)
             layer.weight.div_(deviation)
-            layer.bias.sub_(layer.weight @ features.mean(dim=0))
+            layer.bias.sub_(layer.weight @ mean)
 
     @property
     def temperature(self) -> torch.Tensor | float:
@@ -414,10 +420,13 @@ def make_projection(kind: str, width: int, config: COTSConfig) -> nn.Module:
     dim, bias = config.projection_dim, config.projection_bias
     if kind == "none":
         return nn.Identity()
+    layers: list[nn.Module] = [Standardize(width)] if config.standardize_features else []
     if kind == "linear":
-        return nn.Linear(width, dim, bias=bias)
-    hidden = config.projection_hidden_dim
-    return nn.Sequential(nn.Linear(width, hidden, bias=bias), nn.GELU(), nn.Linear(hidden, dim, bias=bias))
+        layers += [nn.Linear(width, dim, bias=bias)]
+    else:
+        hidden = config.projection_hidden_dim
+        layers += [nn.Linear(width, hidden, bias=bias), nn.GELU(), nn.Linear(hidden, dim, bias=bias)]
+    return nn.Sequential(*layers) if len(layers) > 1 else layers[0]
 
 
 def contrastive_output(

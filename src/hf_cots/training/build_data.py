@@ -130,6 +130,9 @@ def build_stored_features(
         raise ValueError(
             "--standardize_features needs --feature_cache, and new projections, which --model does not have"
         )
+    measured = model_arguments.standardize_features or model_arguments.model is not None
+    if model.config.standardize_features and not measured:
+        raise ValueError("the config's standardize_features needs --standardize_features, which measures them")
     if arguments.feature_cache is None:
         return None
     check_features_suffice(model, model_arguments, pairs)
