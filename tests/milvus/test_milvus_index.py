@@ -17,6 +17,7 @@ from hf_cots.search.disk_index import select_images
 from hf_cots.search.gallery import SourceOptions
 from tests.support.cli import call, error_of, succeed
 from tests.support.pixel_encoder import PixelEncoder, write_folder, write_image
+from tests.support.sources import check_images_follow_the_data_set
 from tests.support.worlds import write_broken_images, write_json_lines
 
 
@@ -268,6 +269,10 @@ def test_images_within_a_data_set(world, tmp_path, uri, kind):
     match = both.check()[0]
     assert both.milvus.read_image(match.path).size == (32, 32)
     assert both.build() == {}
+
+
+def test_images_within_a_data_set_that_changes(tmp_path, uri):
+    check_images_follow_the_data_set(tmp_path, uri)
 
 
 # ---------------------------------------------------------------------- the model, and kills

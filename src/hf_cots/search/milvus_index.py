@@ -2,15 +2,13 @@
 
 import json
 import logging
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from ..data.images import BrokenImage, read_image
-from .base import AnyQuery, BaseIndex, Match, check_k
+from ..data.images import BrokenImage
+from .base import AnyQuery, Match, StoredIndex, check_k
 from .building import bring_up_to_date, check_model, check_not_empty, name_model
 from .encoders import Encoder
 from .gallery import Gallery, SourceOptions, open_gallery, place
@@ -25,7 +23,7 @@ logger = logging.getLogger(__name__)
 MORE = 32  # candidates beyond k, among which the best are found in float64
 
 
-class MilvusIndex(BaseIndex):
+class MilvusIndex(StoredIndex):
     """An index in a collection of Milvus; made by [`build`] and opened by [`open`].
 
     Matches, their order and their scores are those of a [`DiskIndex`] over the same source.
@@ -46,7 +44,8 @@ class MilvusIndex(BaseIndex):
     """
 
     def __init__(self, uri: str, encoder: Encoder, root: Path | None = None):
-        self.uri, self.encoder = uri, encoder
+        super().__init__(encoder)
+        self.uri = uri
         self.collection = Collection(uri)
         self._read_index()
         check_model(self.collection.uri, self.meta, encoder)
@@ -54,7 +53,7 @@ class MilvusIndex(BaseIndex):
         self.summary = UpdateSummary()
 
     def _read_index(self) -> None:
-        self.meta, columns = read_existing(self.collection)
+        self._meta, columns = read_existing(self.collection)
         self.columns = [name for name, _ in columns]
         self._where = WhereTranslator(columns)
 
@@ -137,20 +136,12 @@ class MilvusIndex(BaseIndex):
         found = self.collection.scan(["row"], 'found == false and path != ""')
         return [BrokenImage(str(place(self.root, entity["path"])), entity["row"]["reason"]) for entity in found]
 
-    @cached_property
-    def _source(self) -> tuple[Gallery, dict[Path, int]]:
-        gallery = open_gallery(
-            self.meta["source"], SourceOptions(**json.loads(self.meta["options"])), with_columns=False
-        )
-        return gallery, {place(gallery.root, path): i for i, path in enumerate(gallery.paths)}
+    @property
+    def meta(self) -> dict[str, str]:
+        return self._meta
 
-    def read_image(self, path: Path) -> Image.Image:
-        if self.root is not None:
-            return read_image(path)
-        gallery, numbers = self._source
-        if path not in numbers:
-            raise BrokenImage(str(path), f"it is no longer in {self.meta['source']}")
-        return read_image(gallery.read(numbers[path]), str(path))
+    def version(self) -> int:
+        return int(self.collection.read_index()[0].get("version", 0))
 
     # ------------------------------------------------------------------ search
 
