@@ -114,6 +114,25 @@ def test_words_of_columns(client, index):
     assert client.get("/api/info").json()["keywords"] == ["style", "title", "path"]
 
 
+def test_the_recall_of_an_approximate_search_is_told(approximate_index, client):
+    """That of the kind of queries for which it is lower, and only where it is not exact."""
+    asked = client_of(approximate_index)
+
+    def told(kind="search", **fields):
+        answer = asked.post(f"/api/{kind}", json=({"text": "a"} if kind == "search" else {"id": 1}) | fields)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["approximate"]
+
+    of_10, of_100 = {"results": 10, "recall": 0.75}, {"results": 100, "recall": 0.99239}
+    assert told(k=10) == asked.get("/api/search", params={"text": "a", "k": 5}).json()["approximate"] == of_10
+    assert told(k=11) == told(k=100) == of_100
+    assert told("similar", k=9) == of_10
+    assert told("similar", k=10) == told("similar", k=99) == of_100  # one more, since it finds itself
+    assert told("similar", k=100) is None
+    assert [told(**each) for each in ({"k": 101}, {"where": "1"}, {"hybrid": ["path"]})] == [None] * 3
+    assert client.post("/api/search", json={"text": "a"}).json()["approximate"] is None
+
+
 def test_similar_images_are_the_nearest_without_the_image(client, index, photos):
     match = index.search("a", 1)[0]
     expected = [name for name in names(index.search(match.path, 30)) if name != match.path.name]

@@ -18,7 +18,7 @@ from ..search.reranked import RerankedIndex
 from ..search.store import DATABASE
 from .catalog import Catalog, Location, write_condition
 from .images import decode_upload
-from .schemas import Filtered, Info, Result, SearchRequest, SearchResponse, SimilarRequest, Timings
+from .schemas import Approximation, Filtered, Info, Result, SearchRequest, SearchResponse, SimilarRequest, Timings
 
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,8 @@ class Engine:
             found = self._nearest(vector, count, condition, clock, hybrid, text)
             if reranker is not None and text is not None and found:
                 found = clock.time("rerank", partial(reranker.rerank, text, found, request.k))
-        return self._answer(found[: request.k], clock)
+            measured = None if hybrid else self._measured(count, condition)
+        return self._answer(found[: request.k], clock, measured)
 
     def similar(self, request: SimilarRequest) -> SearchResponse:
         """Search for images like one of the index, which is left out.
@@ -159,8 +160,9 @@ class Engine:
         with self.gate.enter():
             condition = self._condition(request)
             found = self._nearest(vector, request.k + 1, condition, clock)
+            measured = self._measured(request.k + 1, condition)
         others = [match for match in found if match.id != request.id]
-        return self._answer(others[: request.k], clock)
+        return self._answer(others[: request.k], clock, measured)
 
     def read(self, image: int) -> tuple[Location, Callable[[], bytes]]:
         """Where an image of the index is, and what reads its bytes.
@@ -225,7 +227,15 @@ class Engine:
         finally:
             self._deadline = math.inf
 
-    def _answer(self, found: list[Match], clock: "Clock") -> SearchResponse:
+    def _measured(self, k: int, condition: str | None) -> Approximation | None:
+        """The recall of a search for k by vectors alone, if it is approximate."""
+        approximation = self.index.approximation(k, condition)
+        if approximation is None:
+            return None
+        results, recall = approximation.recall_at(k)
+        return Approximation(results=results, recall=recall)
+
+    def _answer(self, found: list[Match], clock: "Clock", measured: Approximation | None) -> SearchResponse:
         results = [
             Result(
                 id=match.id or 0,
@@ -238,7 +248,7 @@ class Engine:
             )
             for match in found
         ]
-        return SearchResponse(results=results, timings=clock.timings())
+        return SearchResponse(results=results, timings=clock.timings(), approximate=measured)
 
     def _name(self, path: Path) -> str:
         """A path within the source: where that is on the server's disk is nobody's business."""

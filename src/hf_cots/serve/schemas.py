@@ -68,11 +68,19 @@ class Timings(BaseModel):
     total: float = Field(description="With the time spent waiting for other requests.")
 
 
+class Approximation(BaseModel):
+    """What was measured of an approximate search when its index was last written."""
+
+    results: int = Field(description="For how many results: 10, or 100 for more than 10.")
+    recall: float = Field(description="The part of the best that is found; the lower one of images and texts.")
+
+
 class SearchResponse(BaseModel):
     """The images found, best first."""
 
     results: list[Result]
     timings: Timings
+    approximate: Approximation | None = Field(description="null where all images were compared.")
 
 
 class FacetValue(BaseModel):
