@@ -410,6 +410,6 @@ def test_errors_are_one_line(world, server, uri):
     line = error_of(call("search", "http://127.0.0.1:1/images", "red"))
     assert "http://127.0.0.1:1/images: " in line
     assert "is named by server and collection" in error_of(call("search", server, "red"))
-    assert "needs an index in a folder" in error_of(call("serve", uri))
+    assert f"no index at {uri}" in error_of(call("serve", uri, "--port", 0))
     line = error_of(call("index", world.model, world.imagefolder, "--to", uri, "--dtype", "float16"))
     assert "keeps float32 vectors" in line

@@ -110,7 +110,10 @@ def test_clusters_that_are_too_small_for_an_answer_do_not_cut_it(photos, tmp_pat
 
 
 def test_captions_are_the_texts_that_it_is_measured_on(photos, tmp_path, monkeypatch):
-    rows = [{"image": f"{i:03d}.png", "license": "MIT", "caption": f"number {i}"} for i in range(IMAGES)]
+    rows = [
+        {"image": f"{i:03d}.png", "license": "MIT", "caption": f"number {i}", "path": "a", "slot": "b"}
+        for i in range(IMAGES)
+    ]
     seen = []
     monkeypatch.setattr(
         PixelEncoder, "encode_texts", lambda self, texts, batch_size=256: seen.extend(texts) or torch.eye(12)

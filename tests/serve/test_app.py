@@ -21,7 +21,7 @@ from hf_cots.serve.images import ImageFiles
 from tests.serve.conftest import BASE, client_of
 from tests.support.pixel_encoder import PixelEncoder, write_folder, write_image
 from tests.support.simla_world import simla_folder
-from tests.support.worlds import encoded, noise
+from tests.support.worlds import encoded, noise, write_json_lines
 
 
 def ids(answer):
@@ -148,6 +148,20 @@ def test_info_offers_columns_with_few_values(client):
     assert [facet["column"] for facet in info["facets"]] == ["style"]
     counts = {value["value"]: value["count"] for value in info["facets"][0]["values"]}
     assert counts == {"flat": 8, "line": 8, "O'Neil's": 7, None: 7}
+
+
+def test_columns_may_have_the_names_of_the_index_s_own(tmp_path):
+    photos, names = write_folder(tmp_path / "photos", 8), ["id", "path", "slot", "size", "mtime", "reason", "hash"]
+    rows = [{"file_name": f"{i:03d}.png"} | {name: f"{name}{i % 2}" for name in names} for i in range(8)]
+    write_json_lines(photos / "metadata.jsonl", rows)
+    client = client_of(ImageIndex.build(PixelEncoder(), photos, tmp_path / "index"))
+    info = client.get("/api/info").json()
+    assert {facet["column"]: [each["value"] for each in facet["values"]] for facet in info["facets"]} == {
+        name: [f"{name}0", f"{name}1"] for name in names
+    }
+    for name in names:
+        answer = client.post("/api/search", json={"text": "a", "filters": {name: [f"{name}1"]}, "hybrid": [name]})
+        assert sorted(paths(answer)) == ["001.png", "003.png", "005.png", "007.png"]
 
 
 def test_reranking(world, tmp_path):

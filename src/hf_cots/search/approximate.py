@@ -355,8 +355,8 @@ def _texts(store: IndexStore) -> list[str]:
     drawn = np.random.default_rng(1).choice(ids, min(QUERIES, len(ids)), replace=False).tolist()
     columns = "".join(f", columns.{quote_name(name)}" for name in names)
     rows = store.database.execute(
-        f'SELECT path{columns} FROM images LEFT JOIN columns ON "hf_cots image" = images.id '
-        f"WHERE images.id IN ({', '.join(map(str, drawn))}) ORDER BY path"
+        f'SELECT images.path{columns} FROM images LEFT JOIN columns ON "hf_cots image" = images.id '
+        f"WHERE images.id IN ({', '.join(map(str, drawn))}) ORDER BY images.path"
     ).fetchall()
     for cells in list(zip(*rows))[1:]:
         texts = dict.fromkeys(cell for cell in cells if isinstance(cell, str) and cell.strip())

@@ -443,8 +443,8 @@ def select_images(columns: Sequence[str], where: str | None) -> str:
     names = "".join(f", columns.{quote_name(name)}" for name in columns)
     path = "" if "path" in (name.lower() for name in columns) else ", images.path"  # so that one may filter by it
     inner = (
-        f'SELECT slot AS "hf_cots slot", images.path AS "hf_cots path", images.id AS "hf_cots id"{names}{path} '
-        'FROM images LEFT JOIN columns ON "hf_cots image" = images.id WHERE slot IS NOT NULL'
+        f'SELECT images.slot AS "hf_cots slot", images.path AS "hf_cots path", images.id AS "hf_cots id"{names}{path} '
+        'FROM images LEFT JOIN columns ON "hf_cots image" = images.id WHERE images.slot IS NOT NULL'
     )
     condition = check_expression(where, [*columns, "path"]) if where is not None else "1"
     return f"FROM ({inner}) WHERE {condition}"

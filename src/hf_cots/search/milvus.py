@@ -137,13 +137,15 @@ class Collection:
 
     # Deletions and changes are seen at once only with "Strong".
 
-    def query(self, condition: str, fields: Sequence[str], limit: int | None = None) -> list[dict[str, Any]]:
+    def query(
+        self, condition: str, fields: Sequence[str], limit: int | None = None, consistency: str = "Strong"
+    ) -> list[dict[str, Any]]:
         """The entities for which a condition holds, `limit` of them by their paths."""
         options: dict[str, Any] = {} if limit is None else {"limit": limit}
         with self._named():
             return list(
                 self.client.query(
-                    self.name, condition, list(fields), timeout=SECONDS, consistency_level="Strong", **options
+                    self.name, condition, list(fields), timeout=SECONDS, consistency_level=consistency, **options
                 )
             )
 

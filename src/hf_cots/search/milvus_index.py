@@ -47,12 +47,13 @@ class MilvusIndex(StoredIndex):
         super().__init__(encoder)
         self.uri = uri
         self.collection = Collection(uri)
-        self._read_index()
+        self.refresh()
         check_model(self.collection.uri, self.meta, encoder)
         self.root = root or (Path(self.meta["root"]) if self.meta["root"] else None)
         self.summary = UpdateSummary()
 
-    def _read_index(self) -> None:
+    def refresh(self) -> None:
+        """Read again what the collection notes of the index, which another process may have changed."""
         self._meta, columns = read_existing(self.collection)
         self.columns = [name for name, _ in columns]
         self._where = WhereTranslator(columns)
@@ -116,7 +117,7 @@ class MilvusIndex(StoredIndex):
         updated = MilvusIndex.build(
             self.encoder, self.meta["source"], self.uri, None, options, batch_size, progress, with_columns=columns
         )
-        self._read_index()
+        self.refresh()
         self.summary = updated.summary
         return self.summary
 
@@ -162,6 +163,9 @@ class MilvusIndex(StoredIndex):
         self.check_where(where)  # a mistake costs no encoding
         return self.search_vector(self.embed_query(query, image, minus), k, where)
 
+    def approximation(self, k: int = 10, where: str | None = None, exact: bool = False) -> None:
+        """None: a search in Milvus is exact; see [`DiskIndex.approximation`]."""
+
     def check_where(self, where: str | None) -> None:
         """Check a filter; raises ValueError, naming what is wrong with it."""
         self._translate(where)
@@ -172,7 +176,7 @@ class MilvusIndex(StoredIndex):
         try:
             return f"{IMAGES} and {self._where.translate(where)}"
         except ValueError:
-            self._read_index()  # another process may have added the column
+            self.refresh()  # another process may have added the column
             return f"{IMAGES} and {self._where.translate(where)}"
 
     def search_vector(self, vector: torch.Tensor, k: int = 10, where: str | None = None) -> list[Match]:
@@ -199,7 +203,7 @@ class MilvusIndex(StoredIndex):
                 break
             fetch *= 4
         if any(int(key[1:]) >= len(self.columns) for *_, cells in hits for key in cells):
-            self._read_index()
+            self.refresh()
         kept = np.array([kept for *_, kept, _ in hits], dtype=np.float64).reshape(len(hits), len(query))
         scores = (kept * query.astype(np.float64)).sum(axis=1).tolist()
         best = sorted(zip(scores, hits), key=lambda pair: (-pair[0], pair[1][0]))[:k]

@@ -48,7 +48,7 @@ class SimilarRequest(Filtered):
 class Result(BaseModel):
     """An image that was found."""
 
-    id: int = Field(description="Of its row in the index, until that is updated.")
+    id: int = Field(description="By which it can be asked for, until the index is updated.")
     path: str = Field(description="Within the source of the index.")
     score: float = Field(
         description="Cosine similarity to the query, the sum of reciprocal ranks, or the re-ranker's score."
