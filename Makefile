@@ -1,5 +1,5 @@
 # Two commands on a fresh machine with Python 3.10+, git and make: `make demo` and `make test`.
-.PHONY: help demo test test-milvus check soak icons cots-icons icon-ablation ablation cookie-ablation fine-tuning clean
+.PHONY: help demo test test-milvus check soak soak-milvus icons cots-icons icon-ablation ablation cookie-ablation fine-tuning clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +13,8 @@ help:
 	@echo "make test    run the tests"
 	@echo "make test-milvus  run the tests of an index in Milvus, against one that is started for them (downloads 58 MB)"
 	@echo "make icons   make the icon set and the emoji set of npm packages (runs/icons; downloads 135 MB)"
-	@echo "make soak    kill a training run twenty times and compare it with an uninterrupted one"
+	@echo "make soak    kill a training run twenty times and compare it with an uninterrupted one; indexes, too"
+	@echo "make soak-milvus  the same of an index in Milvus"
 	@echo "make ablation  train all recipes and compare them; MINUTES=60 for the most informative ones only"
 	@echo "make cookie-ablation  train and compare COOKIE's shared weights and contrasts within a modality"
 	@echo "make icon-ablation  train and compare recipes on 150,000 icons"
@@ -41,9 +42,9 @@ test: $(BIN)/.installed
 
 # A Milvus server that runs without containers; nothing but these tests needs it. HF_COTS_MILVUS names another server.
 MILVUS := milvus==2.3.5
-test-milvus: $(BIN)/.installed
+test-milvus soak-milvus: $(BIN)/.installed
 	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[milvus]" "$(MILVUS)"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m milvus tests/milvus
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "milvus and $(if $(filter soak%,$@),,not )soak" tests/milvus
 
 icons: $(BIN)/.installed
 	$(BIN)/hf-cots data icons runs/icons
@@ -54,7 +55,7 @@ cots-icons: icons
 	$(BIN)/python -m benchmarks.icon_search runs/cots-icons/model --output runs/cots-icons
 
 soak: $(BIN)/.installed
-	$(BIN)/python -m pytest -m soak -s
+	$(BIN)/python -m pytest -m "soak and not milvus" -s
 
 ablation: $(BIN)/.installed
 	$(BIN)/python -m benchmarks.ablation run $(if $(MINUTES),--minutes $(MINUTES))

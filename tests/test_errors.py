@@ -154,6 +154,12 @@ LIBRARIES = {
     "a missing package": (lambda p: raise_from(ModuleNotFoundError("No module named 'x'", name="x"), None), "'x'"),
     "a package of transformers": (lambda p: raise_from(ImportError("needs sentencepiece"), None), "sentencepiece"),
     "a command": (lambda p: subprocess.run([sys.executable, "-c", "exit(3)"], check=True), "exit status 3"),
+    "another process that has ended": (
+        lambda p: raise_from(
+            RuntimeError("[/a/gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]"), None
+        ),
+        "Connection closed by peer",
+    ),
     "a process group": (lambda p: raise_from(torch.distributed.DistNetworkError("port is taken"), None), "port"),
 }
 

@@ -54,6 +54,7 @@ OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|CUBLAS_STATUS_A
 RUNTIME_ERRORS = re.compile(
     r"PytorchStream(Reader|Writer)|inline_container|archive is corrupted|Invalid magic number|unexpected EOF"
     r"|DataLoader worker \(pid|No space left on device|ignore_mismatched_sizes|Error\(s\) in loading state_dict"
+    r"|gloo/transport/.* (Connection closed|Connection reset|Broken pipe)"  # another process has ended, with an error
     r"|Found no NVIDIA driver|No CUDA GPUs are available|CUDA error: (invalid device|no kernel image)"
 )
 # Nearest hint first: what to do about an error of the Hub.

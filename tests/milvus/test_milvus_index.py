@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import random
 import signal
-import sys
 
 import numpy as np
 import pytest
@@ -16,7 +15,9 @@ from hf_cots.search import milvus, update
 from hf_cots.search.disk_index import select_images
 from hf_cots.search.gallery import SourceOptions
 from tests.support.cli import call, error_of, succeed
+from tests.support.kills import run_killed
 from tests.support.pixel_encoder import PixelEncoder, write_folder, write_image
+from tests.support.sources import check_images_follow_the_data_set
 from tests.support.worlds import write_broken_images, write_json_lines
 
 
@@ -270,6 +271,10 @@ def test_images_within_a_data_set(world, tmp_path, uri, kind):
     assert both.build() == {}
 
 
+def test_images_within_a_data_set_that_changes(tmp_path, uri):
+    check_images_follow_the_data_set(tmp_path, uri)
+
+
 # ---------------------------------------------------------------------- the model, and kills
 
 
@@ -282,62 +287,75 @@ def test_another_model_or_source_is_refused_by_name(photos, tmp_path, uri):
         ImageIndex.build(PixelEncoder(), write_folder(tmp_path / "other", 2), uri)
 
 
-def build_and_die(source, uri, lines, counted=None):
-    """Build, and die by SIGKILL after so many lines of the code that writes."""
-    update.COMMIT_VECTORS, milvus.ROWS_AT_ONCE, left = 6, 4, lines
-
-    def trace(frame, event, argument):
-        nonlocal left
-        if not frame.f_code.co_filename.endswith(("search/milvus.py", "search/update.py")):
-            return None
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return trace
-
-    sys.settrace(trace)
+def build_in_small_batches(source, uri):
+    update.COMMIT_VECTORS, milvus.ROWS_AT_ONCE = 6, 4
     ImageIndex.build(PixelEncoder(), source, uri, batch_size=3)
-    sys.settrace(None)
-    if counted is not None:
-        counted.put(lines - left)
 
 
-@pytest.mark.timeout(300)
-def test_a_kill_loses_at_most_a_batch(tmp_path, uri, monkeypatch):
-    monkeypatch.setattr(update, "COMMIT_VECTORS", 6)
+def change(photos, step):
+    """Remove, rename and add."""
+    files = sorted(photos.iterdir())
+    for path in files[:8]:
+        path.unlink()
+    for i, path in enumerate(files[8:16]):
+        path.rename(photos / f"moved-{step}-{i}.png")
+    for i in range(15):
+        write_image(photos / f"{step:03d}-{i}.png", 1000 * step + i)
+
+
+def check_whole(photos, uri, folder):
+    """The answers are those of an index in a folder that nothing has interrupted."""
+    index = ImageIndex.build(PixelEncoder(), photos, uri, batch_size=3)
+    assert len(index) == len(list(photos.iterdir()))
+    assert index.search("red", 1000) == ImageIndex.build(PixelEncoder(), photos, folder).search("red", 1000)
+
+
+def try_kills(tmp_path, uri, times):
+    """Kill builds and updates so many times each."""
     fresh = multiprocessing.get_context("forkserver")  # gRPC does not live through a fork
     fresh.set_forkserver_preload(["tests.milvus.test_milvus_index", "hf_cots.search.index", "pymilvus"])
-    photos, draw = write_folder(tmp_path / "photos", 24), random.Random(0)
-    counted, kills = fresh.Queue(), 0
+    photos, draw, folder, step = write_folder(tmp_path / "photos", 24), random.Random(0), tmp_path / "index", 0
+    files = ("search/milvus.py", "search/update.py")
+    client = milvus.Collection(uri).client
     for stage in ("build", "update"):
         if stage == "update":
-            for i in range(8):
-                (photos / f"{i:03d}.png").unlink()
-                os.rename(photos / f"{i + 8:03d}.png", photos / f"moved{i}.png")
-            for i in range(300, 315):
-                write_image(photos / f"{i}.png", i)
-        process = fresh.Process(target=build_and_die, args=(photos, f"{uri}_whole", 10**9, counted))
-        process.start()
-        lines = counted.get(timeout=120)
-        process.join(60)
-        for _ in range(3):
-            process = fresh.Process(target=build_and_die, args=(photos, uri, draw.randrange(lines // 3, lines)))
-            process.start()
-            process.join(120)
-            kills += process.exitcode == -signal.SIGKILL
-            if process.exitcode == 0:
-                break
-            index = ImageIndex.open(uri, PixelEncoder())
+            change(photos, step := step + 1)
+        code, lines = run_killed(fresh, files, build_in_small_batches, photos, f"{uri}_whole")
+        assert code == 0
+        kills = 0
+        while kills < times:
+            killed = draw.randrange(1, lines)
+            code, _ = run_killed(fresh, files, build_in_small_batches, photos, uri, lines=killed)
+            if code == 0:  # those before had done most of it
+                check_whole(photos, uri, folder)
+                if stage == "build":
+                    client.drop_collection(uri.rpartition("/")[2])
+                else:
+                    change(photos, step := step + 1)
+                continue
+            assert code == -signal.SIGKILL
+            kills += 1
+            try:
+                index = ImageIndex.open(uri, PixelEncoder())
+            except FileNotFoundError:  # killed before anything was there
+                assert stage == "build"
+                continue
             assert len(index.search("red", 1000)) == len(index)
             for path in index.paths[:2]:
                 assert not path.is_file() or index.search(path, 1)[0].score == pytest.approx(1, abs=1e-5)
-        encoder = PixelEncoder()
-        index = ImageIndex.build(encoder, photos, uri, batch_size=3)
-        whole = ImageIndex.open(f"{uri}_whole", PixelEncoder())
-        assert index.search("red", 1000) == whole.search("red", 1000)
-        assert len(index) == len(list(photos.iterdir()))
-    assert kills >= 3
-    whole.collection.client.drop_collection(whole.collection.name)
+        check_whole(photos, uri, folder)
+    client.drop_collection(f"{uri}_whole".rpartition("/")[2])
+
+
+@pytest.mark.timeout(300)
+def test_a_kill_loses_at_most_a_batch(tmp_path, uri):
+    try_kills(tmp_path, uri, times=2)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+def test_twenty_kills_lose_at_most_a_batch(tmp_path, uri):
+    try_kills(tmp_path, uri, times=10)
 
 
 def test_what_was_committed_is_not_encoded_again(photos, uri, monkeypatch):
@@ -405,6 +423,6 @@ def test_errors_are_one_line(world, server, uri):
     line = error_of(call("search", "http://127.0.0.1:1/images", "red"))
     assert "http://127.0.0.1:1/images: " in line
     assert "is named by server and collection" in error_of(call("search", server, "red"))
-    assert "needs an index in a folder" in error_of(call("serve", uri))
+    assert f"no index at {uri}" in error_of(call("serve", uri, "--port", 0))
     line = error_of(call("index", world.model, world.imagefolder, "--to", uri, "--dtype", "float16"))
     assert "keeps float32 vectors" in line

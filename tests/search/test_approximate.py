@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from hf_cots import ImageIndex
 from hf_cots.search import approximate, disk_index, update, vectors
 from tests.search.test_disk_index_safety import FORK
 from tests.support.cli import call, error_of, succeed
+from tests.support.kills import run_killed
 from tests.support.pixel_encoder import PixelEncoder, write_folder, write_image
 from tests.support.worlds import write_json_lines
 
@@ -110,7 +110,10 @@ def test_clusters_that_are_too_small_for_an_answer_do_not_cut_it(photos, tmp_pat
 
 
 def test_captions_are_the_texts_that_it_is_measured_on(photos, tmp_path, monkeypatch):
-    rows = [{"image": f"{i:03d}.png", "license": "MIT", "caption": f"number {i}"} for i in range(IMAGES)]
+    rows = [
+        {"image": f"{i:03d}.png", "license": "MIT", "caption": f"number {i}", "path": "a", "slot": "b"}
+        for i in range(IMAGES)
+    ]
     seen = []
     monkeypatch.setattr(
         PixelEncoder, "encode_texts", lambda self, texts, batch_size=256: seen.extend(texts) or torch.eye(12)
@@ -235,33 +238,11 @@ def test_vectors_that_are_damaged_make_it_anew(photos, tmp_path):
     assert index.search("red", 20, exact=True)[0].score == pytest.approx(index.search("red", 20)[0].score)
 
 
-def build_and_die(source, to, lines, counted):
-    """Build, and die by SIGKILL after so many lines of the code that writes the file."""
-    left = lines
-
-    def trace(frame, event, argument):
-        nonlocal left
-        if not frame.f_code.co_filename.endswith(("search/approximate.py", "search/store.py")):
-            return None
-        if frame.f_code.co_name in ("nearest", "_candidates", "rank"):  # most lines, and they write nothing
-            return None
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return trace
-
-    sys.settrace(trace)
-    build(source, to)
-    sys.settrace(None)
-    counted.value = lines - left
-
-
-def run(source, to, lines=100_000_000):
-    counted = FORK.Value("q", 0)
-    process = FORK.Process(target=build_and_die, args=(source, to, lines, counted))
-    process.start()
-    process.join(60)
-    return process.exitcode, counted.value
+def run(source, to, **options):
+    """Build in a process of its own, killed after so many `lines` of the code that writes the file."""
+    searching = ("nearest", "_candidates", "rank")  # most lines, and they write nothing
+    files = ("search/approximate.py", "search/store.py")
+    return run_killed(FORK, files, build, source, to, skipped=searching, **options)
 
 
 @pytest.mark.timeout(120)
@@ -276,7 +257,7 @@ def test_a_kill_at_any_line_leaves_a_file_that_is_whole_or_not_named(photos, tmp
     draws = random.Random(0)
     for stop in [draws.randrange(1, lines) for _ in range(3)] + [lines - n for n in (2, 12, 25)]:
         to = shutil.copytree(before, tmp_path / "index", dirs_exist_ok=True)
-        assert run(photos, to, stop)[0] == -signal.SIGKILL
+        assert run(photos, to, lines=stop)[0] == -signal.SIGKILL
         index = ImageIndex.open(to, PixelEncoder())
         assert len(index.search("red", 1000)) == len(index)
         exact = {match.path: match.score for match in exact_answers(index, "red", 1000)}

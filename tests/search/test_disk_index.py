@@ -16,6 +16,7 @@ from hf_cots.search.gallery import SourceOptions
 from tests.support.cli import call, error_of, succeed
 from tests.support.clip import make_clip
 from tests.support.pixel_encoder import PixelEncoder, write_folder, write_image
+from tests.support.sources import check_images_follow_the_data_set
 from tests.support.worlds import encoded, noise, write_broken_images, write_json_lines
 
 
@@ -355,6 +356,10 @@ def test_images_within_a_data_set(encoder, world, tmp_path, kind):
     assert index.read_image(match.path).size == (32, 32)
     again = build(encoder, getattr(world, kind), tmp_path / "index", options=options)
     assert (again.summary.unchanged, encoder.encoded) == (40, distinct)
+
+
+def test_images_within_a_data_set_that_changes(tmp_path):
+    check_images_follow_the_data_set(tmp_path, tmp_path / "index")
 
 
 # ---------------------------------------------------------------------- queries and exports

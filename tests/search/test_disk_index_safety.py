@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 import threading
 import time
 
@@ -17,12 +16,12 @@ from hf_cots import ImageIndex
 from hf_cots.search import gallery, update
 from hf_cots.search.store import IndexStore
 from tests.support.cli import call, error_of
+from tests.support.kills import run_killed
 from tests.support.pixel_encoder import DIM, PixelEncoder, write_folder, write_image
 
 
 FORK = multiprocessing.get_context("fork")  # which needs no imports
 ROW = DIM * 4  # bytes
-LINES = 100_000_000  # more than any update has
 
 
 @pytest.fixture(autouse=True)
@@ -40,40 +39,9 @@ def content(index):
     return [(match.path.name, round(match.score, 12)) for match in index.search("red", 1000)]
 
 
-def build_and_die(source, to, lines, counted=None):
-    """Build, and die by SIGKILL after so many lines of the code that writes."""
-    left = lines
-
-    def trace(frame, event, argument):
-        nonlocal left
-        if not frame.f_code.co_filename.endswith(("search/store.py", "search/update.py")):
-            return None
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return trace
-
-    sys.settrace(trace)
-    build(source, to)
-    sys.settrace(None)
-    if counted is not None:
-        counted.value = lines - left
-
-
-def killed(source, to, lines):
-    process = FORK.Process(target=build_and_die, args=(source, to, lines))
-    process.start()
-    process.join(60)
-    return process.exitcode
-
-
-def count_lines(source, to):
-    """The lines that an uninterrupted update runs."""
-    counted = FORK.Value("q", 0)
-    process = FORK.Process(target=build_and_die, args=(source, to, LINES, counted))
-    process.start()
-    process.join(60)
-    return counted.value
+def run(source, to, **options):
+    """Build in a process of its own, killed after so many `lines` of the code that writes."""
+    return run_killed(FORK, ("search/store.py", "search/update.py"), build, source, to, **options)
 
 
 def change(photos):
@@ -96,14 +64,15 @@ def try_kills(tmp_path, times, seed):
         before = tmp_path / f"before-{stage}"
         if to.is_dir():
             shutil.copytree(to, before)
-        lines = count_lines(photos, reference)
+        code, lines = run(photos, reference)
+        assert code == 0
         whole = content(ImageIndex.open(reference, PixelEncoder()))
         for _ in range(times):
             shutil.rmtree(to, ignore_errors=True)
             if before.is_dir():
                 shutil.copytree(before, to)
             held = 0
-            while killed(photos, to, draws.randrange(1, lines)) == -signal.SIGKILL:
+            while run(photos, to, lines=draws.randrange(1, lines))[0] == -signal.SIGKILL:
                 if (to / "index.sqlite").is_file():
                     index = ImageIndex.open(to, PixelEncoder())  # opens
                     held, least = check_whole_batches(index), held

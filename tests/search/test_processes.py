@@ -35,3 +35,14 @@ def test_two_processes_make_the_index_of_one(world, tmp_path):
     both = ImageIndex.open(output / "index", device="cpu")
     assert [path.relative_to(photos) for path in both.paths] == [path.relative_to(alone) for path in index.paths]
     assert [image.reason for image in both.broken] == [image.reason for image in index.broken]
+
+
+@pytest.mark.timeout(60)
+def test_what_only_the_first_process_finds_ends_both(world, tmp_path):
+    """Promptly, with the same line, though neither process ends; and the next call is in step again."""
+    torchrun(2, SCRIPTS / "index_refused_ranks.py", world.model, world.imagefolder, tmp_path)
+    told = [(tmp_path / f"{rank}.txt").read_text().splitlines() for rank in (0, 1)]
+    assert told[0] == told[1]
+    assert told[0][0] == f"the index {tmp_path / 'index'} keeps float32, not int8: name another one with --to"
+    assert "was encoded in float32, not in bfloat16" in told[0][1]
+    assert told[0][2:] == ["the disk is full", "40"]

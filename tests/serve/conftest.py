@@ -4,6 +4,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from hf_cots import ImageIndex
+from hf_cots.search import approximate
 from hf_cots.serve import create_app
 from tests.support.pixel_encoder import PixelEncoder, write_folder
 from tests.support.worlds import write_json_lines
@@ -32,6 +33,18 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def index(photos):
     return ImageIndex.build(PixelEncoder(), photos, photos.parent / "index")
+
+
+RECALL = {"10": {"images": 0.875, "texts": 0.75}, "100": {"images": 0.99239, "texts": 1.0}}
+
+
+@pytest.fixture
+def approximate_index(photos, tmp_path, monkeypatch):
+    """The same images, searched approximately, as if [`RECALL`] had been measured."""
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(approximate, "MIN_VECTORS", 10)
+    monkeypatch.setattr(approximate, "_choose", lambda search, *_: search.nprobe.update({10: 8, 100: 8}) or RECALL)
+    return ImageIndex.build(PixelEncoder(), photos, tmp_path / "index", approximate=True)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from hf_cots.serve.images import ImageFiles
 from tests.serve.conftest import BASE, client_of
 from tests.support.pixel_encoder import PixelEncoder, write_folder, write_image
 from tests.support.simla_world import simla_folder
-from tests.support.worlds import encoded, noise
+from tests.support.worlds import encoded, noise, write_json_lines
 
 
 def ids(answer):
@@ -114,6 +114,25 @@ def test_words_of_columns(client, index):
     assert client.get("/api/info").json()["keywords"] == ["style", "title", "path"]
 
 
+def test_the_recall_of_an_approximate_search_is_told(approximate_index, client):
+    """That of the kind of queries for which it is lower, and only where it is not exact."""
+    asked = client_of(approximate_index)
+
+    def told(kind="search", **fields):
+        answer = asked.post(f"/api/{kind}", json=({"text": "a"} if kind == "search" else {"id": 1}) | fields)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["approximate"]
+
+    of_10, of_100 = {"results": 10, "recall": 0.75}, {"results": 100, "recall": 0.99239}
+    assert told(k=10) == asked.get("/api/search", params={"text": "a", "k": 5}).json()["approximate"] == of_10
+    assert told(k=11) == told(k=100) == of_100
+    assert told("similar", k=9) == of_10
+    assert told("similar", k=10) == told("similar", k=99) == of_100  # one more, since it finds itself
+    assert told("similar", k=100) is None
+    assert [told(**each) for each in ({"k": 101}, {"where": "1"}, {"hybrid": ["path"]})] == [None] * 3
+    assert client.post("/api/search", json={"text": "a"}).json()["approximate"] is None
+
+
 def test_similar_images_are_the_nearest_without_the_image(client, index, photos):
     match = index.search("a", 1)[0]
     expected = [name for name in names(index.search(match.path, 30)) if name != match.path.name]
@@ -129,6 +148,20 @@ def test_info_offers_columns_with_few_values(client):
     assert [facet["column"] for facet in info["facets"]] == ["style"]
     counts = {value["value"]: value["count"] for value in info["facets"][0]["values"]}
     assert counts == {"flat": 8, "line": 8, "O'Neil's": 7, None: 7}
+
+
+def test_columns_may_have_the_names_of_the_index_s_own(tmp_path):
+    photos, names = write_folder(tmp_path / "photos", 8), ["id", "path", "slot", "size", "mtime", "reason", "hash"]
+    rows = [{"file_name": f"{i:03d}.png"} | {name: f"{name}{i % 2}" for name in names} for i in range(8)]
+    write_json_lines(photos / "metadata.jsonl", rows)
+    client = client_of(ImageIndex.build(PixelEncoder(), photos, tmp_path / "index"))
+    info = client.get("/api/info").json()
+    assert {facet["column"]: [each["value"] for each in facet["values"]] for facet in info["facets"]} == {
+        name: [f"{name}0", f"{name}1"] for name in names
+    }
+    for name in names:
+        answer = client.post("/api/search", json={"text": "a", "filters": {name: [f"{name}1"]}, "hybrid": [name]})
+        assert sorted(paths(answer)) == ["001.png", "003.png", "005.png", "007.png"]
 
 
 def test_reranking(world, tmp_path):

@@ -1,5 +1,6 @@
 """The page in a real browser, headless: Debian's chromium and chromium-driver."""
 
+import contextlib
 import http.client
 import shutil
 import threading
@@ -21,16 +22,24 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def address(index):
+@contextlib.contextmanager
+def serving(index):
     """The address of a running server."""
     listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(create_app(index), log_level="warning", ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(10)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def address(index):
+    with serving(index) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -259,3 +268,14 @@ def test_nothing_is_loaded_from_elsewhere_and_the_docs_work(page, address):
     assert elsewhere == set()
     violations = [line for line in page.browser.get_log("browser") if "Content Security Policy" in line["message"]]
     assert violations == []
+
+
+def test_it_tells_that_a_search_is_approximate(browser, approximate_index):
+    with serving(approximate_index) as address:
+        page = Page(browser, address)
+        page.one("#text").send_keys("a", Keys.ENTER)
+        until(lambda: "approximate" in page.text("#status"))
+        assert "approximate, recall@100 0.992 measured" in page.one("#status").text
+        page.one("#where").send_keys("1", Keys.ENTER)
+        until(lambda: "filtered" in page.text("#status"))
+        assert "approximate" not in page.text("#status")

@@ -17,7 +17,9 @@ CONNECTIONS = 128  # at a time
 
 @app.command(rich_help_panel="Search")
 def serve(
-    source: Annotated[str, typer.Argument(metavar="INDEX | MODEL FOLDER", help="Index, or a model and a folder.")],
+    source: Annotated[
+        str, typer.Argument(metavar="INDEX | MODEL FOLDER", help="Index, also in Milvus, or a model and a folder.")
+    ],
     folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="Folder of images, after a model.")] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; any but the default lets others search.")
@@ -33,27 +35,26 @@ def serve(
     from ..search.disk_index import DiskIndex
     from ..search.index import ImageIndex, open_folder
     from ..search.milvus import is_milvus
+    from ..search.milvus_index import MilvusIndex
     from ..search.reranked import RerankedIndex
     from ..search.store import is_index
     from ..serve import create_app
     from ..serve.guard import LOOPBACK
 
-    if is_milvus(source):
-        raise ValueError("the search page needs an index in a folder; `hf-cots search` searches one in Milvus")
     listener = listen(host, port)  # an error here comes before the work, not after
     index: BaseIndex
     if folder is None:
-        if not is_index(source):
+        if not (is_index(source) or is_milvus(source)):
             raise ValueError(
                 f"{source} is no index (`hf-cots index` makes one), or the folder after a model is missing"
             )
         index = ImageIndex.open(source)
     else:
-        if is_index(source):
+        if is_index(source) or is_milvus(source):
             raise ValueError(f"{source} is an index: name it alone, or a model and a folder")
         index, broken = open_folder(source, folder, revision, progress=True)
         note_skipped(broken)
-    if not isinstance(index, DiskIndex):
+    if not isinstance(index, (DiskIndex, MilvusIndex)):
         raise ValueError("the cache cannot be written: set HF_COTS_CACHE, or make an index with `hf-cots index`")
     reranker = RerankedIndex.from_index(index, rerank) if rerank else None
     alone = is_loopback(host)

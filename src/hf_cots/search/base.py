@@ -1,5 +1,7 @@
 """What one can ask an index, and what it answers."""
 
+import json
+import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -10,10 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..data.images import BrokenImage, read_image
 from ..models import load_image
 from ..models.losses import l2_normalize
 from .encoders import Encoder
-from .gallery import read_file
+from .gallery import Gallery, SourceOptions, open_gallery, place, read_file
 
 
 AnyQuery: TypeAlias = str | Path | bytes | Image.Image | np.ndarray | torch.Tensor  # a str is a text
@@ -124,3 +127,49 @@ class BaseIndex(ABC):
         if not embeds.isfinite().all():
             raise ValueError("the query's embedding is not finite: the model's weights or the query are damaged")
         return embeds[0]
+
+
+class StoredIndex(BaseIndex):
+    """An index that outlives the process, with what is needed to read the images of its source.
+
+    Attributes:
+        root: the folder that the images' paths start from; None where they are within a data set.
+    """
+
+    root: Path | None
+
+    def __init__(self, encoder: Encoder):
+        self.encoder = encoder
+        self._opening = threading.Lock()
+        self._opened: tuple[int, Gallery, dict[Path, int]] | None = None
+
+    @property
+    @abstractmethod
+    def meta(self) -> dict[str, str]:
+        """What the index notes of its model and source."""
+
+    @abstractmethod
+    def version(self) -> int:
+        """A number that grows with each committed batch, of whichever process."""
+
+    def _open_gallery(self) -> tuple[Gallery, dict[Path, int]]:
+        """The source as it is since the last update, and its images' numbers."""
+        with self._opening:
+            version = self.version()
+            if self._opened is None or self._opened[0] != version:
+                options = SourceOptions(**json.loads(self.meta["options"]))
+                gallery = open_gallery(self.meta["source"], options, with_columns=False)
+                numbers = {place(gallery.root, path): i for i, path in enumerate(gallery.paths)}
+                self._opened = version, gallery, numbers
+            return self._opened[1:]
+
+    def read_bytes(self, path: Path) -> bytes:
+        if self.root is not None:
+            return read_file(path)
+        gallery, numbers = self._open_gallery()
+        if path not in numbers:
+            raise BrokenImage(str(path), f"it is no longer in {self.meta['source']}")
+        return gallery.read(numbers[path])
+
+    def read_image(self, path: Path) -> Image.Image:
+        return read_image(path) if self.root is not None else read_image(self.read_bytes(path), str(path))

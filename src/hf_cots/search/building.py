@@ -10,7 +10,7 @@ from .encoders import Encoder, precision_of, set_precision
 from .encoding import check_batch_size
 from .fingerprint import describe_model, different_parts
 from .gallery import Gallery
-from .processes import processes
+from .processes import in_first_process, processes
 from .reading import help_to_update
 from .store import IndexStore
 from .update import IndexUpdate, UpdateSummary
@@ -43,6 +43,19 @@ def check_source(store: IndexStore, source: str, dtype: str | None) -> None:
         raise ValueError(f"the index {store.name} keeps {store.dtype}, not {dtype}: name another one with --to")
 
 
+def check_precision(store: IndexStore, encoder: Encoder, precision: str | None) -> None:
+    """Check that an index was encoded in a precision, if one is asked for.
+
+    Raises:
+        ValueError: naming both.
+    """
+    asked = precision_of(set_precision(encoder, precision or store.precision))
+    if asked != store.precision:
+        raise ValueError(
+            f"the index {store.name} was encoded in {store.precision}, not in {asked}: name another one with --to"
+        )
+
+
 def name_model(model: str | Path | Encoder, revision: str | None) -> dict[str, str]:
     """What an index notes of a model, to load it again."""
     name = str(model) if isinstance(model, (str, Path)) else model.name
@@ -71,32 +84,38 @@ def bring_up_to_date(
         asked: what else an index, also an old one, should know from now on.
     """
     check_batch_size(batch_size)
-    if not processes().is_main_process:
-        help_to_update(encoder, gallery, batch_size)
-        processes().wait_for_everyone()
-        return UpdateSummary()
     settings = {"source": gallery.name, "options": json.dumps(asdict(gallery.options))}
     settings["with_columns"] = str(int(gallery.with_columns))
     settings["root"] = "" if gallery.root is None else str(gallery.root.resolve())
     settings |= asked
-    named = {"fingerprint": json.dumps(describe_model(encoder))}
-    named["precision"] = precision_of(set_precision(encoder, precision or "float32"))
-    store = open_store(encoder.dim, **named, **settings)
+
+    def begin() -> tuple[IndexUpdate, list[int]]:
+        named = {"fingerprint": json.dumps(describe_model(encoder))}
+        named["precision"] = precision_of(set_precision(encoder, precision or "float32"))
+        store = open_store(encoder.dim, **named, **settings)
+        try:
+            check_model(store.name, store.meta, encoder)
+            check_source(store, settings["source"], dtype)
+            check_precision(store, encoder, precision)
+            with store.transaction():
+                store.set_meta(**settings)
+            update = IndexUpdate(store, set_precision(encoder, store.precision), gallery, batch_size)
+            return update, update.compare()
+        except BaseException:
+            store.close()
+            raise
+
+    begun = in_first_process(begin)
+    if begun is None:
+        help_to_update(encoder, gallery, batch_size)
+        processes().wait_for_everyone()
+        return UpdateSummary()
+    update, to_read = begun
     try:
-        check_model(store.name, store.meta, encoder)
-        check_source(store, settings["source"], dtype)
-        encoder = set_precision(encoder, precision or store.precision)
-        if precision_of(encoder) != store.precision:
-            raise ValueError(
-                f"the index {store.name} was encoded in {store.precision}, not in {precision_of(encoder)}: name "
-                "another one with --to"
-            )
-        with store.transaction():
-            store.set_meta(**settings)
-        summary = IndexUpdate(store, encoder, gallery, batch_size).run(progress)
-        also(store, encoder)
+        summary = update.run(to_read, progress)
+        also(update.store, update.encoder)
     finally:
-        store.close()
+        update.store.close()
     processes().wait_for_everyone()
     return summary
 

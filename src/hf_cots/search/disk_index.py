@@ -14,9 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
 
-from ..data.images import BrokenImage, read_image
+from ..data.images import BrokenImage
 from ..data.shards import replace_file
 from .approximate import (
     MAX_RESULTS,
@@ -26,10 +25,10 @@ from .approximate import (
     read_approximation,
     update_approximate,
 )
-from .base import AnyQuery, BaseIndex, Match, check_k
+from .base import AnyQuery, Match, StoredIndex, check_k
 from .building import bring_up_to_date, check_model, check_not_empty, name_model
 from .encoders import Encoder
-from .gallery import Gallery, SourceOptions, open_gallery, place, read_file
+from .gallery import Gallery, SourceOptions, open_gallery, place
 from .keywords import WINDOW, KeywordTable, KeywordTables, check_columns, fuse
 from .loading import load_encoder
 from .store import IndexStore, Snapshot, is_index, quote_name
@@ -44,7 +43,7 @@ NUMBERS_AT_ONCE = 10_000  # in one query of SQLite
 PLACES = 'SELECT "hf_cots slot", "hf_cots path", "hf_cots id"'
 
 
-class DiskIndex(BaseIndex):
+class DiskIndex(StoredIndex):
     """An index in a folder; made by [`build`] and opened by [`open`].
 
     Scores and order are those of [`ImageIndex`] over the same images; images with equal scores are in the order of
@@ -65,7 +64,8 @@ class DiskIndex(BaseIndex):
     """
 
     def __init__(self, folder: str | Path, encoder: Encoder, root: Path | None = None):
-        self.folder, self.encoder = Path(folder), encoder
+        super().__init__(encoder)
+        self.folder = Path(folder)
         self.store = IndexStore(folder)
         check_model(self.store.name, self.store.meta, encoder)
         kept = self.store.meta.get("root")
@@ -73,7 +73,6 @@ class DiskIndex(BaseIndex):
         self.summary = UpdateSummary()
         self._lock = threading.Lock()
         self._approximate: tuple[str | None, ApproximateSearch | None] = None, None  # of the index's note of it
-        self._opened: tuple[int, Gallery, dict[Path, int]] | None = None
         self._keywords = KeywordTables()
 
     @staticmethod
@@ -179,8 +178,11 @@ class DiskIndex(BaseIndex):
 
     @property
     def meta(self) -> dict[str, str]:
-        """What the index notes of its model and source."""
         return self.store.meta
+
+    def version(self) -> int:
+        with self._lock:
+            return self.store.version()
 
     def __len__(self) -> int:
         with self._lock, self.store.reading():
@@ -216,33 +218,6 @@ class DiskIndex(BaseIndex):
     def _list_images(self) -> list[tuple[str, int]]:
         select = "SELECT path, slot FROM images WHERE slot IS NOT NULL ORDER BY path"
         return self.store.database.execute(select).fetchall()
-
-    def _open_gallery(self) -> tuple[Gallery, dict[Path, int]]:
-        """The source as it is since the last update, and its images' numbers."""
-        with self._lock:
-            version = self.store.version()
-            if self._opened is None or self._opened[0] != version:
-                options = SourceOptions(**json.loads(self.store.meta["options"]))
-                gallery = open_gallery(self.store.meta["source"], options, with_columns=False)
-                numbers = {place(gallery.root, path): i for i, path in enumerate(gallery.paths)}
-                self._opened = version, gallery, numbers
-            return self._opened[1:]
-
-    def read_bytes(self, path: Path) -> bytes:
-        """Read the encoded image of a match.
-
-        Raises:
-            BrokenImage: if it can no longer be read.
-        """
-        if self.root is not None:
-            return read_file(path)
-        gallery, numbers = self._open_gallery()
-        if path not in numbers:
-            raise BrokenImage(str(path), f"it is no longer in {self.store.meta['source']}")
-        return gallery.read(numbers[path])
-
-    def read_image(self, path: Path) -> Image.Image:
-        return read_image(path) if self.root is not None else read_image(self.read_bytes(path), str(path))
 
     # ------------------------------------------------------------------ other formats
 
@@ -468,8 +443,8 @@ def select_images(columns: Sequence[str], where: str | None) -> str:
     names = "".join(f", columns.{quote_name(name)}" for name in columns)
     path = "" if "path" in (name.lower() for name in columns) else ", images.path"  # so that one may filter by it
     inner = (
-        f'SELECT slot AS "hf_cots slot", images.path AS "hf_cots path", images.id AS "hf_cots id"{names}{path} '
-        'FROM images LEFT JOIN columns ON "hf_cots image" = images.id WHERE slot IS NOT NULL'
+        f'SELECT images.slot AS "hf_cots slot", images.path AS "hf_cots path", images.id AS "hf_cots id"{names}{path} '
+        'FROM images LEFT JOIN columns ON "hf_cots image" = images.id WHERE images.slot IS NOT NULL'
     )
     condition = check_expression(where, [*columns, "path"]) if where is not None else "1"
     return f"FROM ({inner}) WHERE {condition}"

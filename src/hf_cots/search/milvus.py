@@ -137,13 +137,15 @@ class Collection:
 
     # Deletions and changes are seen at once only with "Strong".
 
-    def query(self, condition: str, fields: Sequence[str], limit: int | None = None) -> list[dict[str, Any]]:
+    def query(
+        self, condition: str, fields: Sequence[str], limit: int | None = None, consistency: str = "Strong"
+    ) -> list[dict[str, Any]]:
         """The entities for which a condition holds, `limit` of them by their paths."""
         options: dict[str, Any] = {} if limit is None else {"limit": limit}
         with self._named():
             return list(
                 self.client.query(
-                    self.name, condition, list(fields), timeout=SECONDS, consistency_level="Strong", **options
+                    self.name, condition, list(fields), timeout=SECONDS, consistency_level=consistency, **options
                 )
             )
 
@@ -235,7 +237,6 @@ class MilvusStore(IndexStore):
         self.row_type = row_type(self.dim, self.dtype)
         if not self.collection.exists:
             self.collection.create(self.dim)
-        self._written: Any = (kept, columns)
         self.vectors: dict[int, np.ndarray] = {}  # by slot: those that are nowhere in Milvus
         self._read_rows(dict(columns))
 
@@ -289,13 +290,11 @@ class MilvusStore(IndexStore):
     # ------------------------------------------------------------------ into Milvus
 
     def _write_index(self) -> None:
-        known = {key: value for key, value in self.meta.items() if key != "version"}
+        known = self.meta | {"version": str(self.version() + 1)}  # which this transaction makes it
         table = self.database.execute("PRAGMA table_info(columns)").fetchall()[1:]
-        index = known, [(name, affinity) for _, name, affinity, *_ in table]
-        if index != self._written:
-            entity = {"path": "", "vector": np.zeros(self.dim, np.float32), "found": False, "columns": {}}
-            self.collection.upsert([entity | {"row": {"meta": index[0], "columns": index[1]}}])
-            self._written = index
+        columns = [(name, affinity) for _, name, affinity, *_ in table]
+        entity = {"path": "", "vector": np.zeros(self.dim, np.float32), "found": False, "columns": {}}
+        self.collection.upsert([entity | {"row": {"meta": known, "columns": columns}}])
 
     def _write_images(self, changed: list[tuple]) -> None:
         vectors = self._find_vectors({slot for row in changed for slot in (row[2], row[-1]) if slot is not None})

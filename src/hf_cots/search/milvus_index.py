@@ -2,15 +2,13 @@
 
 import json
 import logging
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from ..data.images import BrokenImage, read_image
-from .base import AnyQuery, BaseIndex, Match, check_k
+from ..data.images import BrokenImage
+from .base import AnyQuery, Match, StoredIndex, check_k
 from .building import bring_up_to_date, check_model, check_not_empty, name_model
 from .encoders import Encoder
 from .gallery import Gallery, SourceOptions, open_gallery, place
@@ -25,7 +23,7 @@ logger = logging.getLogger(__name__)
 MORE = 32  # candidates beyond k, among which the best are found in float64
 
 
-class MilvusIndex(BaseIndex):
+class MilvusIndex(StoredIndex):
     """An index in a collection of Milvus; made by [`build`] and opened by [`open`].
 
     Matches, their order and their scores are those of a [`DiskIndex`] over the same source.
@@ -46,15 +44,17 @@ class MilvusIndex(BaseIndex):
     """
 
     def __init__(self, uri: str, encoder: Encoder, root: Path | None = None):
-        self.uri, self.encoder = uri, encoder
+        super().__init__(encoder)
+        self.uri = uri
         self.collection = Collection(uri)
-        self._read_index()
+        self.refresh()
         check_model(self.collection.uri, self.meta, encoder)
         self.root = root or (Path(self.meta["root"]) if self.meta["root"] else None)
         self.summary = UpdateSummary()
 
-    def _read_index(self) -> None:
-        self.meta, columns = read_existing(self.collection)
+    def refresh(self) -> None:
+        """Read again what the collection notes of the index, which another process may have changed."""
+        self._meta, columns = read_existing(self.collection)
         self.columns = [name for name, _ in columns]
         self._where = WhereTranslator(columns)
 
@@ -117,7 +117,7 @@ class MilvusIndex(BaseIndex):
         updated = MilvusIndex.build(
             self.encoder, self.meta["source"], self.uri, None, options, batch_size, progress, with_columns=columns
         )
-        self._read_index()
+        self.refresh()
         self.summary = updated.summary
         return self.summary
 
@@ -137,20 +137,12 @@ class MilvusIndex(BaseIndex):
         found = self.collection.scan(["row"], 'found == false and path != ""')
         return [BrokenImage(str(place(self.root, entity["path"])), entity["row"]["reason"]) for entity in found]
 
-    @cached_property
-    def _source(self) -> tuple[Gallery, dict[Path, int]]:
-        gallery = open_gallery(
-            self.meta["source"], SourceOptions(**json.loads(self.meta["options"])), with_columns=False
-        )
-        return gallery, {place(gallery.root, path): i for i, path in enumerate(gallery.paths)}
+    @property
+    def meta(self) -> dict[str, str]:
+        return self._meta
 
-    def read_image(self, path: Path) -> Image.Image:
-        if self.root is not None:
-            return read_image(path)
-        gallery, numbers = self._source
-        if path not in numbers:
-            raise BrokenImage(str(path), f"it is no longer in {self.meta['source']}")
-        return read_image(gallery.read(numbers[path]), str(path))
+    def version(self) -> int:
+        return int(self.collection.read_index()[0].get("version", 0))
 
     # ------------------------------------------------------------------ search
 
@@ -171,6 +163,9 @@ class MilvusIndex(BaseIndex):
         self.check_where(where)  # a mistake costs no encoding
         return self.search_vector(self.embed_query(query, image, minus), k, where)
 
+    def approximation(self, k: int = 10, where: str | None = None, exact: bool = False) -> None:
+        """None: a search in Milvus is exact; see [`DiskIndex.approximation`]."""
+
     def check_where(self, where: str | None) -> None:
         """Check a filter; raises ValueError, naming what is wrong with it."""
         self._translate(where)
@@ -181,7 +176,7 @@ class MilvusIndex(BaseIndex):
         try:
             return f"{IMAGES} and {self._where.translate(where)}"
         except ValueError:
-            self._read_index()  # another process may have added the column
+            self.refresh()  # another process may have added the column
             return f"{IMAGES} and {self._where.translate(where)}"
 
     def search_vector(self, vector: torch.Tensor, k: int = 10, where: str | None = None) -> list[Match]:
@@ -208,7 +203,7 @@ class MilvusIndex(BaseIndex):
                 break
             fetch *= 4
         if any(int(key[1:]) >= len(self.columns) for *_, cells in hits for key in cells):
-            self._read_index()
+            self.refresh()
         kept = np.array([kept for *_, kept, _ in hits], dtype=np.float64).reshape(len(hits), len(query))
         scores = (kept * query.astype(np.float64)).sum(axis=1).tolist()
         best = sorted(zip(scores, hits), key=lambda pair: (-pair[0], pair[1][0]))[:k]

@@ -97,8 +97,13 @@ class IndexUpdate:
         self.vectors: dict[str, np.ndarray] = {}  # what is encoded and not committed yet
         self.committed, self.model_seconds = time.monotonic(), 0.0
 
-    def run(self, progress: bool) -> UpdateSummary:
-        to_read = self._compare()
+    def run(self, to_read: list[int], progress: bool) -> UpdateSummary:
+        """Read images, encode and write them; under torchrun with the processes that [`help_to_update`].
+
+        Args:
+            to_read: what [`compare`] has found.
+            progress: show a progress bar.
+        """
         start = time.monotonic()
         # The rate is that of the last files, and the total has only files that must be read: the time left is honest.
         with tqdm(total=len(to_read), desc="images", disable=not progress, leave=False, smoothing=0.05) as bar:
@@ -131,7 +136,7 @@ class IndexUpdate:
 
     # ------------------------------------------------------------------ what must be read
 
-    def _compare(self) -> list[int]:
+    def compare(self) -> list[int]:
         """Find the images that must be read; write the columns of those that must not."""
         to_read, described_anew = [], []
         seen: dict[str, list[Any]] = defaultdict(list)

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from ..data.images import BrokenImage
 from ..search.disk_index import DiskIndex
+from ..search.milvus_index import MilvusIndex
 from ..search.reranked import RerankedIndex
 from .engine import Busy, Engine, NotFound
 from .guard import HEADERS, LOOPBACK, Guard
@@ -67,7 +68,7 @@ ImageId = Annotated[int, Path(ge=0, lt=2**63)]
 
 
 def create_app(
-    index: DiskIndex,
+    index: DiskIndex | MilvusIndex,
     reranker: RerankedIndex | None = None,
     hosts: Sequence[str] | None = LOOPBACK,
     max_upload_bytes: int = 10 << 20,

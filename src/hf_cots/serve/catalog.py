@@ -1,14 +1,17 @@
 """What a page must know of an index beside its search: which image a row is, and the values of its columns."""
 
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from ..models.losses import l2_normalize
+from ..search.base import Match
+from ..search.disk_index import DiskIndex
 from ..search.gallery import place
-from ..search.store import IndexStore, quote_name
+from ..search.store import DATABASE, IndexStore, quote_name
 from ..search.where import check_expression
 from .schemas import Cell, Facet, FacetValue
 
@@ -28,17 +31,39 @@ class Catalog:
     """Reads rows of an index over a connection of its own, so that images need not wait for searches.
 
     Args:
-        folder: of the index.
-        root: that the images' paths start from.
+        index: opened for searching.
+
+    Attributes:
+        name: of the index, for a heading.
 
     Raises:
         OSError, ValueError: as [`IndexStore`].
     """
 
-    def __init__(self, folder: Path, root: Path | None):
-        self.store, self.root = IndexStore(folder), root
+    def __init__(self, index: DiskIndex):
+        self.index, self.root, self.name = index, index.root, index.folder.resolve().name
+        self.store, self._file = IndexStore(index.folder), self._find_file()
+        self._noted_root = self.store.meta.get("root")
         self._lock = threading.Lock()
         self._described: tuple[int, int, list[str], list[str], list[Facet]] | None = None
+
+    def _find_file(self) -> tuple[int, int]:
+        """Which file the database is: another one if the index was made anew in the same folder."""
+        stat = (self.index.folder / DATABASE).stat()
+        return stat.st_dev, stat.st_ino
+
+    def is_outdated(self) -> bool:
+        """Whether the index was replaced, or its images have moved; updates are seen without opening it again."""
+        moved = self.store.meta.get("root") != self._noted_root  # as of the last time that rows were read
+        return moved or self._find_file() != self._file
+
+    def reopen(self) -> DiskIndex:
+        """The index as it is now; errors as [`DiskIndex`]."""
+        return DiskIndex(self.index.folder, self.index.encoder)
+
+    def number(self, match: Match) -> int:
+        """The number of a match's image, by which requests name it."""
+        return match.id or 0
 
     def locate(self, image: int) -> Location | None:
         """Where an image is; None if the index has no such row."""
@@ -70,18 +95,30 @@ class Catalog:
     def _find_facet(self, name: str, count: int) -> Facet | None:
         """The values of a column, the most frequent first; None if they are many, one, or long."""
         database, column = self.store.database, quote_name(name)
-        most = min(MAX_VALUES, count // 2)
+        most = most_values(count)
         distinct = f"SELECT count(*) FROM (SELECT DISTINCT {column} FROM columns LIMIT {most + 2})"  # stops early
         if not 2 <= database.execute(distinct).fetchone()[0] <= most + 1:
             return None
-        found: list[tuple[Cell, int]] = database.execute(
-            f'SELECT {column}, count(*) FROM images LEFT JOIN columns ON "hf_cots image" = images.id '
-            f"WHERE slot IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
+        found = database.execute(
+            f'SELECT columns.{column}, count(*) FROM images LEFT JOIN columns ON "hf_cots image" = images.id '
+            f"WHERE images.slot IS NOT NULL GROUP BY 1"
         ).fetchall()
-        values = [value for value, _ in found if value is not None]
-        if len(found) < 2 or len(values) > most or any(not is_short(value) for value in values):
-            return None
-        return Facet(column=name, values=[FacetValue(value=value, count=number) for value, number in found])
+        return make_facet(name, found, most)
+
+
+def most_values(images: int) -> int:
+    """How many values a column of so many images may have to be offered as a filter."""
+    return min(MAX_VALUES, images // 2)
+
+
+def make_facet(name: str, found: Iterable[tuple[Cell, int]], most: int) -> Facet | None:
+    """The values of a column, the most frequent first; None if they are more than `most`, one, or long."""
+    # Of equally frequent ones in the order of SQLite: nothing, numbers, texts.
+    order = sorted(found, key=lambda pair: (-pair[1], pair[0] is not None, isinstance(pair[0], str), pair[0]))
+    values = [value for value, _ in order if value is not None]
+    if len(order) < 2 or len(values) > most or any(not is_short(value) for value in values):
+        return None
+    return Facet(column=name, values=[FacetValue(value=value, count=number) for value, number in order])
 
 
 def is_short(value: Cell) -> bool:

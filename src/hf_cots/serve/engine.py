@@ -12,13 +12,15 @@ from typing import TypeVar
 
 import torch
 
+from ..data.images import BrokenImage
 from ..search.base import Match
 from ..search.disk_index import DiskIndex
+from ..search.milvus_index import MilvusIndex
 from ..search.reranked import RerankedIndex
-from ..search.store import DATABASE
 from .catalog import Catalog, Location, write_condition
 from .images import decode_upload
-from .schemas import Filtered, Info, Result, SearchRequest, SearchResponse, SimilarRequest, Timings
+from .milvus_catalog import MilvusCatalog
+from .schemas import Approximation, Filtered, Info, Result, SearchRequest, SearchResponse, SimilarRequest, Timings
 
 
 logger = logging.getLogger(__name__)
@@ -67,38 +69,31 @@ class Engine:
         reranker: over that index, if there is one.
     """
 
-    def __init__(self, index: DiskIndex, reranker: RerankedIndex | None = None):
+    def __init__(self, index: DiskIndex | MilvusIndex, reranker: RerankedIndex | None = None):
         self.index, self.reranker = index, reranker
         self.gate = Gate(QUEUE)
         self._opening = threading.Lock()
         self._deadline = math.inf
         self._adopt(index)
 
-    def _adopt(self, index: DiskIndex) -> None:
-        catalog, state = Catalog(index.folder, index.root), self._read_state(index.folder)
-        index.store.database.set_progress_handler(lambda: int(time.monotonic() > self._deadline), STEPS)
+    def _adopt(self, index: DiskIndex | MilvusIndex) -> None:
+        catalog = Catalog(index) if isinstance(index, DiskIndex) else MilvusCatalog(index)
+        if isinstance(index, DiskIndex):
+            index.store.database.set_progress_handler(lambda: int(time.monotonic() > self._deadline), STEPS)
         if self.reranker is not None:
             self.reranker.index = index
-        self.index, self.catalog, self._state = index, catalog, state
-        self._root = catalog.store.meta.get("root")
-
-    @staticmethod
-    def _read_state(folder: Path) -> tuple[int, int]:
-        """Which file the database is: another one if the index was made anew in the same folder."""
-        stat = (folder / DATABASE).stat()
-        return stat.st_dev, stat.st_ino
+        self.index, self.catalog = index, catalog
 
     def refresh(self) -> None:
         """Open the index again if it was replaced, or its images have moved; updates are seen without that.
 
         Raises:
-            OSError, ValueError: as [`DiskIndex`].
+            OSError, ValueError: as [`DiskIndex`] and [`MilvusIndex`].
         """
         with self._opening:
-            moved = self.catalog.store.meta.get("root") != self._root  # as of the last time that rows were read
-            if moved or self._read_state(self.index.folder) != self._state:
-                logger.info("opening the index %s again", self.index.folder)
-                self._adopt(DiskIndex(self.index.folder, self.index.encoder))
+            if self.catalog.is_outdated():
+                logger.info("opening the index %s again", self.catalog.name)
+                self._adopt(self.catalog.reopen())
 
     # ------------------------------------------------------------------ answers
 
@@ -106,7 +101,7 @@ class Engine:
         """What is served."""
         count, columns, keywords, facets = self.catalog.describe()
         return Info(
-            name=self.index.folder.resolve().name,
+            name=self.catalog.name,
             model=PurePath(self.index.encoder.name).name,
             images=count,
             columns=columns,
@@ -135,15 +130,19 @@ class Engine:
         with self.gate.enter():
             condition = self._condition(request)  # a mistake costs no encoding
             # Reading the words of a large index takes its time, but only once.
-            read_words = partial(self.index.prepare_hybrid, hybrid, text)
-            clock.time("search", partial(self._filtered, read_words, limited=False))
+            if hybrid and isinstance(self.index, DiskIndex):
+                read_words = partial(self.index.prepare_hybrid, hybrid, text)
+                clock.time("search", partial(self._filtered, read_words, limited=False))
+            elif hybrid:
+                raise ValueError("hybrid: an index in Milvus is not searched by keyword: leave it out")
             image = None if upload is None else decode_upload(upload)
             vector = clock.time("encode", lambda: self.index.embed_query(text, image, minus))
             count = max(request.k, reranker.budget.max_candidates if reranker else 0)
             found = self._nearest(vector, count, condition, clock, hybrid, text)
             if reranker is not None and text is not None and found:
                 found = clock.time("rerank", partial(reranker.rerank, text, found, request.k))
-        return self._answer(found[: request.k], clock)
+            measured = None if hybrid else self._measured(count, condition)
+        return self._answer(found[: request.k], clock, measured)
 
     def similar(self, request: SimilarRequest) -> SearchResponse:
         """Search for images like one of the index, which is left out.
@@ -159,8 +158,9 @@ class Engine:
         with self.gate.enter():
             condition = self._condition(request)
             found = self._nearest(vector, request.k + 1, condition, clock)
-        others = [match for match in found if match.id != request.id]
-        return self._answer(others[: request.k], clock)
+            measured = self._measured(request.k + 1, condition)
+        others = [match for match in found if self.catalog.number(match) != request.id]
+        return self._answer(others[: request.k], clock, measured)
 
     def read(self, image: int) -> tuple[Location, Callable[[], bytes]]:
         """Where an image of the index is, and what reads its bytes.
@@ -171,9 +171,17 @@ class Engine:
         location = self.catalog.locate(image)
         if location is None:
             raise NotFound(f"the index has no image {image}")
-        return location, lambda: self.index.read_bytes(location.path)
+        return location, partial(self._read_bytes, location.path)
 
     # ------------------------------------------------------------------ parts
+
+    def _read_bytes(self, path: Path) -> bytes:
+        """The bytes of an image; errors as [`BaseIndex.read_bytes`], also where its source is not on this machine."""
+        try:
+            return self.index.read_bytes(path)
+        except (OSError, ValueError) as error:
+            logger.warning("%s", error)
+            raise BrokenImage(str(path), str(error)) from error
 
     def _reranker(self, request: SearchRequest, text: str | None) -> RerankedIndex | None:
         """The re-ranker, if the request asks for it."""
@@ -194,7 +202,8 @@ class Engine:
         hybrid: list[str] | None = None,
         text: str | None = None,
     ) -> list[Match]:
-        search = partial(self.index.search_vector, vector, k, condition, hybrid, text)
+        keywords = {"hybrid": hybrid, "text": text} if hybrid else {}
+        search = partial(self.index.search_vector, vector, k, condition, **keywords)
         return clock.time("search", partial(self._filtered, search))
 
     def _condition(self, request: Filtered) -> str | None:
@@ -225,20 +234,29 @@ class Engine:
         finally:
             self._deadline = math.inf
 
-    def _answer(self, found: list[Match], clock: "Clock") -> SearchResponse:
+    def _measured(self, k: int, condition: str | None) -> Approximation | None:
+        """The recall of a search for k by vectors alone, if it is approximate."""
+        approximation = self.index.approximation(k, condition)
+        if approximation is None:
+            return None
+        results, recall = approximation.recall_at(k)
+        return Approximation(results=results, recall=recall)
+
+    def _answer(self, found: list[Match], clock: "Clock", measured: Approximation | None) -> SearchResponse:
         results = [
             Result(
-                id=match.id or 0,
+                id=number,
                 path=self._name(match.path),
                 score=match.score,
                 similarity=match.similarity,
                 columns=match.columns,
-                image=f"/image/{match.id}",
-                thumbnail=f"/thumbnail/{match.id}",
+                image=f"/image/{number}",
+                thumbnail=f"/thumbnail/{number}",
             )
             for match in found
+            for number in [self.catalog.number(match)]
         ]
-        return SearchResponse(results=results, timings=clock.timings())
+        return SearchResponse(results=results, timings=clock.timings(), approximate=measured)
 
     def _name(self, path: Path) -> str:
         """A path within the source: where that is on the server's disk is nobody's business."""

@@ -48,7 +48,7 @@ class SimilarRequest(Filtered):
 class Result(BaseModel):
     """An image that was found."""
 
-    id: int = Field(description="Of its row in the index, until that is updated.")
+    id: int = Field(description="By which it can be asked for, until the index is updated.")
     path: str = Field(description="Within the source of the index.")
     score: float = Field(
         description="Cosine similarity to the query, the sum of reciprocal ranks, or the re-ranker's score."
@@ -68,11 +68,19 @@ class Timings(BaseModel):
     total: float = Field(description="With the time spent waiting for other requests.")
 
 
+class Approximation(BaseModel):
+    """What was measured of an approximate search when its index was last written."""
+
+    results: int = Field(description="For how many results: 10, or 100 for more than 10.")
+    recall: float = Field(description="The part of the best that is found; the lower one of images and texts.")
+
+
 class SearchResponse(BaseModel):
     """The images found, best first."""
 
     results: list[Result]
     timings: Timings
+    approximate: Approximation | None = Field(description="null where all images were compared.")
 
 
 class FacetValue(BaseModel):

@@ -140,7 +140,7 @@ async function search() {
     if (number !== latest) return;
     results = answer.results;
     draw();
-    report(answer.timings);
+    report(answer);
   } catch (error) {
     if (error.name === "AbortError" || number !== latest) return;
     results = [];
@@ -158,12 +158,14 @@ function milliseconds(value) {
   return value < 10 ? `${value.toFixed(1)} ms` : value < 10000 ? `${Math.round(value)} ms` : `${(value / 1000).toFixed(1)} s`;
 }
 
-function report(timings) {
+function report({ timings, approximate }) {
   const times = [`search ${milliseconds(timings.search)}`, `total ${milliseconds(timings.total)}`];
   if (timings.rerank) times.splice(1, 0, `re-rank ${milliseconds(timings.rerank)}`);
   if (timings.encode) times.unshift(`encode ${milliseconds(timings.encode)}`);
   const filtered = Object.keys(state.filters).length || state.where.trim();
   const found = results.length ? element("span", {}, "The best ", element("b", {}, String(results.length)), ` of ${info.images.toLocaleString("en")} images${filtered ? ", filtered" : ""}`) : element("span");
+  // Rounded down: no more is told than was measured.
+  if (approximate && results.length) found.append(element("span", { className: "approximate", title: "Not all images are compared; this part of the best ones was found when the index was measured." }, `approximate, recall@${approximate.results} ${(Math.floor(approximate.recall * 1000) / 1000).toFixed(3)} measured`));
   $("status").replaceChildren(found, element("span", { className: "times" }, times.join(" · ")));
   if (!results.length) {
     const box = element("div", { className: "welcome" }, element("h1", {}, "No images"), element("p", {}, filtered ? "No image passes the filters." : "The index is empty."));

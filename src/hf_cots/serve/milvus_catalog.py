@@ -1,0 +1,102 @@
+"""What a page must know of an index in Milvus, which knows its images by paths and not by numbers."""
+
+import threading
+import time
+from collections import Counter, OrderedDict
+
+import torch
+
+from ..data.hashes import stable_id
+from ..models.losses import l2_normalize
+from ..search.base import Match
+from ..search.gallery import place
+from ..search.milvus import IMAGES
+from ..search.milvus_index import MilvusIndex
+from ..search.milvus_where import write
+from .catalog import Location, make_facet, most_values
+from .schemas import Facet
+
+
+CHECK_SECONDS = 2.0  # between two looks whether the index is another one
+MOST_COUNTED = 100_000  # images whose columns are counted for the filters by value
+KEPT_NUMBERS = 200_000  # the last that were answered
+
+
+class MilvusCatalog:
+    """What [`Catalog`] reads of an index in a folder, of one in Milvus.
+
+    An image that was not answered lately has no number: nothing else can be asked for.
+    """
+
+    def __init__(self, index: MilvusIndex):
+        self.index, self.root, self.name = index, index.root, index.collection.name
+        self._identity, self._checked = self._identify(), time.monotonic()
+        self._lock = threading.Lock()
+        self._paths: OrderedDict[int, str] = OrderedDict()  # by number, the last answered at the end
+        self._described: tuple[tuple[int, int], list[Facet]] | None = None
+
+    def _identify(self) -> tuple[str, str]:
+        return self.index.meta["root"], self.index.meta["fingerprint"]
+
+    def is_outdated(self) -> bool:
+        """Whether the index was replaced, or its images have moved, as of the last two seconds."""
+        if time.monotonic() - self._checked < CHECK_SECONDS:
+            return False
+        self._checked = time.monotonic()
+        self.index.refresh()
+        return self._identify() != self._identity
+
+    def reopen(self) -> MilvusIndex:
+        """The index as it is now; errors as [`MilvusIndex`]."""
+        return MilvusIndex(self.index.uri, self.index.encoder)
+
+    def number(self, match: Match) -> int:
+        """The number of a match's image, always the same; browsers compute with 53 bits."""
+        inside = self.root is not None and match.path.is_relative_to(self.root)
+        path = str(match.path.relative_to(self.root) if inside else match.path)  # type: ignore[arg-type]
+        number = stable_id(path) >> 10
+        with self._lock:
+            self._paths[number] = path
+            self._paths.move_to_end(number)
+            if len(self._paths) > KEPT_NUMBERS:
+                self._paths.popitem(last=False)
+        return number
+
+    def _find(self, image: int, field: str) -> tuple[str, dict] | None:
+        """The path and the entity of an image that can be found, as of the last seconds: that waits for no clock."""
+        path = self._paths.get(image)
+        if path is None:
+            return None
+        condition = f"path == {write(path)} and {IMAGES}"
+        found = self.index.collection.query(condition, [field], consistency="Bounded")
+        return (path, found[0]) if found else None
+
+    def locate(self, image: int) -> Location | None:
+        """As [`Catalog.locate`]."""
+        found = self._find(image, "row")
+        return None if found is None else Location(place(self.root, found[0]), found[1]["row"]["hash"])
+
+    def vector(self, image: int) -> torch.Tensor | None:
+        """As [`Catalog.vector`]."""
+        found = self._find(image, "vector")
+        return None if found is None else l2_normalize(torch.tensor([found[1]["vector"]], dtype=torch.float32))[0]
+
+    def describe(self) -> tuple[int, list[str], list[str], list[Facet]]:
+        """As [`Catalog.describe`]; without columns for keywords, which Milvus does not search, and without values of
+        more than [`MOST_COUNTED`] images."""
+        count = len(self.index)
+        state = self.index.version(), count
+        if self._described is None or self._described[0] != state:
+            self._described = state, self._find_facets(count) if count <= MOST_COUNTED else []
+        return count, self.index.columns, [], self._described[1]
+
+    def _find_facets(self, count: int) -> list[Facet]:
+        names, most = self.index.columns, most_values(count)
+        counted: dict[str, Counter] = {f"c{i}": Counter() for i in range(len(names))}
+        for entity in self.index.collection.scan(["columns"], IMAGES):
+            for key in [key for key, values in counted.items() if len(values) > most + 1]:
+                del counted[key]
+            for key, values in counted.items():
+                values[entity["columns"].get(key)] += 1
+        facets = [make_facet(names[int(key[1:])], values.items(), most) for key, values in counted.items()]
+        return [facet for facet in facets if facet is not None]
