@@ -1,45 +1,19 @@
 """The cost of a training step of each row: a few steps of it and of the baseline in turn, in one process."""
 
-import itertools
 import json
 import statistics
-import time
 from dataclasses import replace
 from pathlib import Path
 
-import torch
+from hf_cots.training.real_steps import Stepper
 
-from .measure import WatchedTrainer, create_trainer
+from .measure import create_trainer
 from .plan import Recipes, Run
 from .sets import AblationSet
 
 
 ROUNDS, WARM_UP = 9, 2  # at least so many, of which the first ones pay for allocations and do not count
 SECONDS = 4.0  # that the rounds take at least: steps on stored features are short, and their medians need many
-
-
-class Stepper:
-    """Runs a row's trainer step by step: data, begin_step, forward, backward, optimizer, end_step."""
-
-    def __init__(self, trainer: WatchedTrainer):
-        self.trainer = trainer
-        self.optimizer = trainer.create_optimizer()
-        self.batches = itertools.chain.from_iterable(itertools.repeat(trainer.get_train_dataloader()))
-        trainer.model.train()
-
-    def step(self) -> float:
-        """Run one step and return its seconds."""
-        model, start = self.trainer.model, time.perf_counter()
-        batch = self.trainer._prepare_inputs(next(self.batches))
-        (begun,) = model.begin_step([batch])
-        model(**batch, step=begun).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        model.end_step()
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
 
 
 def measure_cost(recipes: Recipes, run: Run, data: AblationSet, work: Path, smoke: bool = False) -> dict[str, float]:
@@ -57,7 +31,7 @@ def measure_cost(recipes: Recipes, run: Run, data: AblationSet, work: Path, smok
         steppers = [Stepper(create_trainer(recipes, one, data, work / "timing", one.steps, smoke)) for one in alike]
         taken: list[list[float]] = []
         while len(taken) < ROUNDS or sum(map(sum, taken)) < SECONDS:
-            taken.append([stepper.step() for stepper in steppers])
+            taken.append([stepper.step().total for stepper in steppers])
         taken = taken[WARM_UP:]
         known[key] = {
             "seconds": statistics.median(row[-1] for row in taken),

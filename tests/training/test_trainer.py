@@ -365,3 +365,20 @@ def test_channels_last_changes_the_layout_and_not_the_values(world, tmp_path, mo
         assert set(layouts) == {channels_last}
         losses[channels_last] = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)
+
+
+def test_momentum_keys_are_computed_in_the_precision_of_the_forward_pass(world, tmp_path, monkeypatch):
+    seen = {}
+    plain = COTSModel.encode_image
+
+    def watched(self, *args, **kwargs):
+        seen.setdefault("keys" if not torch.is_grad_enabled() else "forward", set()).add(
+            torch.is_autocast_enabled("cpu")
+        )
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(COTSModel, "encode_image", watched)
+    for bf16 in (False, True):
+        seen.clear()
+        make_trainer(world.flags(tmp_path / str(bf16), bf16=bf16)).train()
+        assert seen == {"keys": {bf16}, "forward": {bf16}}

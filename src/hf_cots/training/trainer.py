@@ -138,7 +138,9 @@ class COTSTrainer(PairTrainer):
             batches = [lay_channels_last(batch) for batch in batches]
         seen = self.model.pairs_seen.clone()
         threshold = self.model.filter_threshold() if self.model.score_queue is not None else None
-        with self.compute_loss_context_manager():
+        # transformers' compute_loss_context_manager leaves autocast to accelerate, which has it around forward only:
+        # without it here, momentum keys would be computed in float32 beside a forward pass in bfloat16.
+        with self.accelerator.autocast():
             steps = self.model.begin_step(batches)
             if self.caches_gradients:
                 self.model.train()  # Trainer does so only later, at the first forward
