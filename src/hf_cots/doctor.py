@@ -1,0 +1,185 @@
+"""What `hf-cots doctor` tells of an installation: versions, devices, extras, the Hub, and caches."""
+
+import os
+import platform
+import shutil
+import statistics
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from pathlib import Path
+
+import httpx
+import torch
+from huggingface_hub import constants, get_token
+from packaging.requirements import Requirement
+
+from .data.folders import cache_folder
+
+
+PACKAGE = "hf-cots"
+NOT_FOR_USE = ("dev",)  # extras that nobody but a developer needs
+HUB_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line.
+
+    Args:
+        name: what was looked at.
+        value: what was found.
+        advice: what to do about it; empty where all is well.
+        wrong: whether hf_cots does not work as it is.
+    """
+
+    name: str
+    value: str
+    advice: str = ""
+    wrong: bool = field(default=False, kw_only=True)
+
+
+def examine() -> dict[str, list[Finding]]:
+    """All findings, by section."""
+    return {
+        "versions": find_versions(),
+        "devices": find_devices(),
+        "extras": find_extras(),
+        "hub": find_hub(),
+        "caches": find_caches(),
+    }
+
+
+# ---------------------------------------------------------------------- packages
+
+
+def find_versions() -> list[Finding]:
+    """Versions of Python, of the package and of what it requires."""
+    own = [Finding("Python", platform.python_version()), Finding(PACKAGE, version(PACKAGE))]
+    return own + [check_requirement(each) for each in read_requirements("")]
+
+
+def read_requirements(extra: str) -> list[Requirement]:
+    """What the package requires, or, with a name, what that extra adds."""
+    parsed = [Requirement(text) for text in requires(PACKAGE) or []]
+    if not extra:
+        return [each for each in parsed if each.marker is None or each.marker.evaluate({"extra": ""})]
+    return [
+        each
+        for each in parsed
+        if each.marker and "extra" in str(each.marker) and each.marker.evaluate({"extra": extra})
+    ]
+
+
+def check_requirement(requirement: Requirement) -> Finding:
+    """The installed version of a required package."""
+    install = f"pip install '{requirement.name}{requirement.specifier}'"
+    try:
+        found = version(requirement.name)
+    except PackageNotFoundError:
+        return Finding(requirement.name, "missing", install, wrong=True)
+    fits = requirement.specifier.contains(found, prereleases=True)
+    return Finding(requirement.name, found, "" if fits else install, wrong=not fits)
+
+
+def find_extras() -> list[Finding]:
+    """Which extras are complete, and what the others lack."""
+    findings = []
+    for extra in metadata(PACKAGE).get_all("Provides-Extra") or []:
+        needed = [each for each in read_requirements(extra) if each.name != PACKAGE]
+        lacking = [each.name for each in needed if check_requirement(each).wrong]
+        if extra in NOT_FOR_USE or not needed:
+            continue
+        value = f"lacks {', '.join(lacking)}" if lacking else "complete"
+        findings.append(Finding(extra, value, f"pip install '{PACKAGE}[{extra}]'" if lacking else ""))
+    return findings
+
+
+# ---------------------------------------------------------------------- machine
+
+
+def find_devices() -> list[Finding]:
+    """Processor, memory, accelerators, and what bfloat16 brings on each."""
+    threads = torch.get_num_threads()
+    findings = [
+        Finding("CPU", f"{os.cpu_count()} cores, {threads} threads in use, {memory_in_gib():.0f} GiB of memory")
+    ]
+    ratio = bfloat16_gain(torch.device("cpu"))
+    advice = "--bf16 --use_cpu trains faster here" if ratio > 1.2 else ""
+    findings.append(Finding("CPU, bfloat16", f"{ratio:.1f} times as fast as float32 in matrix products", advice))
+    if not torch.accelerator.is_available():
+        return [*findings, Finding("accelerator", "none that this torch can use")]
+    for index in range(torch.accelerator.device_count()):
+        device = torch.device(torch.accelerator.current_accelerator().type, index)
+        findings.append(Finding(str(device), describe_accelerator(device)))
+    return findings
+
+
+def describe_accelerator(device: torch.device) -> str:
+    """Name, memory and bfloat16 support of a GPU; the type of other accelerators."""
+    if device.type != "cuda":
+        return device.type
+    properties = torch.cuda.get_device_properties(device)
+    gain = (
+        f"bfloat16 {bfloat16_gain(device):.1f} times as fast as float32"
+        if torch.cuda.is_bf16_supported()
+        else "no bfloat16"
+    )
+    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, {gain}"
+
+
+def memory_in_gib() -> float:
+    """Memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def bfloat16_gain(device: torch.device, size: int = 768, rounds: int = 5) -> float:
+    """How many times as fast as in float32 a device multiplies matrices in bfloat16: medians of products in turn."""
+    taken: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+    for _ in range(rounds + 1):
+        for dtype, seconds in taken.items():
+            left = torch.ones(size, size, dtype=dtype, device=device)
+            start = time.perf_counter()
+            for _ in range(4):
+                left @ left
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(taken[torch.float32][1:]) / statistics.median(taken[torch.bfloat16][1:])
+
+
+# ---------------------------------------------------------------------- Hub and caches
+
+
+def find_hub() -> list[Finding]:
+    """Whether the Hub answers, and whether a token is set; one request is sent, for the Hub's first page."""
+    token = Finding("token", "set" if get_token() else "none, which private and gated repositories need")
+    if constants.HF_HUB_OFFLINE:
+        return [Finding(constants.ENDPOINT, "not asked: HF_HUB_OFFLINE is set"), token]
+    try:
+        status = httpx.head(constants.ENDPOINT, timeout=HUB_SECONDS, follow_redirects=True).status_code
+        value, advice = f"answers ({status})", ""
+    except (httpx.HTTPError, OSError) as error:
+        value, advice = f"not reached: {error}", "what is in the cache still loads; folders always do"
+    return [Finding(constants.ENDPOINT, value, advice), token]
+
+
+def find_caches() -> list[Finding]:
+    """Sizes of the caches, and the room that is left beside them."""
+    datasets_cache = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets"
+    folders = {"Hub": Path(constants.HF_HUB_CACHE), "datasets": Path(datasets_cache), "hf_cots": cache_folder()}
+    findings = [Finding(name, f"{folder}: {describe_size(folder)}") for name, folder in folders.items()]
+    free = shutil.disk_usage(next(each for each in (Path.cwd(), *Path.cwd().parents) if each.is_dir())).free
+    return [*findings, Finding("free here", f"{free / 2**30:.0f} GiB")]
+
+
+def describe_size(folder: Path) -> str:
+    """The size of a folder's files, each counted once whatever links to it; "none" where it is not there."""
+    if not folder.is_dir():
+        return "none"
+    files = {}
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            status = path.stat()
+            files[status.st_dev, status.st_ino] = status.st_size
+    return f"{sum(files.values()) / 2**30:.2f} GiB in {len(files):,} files"

@@ -1,0 +1,100 @@
+"""What a training run will take: parameters, memory and time, from a few real steps of it."""
+
+import resource
+import statistics
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .real_steps import Stepper, StepTime
+from .trainer import COTSTrainer
+
+
+WARM_UP = 2  # steps that pay for allocations, and do not count
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take.
+
+    Args:
+        parameters: of each part of the model, and of those how many are trained.
+        pairs: in the training data.
+        batch: pairs in an optimizer step.
+        steps: optimizer steps of the whole run.
+        seconds: of one step, the median.
+        data_share: fraction of the steps' time in which the model waited for data.
+        gib: peak memory so far, of the accelerator or, without one, of the process.
+    """
+
+    parameters: dict[str, tuple[int, int]]
+    pairs: int
+    batch: int
+    steps: int
+    seconds: float
+    data_share: float
+    gib: float
+
+    @property
+    def bottleneck(self) -> str:
+        """What limits the speed, in words."""
+        if self.data_share > 0.5:
+            return "reading data: raise --dataloader_num_workers, or store smaller images"
+        return f"the model; {100 * self.data_share:.0f}% of a step waits for data"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to JSON types."""
+        parts = {name: {"all": total, "trained": trained} for name, (total, trained) in self.parameters.items()}
+        names = ("pairs", "batch", "steps", "seconds", "data_share", "gib", "bottleneck")
+        return {"parameters": parts} | {name: getattr(self, name) for name in names}
+
+
+def plan_run(trainer: COTSTrainer, tried: int = 6) -> Plan:
+    """Take a few real steps; the trainer is used up.
+
+    Args:
+        trainer: of the run, before its training.
+        tried: steps that are timed.
+    """
+    stepper = Stepper(trainer)
+    times = [stepper.step() for _ in range(WARM_UP + tried)][WARM_UP:]
+    args, pairs = trainer.args, len(trainer.train_dataset)
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    steps = args.max_steps if args.max_steps > 0 else round(args.num_train_epochs * -(-pairs // batch))
+    return Plan(
+        parameters=count_parameters(trainer.model),
+        pairs=pairs,
+        batch=batch,
+        steps=steps,
+        seconds=statistics.median(each.total for each in times),
+        data_share=share_of_data(times),
+        gib=peak_memory(args.device),
+    )
+
+
+def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Parameters of each direct part, and of the parts of the deployed encoder: in all, and trained."""
+    encoder = model.encoder
+    parts = {name: part for name, part in model.named_children() if part is not encoder}
+    counts = {}
+    for name, part in (dict(encoder.named_children()) | parts).items():
+        sizes = [(each.numel(), each.requires_grad) for each in part.parameters()]
+        if sizes:
+            counts[name] = (sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
+    return counts
+
+
+def share_of_data(times: list[StepTime]) -> float:
+    """The fraction of all steps' time that waited for data."""
+    return sum(each.data for each in times) / sum(each.total for each in times)
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB that were in use at once: of a GPU, or else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
