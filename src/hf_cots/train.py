@@ -17,6 +17,7 @@ from .training.build_data import build_code_cache, build_collator, build_data, b
 from .training.build_model import build_model, build_processor, build_tokenizer
 from .training.program import guarded_output, run_program, take_push_to_hub
 from .training.publish import push_folder, save_for_inference
+from .training.recipe_file import write_recipe
 from .training.trainer import COTSTrainer
 
 
@@ -33,6 +34,8 @@ def train(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         folder = save_for_inference(
             trainer, results, data_arguments.train_data, data_arguments.eval_data, model_arguments.license
         )
+        if trainer.is_world_process_zero():
+            write_recipe(folder, argv)
     if push and trainer.is_world_process_zero():
         push_folder(folder, training)
     return results

@@ -1,5 +1,6 @@
 """The folder that users load and share: model, processor and card, and its upload to the Hub."""
 
+import json
 import logging
 import re
 import shutil
@@ -9,6 +10,7 @@ from huggingface_hub import create_repo, upload_folder
 from transformers import PreTrainedModel, TrainingArguments
 
 from ..models.cards import rename_in_card
+from .check_folder import check_folder
 from .image_tokenizer import DVAETrainer
 from .model_card import write_image_tokenizer_card, write_model_card
 from .pair_trainer import PairTrainer
@@ -25,8 +27,8 @@ def save_for_inference(
     eval_data: str | None = None,
     license: str | None = None,
 ) -> Path:
-    """Write the encoder, its processor and a model card to `output_dir/model`, and return that folder. Every process
-    must call it; the main one writes.
+    """Write the encoder, its processor, its results and a model card to `output_dir/model`, and return that folder.
+    Every process must call it; the main one writes.
 
     Args:
         trainer: a trainer that has finished.
@@ -46,6 +48,8 @@ def save_for_inference(
         state = {name.removeprefix(prefix): rows for name, rows in state.items() if name.startswith(prefix)}
     encoder.save_pretrained(folder, state_dict=state)
     trainer.processing_class.save_pretrained(folder)
+    if results:
+        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     write_model_card(
         folder,
         encoder.config,
@@ -132,9 +136,29 @@ def loadable_name(args: TrainingArguments, folder: Path) -> str:
 
 
 def push_folder(folder: Path, args: TrainingArguments) -> None:
-    """Upload a saved model to `--hub_model_id`, or to a repository with the name of `output_dir`; its card then names
-    the repository."""
-    repo = create_repo(model_name(args), private=args.hub_private_repo, token=args.hub_token, exist_ok=True)
+    """Upload a saved model to `--hub_model_id`, or to a repository with the name of `output_dir`."""
+    publish(folder, model_name(args), args.hub_private_repo, args.hub_token)
+
+
+def publish(folder: Path, name: str, private: bool | None = None, token: str | None = None) -> str:
+    """Check a saved model and upload it with all that lies beside it; its card then names the repository.
+
+    Args:
+        folder: of the model.
+        name: of the repository, as `org/name`; it is made if it does not exist.
+        private: whether a new one is private; None for the Hub's own choice.
+        token: of the Hub; by default the one that is logged in.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        OSError, ValueError: as [`check_folder`], before anything is uploaded.
+    """
+    for note in check_folder(folder):
+        logger.warning("%s", note)
+    repo = create_repo(name, private=private, token=token, exist_ok=True)
     card = folder / "README.md"
     card.write_text(rename_in_card(card.read_text(encoding="utf-8"), repo.repo_id), encoding="utf-8")
-    upload_folder(repo_id=repo.repo_id, folder_path=folder, token=args.hub_token, commit_message="Add model")
+    upload_folder(repo_id=repo.repo_id, folder_path=folder, token=token, commit_message="Add model")
+    return str(repo)

@@ -57,6 +57,7 @@ def describe_run(trainer: Trainer) -> dict[str, Any]:
     augmentation = getattr(trainer.data_collator, "augmentation", None)
     for name in ("min_scale", "flip"):
         settings[name] = getattr(augmentation, name, None)
+    settings["recolor"] = getattr(augmentation, "recolor", None) or None  # as runs of before, which do not name it
     adapters = getattr(model, "peft_config", None) or {}
     run = {
         "settings": settings,

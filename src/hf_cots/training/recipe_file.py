@@ -1,0 +1,49 @@
+"""The recipe that is kept beside a trained model: the flags that were given."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .arguments import read_recipe
+from .publish import data_name
+
+
+# Flags whose values may be paths, of which the last part is told, as in the card; and what concerns this machine only.
+DATA = ("train_data", "eval_data", "keep_mask", "code_cache", "feature_cache", "output_dir")
+PATHS = (*DATA, "vision", "text", "model", "tokenizer", "image_tokenizer", "config")
+LEFT_OUT = ("hub_token", "resume_from_checkpoint", "logging_dir")
+
+
+def read_given(argv: list[str] | None) -> dict[str, Any]:
+    """The flags of a command line by name: those of its recipe file, if it begins with one, and those after it."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    given: dict[str, Any] = read_recipe(words.pop(0)) if words and not words[0].startswith("--") else {}
+    values: list[str] = []
+    for word in words:
+        if word.startswith("--"):
+            name, _, value = word.removeprefix("--").partition("=")
+            given[name] = values = [value] if value else []
+        else:
+            values.append(word)
+    return {name: simplify(value) for name, value in given.items()}
+
+
+def simplify(value: Any) -> Any:
+    """One value for a list of one, True for a flag without values, and numbers and mappings for their texts."""
+    if isinstance(value, list):
+        value = True if not value else value[0] if len(value) == 1 else value
+    return yaml.safe_load(value) if isinstance(value, str) and value[:1] in tuple("{[0123456789-tfTF") else value
+
+
+def write_recipe(folder: Path, argv: list[str] | None) -> None:
+    """Write `recipe.yaml`: what was given to `hf_cots.train`, with the names of data and towers but no paths."""
+    given = {name: value for name, value in read_given(argv).items() if name not in LEFT_OUT}
+    recipe = {
+        name: data_name(value) if name in PATHS and isinstance(value, str) else value for name, value in given.items()
+    }
+    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=100)
+    (folder / "recipe.yaml").write_text(
+        f"# The flags of `hf-cots train` that made this model.\n{text}", encoding="utf-8"
+    )
