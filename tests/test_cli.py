@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import torch
 
+from hf_cots import load_encoder
 from tests.support.cli import call, error_of, succeed
 from tests.support.worlds import all_pairs, draw, write_images
 
@@ -231,3 +233,12 @@ def test_errors_are_one_line(world, colour_folders, tmp_path, monkeypatch, argum
     result = call(*(stands_for.get(argument, argument) for argument in arguments))
     assert message in error_of(result)
     assert result.stdout == ""
+
+
+def test_embeddings_are_truncated(world, tmp_path):
+    done = succeed("convert", "truncate", world.model, "--dim", 8, "--output", tmp_path / "s")
+    assert "embeddings of 8 dimensions, of 16" in done.output
+    whole, small = (load_encoder(str(folder)).encode_texts(["a dog"]) for folder in (world.model, tmp_path / "s"))
+    torch.testing.assert_close(small, torch.nn.functional.normalize(whole[:, :8], dim=1), rtol=1e-5, atol=1e-6)
+    result = call("convert", "truncate", world.model, "--dim", 99, "--output", tmp_path / "t")
+    assert "cannot keep 99" in error_of(result)

@@ -309,3 +309,47 @@ def test_equal_embeddings_under_the_sigmoid_loss():
     logit = 1 / model.config.temperature - 10
     expected = math.log1p(math.exp(-logit)) + 7 * math.log1p(math.exp(logit))
     assert model(**batch).loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+# ---------------------------------------------------------------------- nested dimensions
+
+
+@pytest.mark.parametrize("contrast", ["in_batch", "sigmoid"])
+def test_nested_dimensions_are_the_mean_of_smaller_models(contrast):
+    """The loss and its gradient by the towers, against models whose embeddings are the first dimensions."""
+    fields = LEVELS_OFF | {"contrast": contrast}
+    nested, plain = make(nested_dims=[3, 8], **fields), make(**fields)
+    losses, batch = [], data(nested)
+    for model, dim in ((plain, None), (plain, 3), (plain, 8)):
+        smaller = copy.deepcopy(model)
+        smaller.cots = model.cots if dim is None else model.cots.truncated(dim)
+        losses.append(run_step(smaller, batch, [8])[0])
+    loss, _ = run_step(nested, batch, [8])
+    assert loss == pytest.approx(sum(losses) / 3, rel=1e-12)
+    assert max(losses) - min(losses) > 1e-3, "the dimensions must differ for this to say anything"
+
+
+def test_nested_dimensions_over_the_queue_equal_a_queue_of_them():
+    queue, *_ = filled_queue()
+    images, texts, *keys = (unit(6, 5, seed=s) for s in range(4))
+    config = tiny_config(soft_target_alpha=0.4)
+    ours = compare_with_queue(images, texts, step_with(*keys), queue, TAU, config, dim=3)
+    short = copy.deepcopy(queue)
+    short.image_keys, short.text_keys = (l2_normalize(rows[:, :3]) for rows in (queue.image_keys, queue.text_keys))
+    images, texts, *keys = (l2_normalize(rows[:, :3]) for rows in (images, texts, *keys))
+    expected = compare_with_queue(images, texts, step_with(*keys), short, TAU, config)
+    for name in ("image_to_text", "text_to_image", "keys_image_to_text", "keys_text_to_image"):
+        torch.testing.assert_close(getattr(ours, name), getattr(expected, name), rtol=1e-12, atol=1e-12)
+
+
+def test_nested_dimensions_train_over_the_queue():
+    model = make(nested_dims=[4], queue_size=32, **LEVELS_OFF)
+    losses = [run_step(model, data(model, seed=seed), [4, 4])[0] for seed in range(2)]
+    assert all(map(math.isfinite, losses))
+    assert model.cots.visual_projection.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dims", [[0], [4, 4], [16]])
+def test_nested_dimensions_are_fewer_than_all(dims):
+    with pytest.raises(Exception, match="nested_dims must be different and below projection_dim=16"):
+        tiny_config(nested_dims=dims)

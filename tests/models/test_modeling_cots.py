@@ -340,3 +340,20 @@ def test_a_projection_of_two_layers(tmp_path):
     model.save_pretrained(tmp_path)
     again = COTSModel.from_pretrained(tmp_path)
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_truncated_model_gives_the_first_dimensions(kind, tmp_path):
+    torch.manual_seed(0)
+    model = COTSModel(tiny_config(text_projection=kind, projection_hidden_dim=20, nested_dims=[4, 8])).eval()
+    batch = {name: tiny_batch(3)[name] for name in ("pixel_values", "input_ids", "attention_mask")}
+    whole = model(**batch)
+    model.truncated(8).save_pretrained(tmp_path)
+    small = COTSModel.from_pretrained(tmp_path).eval()
+    assert (small.config.projection_dim, small.config.nested_dims) == (8, [4])
+    for name in ("image_embeds", "text_embeds"):
+        expected = torch.nn.functional.normalize(getattr(whole, name)[:, :8], dim=1)
+        torch.testing.assert_close(getattr(small(**batch), name), expected, rtol=1e-5, atol=1e-6)
+    assert model.config.projection_dim == 16, "the model itself stays as it is"
+    with pytest.raises(ValueError, match="cannot keep 17"):
+        model.truncated(17)

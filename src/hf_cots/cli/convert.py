@@ -49,6 +49,30 @@ def dual_encoder(
 
 
 @converters.command()
+def truncate(
+    source: Annotated[str, typer.Argument(help="A COTS: Hub id or folder.")],
+    dim: Annotated[int, typer.Option(help="Dimensions of the embeddings to keep.")],
+    output: Folder,
+    revision: Revision = None,
+    token: Token = None,
+) -> None:
+    """Write a COTS with smaller embeddings: the first dimensions, normalized again (see nested_dims in training)."""
+    from transformers import AutoProcessor
+
+    from ..models import COTSModel
+    from ..search.loading import hub_options, named_errors
+
+    check_output_folder(output)
+    with named_errors(source):
+        model = COTSModel.from_pretrained(source, **hub_options(revision))
+        processor = AutoProcessor.from_pretrained(source, **hub_options(revision))
+    before = model.config.projection_dim
+    model.truncated(dim).save_pretrained(output)
+    processor.save_pretrained(output)
+    typer.echo(f"{output}: embeddings of {dim} dimensions, of {before}")
+
+
+@converters.command()
 def dalle(
     encoder: Annotated[Path, typer.Argument(help="https://cdn.openai.com/dall-e/encoder.pkl, downloaded.")],
     decoder: Annotated[

@@ -66,6 +66,8 @@ class COTSConfig(TwoTowerConfig):
             here counts the step's own keys; ALBEF takes the mean of the two directions where COTS takes their sum.
         soft_target_warmup_steps (`int`, defaults to 0 [D]): optimizer steps in which that weight rises from 0;
             ALBEF's are one epoch.
+        nested_dims (`list[int]`, *optional* [D]): the contrast also compares embeddings of these first dimensions, and
+            the loss is the mean of all (Matryoshka, Kusupati et al. 2022): then [`COTSModel.truncated`] loses little.
         initial_logit_bias (`float`, defaults to -10 [D], SigLIP's): where the sigmoid loss's learned bias starts.
             SigLIP learns the temperature too, from 0.1.
 
@@ -123,6 +125,7 @@ class COTSConfig(TwoTowerConfig):
     same_image: Literal["excluded", "positive"] = "excluded"
     soft_target_alpha: float | int = 0.0
     soft_target_warmup_steps: int = 0
+    nested_dims: list[int] | tuple[int, ...] | None = None
     initial_logit_bias: float | int = -10.0
 
     patch_mask_ratio: float | int = 0.4
@@ -180,6 +183,14 @@ class COTSConfig(TwoTowerConfig):
         self.check_interval("(0, 1]", "patch_mask_ratio", "word_mask_ratio", "masked_fraction")
         self.check_interval("[0, 1)", "momentum", "center_momentum")
         self.check_interval("[0, 1]", "soft_target_alpha")
+
+    def validate_nested_dims(self):
+        """Part of the strict validation: fewer dimensions than all, each once."""
+        dims = self.nested_dims or ()
+        if len(set(dims)) < len(dims) or not all(0 < dim < self.projection_dim for dim in dims):
+            raise ValueError(
+                f"nested_dims must be different and below projection_dim={self.projection_dim}, got {dims}"
+            )
 
     def validate_projections(self):
         """Part of the strict validation: a stream without a projection is as wide as the joint space."""

@@ -18,7 +18,15 @@ import torch
 
 from .configuration_cots import COTSConfig
 from .distributed import gather_rows, gather_rows_with_gradient, own_index, row_counts
-from .losses import contrast_logits, contrast_targets, hardest_negative_loss, instance_loss, sigmoid_loss, soft_targets
+from .losses import (
+    contrast_logits,
+    contrast_targets,
+    hardest_negative_loss,
+    instance_loss,
+    l2_normalize,
+    sigmoid_loss,
+    soft_targets,
+)
 from .queues import KeyQueue
 from .step import Step
 
@@ -56,6 +64,11 @@ def negative_mask(own: torch.Tensor, same_image: torch.Tensor, treatment: str) -
     return (own | same_image) & ~also_positive, torch.cat([first, also_positive], dim=1)
 
 
+def truncate(embeds: torch.Tensor, dim: int | None) -> torch.Tensor:
+    """The first `dim` dimensions of (n, D) embeddings, normalized again; with None the embeddings themselves."""
+    return embeds if dim is None else l2_normalize(embeds[:, :dim])
+
+
 def compare_with_queue(
     image_embeds: torch.Tensor,
     text_embeds: torch.Tensor,
@@ -63,6 +76,7 @@ def compare_with_queue(
     queue: KeyQueue,
     temperature: torch.Tensor | float,
     config: COTSConfig,
+    dim: int | None = None,
 ) -> ContrastRows:
     """Each of this rank's pairs against its own momentum keys and the queue.
 
@@ -72,6 +86,7 @@ def compare_with_queue(
         queue: with the keys of Q pairs.
         temperature: tau.
         config: says whether soft targets are wanted and what pairs of one image are to each other.
+        dim: compare the first dimensions alone, see [`truncate`].
     """
     keys = step.keys
     filled = torch.arange(len(queue), device=queue.filled.device) < queue.filled  # (Q,)
@@ -80,16 +95,18 @@ def compare_with_queue(
     left_out, positives = negative_mask(own, same_image, config.same_image)
     left_out = left_out | ~filled
     # Clones, because the queue may be written before a delayed backward.
-    images, texts = queue.image_keys.clone(), queue.text_keys.clone()  # (Q, D)
+    images, texts = truncate(queue.image_keys.clone(), dim), truncate(queue.text_keys.clone(), dim)  # (Q, D)
+    image_keys, text_keys = truncate(keys.image_keys, dim), truncate(keys.text_keys, dim)
+    image_embeds, text_embeds = truncate(image_embeds, dim), truncate(text_embeds, dim)
     rows = ContrastRows(
-        contrast_logits(image_embeds, keys.text_keys, texts, left_out, temperature),
-        contrast_logits(text_embeds, keys.image_keys, images, left_out, temperature),
+        contrast_logits(image_embeds, text_keys, texts, left_out, temperature),
+        contrast_logits(text_embeds, image_keys, images, left_out, temperature),
         positives,
     )
     if config.soft_target_alpha > 0:
         with torch.no_grad():
-            rows.keys_image_to_text = contrast_logits(keys.image_keys, keys.text_keys, texts, left_out, temperature)
-            rows.keys_text_to_image = contrast_logits(keys.text_keys, keys.image_keys, images, left_out, temperature)
+            rows.keys_image_to_text = contrast_logits(image_keys, text_keys, texts, left_out, temperature)
+            rows.keys_text_to_image = contrast_logits(text_keys, image_keys, images, left_out, temperature)
     return rows
 
 

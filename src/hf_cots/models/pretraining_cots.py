@@ -13,6 +13,7 @@ own, which is the same as long as nothing accumulates.
 
 import functools
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from .configuration_cots import COTSConfig
-from .instance_level import compare_in_batch, compare_with_queue, instance_term
+from .instance_level import ContrastRows, compare_in_batch, compare_with_queue, instance_term, truncate
 from .losses import center_keys, key_mean, l2_normalize, pair_scores
 from .modeling_cots import COTSModel
 from .modeling_dvae import COTSImageTokenizer
@@ -321,17 +322,35 @@ class COTSForPreTraining(PreTrainingModel):
         """
         images, texts = contrasted["image_embeds"], contrasted["text_embeds"]
         temperature = contrasted.get("temperature", self.config.temperature)
-        if self.key_queue is None:
-            rows = compare_in_batch(images, texts, step.image_ids, temperature, self.config.same_image)
-        else:
-            rows = compare_with_queue(images, texts, step, self.key_queue, temperature, self.config)
+        rows = self._compare(images, texts, step, temperature)
         alpha = self._warmed_up(self.config.soft_target_alpha, self.config.soft_target_warmup_steps)
         # L_I2T = -1/N_B sum_i log( exp(f^I_i.k^T_i / tau) / (exp(f^I_i.k^T_i / tau) + sum_j exp(f^I_i.q^T_j / tau)) )
-        terms = {"instance": instance_term(rows, step, self.config, alpha, contrasted.get("logit_bias"))}
+        instance = partial(
+            instance_term, step=step, config=self.config, alpha=alpha, logit_bias=contrasted.get("logit_bias")
+        )
+        terms = {"instance": instance(rows)}
+        if self.config.nested_dims:
+            # Matryoshka (Kusupati et al. 2022, eq. 1): the mean of the loss in all D dimensions and in the first d.
+            nested = [instance(self._compare(images, texts, step, temperature, d)) for d in self.config.nested_dims]
+            terms["instance"] = torch.stack([terms["instance"], *nested]).mean()
         if self.config.task_weight > 0:
             # L_task = 1/N_B sum_i 1/2 ( KL(D_T2I(i) || D_I2T(i)) + KL(D_I2T(i) || D_T2I(i)) )
             terms["task"] = task_term(rows, step)
         return terms
+
+    def _compare(
+        self,
+        images: torch.Tensor,
+        texts: torch.Tensor,
+        step: Step,
+        temperature: torch.Tensor | float,
+        dim: int | None = None,
+    ) -> ContrastRows:
+        """Comparisons in all dimensions of the embeddings, or in the first `dim`."""
+        if self.key_queue is None:
+            images, texts = truncate(images, dim), truncate(texts, dim)
+            return compare_in_batch(images, texts, step.image_ids, temperature, self.config.same_image)
+        return compare_with_queue(images, texts, step, self.key_queue, temperature, self.config, dim)
 
     def contrast_parameters(self) -> dict[str, torch.Tensor]:
         """The learned parameters of the contrast itself."""
