@@ -62,3 +62,26 @@ def test_the_momentum_encoder_of_a_frozen_tower_is_not_updated_and_the_rest_foll
     }
     model.reset_momentum()
     assert torch.equal(after["text_model.embeddings.LayerNorm.bias"], model.cots.text_model.embeddings.LayerNorm.bias)
+
+
+def test_a_call_that_changes_no_mode_walks_through_nothing(monkeypatch):
+    model = COTSForPreTraining(tiny_config()).eval()
+    walks, plain = [], torch.nn.Module.train
+    monkeypatch.setattr(torch.nn.Module, "train", lambda self, mode=True: walks.append(self) or plain(self, mode))
+    model.train()
+    first = len(walks)
+    assert first > 10
+    model.train()
+    assert len(walks) == first
+    for part in (model.cots, model.cots.text_model, model.momentum_encoder):  # whatever was changed by hand is undone
+        part.train(not part.training)
+        model.train()
+        assert part.training == (part is not model.momentum_encoder)
+    model.momentum_encoder.requires_grad_(True)
+    model.train()
+    assert not any(parameter.requires_grad for parameter in model.momentum_encoder.parameters())
+    model.cots.vision_model.requires_grad_(False)
+    model.train()
+    assert not any(module.training for module in model.cots.vision_model.modules())
+    model.eval()
+    assert not any(module.training for module in model.modules())

@@ -31,6 +31,7 @@ from .queues import KeyCenter, KeyQueue, ScoreQueue
 from .step import Batch, Keys, Step
 from .token_level import codebook_pixels, draw_masks_by_index
 from .tower_layers import frozen_modules
+from .towers import is_frozen
 
 
 def batch_size(batch: Batch) -> int:
@@ -391,7 +392,12 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
 
     def train(self, mode: bool = True) -> Any:
         """Keeps momentum encoders and image tokenizer frozen and free of dropout (`from_pretrained` unfreezes them); a
-        tower, or the first layers of one, that are not trained are kept free of dropout too."""
+        tower, or the first layers of one, that are not trained are kept free of dropout too.
+
+        Trainer calls it in every step; where it has nothing to do it walks through no modules, which takes longer than
+        many a step on stored features."""
+        if self._is_in_mode(mode):
+            return self
         super().train(mode)
         for tower in (self.encoder.vision_model, self.encoder.text_model):
             for module in frozen_modules(tower):
@@ -401,6 +407,18 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
                 frozen.requires_grad_(False)
                 frozen.eval()
         return self
+
+    def _is_in_mode(self, mode: bool) -> bool:
+        """Whether the model and its parts are in training or evaluation mode as [`train`] would leave them."""
+        if not self.training == self.encoder.training == mode:
+            return False
+        for tower in (self.encoder.vision_model, self.encoder.text_model):
+            frozen = frozen_modules(tower)
+            if any(module.training for module in frozen) or tower.training != (mode and tower not in frozen):
+                return False
+        followers = [momentum_encoder for momentum_encoder, _ in self.ema_pairs]
+        untrained = [part for part in (*followers, self.image_tokenizer) if part is not None]
+        return not any(part.training or not is_frozen(part) for part in untrained)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.get_input_embeddings()
