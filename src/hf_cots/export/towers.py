@@ -98,9 +98,7 @@ def write_tower(encoder: DualEncoder, kind: str, folder: Path, format: str) -> l
     return list(inputs)
 
 
-def _write_onnx(
-    tower: Tower, inputs: dict[str, torch.Tensor], sizes: tuple[dict[int, Any], ...], path: Path
-) -> None:
+def _write_onnx(tower: Tower, inputs: dict[str, torch.Tensor], sizes: tuple[dict[int, Any], ...], path: Path) -> None:
     for package in ("onnx", "onnxscript"):
         import_package(package, "onnx")
     weights = sum(tensor.nbytes for tensor in tower.state_dict().values())
