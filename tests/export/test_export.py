@@ -133,7 +133,7 @@ def test_index_and_search_take_the_folder(exported, world_of_exports, tmp_path):
     assert [match["score"] for match in found] == pytest.approx([match.score for match in expected], abs=1e-4)
     again = json.loads(succeed("index", exported, photos, "--to", index, "--json").stdout)
     assert again["encoded"] == 0
-    assert "was built with another model" in error_of(call("index", world_of_exports.model, photos, "--to", index))
+    assert "their embeddings do not compare" in error_of(call("index", world_of_exports.model, photos, "--to", index))
 
 
 # ---------------------------------------------------------------------- overlap

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from statistics import median
 from typing import Any
@@ -104,12 +105,11 @@ def measure_latency(
     steps = [encoding_steps(encoder, max(BATCH_SIZES)) for encoder in (source, exported)]
     prepared = [[prepare(image) for image in images] for prepare, _ in steps]
     for size in BATCH_SIZES:
-        batches = [fill(each, size) for each in prepared]
-        calls = [lambda embed=embed, batch=batch: embed(batch) for (_, embed), batch in zip(steps, batches)]
-        found["image"][str(size)] = time_both(*calls)
         words = fill(texts, size)
-        calls = [lambda encoder=encoder: encoder.encode_texts(words, size) for encoder in (source, exported)]
-        found["text"][str(size)] = time_both(*calls)
+        of_images = [partial(embed, fill(batch, size)) for (_, embed), batch in zip(steps, prepared)]
+        of_texts = [partial(encoder.encode_texts, words, size) for encoder in (source, exported)]
+        found["image"][str(size)] = time_both(*of_images)
+        found["text"][str(size)] = time_both(*of_texts)
     return found
 
 

@@ -1,5 +1,6 @@
 """Lower the precision of exported towers, with the tools that ONNX Runtime and OpenVINO ship."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,12 @@ def _to_half(path: Path) -> None:
 
 def _quantize(path: Path, kind: str) -> None:
     onnx = import_package("onnx", "onnx")
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     tools = import_package("onnxruntime.quantization.matmul_nbits_quantizer", "onnx")
-    tools.logger.setLevel("ERROR")
+    root.handlers[:] = handlers  # importing it makes the whole program print what any library logs
+    root.setLevel(level)
+    tools.logger.setLevel(logging.ERROR)
     model = onnx.load(str(path))
     before = weight_bytes(model)
     quantizer = tools.MatMulNBitsQuantizer(

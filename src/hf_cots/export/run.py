@@ -180,8 +180,8 @@ class Export:
             precision = self.precisions()[kind]
             if not found[kind] <= LARGEST_DIFFERENCE[precision]:  # NaN neither
                 raise ValueError(
-                    f"{self.model}: the {kind} tower in {self.format} and {precision} gives other embeddings, by up to "
-                    f"{found[kind]:.2g}, and was not written"
+                    f"{self.model}: the {kind} tower in {self.format} and {precision} gives other embeddings, by up "
+                    f"to {found[kind]:.2g}, and was not written"
                 )
         return found
 
