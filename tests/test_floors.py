@@ -22,6 +22,7 @@ FLOORS = {
     "hf_cots.evaluation.retrieval": 4.2,
     "hf_cots.evaluation.tasks": 4.3,
     "hf_cots.evaluation.diagnostics": 4.3,
+    "hf_cots.export": 5,
     "hf_cots.training": 5,
     "hf_cots.demo": 6,
     "hf_cots.train": 6,

@@ -40,6 +40,7 @@ from .encoding import (
     prepare_image,
     text_options,
 )
+from .exported import ExportedEncoder
 from .processes import own_blocks, processes
 
 
@@ -284,6 +285,8 @@ def encoding_steps(
     if isinstance(encoder, DualEncoder):
         model, processor, precision = encoder.model, encoder.processor, encoder.precision
         return partial(prepare_image, processor), lambda prepared: embed_images(model, prepared, precision)
+    if isinstance(encoder, ExportedEncoder):
+        return encoder.prepare_image, encoder.embed_images
     return lambda image: image, lambda images: encoder.encode_images(images, batch_size)
 
 

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.hashes import hex_digest
 from .encoders import DualEncoder, Encoder, SentenceEncoder, TextEncoder
+from .exported import ExportedEncoder
 
 
 # Where a model was loaded from, and by which version, does not change what it computes.
@@ -18,7 +19,9 @@ def describe_model(encoder: Encoder) -> dict[str, str]:
     parts = {"weights": encoder.fingerprint()}
     if isinstance(encoder, (DualEncoder, TextEncoder)):
         parts["config"] = hash_json(encoder.model.config.to_dict())
-    if isinstance(encoder, DualEncoder):
+    if isinstance(encoder, ExportedEncoder):
+        parts["config"] = hash_json(encoder.text_options)
+    if isinstance(encoder, (DualEncoder, ExportedEncoder)):
         parts["image processor"] = hash_json(encoder.processor.image_processor.to_dict())
         parts["tokenizer"] = hash_tokenizer(encoder.processor.tokenizer)
     elif isinstance(encoder, TextEncoder):

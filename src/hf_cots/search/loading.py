@@ -28,6 +28,7 @@ from ..models.image_processing_cots import output_sides
 from ..models.model_files import named_damage
 from ..models.pretraining import PreTrainingModel
 from .encoders import BlipRetrieval, DualEncoder, DualTower, Encoder, SentenceEncoder, TextEncoder, set_precision
+from .exported import is_exported, load_exported
 
 
 NO_REMOTE_CODE = {"trust_remote_code": False}
@@ -89,9 +90,9 @@ def load_encoder(
 ) -> Encoder:
     """Load an encoder by Hub id or folder.
 
-    A folder or repository with a `modules.json` is opened by sentence-transformers. All else is opened by
-    transformers: a dual encoder (COTS, CLIP, SigLIP, ...) with its processor, or a text-only model with mean pooling
-    ([`TextEncoder`]).
+    A folder that `hf-cots export` wrote is opened by its runtime. A folder or repository with a `modules.json` is
+    opened by sentence-transformers. All else is opened by transformers: a dual encoder (COTS, CLIP, SigLIP, ...) with
+    its processor, or a text-only model with mean pooling ([`TextEncoder`]).
 
     Args:
         name: Hub id or folder.
@@ -103,9 +104,10 @@ def load_encoder(
 
     Raises:
         OSError: if there is no such model.
-        ValueError: if it is neither a dual encoder nor a text model, if the file lacks weights of it, or if tokenizer
-            or image processor do not fit it.
-        ModuleNotFoundError: for a sentence-transformers model without that package; names the extra to install.
+        ValueError: if it is neither a dual encoder nor a text model, if the file lacks weights of it, if tokenizer or
+            image processor do not fit it, or if an exported one is to run on another device than the CPU.
+        ModuleNotFoundError: for an exported or a sentence-transformers model without the package that opens it; names
+            the extra to install.
 
     Example:
         >>> encoder = load_encoder("runs/demo/model")  # doctest: +SKIP
@@ -115,6 +117,10 @@ def load_encoder(
     """
     name, hub = _folder_or_id(name), hub_options(revision, token)
     with named_errors(name), named_damage(name):
+        if is_exported(name):
+            if device is not None and torch.device(device).type != "cpu":
+                raise ValueError(f"{name} was exported and runs on the CPU, not on {device}")
+            return set_precision(load_exported(name), precision)
         load = _load_sentence_encoder if _has_file(name, "modules.json", hub) else _load_transformers_encoder
         return set_precision(load(name, device, hub), precision)
 

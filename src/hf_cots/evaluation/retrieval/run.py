@@ -15,6 +15,7 @@ from ...data.report import DATA_REPORT, report_data
 from ...data.sources import PairDataset, load_pairs
 from ...search.encoders import DualEncoder, Encoder, SentenceEncoder, TextEncoder, encode_pairs, precision_of
 from ...search.encoding import text_options
+from ...search.exported import ExportedEncoder
 from ...search.loading import load_encoder
 from ...search.processes import processes
 from ..rendering.plots import draw_recall_cost
@@ -47,6 +48,8 @@ def find_tokenizer(encoder: Encoder) -> tuple[PreTrainedTokenizerBase | None, in
             if isinstance(tokenizer, PreTrainedTokenizerBase)
             else (None, None)
         )
+    if isinstance(encoder, ExportedEncoder):
+        return encoder.processor.tokenizer, encoder.text_options["max_length"]
     if not isinstance(encoder, (DualEncoder, TextEncoder)):
         return None, None
     tokenizer = encoder.processor.tokenizer if isinstance(encoder, DualEncoder) else encoder.tokenizer

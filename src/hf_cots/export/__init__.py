@@ -1,0 +1,1 @@
+"""Export of dual encoders to ONNX Runtime and OpenVINO."""

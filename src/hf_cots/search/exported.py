@@ -1,0 +1,198 @@
+"""Run exported models: two towers in ONNX Runtime or OpenVINO, and the processor that was saved beside them.
+
+[`hf_cots.export`] writes such folders. The towers take and give numpy arrays; nothing here computes with torch.
+"""
+
+import importlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from transformers import AutoProcessor, ProcessorMixin
+
+from ..data.hashes import hex_digest
+from ..models import as_texts, load_image
+from .encoding import AnyImage, as_items, embed_ahead, embed_by_length
+
+
+EXPORT_FILE = "export.json"
+VERSION = 1  # of this file's fields
+PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}  # by format, which is also the name of the extra
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
+Tower: TypeAlias = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+
+
+def import_package(name: str, extra: str) -> Any:
+    """Import what runs or writes exported models.
+
+    Raises:
+        ModuleNotFoundError: naming the extra to install.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"{name.partition('.')[0]} is not installed; for exported models: pip install 'hf-cots[{extra}]'"
+        ) from None
+
+
+def tower_path(folder: Path, kind: str, format: str) -> Path:
+    """The file of the "image" or "text" tower; its weights may lie in others with the same stem."""
+    return folder / f"{kind}_encoder{SUFFIXES[format]}"
+
+
+def tower_files(folder: Path, kind: str) -> list[Path]:
+    """All files of a tower."""
+    return sorted(folder.glob(f"{kind}_encoder.*"))
+
+
+def open_tower(path: Path, format: str) -> Tower:
+    """Open a tower on the CPU, with as many threads as OMP_NUM_THREADS says, as torch does, or else the runtime's.
+
+    Raises:
+        ModuleNotFoundError: naming the extra to install.
+        ValueError: if the runtime cannot read the file.
+    """
+    package, threads = import_package(PACKAGES[format], format), int(os.environ.get("OMP_NUM_THREADS", "0"))
+    try:
+        return (_open_onnx if format == "onnx" else _open_openvino)(package, path, threads)
+    except Exception as error:  # the runtimes have their own errors, some of them plain RuntimeErrors
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{path}: {PACKAGES[format]} cannot open it ({reason[0]}): export the model again") from error
+
+
+def _open_onnx(onnxruntime: Any, path: Path, threads: int) -> Tower:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda inputs: session.run(None, dict(inputs))[0]
+
+
+def _open_openvino(openvino: Any, path: Path, threads: int) -> Tower:
+    # By default it computes in bfloat16 where the CPU can, which no one asked for.
+    options = {"INFERENCE_PRECISION_HINT": "f32"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
+    compiled = openvino.Core().compile_model(str(path), "CPU", options)
+    return lambda inputs: compiled.create_infer_request().infer(dict(inputs))[0]
+
+
+@dataclass(frozen=True)
+class ExportedEncoder:
+    """An [`Encoder`] that `hf-cots export` wrote. It runs on the CPU.
+
+    Attributes:
+        folder: where it lies.
+        about: what its export.json says.
+        towers: of "image" and "text".
+        processor: the source's, as it was saved.
+        name: in reports.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    towers: dict[str, Tower]
+    processor: ProcessorMixin
+    name: str
+
+    @property
+    def dim(self) -> int:
+        return self.about["dim"]
+
+    @property
+    def text_options(self) -> dict[str, Any]:
+        """How texts are padded and cut; see [`hf_cots.search.encoding.text_options`]."""
+        return {"truncation": True, **self.about["text_options"]}
+
+    def encode_images(
+        self, images: AnyImage | Iterable[AnyImage], batch_size: int = 64, total: int | None = None
+    ) -> torch.Tensor:
+        embeds, problems = embed_ahead(as_items(images), self.prepare_image, self.embed_images, batch_size, total)
+        for broken in filter(None, problems):
+            raise broken
+        return torch.cat(embeds) if embeds else torch.empty(0, self.dim)
+
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
+        texts = as_texts(texts)
+        return embed_by_length(texts, self.embed_texts, batch_size) if texts else torch.empty(0, self.dim)
+
+    def prepare_image(self, image: AnyImage) -> Mapping[str, np.ndarray]:
+        """What the image tower takes of one image."""
+        return self.processor(images=[load_image(image)], return_tensors="np")
+
+    def embed_images(self, prepared: Sequence[Mapping[str, np.ndarray]]) -> torch.Tensor:
+        """(n, dim) of images that [`prepare_image`] prepared, in one pass."""
+        names = self.about["towers"]["image"]["inputs"]
+        return self._run("image", {name: np.concatenate([each[name] for each in prepared]) for name in names})
+
+    def embed_texts(self, texts: list[str]) -> torch.Tensor:
+        """(n, dim) of texts, in one pass."""
+        return self._run("text", self.processor(text=texts, return_tensors="np", **self.text_options))
+
+    def _run(self, kind: str, batch: Mapping[str, np.ndarray]) -> torch.Tensor:
+        names = self.about["towers"][kind]["inputs"]
+        return torch.from_numpy(self.towers[kind]({name: batch[name] for name in names}))
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        files = [path for kind in self.towers for path in tower_files(self.folder, kind)]
+        return hex_digest(part for path in files for part in (path.name.encode(), path.read_bytes()))
+
+
+def is_exported(folder: str | Path) -> bool:
+    """Whether `hf-cots export` wrote a folder."""
+    return (Path(folder) / EXPORT_FILE).is_file()
+
+
+def load_exported(folder: str | Path) -> ExportedEncoder:
+    """Open a folder that `hf-cots export` wrote.
+
+    Raises:
+        OSError, ValueError: naming the file that is missing, cut off or of a later version.
+        ModuleNotFoundError: naming the extra to install.
+    """
+    path = Path(folder)
+    about = read_about(path)
+    for kind in about["towers"]:
+        check_files(path, kind, about["towers"][kind]["bytes"])
+    towers = {kind: open_tower(tower_path(path, kind, about["format"]), about["format"]) for kind in about["towers"]}
+    processor = AutoProcessor.from_pretrained(str(folder), trust_remote_code=False)
+    return ExportedEncoder(path, about, towers, processor, str(folder))
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What an export.json says.
+
+    Raises:
+        ValueError: if it is none, or of a later version.
+    """
+    path = folder / EXPORT_FILE
+    about = json.loads(path.read_text(encoding="utf-8"))
+    version = about.get("version") if isinstance(about, dict) else None
+    if isinstance(version, int) and version > VERSION:
+        raise ValueError(f"{path} is of version {version}, this hf-cots reads up to {VERSION}: install a newer one")
+    missing = {"version", "format", "dim", "text_options", "towers"} - set(about if isinstance(about, dict) else ())
+    if missing or about["format"] not in PACKAGES:
+        raise ValueError(f"{path} is not as `hf-cots export` writes it: export the model again")
+    return about
+
+
+def check_files(folder: Path, kind: str, expected: int) -> None:
+    """Check that a tower's files have the size that was written.
+
+    Raises:
+        OSError: naming them.
+    """
+    found = sum(file.stat().st_size for file in tower_files(folder, kind))
+    if found != expected:
+        raise OSError(
+            f"{folder}/{kind}_encoder has {found} bytes and {EXPORT_FILE} says {expected}: copy it again, or export "
+            "the model again"
+        )
