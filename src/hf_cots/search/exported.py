@@ -135,7 +135,8 @@ class ExportedEncoder:
 
     def _run(self, kind: str, batch: Mapping[str, np.ndarray]) -> torch.Tensor:
         names = self.about["towers"][kind]["inputs"]
-        return torch.from_numpy(self.towers[kind]({name: batch[name] for name in names}))
+        embeds = torch.from_numpy(self.towers[kind]({name: batch[name] for name in names})).float()
+        return torch.nn.functional.normalize(embeds, dim=1)  # in float16 its length is 1 to three digits only
 
     def fingerprint(self) -> str:
         return self._fingerprint
