@@ -8,8 +8,9 @@ import time
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
-import httpx
 import torch
 from huggingface_hub import constants, get_token
 from packaging.requirements import Requirement
@@ -157,9 +158,11 @@ def find_hub() -> list[Finding]:
     if constants.HF_HUB_OFFLINE:
         return [Finding(constants.ENDPOINT, "not asked: HF_HUB_OFFLINE is set"), token]
     try:
-        status = httpx.head(constants.ENDPOINT, timeout=HUB_SECONDS, follow_redirects=True).status_code
-        value, advice = f"answers ({status})", ""
-    except (httpx.HTTPError, OSError) as error:
+        with urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_SECONDS):
+            value, advice = "answers", ""
+    except HTTPError as error:
+        value, advice = f"answers with {error.code}", "its status page tells more"
+    except OSError as error:
         value, advice = f"not reached: {error}", "what is in the cache still loads; folders always do"
     return [Finding(constants.ENDPOINT, value, advice), token]
 

@@ -121,7 +121,7 @@ def test_byte_order_marks_line_ends_and_compression(tmp_path, name, ending):
         ("a.tsv", "image\tcaption\n", "holds no rows"),
         ("a.csv", "image,image\n1,2\n", "line 1: column 'image' stands twice"),
         ("a.csv", "\n1,2\n", "line 1: no header"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": "b"}\n' * 3000)[:-20], "damaged or cut off after row"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": "b"}\n' * 3000, mtime=0)[:-20], "damaged or cut off after row"),
         ("a.csv.gz", b"image,caption\n1,x\n", "damaged or cut off"),
     ],
 )
