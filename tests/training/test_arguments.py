@@ -178,7 +178,7 @@ def test_every_recipe_of_the_model_cards_parses(recipe, caplog):
     # transformers refuses bf16 on a machine without a GPU unless the CPU is asked for
     model, data, training = parse_recipe(recipe, use_cpu=True)
     assert model.vision or model.model or recipe.parent.name == "cots-emoji", "named on the command line"
-    assert model.text or model.model or recipe.parent.name in ("cots-emoji", "cookie-emoji"), (
+    assert model.text or model.model or recipe.parent.name in ("cots-emoji", "cookie-emoji", "cots-icons"), (
         "named on the command line"
     )
     assert data.train_data
