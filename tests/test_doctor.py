@@ -4,6 +4,7 @@ import json
 
 import pytest
 from packaging.requirements import Requirement
+from rich.console import Console
 
 from hf_cots import doctor
 from hf_cots.doctor import check_requirement, describe_size, find_extras, find_hub, read_requirements
@@ -16,6 +17,7 @@ from tests.support.runs import make_trainer
 @pytest.fixture
 def offline(monkeypatch):
     monkeypatch.setattr(doctor.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("hf_cots.cli.doctor.console", Console(width=200))  # no line is folded
 
 
 def test_one_screen_has_every_section(offline):
