@@ -240,5 +240,8 @@ def test_embeddings_are_truncated(world, tmp_path):
     assert "embeddings of 8 dimensions, of 16" in done.output
     whole, small = (load_encoder(str(folder)).encode_texts(["a dog"]) for folder in (world.model, tmp_path / "s"))
     torch.testing.assert_close(small, torch.nn.functional.normalize(whole[:, :8], dim=1), rtol=1e-5, atol=1e-6)
+    card = (tmp_path / "s" / "README.md").read_text()
+    assert "first 8 of 16 dimensions" in card
+    assert "model-index" not in card
     result = call("convert", "truncate", world.model, "--dim", 99, "--output", tmp_path / "t")
     assert "cannot keep 99" in error_of(result)

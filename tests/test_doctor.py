@@ -9,7 +9,7 @@ from rich.console import Console
 from hf_cots import doctor
 from hf_cots.doctor import check_requirement, describe_size, find_extras, find_hub, read_requirements
 from hf_cots.training.plan_run import count_parameters, plan_run
-from hf_cots.training.real_steps import Stepper
+from hf_cots.training.timed_steps import Stepper
 from tests.support.cli import call, succeed
 from tests.support.runs import make_trainer
 
@@ -70,7 +70,7 @@ def test_sizes_count_a_file_once(tmp_path):
 # ---------------------------------------------------------------------- plans
 
 
-def test_a_plan_is_made_of_real_steps(world, tmp_path):
+def test_a_plan_is_made_of_timed_steps(world, tmp_path):
     flags = world.flags(tmp_path, max_steps=50, gradient_accumulation_steps=2)
     trainer = make_trainer(flags)
     plan = plan_run(trainer, tried=2)
@@ -82,6 +82,11 @@ def test_a_plan_is_made_of_real_steps(world, tmp_path):
     assert plan.parameters == counts
     assert counts["vision_model"][0] == sum(each.numel() for each in trainer.model.cots.vision_model.parameters())
     assert counts["momentum_encoder"][1] == 0
+
+
+def test_a_plan_of_a_stream_knows_no_number_of_pairs(world, tmp_path):
+    plan = plan_run(make_trainer(world.flags(tmp_path, max_steps=9, streaming=True)), tried=1)
+    assert (plan.pairs, plan.steps) == (None, 9)
 
 
 def test_a_step_does_what_training_does(world, tmp_path):

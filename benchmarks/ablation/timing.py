@@ -5,7 +5,7 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
-from hf_cots.training.real_steps import Stepper
+from hf_cots.training.timed_steps import Stepper
 
 from .measure import create_trainer
 from .plan import Recipes, Run

@@ -172,7 +172,7 @@ def find_caches() -> list[Finding]:
     datasets_cache = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets"
     folders = {"Hub": Path(constants.HF_HUB_CACHE), "datasets": Path(datasets_cache), "hf_cots": cache_folder()}
     findings = [Finding(name, f"{folder}: {describe_size(folder)}") for name, folder in folders.items()]
-    free = shutil.disk_usage(next(each for each in (Path.cwd(), *Path.cwd().parents) if each.is_dir())).free
+    free = shutil.disk_usage(Path.cwd()).free
     return [*findings, Finding("free here", f"{free / 2**30:.0f} GiB")]
 
 

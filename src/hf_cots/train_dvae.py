@@ -57,8 +57,9 @@ def build_trainer(
     """
     set_seed(training.seed)
     model = build_image_tokenizer(model_arguments)
-    size, crop = model.config.image_size, data_arguments
-    augmentation = RandomCropFlip(size, crop.min_scale, crop.flip, recolor=crop.recolor)
+    augmentation = RandomCropFlip(
+        model.config.image_size, data_arguments.min_scale, data_arguments.flip, recolor=data_arguments.recolor
+    )
     return DVAETrainer(
         model=model,
         args=training,

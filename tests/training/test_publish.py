@@ -6,11 +6,13 @@ import shutil
 import pytest
 import yaml
 
-from hf_cots.training.check_folder import check_card, check_folder
-from hf_cots.training.recipe_file import read_given, write_recipe
+from hf_cots.training.check_folder import check_card, check_folder, check_without_package
+from hf_cots.training.recipe_file import read_flags, write_recipe
+from tests.models.test_hub import MODELS
 from tests.support.cli import call, error_of, succeed
 from tests.support.hub_stub import hub
 from tests.support.processes import ENVIRONMENT, run_python
+from tests.support.words import tiny_processor
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,14 @@ def test_a_trained_model_has_all_that_is_published(trained, world):
     assert recipe["train_data"] == world.imagefolder.name
     assert str(world.root) not in (trained / "recipe.yaml").read_text()
     assert check_folder(trained) == []
+
+
+@pytest.mark.parametrize("kind", ["simla", "cookie"])
+def test_other_models_are_checked_too(kind, tmp_path):
+    learner, config, fields, *_ = MODELS[kind]
+    learner(config(**fields)).eval().encoder.save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    check_without_package(tmp_path)
 
 
 def test_it_is_uploaded_after_the_check(trained, tmp_path):
@@ -102,10 +112,13 @@ def test_flags_as_they_were_given(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("learning_rate: 1.0e-3\nfreeze: [text]\ntrain_data: old\n")
     argv = [str(recipe), "--train_data", "/home/me/pairs", "--bf16", "--seed=3", "--freeze", "vision", "text"]
-    given = read_given([*argv, "--config_overrides", '{"queue_size": 8}', "--hub_token", "hf_secret"])
+    given = read_flags([*argv, "--config_overrides", '{"queue_size": 8}', "--hub_token", "hf_secret"])
     assert given["config_overrides"] == {"queue_size": 8}
     assert (given["learning_rate"], given["seed"], given["bf16"]) == (1e-3, 3, True)
     assert given["freeze"] == ["vision", "text"]
+    odd = read_flags(["--train_data", "{00..99}.tar", "--eval_data", "a: b", "--vision", '{"model_type": "vit"}'])
+    assert odd == {"train_data": "{00..99}.tar", "eval_data": "a: b", "vision": '{"model_type": "vit"}'}
+    assert read_flags(["--license", "2024-01-01", "--tf32", "False"]) == {"license": "2024-01-01", "tf32": False}
     write_recipe(tmp_path, [*argv, "--hub_token", "hf_secret"])
     text = (tmp_path / "recipe.yaml").read_text()
     assert "hf_secret" not in text

@@ -61,6 +61,7 @@ def truncate(
 
     from ..models import COTSModel
     from ..search.loading import hub_options, named_errors
+    from ..training.model_card import tell_of_truncation
 
     check_output_folder(output)
     with named_errors(source):
@@ -69,6 +70,7 @@ def truncate(
     before = model.config.projection_dim
     model.truncated(dim).save_pretrained(output)
     processor.save_pretrained(output)
+    tell_of_truncation(output / "README.md", dim, before)
     typer.echo(f"{output}: embeddings of {dim} dimensions, of {before}")
 
 

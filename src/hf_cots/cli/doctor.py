@@ -74,6 +74,7 @@ def show_plan(plan: "Plan", as_json: bool) -> None:
         table.add_row(name, f"{total:,}", f"{trained:,}")
     console.print(table)
     hours = plan.steps * plan.seconds / 3600
-    typer.echo(f"{plan.steps:,} steps of {plan.batch:,} of {plan.pairs:,} pairs")
+    data = "a stream" if plan.pairs is None else f"{plan.pairs:,} pairs"
+    typer.echo(f"{plan.steps:,} steps of {plan.batch:,} of {data}")
     typer.echo(f"{plan.seconds:.3f} s a step, {plan.batch / plan.seconds:.0f} pairs/s: {hours:.2f} hours in all")
     typer.echo(f"peak memory {plan.gib:.1f} GiB; the limit is {plan.bottleneck}")

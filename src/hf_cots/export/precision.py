@@ -1,6 +1,7 @@
 """Lower the precision of exported towers, with the tools that ONNX Runtime and OpenVINO ship."""
 
 import logging
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from ..search.exported import import_package, tower_path
 
 # int8 in OpenVINO is made by nncf, a large package of its own.
 PRECISIONS = {"onnx": ("fp32", "fp16", "int8"), "openvino": ("fp32", "fp16")}
-# Of any component of an embedding of length 1; int8 is judged by what is found.
+# Of any component of an embedding of length 1; int8 is checked by its top-10 overlap.
 LARGEST_DIFFERENCE = {"fp32": 1e-4, "fp16": 1e-2, "int8": 1.0}
 # 8-bit weights in blocks of 32 with a scale each, by which activations are quantized too, row by row. With one scale
 # for a whole batch of activations, as in `quantize_dynamic`, a text's embedding depends on the others of its batch,
@@ -75,13 +76,6 @@ def _quantize(path: Path, kind: str) -> None:
 
 def weight_bytes(model: Any) -> int:
     """Bytes of a graph's float32 weights that are multiplied, in linear layers and convolutions."""
-    floats = {each.name: 4 * _count(each.dims) for each in model.graph.initializer if each.data_type == 1}
+    floats = {each.name: 4 * prod(each.dims) for each in model.graph.initializer if each.data_type == 1}
     used = {name for node in model.graph.node if node.op_type in ("MatMul", "Gemm", "Conv") for name in node.input}
     return sum(floats[name] for name in used & floats.keys())
-
-
-def _count(dims: Any) -> int:
-    total = 1
-    for size in dims:
-        total *= size
-    return total

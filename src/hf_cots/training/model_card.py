@@ -110,3 +110,12 @@ def write_image_tokenizer_card(
         results=results,
         data_name=data_name,
     )
+
+
+def tell_of_truncation(path: Path, dim: int, before: int) -> None:
+    """Say in a card that the embeddings were truncated, and that its results are those of the whole model."""
+    card = ModelCard.load(path)
+    card.data.eval_results = card.data.model_name = None  # which were not measured with these embeddings
+    note = f"**Embeddings of the first {dim} of {before} dimensions.** Results below, if any, are of all {before}.\n"
+    card.text = f"{note}\n{card.text}"
+    card.save(path)

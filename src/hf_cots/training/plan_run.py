@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .real_steps import Stepper, StepTime
+from ..data.streams import PairStream
+from .timed_steps import Stepper, StepTime
 from .trainer import COTSTrainer
 
 
@@ -22,7 +23,7 @@ class Plan:
 
     Args:
         parameters: of each part of the model, and of those how many are trained.
-        pairs: in the training data.
+        pairs: in the training data; None for a stream.
         batch: pairs in an optimizer step.
         steps: optimizer steps of the whole run.
         seconds: of one step, the median.
@@ -31,7 +32,7 @@ class Plan:
     """
 
     parameters: dict[str, tuple[int, int]]
-    pairs: int
+    pairs: int | None
     batch: int
     steps: int
     seconds: float
@@ -61,9 +62,11 @@ def plan_run(trainer: COTSTrainer, tried: int = 6) -> Plan:
     """
     stepper = Stepper(trainer)
     times = [stepper.step() for _ in range(WARM_UP + tried)][WARM_UP:]
-    args, pairs = trainer.args, len(trainer.train_dataset)
+    args, data = trainer.args, trainer.train_dataset
+    pairs = None if isinstance(data, PairStream) else len(data)
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    steps = args.max_steps if args.max_steps > 0 else round(args.num_train_epochs * -(-pairs // batch))
+    # A stream has --max_steps.
+    steps = args.max_steps if args.max_steps > 0 else round(args.num_train_epochs * -(-(pairs or 0) // batch))
     return Plan(
         parameters=count_parameters(trainer.model),
         pairs=pairs,

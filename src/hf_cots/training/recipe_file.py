@@ -1,5 +1,6 @@
 """The recipe that is kept beside a trained model: the flags that were given."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from .publish import data_name
 
 # Flags whose values may be paths, of which the last part is told, as in the card; and what concerns this machine only.
 DATA = ("train_data", "eval_data", "keep_mask", "code_cache", "feature_cache", "output_dir")
-PATHS = (*DATA, "vision", "text", "model", "tokenizer", "image_tokenizer", "config")
+MODELS = ("vision", "text", "model", "tokenizer", "image_tokenizer", "config")
+PATHS = (*DATA, *MODELS, "deepspeed", "fsdp_config")
 LEFT_OUT = ("hub_token", "resume_from_checkpoint", "logging_dir")
 
 
-def read_given(argv: list[str] | None) -> dict[str, Any]:
+def read_flags(argv: list[str] | None) -> dict[str, Any]:
     """The flags of a command line by name: those of its recipe file, if it begins with one, and those after it."""
     words = list(sys.argv[1:] if argv is None else argv)
     given: dict[str, Any] = read_recipe(words.pop(0)) if words and not words[0].startswith("--") else {}
@@ -27,19 +29,28 @@ def read_given(argv: list[str] | None) -> dict[str, Any]:
             given[name] = values = [value] if value else []
         else:
             values.append(word)
-    return {name: simplify(value) for name, value in given.items()}
+    return {name: simplify(value) if name not in PATHS else one_of(value) for name, value in given.items()}
+
+
+def one_of(value: Any) -> Any:
+    """One value for a list of one, and True for a flag without values."""
+    if not isinstance(value, list):
+        return value
+    return True if not value else value[0] if len(value) == 1 else value
 
 
 def simplify(value: Any) -> Any:
-    """One value for a list of one, True for a flag without values, and numbers and mappings for their texts."""
-    if isinstance(value, list):
-        value = True if not value else value[0] if len(value) == 1 else value
-    return yaml.safe_load(value) if isinstance(value, str) and value[:1] in tuple("{[0123456789-tfTF") else value
+    """As [`one_of`], with numbers, truth values and mappings for their texts."""
+    value = one_of(value)
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return {"True": True, "False": False}.get(value, value)
 
 
 def write_recipe(folder: Path, argv: list[str] | None) -> None:
     """Write `recipe.yaml`: what was given to `hf_cots.train`, with the names of data and towers but no paths."""
-    given = {name: value for name, value in read_given(argv).items() if name not in LEFT_OUT}
+    given = {name: value for name, value in read_flags(argv).items() if name not in LEFT_OUT}
     recipe = {
         name: data_name(value) if name in PATHS and isinstance(value, str) else value for name, value in given.items()
     }

@@ -31,7 +31,7 @@ FROM_TOWERS = ("lora_", "vision_model.", "text_model.", "image_tokenizer.")
 BESIDE_ADAPTERS = "cots_state.safetensors"
 
 
-def lay_channels_last(batch: dict[str, Any]) -> dict[str, Any]:
+def to_channels_last(batch: dict[str, Any]) -> dict[str, Any]:
     """The batch with its pixels (n, 3, height, width) laid out channels last: no value changes, but their order in
     memory, which convolutions keep from layer to layer."""
     pixels = {name: batch[name] for name in ("pixel_values", "view_pixel_values") if name in batch}
@@ -135,7 +135,7 @@ class COTSTrainer(PairTrainer):
             return batches, num_items
         batches = [self._prepare_inputs(batch) for batch in batches]
         if getattr(self.args, "channels_last", False):
-            batches = [lay_channels_last(batch) for batch in batches]
+            batches = [to_channels_last(batch) for batch in batches]
         seen = self.model.pairs_seen.clone()
         threshold = self.model.filter_threshold() if self.model.score_queue is not None else None
         # transformers' compute_loss_context_manager leaves autocast to accelerate, which has it around forward only:

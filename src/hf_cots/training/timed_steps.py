@@ -47,7 +47,8 @@ class Stepper:
         batches, items = trainer.get_batch_samples(self.batches, count, trainer.args.device)
         for batch in batches:
             trainer.training_step(self.model, batch, items)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), trainer.args.max_grad_norm)
+        if trainer.args.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), trainer.args.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         trainer.model.end_step()
