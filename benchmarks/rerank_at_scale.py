@@ -1,0 +1,306 @@
+"""Does re-ranking with SIMLA add R@1 over the best dual encoder that was trained on the same pairs for the same time?
+
+    make rerank-at-scale
+    python -m benchmarks.rerank_at_scale --set toned --seed 0 1 2
+
+Two sets: `toned`, emoji of people whose names differ in skin tone and gender (`benchmarks/toned_emoji.py`), and the
+150,000 `icons` of `make icons`. A small ViT beside MiniLM is trained with the plain contrast (`start`). From its image
+tower three models go on for the same time: `clip`, the plain contrast; `momentum`, COTS's instance level; `simla`,
+whose text stack begins with the lower half of MiniLM. The dual encoder that is better on validation concepts proposes
+64 candidates; the weight of the two scores is fitted there too. Beside it, as a control, the other dual encoder in the
+place of a re-ranker: an ensemble gains as well. Of the toned emoji also R@1 among the siblings of a concept, which
+differ in attributes only.
+
+One line per set and seed in `benchmarks/results/rerank_at_scale.jsonl`. A recorded one is not repeated, nor is a
+model that is there.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import yaml
+from transformers import AutoModel, AutoProcessor, ViTModel
+
+from hf_cots.data.hashes import is_in_fraction
+from hf_cots.data.sets.packages import EMOJIBASE, ICONIFY, fetch_package
+from hf_cots.data.sources import PairDataset, load_pairs
+from hf_cots.demo.recipe import text_tower_folder
+from hf_cots.evaluation.retrieval.directions import DirectionResult, rank_both
+from hf_cots.evaluation.retrieval.metrics import KS
+from hf_cots.evaluation.retrieval.recall_cost import ScoredCandidates, score_candidates
+from hf_cots.evaluation.retrieval.significance import compare
+from hf_cots.search.encoders import DIRECTIONS, EncodedPairs, encode_pairs
+from hf_cots.search.fusion import CandidateBudget, Fusion
+from hf_cots.search.loading import load_encoder, load_reranker
+from hf_cots.search.rerank import Reranker
+from hf_cots.train import build_trainer
+from hf_cots.training.arguments import parse_recipe
+from hf_cots.training.publish import save_for_inference
+from hf_cots.training.timed_steps import Stepper
+
+from .ablation.icons import MOST, icons_file, write_icons
+from .ablation.measure import commit
+from .ablation.results import Results
+from .machine import machine
+from .toned_emoji import write_toned_emoji
+
+
+RECIPES = Path(__file__).with_suffix(".yaml")
+GALLERIES = {"toned": ("test", "new_style"), "icons": ("test", "new_styles")}
+K = 64
+ROUNDS, WARM_UP = 24, 4  # of the timed steps
+
+
+# ---------------------------------------------------------------------- data
+
+
+def prepare(name: str, work: Path) -> Path:
+    """Write the files of a set: `train`, `validation`, and the galleries, all parquet."""
+    folder = work / name
+    if name == "toned":
+        write_toned_emoji(folder, fetch_package(ICONIFY), fetch_package(EMOJIBASE))
+        return folder
+    write_icons(folder, None)
+    if not (folder / "validation.parquet").is_file():
+        table = pq.read_table(icons_file(folder, None))
+        held_out = np.array([is_in_fraction(word, 0.02, 1) for word in table["name"].to_pylist()])
+        pq.write_table(table.filter(pa.array(held_out)).slice(0, MOST), folder / "validation.parquet")
+        pq.write_table(table.filter(pa.array(~held_out)), folder / "train.parquet")
+    return folder
+
+
+def load(folder: Path, side: str) -> PairDataset:
+    return load_pairs(str(folder / f"{side}.parquet"), "image", "text", "text")
+
+
+# ---------------------------------------------------------------------- training
+
+
+def flags_of(recipes: dict[str, Any], kind: str, steps: int, seed: int, folder: Path) -> dict[str, Any]:
+    """The flags of a model's training."""
+    recipe = dict(recipes["start"] if kind == "start" else recipes["models"][kind])
+    recipe.pop("steps", None)
+    config = recipe.pop("config", recipes["models"]["clip"]["config"])
+    config = config | {key: round(part * steps) for key, part in recipe.pop("fractions_of_steps", {}).items()}
+    output = folder / (kind if kind == "start" else f"{kind}-{seed}")
+    towers = {"vision": str(folder / "towers" / "vision"), "text": text_tower_folder()}
+    if kind == "simla":
+        towers["text"] = str(folder / "towers" / "text")
+    return (
+        recipes["flags"]
+        | towers
+        | recipe
+        | {
+            "train_data": str(folder / "train.parquet"),
+            "output_dir": str(output),
+            "max_steps": steps,
+            "seed": seed,
+            "config_overrides": config,
+        }
+    )
+
+
+def train_model(recipes: dict[str, Any], kind: str, name: str, steps: int, seed: int, folder: Path) -> Path:
+    """Train a model unless it is there; returns its folder."""
+    flags = flags_of(recipes, kind, steps, seed, folder)
+    model = Path(flags["output_dir"]) / "model"
+    if not model.is_dir():
+        print(f"{name}: {kind}, seed {seed}, {steps} steps", flush=True)
+        trainer = build_trainer(*parse_recipe(flags))
+        trainer.train()
+        save_for_inference(trainer, {}, flags["train_data"], None)
+    return model
+
+
+def write_towers(start: Path, folder: Path) -> None:
+    """Write the image tower of `start`, and the lower three layers of MiniLM without dropout for SIMLA."""
+    vision, text = folder / "towers" / "vision", folder / "towers" / "text"
+    if text.is_dir():
+        return
+    cots, processor = (auto.from_pretrained(start) for auto in (AutoModel, AutoProcessor))
+    tower = ViTModel(cots.config.vision_config, add_pooling_layer=False)
+    tower.load_state_dict(cots.vision_model.state_dict())
+    tower.save_pretrained(vision)
+    processor.image_processor.save_pretrained(vision)
+    plain = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    AutoModel.from_pretrained(text_tower_folder(), num_hidden_layers=3, **plain).save_pretrained(text)
+    processor.tokenizer.save_pretrained(text)
+
+
+def measure_steps(recipes: dict[str, Any], name: str, folder: Path) -> dict[str, int]:
+    """How many steps each model takes in the time of `clip`'s: measured by steps in turn, in one process, once."""
+    path, steps = folder / "steps.json", recipes["steps"][name]
+    if not path.is_file():
+        kinds = list(recipes["models"])
+        trainers = [build_trainer(*parse_recipe(flags_of(recipes, kind, steps, 0, folder))) for kind in kinds]
+        steppers = [Stepper(trainer) for trainer in trainers]
+        taken = [[stepper.step().total for stepper in steppers] for _ in range(ROUNDS)][WARM_UP:]
+        ratios = {kind: statistics.median(row[i] / row[0] for row in taken) for i, kind in enumerate(kinds)}
+        path.write_text(json.dumps({kind: round(steps / ratio) for kind, ratio in ratios.items()}) + "\n")
+    return json.loads(path.read_text())
+
+
+# ---------------------------------------------------------------------- evaluation
+
+
+def by_embeddings(encoded: EncodedPairs, other: EncodedPairs, direction: str) -> ScoredCandidates:
+    """The candidates of one dual encoder, scored by another one in the place of a re-ranker."""
+    side, second = encoded.side(direction), other.side(direction)
+    scores = side.query_embeds.double() @ side.gallery_embeds.double().t()
+    similarities, index = scores.topk(min(K, scores.shape[1]), dim=1)
+    logits = (second.query_embeds @ second.gallery_embeds.t()).gather(1, index)
+    return ScoredCandidates(side, similarities, index, logits, 0.0, {})
+
+
+def summarize(direction: DirectionResult) -> dict[str, Any]:
+    """R@k and the rank of each query."""
+    metrics = direction.metrics()
+    return {f"R@{k}": metrics[f"R@{k}"] for k in KS} | {"ranks": direction.columns["rank"].tolist()}
+
+
+def sibling_recall(scores: np.ndarray, concepts: list[str]) -> list[bool]:
+    """Whether each query's own entry, on the diagonal, is the best of its concept. (n, n) scores; ties do not."""
+    names = np.array(concepts)
+    among = np.where(names[:, None] == names[None], scores, -np.inf)
+    own = scores.diagonal()
+    return ((among >= own[:, None]).sum(axis=1) == 1).tolist()
+
+
+class Systems:
+    """The trained models of one set and seed, and the fusions fitted on its validation data."""
+
+    def __init__(self, folders: dict[str, Path], validation: PairDataset):
+        self.encoders = {kind: load_encoder(str(path), "cpu") for kind, path in folders.items() if kind != "simla"}
+        self.simla, self.processor = load_reranker(str(folders["simla"]), "cpu")
+        encoded = self.encode(validation)
+        sums = {
+            kind: sum(each.metrics()["R@1"] for each in rank_both(part).values()) for kind, part in encoded.items()
+        }
+        self.best, self.other = sorted(sums, key=lambda kind: -sums[kind])
+        self.validation_r1 = {kind: total / 2 for kind, total in sums.items()}
+        self.fusions = {
+            (system, name): Fusion.fit(part.similarities, part.logits, part.correct())
+            for name in DIRECTIONS
+            for system, part in self.candidates(encoded, validation, name).items()
+        }
+
+    def encode(self, pairs: PairDataset) -> dict[str, EncodedPairs]:
+        return {kind: encode_pairs(encoder, pairs) for kind, encoder in self.encoders.items()}
+
+    def candidates(
+        self, encoded: dict[str, EncodedPairs], pairs: PairDataset, direction: str
+    ) -> dict[str, ScoredCandidates]:
+        """What the best dual encoder proposes, scored by SIMLA and by the other dual encoder."""
+        reranker = Reranker(self.simla, self.processor, pairs.read_row)
+        return {
+            "simla": score_candidates(encoded[self.best], pairs, direction, reranker, [K]),
+            "ensemble": by_embeddings(encoded[self.best], encoded[self.other], direction),
+        }
+
+    def evaluate(self, pairs: PairDataset) -> dict[str, Any]:
+        """R@k of each dual encoder alone, and of the best one re-ranked by SIMLA and by the other one."""
+        encoded = self.encode(pairs)
+        line: dict[str, Any] = {}
+        ranked = {kind: rank_both(part) for kind, part in encoded.items()}
+        for system in ("simla", "ensemble"):
+            ranked[f"{system} re-ranks"] = {}
+        ranked["simla alone re-ranks"] = {}
+        for name in DIRECTIONS:
+            for system, part in self.candidates(encoded, pairs, name).items():
+                fused = part.rank(self.fusions[system, name], CandidateBudget(K))
+                ranked[f"{system} re-ranks"][name] = DirectionResult.from_folds([fused])
+                if system == "simla":
+                    alone = part.rank(Fusion(), CandidateBudget(K))
+                    ranked["simla alone re-ranks"][name] = DirectionResult.from_folds([alone])
+        line["systems"] = {
+            system: {name: summarize(each) for name, each in directions.items()}
+            for system, directions in ranked.items()
+        }
+        best = ranked[self.best]
+        line["differences"] = {
+            system: {name: one["R@1"] for name, one in compare(ranked[system], best).items() if name in DIRECTIONS}
+            for system in ranked
+            if system != self.best
+        }
+        return line
+
+    @torch.no_grad()
+    def siblings(self, pairs: PairDataset, concepts: list[str]) -> dict[str, dict[str, list[bool]]]:
+        """Whether each image, and each name, is the best among the siblings of its concept; one image per name."""
+        encoded = self.encode(pairs)
+        images = {kind: part.image_embeds.double().numpy() for kind, part in encoded.items()}
+        texts = {kind: part.text_embeds.double().numpy() for kind, part in encoded.items()}
+        scores = {kind: texts[kind] @ images[kind].T for kind in encoded}  # (texts, images)
+        names = np.array(concepts)
+        text, image = np.nonzero(names[:, None] == names[None])
+        reranker = Reranker(self.simla, self.processor, pairs.read_row)
+        captions = [pairs.caption(index) for index in range(len(pairs))]
+        logits = reranker.score(captions, torch.tensor(text), torch.tensor(image)).numpy()
+        simla = np.full(scores[self.best].shape, -np.inf)
+        simla[text, image] = logits
+        found: dict[str, dict[str, list[bool]]] = {}
+        for name in DIRECTIONS:
+            flip = name == "image_to_text"
+            systems = scores | {"simla alone re-ranks": simla}
+            for system, other in (("simla", simla), ("ensemble", scores[self.other])):
+                fusion = self.fusions[system, name]
+                fused = fusion(torch.tensor(scores[self.best]), torch.tensor(other)).numpy()
+                systems[f"{system} re-ranks"] = fused
+            for system, matrix in systems.items():
+                found.setdefault(system, {})[name] = sibling_recall(matrix.T if flip else matrix, concepts)
+        return found
+
+
+def measure(recipes: dict[str, Any], name: str, seed: int, work: Path) -> dict[str, Any]:
+    """Train the models of one set and seed, and evaluate all systems."""
+    folder = prepare(name, work)
+    start = train_model(recipes, "start", name, recipes["start"]["steps"][name], 0, folder)
+    write_towers(start, folder)
+    steps = measure_steps(recipes, name, folder)
+    folders = {kind: train_model(recipes, kind, name, count, seed, folder) for kind, count in steps.items()}
+    systems = Systems(folders, load(folder, "validation"))
+    line: dict[str, Any] = {
+        "set": name,
+        "seed": seed,
+        "steps": steps,
+        "best": systems.best,
+        "validation_R@1": systems.validation_r1,
+        "weights": {f"{system}, {way}": fusion.weight for (system, way), fusion in systems.fusions.items()},
+        **commit(),
+        "machine": machine("cpu"),
+        "galleries": {},
+    }
+    for gallery in GALLERIES[name]:
+        pairs = load(folder, gallery)
+        line["galleries"][gallery] = systems.evaluate(pairs) | {"pairs": len(pairs)}
+        if name == "toned":
+            concepts = pairs.table["concept"]
+            line["galleries"][gallery]["siblings"] = systems.siblings(pairs, list(concepts))
+    return line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", nargs="+", choices=list(GALLERIES), default=list(GALLERIES), dest="sets")
+    parser.add_argument("--seed", nargs="+", type=int, default=[0, 1, 2], dest="seeds")
+    parser.add_argument("--work", type=Path, default=Path("runs/rerank_at_scale"))
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/rerank_at_scale.jsonl"))
+    arguments = parser.parse_args()
+    recipes = yaml.safe_load(RECIPES.read_text(encoding="utf-8"))
+    results = Results(arguments.results)
+    done = {(line["set"], line["seed"]) for line in results.lines()}
+    for name in arguments.sets:
+        for seed in arguments.seeds:
+            if (name, seed) not in done:
+                results.append(measure(recipes, name, seed, arguments.work))
+
+
+if __name__ == "__main__":
+    main()
