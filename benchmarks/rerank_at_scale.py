@@ -45,7 +45,7 @@ from hf_cots.training.arguments import parse_recipe
 from hf_cots.training.publish import save_for_inference
 from hf_cots.training.timed_steps import Stepper
 
-from .ablation.icons import MOST, icons_file, write_icons
+from .ablation.icons import icons_file, write_icons
 from .ablation.measure import commit
 from .ablation.results import Results
 from .machine import machine
@@ -53,8 +53,9 @@ from .toned_emoji import write_toned_emoji
 
 
 RECIPES = Path(__file__).with_suffix(".yaml")
-GALLERIES = {"toned": ("test", "new_style"), "icons": ("test", "new_styles")}
+GALLERIES = {"toned": ("test", "new_style"), "icons": ("test",)}
 K = 64
+VALIDATION = 400  # icons
 ROUNDS, WARM_UP = 24, 4  # of the timed steps
 
 
@@ -71,7 +72,7 @@ def prepare(name: str, work: Path) -> Path:
     if not (folder / "validation.parquet").is_file():
         table = pq.read_table(icons_file(folder, None))
         held_out = np.array([is_in_fraction(word, 0.02, 1) for word in table["name"].to_pylist()])
-        pq.write_table(table.filter(pa.array(held_out)).slice(0, MOST), folder / "validation.parquet")
+        pq.write_table(table.filter(pa.array(held_out)).slice(0, VALIDATION), folder / "validation.parquet")
         pq.write_table(table.filter(pa.array(~held_out)), folder / "train.parquet")
     return folder
 
