@@ -203,8 +203,18 @@ def _interpolate_relative_positions(
 
 
 def is_frozen(tower: nn.Module) -> bool:
-    """Whether no parameter of a tower is trained."""
-    return not any(parameter.requires_grad for parameter in tower.parameters())
+    """Whether no parameter of a tower is trained.
+
+    It is asked in every step. `parameters()` names each one on its way, which takes longer than a step on stored
+    features may; so this walks through the modules' own tables.
+    """
+    modules = [tower]
+    while modules:
+        module = modules.pop()
+        if any(parameter is not None and parameter.requires_grad for parameter in module._parameters.values()):
+            return False
+        modules += [child for child in module._modules.values() if child is not None]
+    return True
 
 
 def pooled(
