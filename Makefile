@@ -1,5 +1,5 @@
 # Two commands on a fresh machine with Python 3.10+, git and make: `make demo` and `make test`.
-.PHONY: help demo test test-milvus check soak soak-milvus icons cots-icons icon-ablation ablation cookie-ablation fine-tuning clean
+.PHONY: help demo test test-milvus check soak soak-milvus icons cots-icons icon-ablation rerank-at-scale ablation cookie-ablation fine-tuning clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,6 +18,7 @@ help:
 	@echo "make ablation  train all recipes and compare them; MINUTES=60 for the most informative ones only"
 	@echo "make cookie-ablation  train and compare COOKIE's shared weights and contrasts within a modality"
 	@echo "make icon-ablation  train and compare recipes on 150,000 icons"
+	@echo "make rerank-at-scale  does re-ranking with SIMLA add to the best dual encoder? on icons and skin-toned emoji"
 	@echo "make cots-icons  train a model that searches icons, on a CPU, and measure it"
 	@echo "make fine-tuning  what pays in fine-tuning a pretrained model; after make demo and make icons"
 	@echo "make check   lint and type-check"
@@ -75,6 +76,9 @@ ICON_ABLATION := --recipes benchmarks/ablation/icons.yaml --results benchmarks/r
 icon-ablation: icons
 	$(BIN)/python -m benchmarks.ablation run $(ICON_ABLATION) $(if $(MINUTES),--minutes $(MINUTES))
 	$(BIN)/python -m benchmarks.ablation summary $(ICON_ABLATION) --output benchmarks/results/icons.md
+
+rerank-at-scale: icons
+	$(BIN)/python -m benchmarks.rerank_at_scale
 
 CHECKED := src tests benchmarks conversion metrics $(wildcard examples)
 check: $(BIN)/.installed
