@@ -44,8 +44,8 @@ class COTSConfig(TwoTowerConfig):
         pad_token_id (`int` or `None`, defaults to `None` [D]): with `text_padding="attended"`, what texts that come
             shorter, as from a pipeline that pads to the longest, are filled up with; with `None` they stay so.
         image_mean, image_std (`list[float]`, default 0.5 [D]): normalization of `pixel_values`.
-        frame_pooling (`"mean"` or `"attention"`, default `"mean"` [D]): how the features of a clip's frames become one,
-            which is projected: their mean, or what [`FrameAttention`] adds to it, which can see their order.
+        frame_pooling (`"mean"` or `"attention"`, default `"mean"` [D]): how the features of a clip's frames become
+            one, which is projected: their mean, or what [`FrameAttention`] adds to it, which can see their order.
         num_frames (`int`, defaults to 8 [D]): frames of a clip, from the middles of so many equal parts of it.
         special_token_ids (`list[int]`, defaults to BERT's): token ids that are never masked.
         mask_token_id (`int`, defaults to 103, BERT's): the token that stands for a masked word.

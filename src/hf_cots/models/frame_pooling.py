@@ -67,9 +67,7 @@ class FrameAttention(nn.Module):
         return mean_of_frames(features, frame_mask) + self.output(found.flatten(1))
 
 
-def find_distinct(
-    pixel_values_videos: torch.Tensor, frame_mask: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def find_distinct(pixel_values_videos: torch.Tensor, frame_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Which frames must be encoded, if one that equals the one before it need not be.
 
     Args:

@@ -152,8 +152,9 @@ class COTSProcessor(ProcessorMixin):
         fields = (processor_dict or {}).get("video_processor")
         if fields is None:
             fields = COTSVideoProcessor.from_image_processor(image_processor).to_dict()
-        given = {name: value for name, value in kwargs.items() if name in COTSVideoProcessor.valid_kwargs.__annotations__}
-        return [image_processor, tokenizer, COTSVideoProcessor.from_dict(fields, **given)]
+        known = COTSVideoProcessor.valid_kwargs.__annotations__.keys() & kwargs.keys()
+        video_processor = COTSVideoProcessor.from_dict(fields, **{name: kwargs[name] for name in known})
+        return [image_processor, tokenizer, video_processor]
 
     @classmethod
     def from_args_and_dict(cls, args, processor_dict, **kwargs):

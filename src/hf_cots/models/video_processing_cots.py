@@ -52,9 +52,7 @@ class COTSVideoProcessor(BaseVideoProcessor):
     do_convert_rgb = True
 
     @classmethod
-    def from_image_processor(
-        cls, image_processor: BaseImageProcessor, num_frames: int = 8
-    ) -> "COTSVideoProcessor":
+    def from_image_processor(cls, image_processor: BaseImageProcessor, num_frames: int = 8) -> "COTSVideoProcessor":
         """The video processor that gives frames the size and colors that an image processor gives images."""
         known = COTSImageProcessor.valid_kwargs.__annotations__.keys() & cls.valid_kwargs.__annotations__.keys()
         fields = {name: value for name, value in image_processor.to_dict().items() if name in known}
