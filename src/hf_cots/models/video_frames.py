@@ -4,18 +4,20 @@ Films (mp4, webm, mkv, mov, avi) are read with PyAV, which is FFmpeg: it seeks t
 time, and decodes from there. Animated images (gif, webp, png) are read with PIL, frame after frame.
 """
 
+import bisect
 import hashlib
 import io
+import itertools
 import os
 import struct
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from .image_processing_cots import load_image, open_image, to_rgb
@@ -25,8 +27,8 @@ from .image_processing_cots import load_image, open_image, to_rgb
 FORMATS = "mov,matroska,avi,mpegts,mpeg,ogg,flv,asf"
 ANIMATIONS = ("GIF", "WEBP", "PNG", "AVIF")  # of PIL's formats with several frames; those of TIFF or MPO are pages
 FILMS = ("MPEG",)  # which PIL knows by name, and cannot read
-SHORTEST = 0.011  # seconds; a frame of an animation that is shorter lasts [`USUAL`], as in every browser
-USUAL = 0.1
+SHORTEST = Fraction(11, 1000)  # seconds; a frame of an animation that is shorter lasts [`USUAL`], as in browsers
+USUAL = Fraction(1, 10)
 # How a picture must be turned, by the signs of the first four entries a, b, c, d of its display matrix.
 UPRIGHT = {
     (0, 1, -1, 0): Image.Transpose.ROTATE_270,
@@ -98,14 +100,17 @@ def read_frames(
     if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
         return _read_sequence(list(source), wanted)
     name = str(source) if isinstance(source, (str, os.PathLike)) else "clip without a name"
-    with _named(name):
+    with _named(name), warnings.catch_warnings():
+        # PIL only warns of moderate decompression bombs; those would take gigabytes too.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         source = Path(source) if isinstance(source, (str, os.PathLike)) else bytes(source)
         try:
             with open_image(source) as opened:
                 if opened.format in ANIMATIONS and getattr(opened, "is_animated", False):
                     return _read_animation(opened, wanted)
                 if opened.format not in FILMS:
-                    return _collect([load_image(source)], wanted.within(0.0), 0.0, lambda time: 0)
+                    still = Fraction(0)
+                    return _collect([load_image(source)], wanted.within(still), still, lambda time: 0)
         except UnidentifiedImageError:
             pass
         return _read_film(source, wanted)
@@ -118,16 +123,20 @@ class _Times:
     num_frames: int
     given: Sequence[float] | None
 
-    def within(self, duration: float) -> list[float]:
-        """The times in a clip of so many seconds, or a ValueError that names one outside of it."""
+    def within(self, duration: Fraction) -> list[Fraction]:
+        """The times in a clip of so many seconds, exactly: the middle of a part is often where a frame begins.
+
+        Raises:
+            ValueError: naming a time outside of the clip.
+        """
         if self.given is None:
-            return [(i + 0.5) * duration / self.num_frames for i in range(self.num_frames)]
+            return [(2 * i + 1) * duration / (2 * self.num_frames) for i in range(self.num_frames)]
+        if not len(self.given):
+            raise ValueError("times is empty: give at least one")
         for time in self.given:
             if not 0 <= time <= duration:
-                raise ValueError(f"time {time:g} s lies outside of the clip, which lasts {duration:.3f} s")
-        if not self.given:
-            raise ValueError("times is empty: give at least one")
-        return [float(time) for time in self.given]
+                raise ValueError(f"time {time:g} s lies outside of the clip, which lasts {float(duration):.3f} s")
+        return [Fraction(float(time)).limit_denominator(10**6) for time in self.given]  # 0.3 is meant as 3/10
 
 
 @contextmanager
@@ -142,12 +151,14 @@ def _named(name: str) -> Iterator[None]:
         raise ValueError(reason if name in reason else f"{name}: {reason}") from None
 
 
-def _collect(images: Sequence[Image.Image], times: list[float], duration: float, number_at: Any) -> VideoFrames:
+def _collect(
+    images: Any, times: list[Fraction], duration: Fraction, number_at: Callable[[Fraction], Any]
+) -> VideoFrames:
     """Join the images of single frames, by number of frame, with the times at which they are shown; equal images are
     kept once.
 
     Args:
-        images: sequence or mapping.
+        images: list or dict.
         number_at: gives the number of the frame that is shown at a time.
     """
     kept: list[Image.Image] = []
@@ -162,12 +173,7 @@ def _collect(images: Sequence[Image.Image], times: list[float], duration: float,
                 kept.append(image)
             known[number] = known[digest]
         frame_index.append(known[number])
-    return VideoFrames(kept, frame_index, times, duration)
-
-
-def _number_at(starts: Sequence[float], time: float) -> int:
-    """The number of the frame shown at a time: the last that has begun, the first before any has."""
-    return max(0, int(np.searchsorted(starts, time, side="right")) - 1)
+    return VideoFrames(kept, frame_index, [float(time) for time in times], float(duration))
 
 
 # ---------------------------------------------------------------------- images
@@ -177,29 +183,28 @@ def _read_sequence(images: list[Any], wanted: _Times) -> VideoFrames:
     """The frames of a list of images, of which each lasts a second."""
     if not images:
         raise ValueError("a clip without frames: give at least one image")
-    times = wanted.within(float(len(images)))
-    chosen = {number: load_image(images[number]) for number in {min(int(time), len(images) - 1) for time in times}}
-    return _collect(chosen, times, float(len(images)), lambda time: min(int(time), len(images) - 1))  # type: ignore[arg-type]
+    duration = Fraction(len(images))
+    times = wanted.within(duration)
+    numbers = {time: min(int(time), len(images) - 1) for time in times}
+    chosen = {number: load_image(images[number]) for number in set(numbers.values())}
+    return _collect(chosen, times, duration, numbers.__getitem__)
 
 
 def _read_animation(opened: Image.Image, wanted: _Times) -> VideoFrames:
     """The frames of an animated image. It must be decoded from its beginning; once if all its frames last equally
     long, as most do, twice if not."""
-    count = opened.n_frames  # type: ignore[attr-defined]
-    if wanted.given is None:  # a guess
-        numbers = {int((i + 0.5) * count / wanted.num_frames) for i in range(wanted.num_frames)}
-        images, durations = _walk(opened, numbers)
-    else:
-        images, durations = _walk(opened, set())
-    starts = np.cumsum([0.0, *durations])  # one more than there are frames: the last is the end
-    times = wanted.within(float(starts[-1]))
-    numbers = {_number_at(starts[:-1], time) for time in times}
-    if not numbers <= images.keys():
-        images, _ = _walk(opened, numbers)
-    return _collect(images, times, float(starts[-1]), lambda time: _number_at(starts[:-1], time))  # type: ignore[arg-type]
+    count = Fraction(opened.n_frames)  # type: ignore[attr-defined]
+    guess = set() if wanted.given is not None else {int(middle) for middle in wanted.within(count)}
+    images, durations = _walk(opened, guess)
+    *starts, duration = itertools.accumulate(durations, initial=Fraction(0))
+    times = wanted.within(duration)
+    numbers = {time: max(0, bisect.bisect_right(starts, time) - 1) for time in times}  # the last that has begun
+    if not images.keys() >= set(numbers.values()):
+        images, _ = _walk(opened, set(numbers.values()))
+    return _collect(images, times, duration, numbers.__getitem__)
 
 
-def _walk(opened: Image.Image, numbers: set[int]) -> tuple[dict[int, Image.Image], list[float]]:
+def _walk(opened: Image.Image, numbers: set[int]) -> tuple[dict[int, Image.Image], list[Fraction]]:
     """The frames of these numbers, and how long each frame lasts in seconds."""
     images, durations = {}, []
     for number in range(opened.n_frames):  # type: ignore[attr-defined]
@@ -207,7 +212,7 @@ def _walk(opened: Image.Image, numbers: set[int]) -> tuple[dict[int, Image.Image
         opened.load()
         if number in numbers:
             images[number] = to_rgb(opened.copy())
-        seconds = float(opened.info.get("duration") or 0) / 1000
+        seconds = Fraction(opened.info.get("duration") or 0).limit_denominator(1000) / 1000
         durations.append(seconds if seconds >= SHORTEST else USUAL)
     return images, durations
 
@@ -220,7 +225,7 @@ def _read_film(source: Path | bytes, wanted: _Times) -> VideoFrames:
     with _Film(source) as film:
         times = wanted.within(film.duration)
         shown = film.read(sorted(set(times)))
-        return _collect(shown, times, film.duration, lambda time: time)  # type: ignore[arg-type]
+        return _collect(shown, times, film.duration, lambda time: time)
 
 
 class _Film:
@@ -245,7 +250,7 @@ class _Film:
             raise ValueError("neither an image nor a film, or it lacks what says how to read it") from None
         try:
             self.stream = self._find_stream()
-            self.time_base: Fraction = self.stream.time_base
+            self.time_base = Fraction(self.stream.time_base)
             self.start: int = self.stream.start_time or 0
             self.duration = self._find_duration()
         except BaseException:
@@ -262,75 +267,79 @@ class _Film:
         """The first stream of pictures that is not the cover of a piece of music."""
         for stream in self.container.streams.video:
             if not stream.disposition & type(stream.disposition).attached_pic:
+                if stream.codec_context is None:
+                    raise ValueError("PyAV cannot decode its pictures: their codec is unknown to it")
                 width, height = stream.codec_context.width, stream.codec_context.height
                 if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
                     raise ValueError(f"{width} x {height} pixels are more than the limit of {Image.MAX_IMAGE_PIXELS}")
                 return stream
         raise ValueError("it has sound only" if self.container.streams.audio else "it has no pictures")
 
-    def _find_duration(self) -> float:
+    def _find_duration(self) -> Fraction:
         """In seconds: what the file says of its pictures, or else of itself. Of a file that says nothing, such as one
         that was written while it was sent, the end of its last packet, for which all of it is read, not decoded."""
         if self.stream.duration:
-            return float(self.stream.duration * self.time_base)
+            return self.stream.duration * self.time_base
         if self.container.duration:
             end = Fraction(self.container.duration + (self.container.start_time or 0), 1_000_000)
-            return float(end - self.start * self.time_base)
+            return end - self.start * self.time_base
         packets = (packet for packet in self.container.demux(self.stream) if packet.pts is not None)
-        end = max((packet.pts + (packet.duration or 0) for packet in packets), default=None)
-        if end is None:
+        last = max((packet.pts + (packet.duration or 0) for packet in packets), default=None)
+        if last is None:
             raise ValueError("it has no frames")
-        return self._seconds(end)
+        return self._seconds(last)
 
-    def _seconds(self, timestamp: int) -> float:
-        return float((timestamp - self.start) * self.time_base)
+    def _seconds(self, timestamp: int) -> Fraction:
+        return (timestamp - self.start) * self.time_base
 
-    def read(self, times: list[float]) -> dict[float, Image.Image]:
+    def read(self, times: list[Fraction]) -> dict[Fraction, Image.Image]:
         """The images that are shown at ascending times. Times with the same key frame before them are decoded in one
         go."""
-        runs: dict[int | None, tuple[float, list[float]]] = {}
+        runs: dict[int | None, tuple[Fraction, list[Fraction]]] = {}
         for time in times:
             found = self._find_key_frame(time)
             runs.setdefault(found[0], (found[1], []))[1].append(time)
-        shown: dict[float, Image.Image] = {}
+        shown: dict[Fraction, Image.Image] = {}
         for position, run in runs.values():
             shown |= self._decode(position, run)
         return shown
 
-    def _packets(self, position: float) -> Iterator[Any]:
+    def _packets(self, position: Fraction) -> Iterator[Any]:
         """The packets of pictures from where the file's index leads for a time."""
         self.container.seek(self.start + int(position / self.time_base), stream=self.stream, backward=True)
         return self.container.demux(self.stream)
 
-    def _find_key_frame(self, time: float) -> tuple[int | None, float]:
+    def _find_key_frame(self, time: Fraction) -> tuple[int | None, Fraction]:
         """The timestamp of a key frame not after a time, and the position to seek that leads to it. An index may count
         the times of decoding, which are earlier; then it is looked for further back."""
-        back = 0.0
+        back = Fraction(0)
         while True:
-            position = max(0.0, time - back)
+            position = max(Fraction(0), time - back)
             packet = next(self._packets(position), None)
             timestamp = None if packet is None else packet.pts
             if position == 0 or (timestamp is not None and self._seconds(timestamp) <= time):
                 return timestamp, position
-            back = 2 * back or 1.0
+            back = 2 * back or Fraction(1)
 
-    def _decode(self, position: float, times: list[float]) -> dict[float, Image.Image]:
+    def _decode(self, position: Fraction, times: list[Fraction]) -> dict[Fraction, Image.Image]:
         """The images at ascending times, decoded from a position before the first of them."""
-        shown: dict[float, Image.Image] = {}
+        shown: dict[Fraction, Image.Image] = {}
         remaining, frame = list(times), None
         for packet in self._packets(position):
             for following in self.stream.decode(packet):
                 if following.pts is None:
                     continue
                 if following.is_corrupt:
-                    raise ValueError(f"damaged at {self._seconds(following.pts):.2f} s")
+                    raise ValueError(f"damaged at {float(self._seconds(following.pts)):.2f} s")
                 while remaining and remaining[0] < self._seconds(following.pts):
                     shown[remaining.pop(0)] = _make_image(following if frame is None else frame)
                 if not remaining:
                     return shown
                 frame = following
         if frame is None:
-            raise ValueError("it has no frames" if position == 0 else f"it has no frames after {position:.2f} s")
+            raise ValueError(
+                "it has no frames" if position == 0 else f"it has no frames after {float(position):.2f} s"
+            )
         return shown | dict.fromkeys(remaining, _make_image(frame))
 
 
@@ -376,10 +385,9 @@ def _declared_length(file: BinaryIO, size: int) -> int:
         return 8 + length if length else 0
     if head[:4] == b"\x1aE\xdf\xa3":
         file.seek(4)
-        length = _read_vint(file)
-        file.seek(length or 0, io.SEEK_CUR)
-        is_segment, length = file.read(4) == b"\x18S\x80g", _read_vint(file)
-        return file.tell() + length if is_segment and length is not None else 0
+        file.seek(_read_vint(file) or 0, io.SEEK_CUR)
+        is_segment, rest = file.read(4) == b"\x18S\x80g", _read_vint(file)
+        return file.tell() + rest if is_segment and rest is not None else 0
     if head[4:8] not in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
         return 0
     position = 0

@@ -19,7 +19,7 @@ from .video_frames import VideoFrames, read_frames
 FILES = (str, Path, bytes, bytearray, memoryview)
 
 
-class COTSVideosKwargs(VideosKwargs, total=False):
+class COTSVideosKwargs(VideosKwargs, total=False):  # type: ignore[call-arg]
     """`times`: seconds of each clip at which frames are taken, in place of `num_frames` uniform ones."""
 
     times: list[float] | tuple[float, ...] | None
