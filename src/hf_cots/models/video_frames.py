@@ -23,8 +23,8 @@ from PIL import Image, UnidentifiedImageError
 from .image_processing_cots import load_image, open_image, to_rgb
 
 
-# What PyAV may take a file for. Others, such as playlists, would open further files that they name.
-FORMATS = "mov,matroska,avi,mpegts,mpeg,ogg,flv,asf"
+# What PyAV may take a file for: those that say where their key frames are. Playlists would open further files.
+FORMATS = "mov,matroska,avi"
 ANIMATIONS = ("GIF", "WEBP", "PNG", "AVIF")  # of PIL's formats with several frames; those of TIFF or MPO are pages
 FILMS = ("MPEG",)  # which PIL knows by name, and cannot read
 SHORTEST = Fraction(11, 1000)  # seconds; a frame of an animation that is shorter lasts [`USUAL`], as in browsers
@@ -247,7 +247,9 @@ class _Film:
         try:
             self.container: Any = av.open(file, options={"format_whitelist": FORMATS})
         except (av.error.InvalidDataError, av.error.ArgumentError, EOFError):
-            raise ValueError("neither an image nor a film, or it lacks what says how to read it") from None
+            raise ValueError(
+                "neither an image nor a film in mp4, mov, mkv, webm or avi, or its index is missing"
+            ) from None
         try:
             self.stream = self._find_stream()
             self.time_base = Fraction(self.stream.time_base)
@@ -280,8 +282,8 @@ class _Film:
         that was written while it was sent, the end of its last packet, for which all of it is read, not decoded."""
         if self.stream.duration:
             return self.stream.duration * self.time_base
-        if self.container.duration:
-            end = Fraction(self.container.duration + (self.container.start_time or 0), 1_000_000)
+        end = Fraction(self.container.duration or 0, 1_000_000)  # Matroska's, which counts from 0
+        if end > self.start * self.time_base:
             return end - self.start * self.time_base
         packets = (packet for packet in self.container.demux(self.stream) if packet.pts is not None)
         last = max((packet.pts + (packet.duration or 0) for packet in packets), default=None)
@@ -295,13 +297,13 @@ class _Film:
     def read(self, times: list[Fraction]) -> dict[Fraction, Image.Image]:
         """The images that are shown at ascending times. Times with the same key frame before them are decoded in one
         go."""
-        runs: dict[int | None, tuple[Fraction, list[Fraction]]] = {}
+        runs: dict[int, tuple[Fraction, list[Fraction]]] = {}
         for time in times:
-            found = self._find_key_frame(time)
-            runs.setdefault(found[0], (found[1], []))[1].append(time)
+            key, position = self._find_key_frame(time)
+            runs.setdefault(key, (position, []))[1].append(time)
         shown: dict[Fraction, Image.Image] = {}
-        for position, run in runs.values():
-            shown |= self._decode(position, run)
+        for key, (position, run) in runs.items():
+            shown |= self._decode(position, key, run)
         return shown
 
     def _packets(self, position: Fraction) -> Iterator[Any]:
@@ -309,25 +311,35 @@ class _Film:
         self.container.seek(self.start + int(position / self.time_base), stream=self.stream, backward=True)
         return self.container.demux(self.stream)
 
-    def _find_key_frame(self, time: Fraction) -> tuple[int | None, Fraction]:
-        """The timestamp of a key frame not after a time, and the position to seek that leads to it. An index may count
-        the times of decoding, which are earlier; then it is looked for further back."""
+    def _find_key_frame(self, time: Fraction) -> tuple[int, Fraction]:
+        """The timestamp of a key frame not after a time, and the position to seek that leads to it; of the first one,
+        if none is before. An index may count the times of decoding, which are earlier; then it is looked for further
+        back."""
         back = Fraction(0)
         while True:
             position = max(Fraction(0), time - back)
-            packet = next(self._packets(position), None)
-            timestamp = None if packet is None else packet.pts
-            if position == 0 or (timestamp is not None and self._seconds(timestamp) <= time):
-                return timestamp, position
+            for packet in self._packets(position):
+                if packet.pts is None:
+                    continue
+                if packet.is_keyframe and (position == 0 or self._seconds(packet.pts) <= time):
+                    return packet.pts, position
+                if position > 0 and self._seconds(packet.pts) > time:
+                    break
+            if position == 0:
+                raise ValueError("it has no frames")
             back = 2 * back or Fraction(1)
 
-    def _decode(self, position: Fraction, times: list[Fraction]) -> dict[Fraction, Image.Image]:
-        """The images at ascending times, decoded from a position before the first of them."""
+    def _decode(self, position: Fraction, key: int, times: list[Fraction]) -> dict[Fraction, Image.Image]:
+        """The images at ascending times, decoded from a position on; what comes before the key frame is incomplete.
+
+        Raises:
+            ValueError: if a frame is damaged, or there is none.
+        """
         shown: dict[Fraction, Image.Image] = {}
         remaining, frame = list(times), None
         for packet in self._packets(position):
             for following in self.stream.decode(packet):
-                if following.pts is None:
+                if following.pts is None or following.pts < key:
                     continue
                 if following.is_corrupt:
                     raise ValueError(f"damaged at {float(self._seconds(following.pts)):.2f} s")
@@ -337,9 +349,7 @@ class _Film:
                     return shown
                 frame = following
         if frame is None:
-            raise ValueError(
-                "it has no frames" if position == 0 else f"it has no frames after {float(position):.2f} s"
-            )
+            raise ValueError(f"it has no frames after {float(position):.2f} s")
         return shown | dict.fromkeys(remaining, _make_image(frame))
 
 
