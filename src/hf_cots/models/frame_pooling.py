@@ -36,8 +36,8 @@ class FrameAttention(nn.Module):
 
         g = mean_i x_i + W_o softmax_i(q . W_k z_i / sqrt(d)) W_v z_i,    z_i = LayerNorm(x_i) + W_p cos(pi k t_i)
 
-    in 8 heads (or as many as divide the width). [D] W_o is 0 at first, so that training begins with exactly the mean.
-    [D] Neither a mean nor attention by content alone can see the order of frames, which tells opening from closing;
+    in 8 heads (or as many as divide the width) [D]. W_o is 0 at first, so that training begins with exactly the mean.
+    Neither a mean nor attention by content alone can see the order of frames, which tells opening from closing;
     so positions t_i of the frames, from 0 to 1, are added. W_p is 0 at first too: order counts where it helps.
 
     Args:

@@ -93,7 +93,7 @@ class COTSPreTrainedModel(WithCard, PreTrainedModel):
             init.zeros_(module.mean)
             init.ones_(module.deviation)
         if isinstance(module, FrameAttention):
-            init.normal_(module.query, std=self.config.initializer_range)
+            init.normal_(module.query)  # wide enough that attention differs from frame to frame
             for layer in (module.position, module.output):
                 init.zeros_(layer.weight)
 
