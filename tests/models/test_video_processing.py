@@ -9,9 +9,10 @@ from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessorPil
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
-from hf_cots import COTSImageProcessor, COTSProcessor, COTSVideoProcessor
+from hf_cots import COTSImageProcessor, COTSModel, COTSProcessor, COTSVideoProcessor
 from hf_cots.models import read_frames
 from tests.support.clips import make_animation, make_film, picture
+from tests.support.tiny import tiny_config
 from tests.support.words import tiny_processor
 
 
@@ -157,3 +158,18 @@ def test_the_video_processor_is_ours():
     with pytest.raises(TypeError, match="video_processor must be a COTSVideoProcessor, got a COTSImageProcessor"):
         COTSProcessor(processor.image_processor, processor.tokenizer, video_processor=processor.image_processor)
     assert isinstance(read_frames([Image.new("RGB", (2, 2))], 1).images[0], Image.Image)
+
+
+def test_sentence_transformers_takes_clips(tmp_path, film):
+    """By path, and by name where it does not know the suffix."""
+    st = pytest.importorskip("sentence_transformers")
+    from sentence_transformers.sentence_transformer.modules import Transformer
+
+    model, processor = COTSModel(tiny_config()).eval(), tiny_processor()
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = model.get_video_features(**processor(videos=[film], return_tensors="pt")).pooler_output
+    wrapped = st.SentenceTransformer(modules=[Transformer(str(tmp_path))], device="cpu")
+    for clip in (str(film), {"video": str(film)}):
+        assert torch.equal(wrapped.encode([clip], convert_to_tensor=True), expected)

@@ -169,7 +169,9 @@ class COTSProcessor(ProcessorMixin):
         Raises:
             OSError, ValueError: naming the text, image or clip that is none, or if there is none at all.
         """
-        if videos is not None and not isinstance(self.image_processor, COTSImageProcessor):
+        # By name: without the package, the Auto classes load each file's classes apart.
+        bases = {base.__name__ for base in type(self.image_processor).__mro__}
+        if videos is not None and COTSImageProcessor.__name__ not in bases:
             raise ValueError(
                 f"frames of clips go through a COTSImageProcessor, and this processor has {self.image_processor!r}"
             )
