@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test keeps this equal to t
     from .models import COTSImageTokenizerConfig as COTSImageTokenizerConfig
     from .models import COTSModel as COTSModel
     from .models import COTSProcessor as COTSProcessor
+    from .models import COTSVideoProcessor as COTSVideoProcessor
     from .models import SimlaConfig as SimlaConfig
     from .models import SimlaForPreTraining as SimlaForPreTraining
     from .models import SimlaModel as SimlaModel
@@ -50,6 +51,7 @@ _MODULE_OF = {
     "COTSProcessor": ".models",
     "COTSTrainer": ".training.trainer",
     "COTSTrainingArguments": ".training.arguments",
+    "COTSVideoProcessor": ".models",
     "CookieConfig": ".models",
     "CookieForPreTraining": ".models",
     "CookieModel": ".models",

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoPro
 
 from hf_cots import CookieForPreTraining, COTSForPreTraining, COTSModel, COTSProcessor, SimlaForPreTraining
 from tests.support import processes
+from tests.support.clips import make_animation
 from tests.support.hub_stub import hub
 from tests.support.paths import SCRIPTS
 from tests.support.runs import assert_same_weights, load_exactly
@@ -32,7 +33,7 @@ MODELS = {
         ("", "_cross_modal", "_visual", "_textual"),
     ),
 }
-CODE = {"image_processing_cots.py", "losses.py", "processing_cots.py"}
+CODE = {"image_processing_cots.py", "losses.py", "processing_cots.py", "video_frames.py", "video_processing_cots.py"}
 ONLY_COTS = pytest.mark.parametrize("saved", ["cots"], indirect=True)
 
 
@@ -59,6 +60,9 @@ def saved(request, tmp_path_factory):
         expected |= {"losses": {f"loss{term}": losses[f"loss{term}"] for term in terms}}
         expected |= {name: inputs[name] for name in ("pixel_values", "input_ids")}
         expected |= {name: output[name] for name in ("image_embeds", "text_embeds")}
+        if kind == "cots":
+            clip = make_animation(folder / "clip.gif")
+            expected["video_embeds"] = model(**processor(videos=[clip], return_tensors="pt")).video_embeds
         if kind == "simla":
             expected["match"] = model.match(**inputs)
             expected["keywords"] = model.predict_keywords(inputs["pixel_values"])
@@ -97,7 +101,7 @@ def user(request, saved):
 
 def test_a_fresh_process(user):
     assert {check: outcome for check, outcome in user.items() if outcome != "ok"} == {}
-    assert len(user) == 9
+    assert len(user) == 10
 
 
 def test_the_auto_classes_know_it(saved):

@@ -49,8 +49,8 @@ def image():
     return Image.open(folder / "image.png")
 
 
-def check_class(model):
-    assert type(model).__name__ == expected["class"]
+def check_class(model, name=expected["class"]):
+    assert type(model).__name__ == name
     assert type(model).__module__.startswith("hf_cots." if mode == "with" else "transformers_modules.")
 
 
@@ -110,6 +110,19 @@ def image_tokenizer():
         assert torch.equal(model.get_codebook_indices(expected["pixels"]), expected["codes"])
 
 
+def clips():
+    """Frames of an animated image, by the code that lies beside the weights."""
+    if "video_embeds" in expected:
+        model, processor = (
+            AutoModel.from_pretrained(folder / "model", **trust),
+            AutoProcessor.from_pretrained(folder / "model", **trust),
+        )
+        with torch.no_grad():
+            found = model(**processor(videos=[folder / "clip.gif"], return_tensors="pt"))
+        assert torch.equal(found.video_embeds, expected["video_embeds"])
+        check_class(processor.video_processor, "COTSVideoProcessor")
+
+
 def saved_again():
     """What was loaded can be saved and loaded once more, code and all."""
     again = folder / f"again-{mode}"
@@ -131,7 +144,7 @@ def untrusted():
 
 
 CHECKS = (package, embeddings, zero_shot, feature_extraction, cached_hub_id)
-CHECKS += (pretraining, image_tokenizer, saved_again, untrusted)
+CHECKS += (pretraining, image_tokenizer, clips, saved_again, untrusted)
 results = {}
 for check in CHECKS:
     try:

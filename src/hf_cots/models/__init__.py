@@ -11,6 +11,9 @@ from transformers import (
     AutoProcessor,
 )
 
+# By its top-level name it is a placeholder without torchvision, which ours does without.
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+
 from .configuration_cookie import CookieConfig
 from .configuration_cots import COTSConfig
 from .configuration_dvae import COTSImageTokenizerConfig
@@ -24,6 +27,8 @@ from .pretraining_cookie import CookieForPreTraining, CookieForPreTrainingOutput
 from .pretraining_cots import COTSForPreTraining, COTSForPreTrainingOutput
 from .pretraining_simla import SimlaForPreTraining, SimlaForPreTrainingOutput
 from .processing_cots import COTSProcessor, as_texts, fit_text_limit
+from .video_frames import VideoFrames, read_frames
+from .video_processing_cots import COTSVideoProcessor
 
 
 def _register(config: Any, model: Any, pretraining: Any) -> None:
@@ -33,6 +38,7 @@ def _register(config: Any, model: Any, pretraining: Any) -> None:
     AutoModelForPreTraining.register(config, pretraining)
     AutoModelForZeroShotImageClassification.register(config, model)
     AutoImageProcessor.register(config, image_processor_classes={"pil": COTSImageProcessor})
+    AutoVideoProcessor.register(config, COTSVideoProcessor)
     AutoProcessor.register(config, COTSProcessor)
     config.register_for_auto_class()
     model.register_for_auto_class("AutoModel")
@@ -46,6 +52,7 @@ AutoConfig.register(COTSImageTokenizerConfig.model_type, COTSImageTokenizerConfi
 AutoModel.register(COTSImageTokenizerConfig, COTSImageTokenizer)
 COTSImageProcessor.register_for_auto_class("AutoImageProcessor")
 COTSProcessor.register_for_auto_class("AutoProcessor")
+COTSVideoProcessor.register_for_auto_class("AutoVideoProcessor")
 
 __all__ = [
     "COTSConfig",
@@ -58,6 +65,7 @@ __all__ = [
     "COTSModel",
     "COTSOutput",
     "COTSProcessor",
+    "COTSVideoProcessor",
     "CookieConfig",
     "CookieForPreTraining",
     "CookieForPreTrainingOutput",
@@ -67,9 +75,11 @@ __all__ = [
     "SimlaForPreTraining",
     "SimlaForPreTrainingOutput",
     "SimlaModel",
+    "VideoFrames",
     "as_texts",
     "fit_text_limit",
     "load_image",
     "open_image",
+    "read_frames",
     "to_rgb",
 ]

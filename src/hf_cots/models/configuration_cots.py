@@ -44,6 +44,9 @@ class COTSConfig(TwoTowerConfig):
         pad_token_id (`int` or `None`, defaults to `None` [D]): with `text_padding="attended"`, what texts that come
             shorter, as from a pipeline that pads to the longest, are filled up with; with `None` they stay so.
         image_mean, image_std (`list[float]`, default 0.5 [D]): normalization of `pixel_values`.
+        frame_pooling (`"mean"` or `"attention"`, default `"mean"` [D]): how the features of a clip's frames become
+            one, which is projected: their mean, or what [`FrameAttention`] adds to it, which can see their order.
+        num_frames (`int`, defaults to 8 [D]): frames of a clip, from the middles of so many equal parts of it.
         special_token_ids (`list[int]`, defaults to BERT's): token ids that are never masked.
         mask_token_id (`int`, defaults to 103, BERT's): the token that stands for a masked word.
 
@@ -112,6 +115,8 @@ class COTSConfig(TwoTowerConfig):
     projection_bias: bool = True
     text_padding: Literal["ignored", "attended"] = "ignored"
     pad_token_id: int | None = None
+    frame_pooling: Literal["mean", "attention"] = "mean"
+    num_frames: int = 8
 
     contrast: Literal["momentum", "in_batch", "sigmoid"] = "momentum"
     momentum: float | int = 0.99
@@ -174,6 +179,7 @@ class COTSConfig(TwoTowerConfig):
     def validate_ranges(self):
         """Part of the strict validation: each number within the range in which its formula means something."""
         self.check_at_least(1, "projection_dim", "projection_hidden_dim", "queue_size", "similarity_queue_size")
+        self.check_at_least(1, "num_frames")
         self.check_at_least(0, "instance_weight", "mvm_weight", "mlm_weight", "task_weight")
         self.check_at_least(0, "filter_warmup_steps", "momentum_warmup_steps", "soft_target_warmup_steps")
         if self.filter_lambda is not None and self.filter_lambda < 0:

@@ -109,6 +109,7 @@ class TwoTowerConfig(PreTrainedConfig):
     projection_bias = True
     standardize_features = False
     text_padding = "ignored"
+    frame_pooling = "mean"
 
     @property
     def loss_weights(self) -> dict[str, float | int]:

@@ -117,6 +117,14 @@ class CookieModel(CookiePreTrainedModel, COTSModel):
         output.pooler_output = pool_tokens(hidden, None, self.config.pooling)
         return output
 
+    def encode_frames(self, *args, **kwargs) -> torch.Tensor:
+        """COOKIE's joint feature is made of patches, and not defined for clips.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"{type(self).__name__} encodes images and texts, no clips: take a COTSModel")
+
     @can_return_tuple
     def get_text_features(
         self,

@@ -21,6 +21,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .cards import WithCard
 from .configuration_cots import COTSConfig
 from .dual_encoders import copy_dual_encoder, load_dual_encoder, read_dual_encoder, read_image_processor
+from .frame_pooling import FrameAttention, find_distinct, mean_of_frames
 from .losses import full_precision, l2_normalize
 from .model_files import give_default_mode, named_damage
 from .renamed_fields import RENAMED_BUFFERS
@@ -41,6 +42,7 @@ class COTSOutput(ModelOutput):
             the projected feature before normalization.
         pooler_output (`torch.FloatTensor` of shape `(rows, projection_dim)`): where one modality alone was encoded,
             its embeddings again, by the name under which pipelines look for them.
+        logits_per_video, video_embeds, video_model_output: with clips in place of images, the same of them.
     """
 
     logits_per_image: torch.FloatTensor | None = None
@@ -50,6 +52,9 @@ class COTSOutput(ModelOutput):
     vision_model_output: BaseModelOutputWithPooling | None = None
     text_model_output: BaseModelOutputWithPooling | None = None
     pooler_output: torch.FloatTensor | None = None
+    logits_per_video: torch.FloatTensor | None = None
+    video_embeds: torch.FloatTensor | None = None
+    video_model_output: BaseModelOutputWithPooling | None = None
 
 
 class COTSPreTrainedModel(WithCard, PreTrainedModel):
@@ -87,6 +92,10 @@ class COTSPreTrainedModel(WithCard, PreTrainedModel):
         if isinstance(module, Standardize):  # buffers are garbage after a load on the meta device
             init.zeros_(module.mean)
             init.ones_(module.deviation)
+        if isinstance(module, FrameAttention):
+            init.normal_(module.query)  # wide enough that attention differs from frame to frame
+            for layer in (module.position, module.output):
+                init.zeros_(layer.weight)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -144,6 +153,7 @@ class COTSModel(COTSPreTrainedModel):
         self.vision_tower = describe_tower(config.vision_config, "image")
         self.text_tower = describe_tower(config.text_config, "text")
         self.has_mask_token = use_mask_token
+        self.frame_pooler = FrameAttention(image_size) if config.frame_pooling == "attention" else None
         self.log_temperature = None
         if config.learn_temperature:
             self.log_temperature = nn.Parameter(torch.tensor([math.log(config.temperature)]))  # FSDP shards no scalars
@@ -317,6 +327,62 @@ class COTSModel(COTSPreTrainedModel):
         """Of an image's states (n, tokens, hidden) those of its patches; special tokens stand in front of them."""
         return hidden[:, self.vision_tower.num_special_tokens :]
 
+    def encode_frames(
+        self, pixel_values_videos: torch.FloatTensor, frame_mask: torch.BoolTensor | None = None, **kwargs
+    ) -> torch.Tensor:
+        """The global feature (n, frames, [`feature_size`]) of each frame before projection, as of an image.
+
+        Frames that are masked, and outside of training those that equal the frame before, are not encoded.
+
+        Args:
+            pixel_values_videos: (n, frames, 3, image_size, image_size), normalized.
+            frame_mask: (n, frames), false where a clip has no frame; all true if not given. The features there mean
+                nothing.
+            kwargs: passed on to the tower.
+
+        Raises:
+            ValueError: if that is not the shape of clips, or one of them has no frame.
+        """
+        if pixel_values_videos.ndim != 5:
+            raise ValueError(
+                "pixel_values_videos must have the shape (clips, frames, channels, height, width), got "
+                f"{tuple(pixel_values_videos.shape)}"
+            )
+        shape, pixels = pixel_values_videos.shape[:2], pixel_values_videos.flatten(0, 1)
+        if torch.compiler.is_compiling() or (frame_mask is None and self.vision_model.training):
+            return self.encode_image(pixels, **kwargs).pooler_output.unflatten(0, shape)
+        mask = self.all_frames(pixel_values_videos) if frame_mask is None else frame_mask.bool()
+        if not mask.any(dim=1).all():
+            raise ValueError("frame_mask leaves a clip without any frame")
+        if self.vision_model.training:  # dropout would differ from frame to frame
+            number = (mask.flatten().cumsum(dim=0) - 1).clamp(min=0)
+        else:
+            mask, number = find_distinct(pixel_values_videos, mask)
+        features = self.encode_image(pixels[mask.flatten()], **kwargs).pooler_output
+        return features[number].unflatten(0, shape)
+
+    def pool_frames(self, features: torch.Tensor, frame_mask: torch.BoolTensor | None = None) -> torch.Tensor:
+        """One feature (n, [`feature_size`]) of each clip, of those of its frames (n, frames, [`feature_size`]), by
+        `config.frame_pooling`."""
+        mask = self.all_frames(features) if frame_mask is None else frame_mask.bool()
+        return mean_of_frames(features, mask) if self.frame_pooler is None else self.frame_pooler(features, mask)
+
+    @staticmethod
+    def all_frames(clips: torch.Tensor) -> torch.Tensor:
+        """A mask (n, frames) of clips (n, frames, ...) that all have as many frames."""
+        return torch.ones(clips.shape[:2], dtype=torch.bool, device=clips.device)
+
+    def encode_video(
+        self, pixel_values_videos: torch.FloatTensor, frame_mask: torch.BoolTensor | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """The image stream on clips: as `last_hidden_state` each frame's global feature (n, frames, [`feature_size`]),
+        and as `pooler_output` the clip's (n, [`feature_size`]), before projection. Arguments as in
+        [`encode_frames`]."""
+        features = self.encode_frames(pixel_values_videos, frame_mask, **kwargs)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=features, pooler_output=self.pool_frames(features, frame_mask)
+        )
+
     def encode_text(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
@@ -392,6 +458,19 @@ class COTSModel(COTSPreTrainedModel):
         return output
 
     @can_return_tuple
+    def get_video_features(
+        self, pixel_values_videos: torch.FloatTensor, frame_mask: torch.BoolTensor | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """Video features; `pooler_output` is the projected feature (n, projection_dim), *not* normalized.
+
+        The features of the frames are made one by `config.frame_pooling` and then projected. Arguments as in
+        [`encode_frames`].
+        """
+        output = self.encode_video(pixel_values_videos, frame_mask, **kwargs)
+        output.pooler_output = self.visual_projection(output.pooler_output)
+        return output
+
+    @can_return_tuple
     def get_text_features(
         self,
         input_ids: torch.LongTensor,
@@ -416,26 +495,38 @@ class COTSModel(COTSPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         interpolate_pos_encoding: bool = False,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        frame_mask: torch.BoolTensor | None = None,
         **kwargs,
     ) -> COTSOutput:
-        """Encode images, texts, or both; with both, also compare every image with every text.
+        """Encode images or clips, texts, or both; with both, also compare every image or clip with every text.
 
         Args:
             input_ids, attention_mask: (texts, length).
             pixel_values: (images, 3, image_size, image_size).
             interpolate_pos_encoding: accept other image sizes, if the tower can.
+            pixel_values_videos: (clips, frames, 3, image_size, image_size), in place of images.
+            frame_mask: (clips, frames), false where a clip has no frame.
 
         Raises:
-            ValueError: if neither modality is given.
+            ValueError: if neither modality is given, or images and clips at once.
         """
-        if input_ids is None and pixel_values is None:
+        if input_ids is None and pixel_values is None and pixel_values_videos is None:
             raise ValueError(f"{type(self).__name__} needs input_ids, pixel_values, or both")
-        image_output, text_output = None, None
+        if pixel_values is not None and pixel_values_videos is not None:
+            raise ValueError("give pixel_values of images or pixel_values_videos of clips, not both at once")
+        image_output, video_output, text_output = None, None, None
+        sizes = {"interpolate_pos_encoding": True} if interpolate_pos_encoding else {}
         if pixel_values is not None:
-            sizes = {"interpolate_pos_encoding": True} if interpolate_pos_encoding else {}
             image_output = self.get_image_features(pixel_values, return_dict=True, **sizes, **kwargs)
+        if pixel_values_videos is not None:
+            video_output = self.get_video_features(
+                pixel_values_videos, frame_mask, return_dict=True, **sizes, **kwargs
+            )
         if input_ids is not None:
             text_output = self.get_text_features(input_ids, attention_mask, return_dict=True, **kwargs)
+        if video_output is not None:
+            return video_contrastive_output(video_output, text_output, self.temperature)
         return contrastive_output(image_output, text_output, self.temperature)
 
 
@@ -473,6 +564,24 @@ def contrastive_output(
         vision_model_output=image_output,
         text_model_output=text_output,
         pooler_output=alone,
+    )
+
+
+def video_contrastive_output(
+    video_output: BaseModelOutputWithPooling,
+    text_output: BaseModelOutputWithPooling | None,
+    temperature: torch.Tensor | float,
+) -> COTSOutput:
+    """As [`contrastive_output`], by the names for clips."""
+    output = contrastive_output(video_output, text_output, temperature)
+    return COTSOutput(
+        logits_per_text=output.logits_per_text,
+        text_embeds=output.text_embeds,
+        text_model_output=text_output,
+        pooler_output=output.pooler_output,
+        logits_per_video=output.logits_per_image,
+        video_embeds=output.image_embeds,
+        video_model_output=video_output,
     )
 
 

@@ -53,7 +53,8 @@ class COTSForPreTrainingOutput(ModelOutput):
         loss_instance, loss_mvm, loss_mlm, loss_task (`torch.FloatTensor`, scalars): the terms before their weights;
             0 where a level has weight 0.
         kept (`torch.BoolTensor` of shape `(batch,)`): which pairs the filter kept.
-        image_embeds, text_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`): L2-normalized.
+        image_embeds, text_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`): L2-normalized; of clips,
+            where the batch has clips, under the same name.
         vision_model_output, text_model_output (`BaseModelOutputWithPooling`): each stream's output, if its hidden
             states or attentions were asked for.
     """
@@ -143,9 +144,10 @@ class COTSForPreTraining(PreTrainingModel):
         """Compute the momentum keys of a whole optimizer step, filter its pairs, and fill the queues.
 
         Args:
-            micro_batches: this rank's micro-batches, each with `pixel_values`, `input_ids`, and if there are any
-                `attention_mask` and `image_ids` (n,) int64, at least 0, equal for the captions of one image; or with
-                `features` of frozen towers in place of pixels and texts.
+            micro_batches: this rank's micro-batches, each with `pixel_values`, or `pixel_values_videos` and
+                `frame_mask`, `input_ids`, and if there are any `attention_mask` and `image_ids` (n,) int64, at least
+                0, equal for the captions of one image; or with `features` of frozen towers in place of pixels and
+                texts.
         """
         threshold = self.filter_threshold()  # of the state before this step
         features = [self.momentum_features(self._with_frozen_features(batch)) for batch in micro_batches]
@@ -180,18 +182,25 @@ class COTSForPreTraining(PreTrainingModel):
         `features` (n, [`feature_size`]) of frozen towers that the batch brings.
 
         Raises:
-            ValueError: if pixels or texts are needed and not given.
+            ValueError: if pixels or texts are needed and not given, or if clips are to be masked.
         """
         features = {name: rows.to(self.dtype) for name, rows in (batch.get("features") or {}).items()}
+        clips = batch.get("pixel_values_videos") is not None or "frame_features" in features
+        if clips and self.config.uses_masks:
+            raise ValueError(
+                "the token level masks images and their texts, and is not defined for clips: set mvm_weight and "
+                "mlm_weight to 0"
+            )
         for name, feature in (("pixel_values", "image_features"), ("input_ids", "text_features")):
-            if batch.get(name) is None and (feature not in features or self.config.uses_masks):
+            given = batch.get(name) is not None or (clips and name == "pixel_values")
+            if not given and (feature not in features or self.config.uses_masks):
                 raise ValueError(f"{type(self).__name__} needs {name}: {feature} serve where nothing is masked")
         encoder = self.momentum_encoder
         if encoder is None:
             shape, full_precision = (batch_size(batch), self.config.projection_dim), self.full_precision
             zeros = torch.zeros(shape, dtype=full_precision, device=self.device)
             return features | {"image_keys": zeros, "text_keys": zeros}
-        image = features["image_features"] if "image_features" in features else self._image_features(encoder, batch)
+        image = self._image_features(encoder, batch | {"features": features})
         text = features["text_features"] if "text_features" in features else self._text_features(encoder, batch)
         return features | {
             "image_keys": l2_normalize(encoder.visual_projection(image)),
@@ -206,6 +215,9 @@ class COTSForPreTraining(PreTrainingModel):
         images, texts = batch.get("pixel_values"), batch.get("input_ids")
         if "image_features" in missing and images is not None and is_frozen(self.cots.vision_model):
             features["image_features"] = self._image_features(self.cots, batch)
+        clips = batch.get("pixel_values_videos")
+        if clips is not None and "frame_features" not in features and is_frozen(self.cots.vision_model):
+            features["frame_features"] = self.cots.encode_frames(clips, batch.get("frame_mask"))
         if "text_features" in missing and texts is not None and is_frozen(self.cots.text_model):
             features["text_features"] = self._text_features(self.cots, batch)
         return batch | {"features": features}
@@ -246,6 +258,8 @@ class COTSForPreTraining(PreTrainingModel):
         bool_masked_words: torch.BoolTensor | None = None,
         codebook_indices: torch.LongTensor | None = None,
         features: dict[str, torch.Tensor] | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        frame_mask: torch.BoolTensor | None = None,
         step: Step | None = None,
     ) -> COTSForPreTrainingOutput:
         """The losses of one micro-batch of n pairs.
@@ -258,14 +272,19 @@ class COTSForPreTraining(PreTrainingModel):
                 drawn here if not given. A row without masked positions takes no masked pass.
             codebook_indices: (n, patches) int64 codes of the patches; computed here if not given.
             features: `image_features` and `text_features` (n, [`feature_size`]), global features of frozen towers that
-                were computed before training; `pixel_values` and `input_ids` may then be left out.
+                were computed before training; `pixel_values` and `input_ids` may then be left out. Of clips,
+                `frame_features` (n, frames, [`feature_size`]) in place of `image_features`.
+            pixel_values_videos: (n, frames, 3, image_size, image_size), clips in place of images, where nothing is
+                masked.
+            frame_mask: (n, frames), false where a clip has no frame.
             step: of [`begin_step`]. In training without one forward is a step of its own; in evaluation the queues
                 stay as they are.
 
         Raises:
-            ValueError: if pixels or texts are needed and not given.
+            ValueError: if pixels or texts are needed and not given, or if clips are to be masked.
         """
         batch = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
+        batch |= {"pixel_values_videos": pixel_values_videos, "frame_mask": frame_mask}
         batch |= {"image_ids": image_ids, "features": features, "codebook_indices": codebook_indices}
         batch |= {"bool_masked_pos": bool_masked_pos, "masked_input_ids": masked_input_ids}
         batch |= {"bool_masked_words": bool_masked_words}
@@ -299,7 +318,11 @@ class COTSForPreTraining(PreTrainingModel):
         image = BaseModelOutputWithPooling(pooler_output=step.image_features)
         text = BaseModelOutputWithPooling(pooler_output=step.text_features)
         options = self.output_options
-        if step.image_features is None or (options and batch["pixel_values"] is not None):
+        if step.frame_features is not None:
+            image.pooler_output = self.cots.pool_frames(step.frame_features, batch.get("frame_mask"))
+        elif batch.get("pixel_values_videos") is not None:
+            image = self.cots.encode_video(batch["pixel_values_videos"], batch.get("frame_mask"))
+        elif step.image_features is None or (options and batch["pixel_values"] is not None):
             image = self.cots.encode_image(batch["pixel_values"], **options)
         if step.text_features is None or (options and batch["input_ids"] is not None):
             text = self.cots.encode_text(batch["input_ids"], batch.get("attention_mask"), **options)
@@ -421,6 +444,13 @@ class COTSForPreTraining(PreTrainingModel):
 
     @staticmethod
     def _image_features(encoder: COTSModel, batch: Batch) -> torch.Tensor:
+        features, frame_mask = batch.get("features") or {}, batch.get("frame_mask")
+        if "image_features" in features:
+            return features["image_features"]
+        if "frame_features" in features:
+            return encoder.pool_frames(features["frame_features"], frame_mask)
+        if batch.get("pixel_values_videos") is not None:
+            return encoder.encode_video(batch["pixel_values_videos"], frame_mask).pooler_output
         return encoder.encode_image(batch["pixel_values"]).pooler_output
 
     @staticmethod

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
+from .image_processing_cots import COTSImageProcessor
 from .processing_dual_encoder import as_cots_image_processor, load_dual_processor, pads_to_full_length, text_limit
+from .video_processing_cots import COTSVideoProcessor
 
 
 # Options of a call that a tokenizer may carry along, from its file or its constructor. ProcessorMixin lets them win
@@ -49,7 +51,8 @@ class COTSProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-a
 
 
 class COTSProcessor(ProcessorMixin):
-    """`processor(images=..., text=..., return_tensors="pt")` gives `pixel_values`, `input_ids`, `attention_mask`.
+    """`processor(images=..., text=..., return_tensors="pt")` gives `pixel_values`, `input_ids`, `attention_mask`;
+    `processor(videos=..., num_frames=8)` gives `pixel_values_videos` and `frame_mask`.
 
     Texts are padded to the longest of the batch and cut at the tokenizer's `model_max_length`, which is the limit in
     training, evaluation and search alike. Another length that the tokenizer carries, in its file or constructor,
@@ -61,12 +64,22 @@ class COTSProcessor(ProcessorMixin):
         padding (`"longest"` or `"max_length"`, defaults to `"longest"`): what texts are padded to whenever they
             are: the longest of the batch, or `model_max_length`, whatever else a call asks for. A text tower that does
             not ignore padding, such as SigLIP's, needs the length that it was trained with.
+        video_processor ([`COTSVideoProcessor`], *optional*): by default the one that gives 8 frames of a clip the
+            pixels that the image processor gives images; a file names it only if it is another.
     """
 
     valid_processor_kwargs = COTSProcessorKwargs
 
-    def __init__(self, image_processor=None, tokenizer=None, padding: Literal["longest", "max_length"] = "longest"):
-        super().__init__(image_processor, tokenizer)
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        padding: Literal["longest", "max_length"] = "longest",
+        video_processor: COTSVideoProcessor | None = None,
+    ):
+        if video_processor is None:
+            video_processor = COTSVideoProcessor.from_image_processor(image_processor)
+        super().__init__(image_processor, tokenizer, video_processor)
         if padding not in ("longest", "max_length"):
             raise ValueError(f'padding must be "longest" or "max_length", got {padding!r}')
         self.padding = padding
@@ -77,10 +90,20 @@ class COTSProcessor(ProcessorMixin):
             tokenizer.backend_tokenizer.no_truncation()
             tokenizer.backend_tokenizer.no_padding()
 
+    def check_argument_for_proper_class(self, argument_name, argument):
+        """As in transformers, whose own class of video processors is hidden without torchvision."""
+        if argument_name != "video_processor":
+            return super().check_argument_for_proper_class(argument_name, argument)
+        if not isinstance(argument, COTSVideoProcessor):
+            raise TypeError(f"video_processor must be a COTSVideoProcessor, got a {type(argument).__name__}")
+        return COTSVideoProcessor
+
     @property
     def model_input_names(self) -> list[str]:
-        """What a call returns. A tokenizer's own list may name token types, which no call asks it for."""
-        return [name for name in super().model_input_names if name != "token_type_ids"]
+        """What a call of images and texts returns. A tokenizer's own list may name token types, which no call asks it
+        for."""
+        videos = self.video_processor.model_input_names
+        return [name for name in super().model_input_names if name not in ("token_type_ids", *videos)]
 
     @classmethod
     def from_dual_encoder(cls, source: str | Path, **hub: Any) -> "COTSProcessor":
@@ -121,18 +144,43 @@ class COTSProcessor(ProcessorMixin):
             tokenizer.model_max_length = positions or tokenizer.model_max_length
         return processor
 
-    def __call__(self, images=None, text=None, *args, **kwargs):
-        """As in transformers; besides, texts may be any collection, and images all that the image processor reads.
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+        """As in transformers, but without torchvision, and from files that name no video processor too."""
+        image_processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        fields = (processor_dict or {}).get("video_processor")
+        if fields is None:
+            fields = COTSVideoProcessor.from_image_processor(image_processor).to_dict()
+        known = COTSVideoProcessor.valid_kwargs.__annotations__.keys() & kwargs.keys()
+        video_processor = COTSVideoProcessor.from_dict(fields, **{name: kwargs[name] for name in known})
+        return [image_processor, tokenizer, video_processor]
+
+    @classmethod
+    def from_args_and_dict(cls, args, processor_dict, **kwargs):
+        """As in transformers, which hands over all parts by their position; here `padding` stands before the last."""
+        *parts, video_processor = args
+        return super().from_args_and_dict(parts, processor_dict, video_processor=video_processor, **kwargs)
+
+    def __call__(self, images=None, text=None, videos=None, *args, **kwargs):
+        """As in transformers; besides, texts may be any collection, and images and clips all that the image and the
+        video processor read.
 
         Raises:
-            ValueError: naming the text or image that is none, or if there is none at all.
+            OSError, ValueError: naming the text, image or clip that is none, or if there is none at all.
         """
+        # By name: without the package, the Auto classes load each file's classes apart.
+        bases = {base.__name__ for base in type(self.image_processor).__mro__}
+        if videos is not None and COTSImageProcessor.__name__ not in bases:
+            raise ValueError(
+                f"frames of clips go through a COTSImageProcessor, and this processor has {self.image_processor!r}"
+            )
         if text is not None:
             texts = as_texts(text)
             if not texts:
                 raise ValueError("text is empty: give at least one text")
             text = texts[0] if isinstance(text, str) else texts
-        return super().__call__(images, text, *args, **kwargs)
+        return super().__call__(images, text, videos, *args, **kwargs)
 
     def _merge_kwargs(self, *args, tokenizer_init_kwargs=None, **kwargs):
         """As in transformers, but for options that the tokenizer was made with, see `CARRIED_OPTIONS`, and for the
@@ -143,8 +191,13 @@ class COTSProcessor(ProcessorMixin):
         return merged
 
     def to_dict(self) -> dict[str, Any]:
-        """As in transformers; the usual padding is not written, as in files of before."""
+        """As in transformers; the usual padding and video processor are not written, as in files of before."""
         fields = super().to_dict()
         if fields.get("padding") == "longest":
             del fields["padding"]
+        usual = COTSVideoProcessor.from_image_processor(self.image_processor).to_dict()
+        found = dict(fields.get("video_processor") or {})
+        found.pop("auto_map", None)
+        if found == usual:
+            fields.pop("video_processor", None)
         return fields

@@ -48,6 +48,7 @@ class Step:
         image_keys, text_keys: (n, D) momentum keys; None for a model without momentum encoder.
         kept: (n,) bool, which pairs the adaptive momentum filter keeps.
         image_features, text_features: (n, hidden) global features of towers that are not trained.
+        frame_features: (n, frames, hidden) the same of the frames of clips.
         momentum_image_states: (n, 1 + patches, hidden) states of SIMLA's momentum image encoder.
         cached: with gradient caching, the contrast of the whole step.
         standalone: forward began this step itself, and ends it.
@@ -61,6 +62,7 @@ class Step:
     kept: torch.Tensor | None = None
     image_features: torch.Tensor | None = None
     text_features: torch.Tensor | None = None
+    frame_features: torch.Tensor | None = None
     momentum_image_states: torch.Tensor | None = None
     cached: CachedGradients | None = None
     standalone: bool = False

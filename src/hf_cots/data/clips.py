@@ -1,0 +1,62 @@
+"""Reading clips that may be broken: films and animated images, in place of the image of a pair."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from ..models.video_frames import VideoFrames, read_frames
+from .images import MAX_ASPECT, BrokenImage, BrokenImageReport
+
+
+FILM_SUFFIXES = (".mp4", ".m4v", ".webm", ".mkv", ".mov", ".avi")
+ANIMATION_SUFFIXES = (".gif", ".webp")  # which may be still images too
+
+
+def is_clip(path: Path | str) -> bool:
+    """Whether a file is a clip: a film, by its suffix, or a gif or webp with more than one frame, by its content."""
+    suffix = Path(path).suffix.lower()
+    if suffix in ANIMATION_SUFFIXES:
+        try:
+            with Image.open(path) as opened:
+                return getattr(opened, "is_animated", False)
+        except Exception:  # what is wrong with it is said where it is read
+            return False
+    return suffix in FILM_SUFFIXES
+
+
+def read_clip(
+    source: str | Path | bytes,
+    num_frames: int = 8,
+    times: Sequence[float] | None = None,
+    name: str | None = None,
+    report: BrokenImageReport | None = None,
+) -> VideoFrames:
+    """Read frames of a clip, as [`read_frames`] does.
+
+    Args:
+        source: path or bytes of a film, an animated image or a still one. A path is never a URL.
+        num_frames, times: as there.
+        name: what to call the clip in errors; the path if not given.
+        report: told of clips that are used, but unusual.
+
+    Raises:
+        BrokenImage: whatever is wrong with it (missing, cut off, no pictures, too many pixels, one pixel wide, ...).
+        ModuleNotFoundError: if it is a film and PyAV is not installed.
+    """
+    name = name or (str(source) if not isinstance(source, bytes) else "clip without a name")
+    try:
+        clip = read_frames(source, num_frames, times)
+        width, height = clip.images[0].size
+        if min(width, height) == 1 or max(width, height) > MAX_ASPECT * min(width, height):
+            raise ValueError(f"{width} x {height} pixels show nothing")
+    except FileNotFoundError:
+        raise BrokenImage(name, "no such file") from None
+    except (OSError, ValueError) as error:
+        reason = str(error)
+        for called in (str(source), "clip without a name"):
+            reason = reason.removeprefix(f"{called}: ")
+        raise BrokenImage(name, reason) from error
+    if len(clip.images) == 1 and len(clip.times) > 1 and report is not None:
+        report.add(name, f"all of its {len(clip.times)} frames are equal", used=True)
+    return clip
