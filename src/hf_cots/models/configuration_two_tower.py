@@ -109,6 +109,8 @@ class TwoTowerConfig(PreTrainedConfig):
     projection_bias = True
     standardize_features = False
     text_padding = "ignored"
+    # Whether a pair without a masked patch takes the masked passes, too.
+    masks_every_pair = False
 
     @property
     def loss_weights(self) -> dict[str, float | int]:
