@@ -5,6 +5,7 @@ import torch
 
 from hf_cots import COTSForPreTraining, COTSImageTokenizer
 from hf_cots.models.step import Step
+from hf_cots.models.token_level import find_masked
 from tests.support.tiny import tiny_batch, tiny_config
 
 
@@ -40,7 +41,8 @@ def test_they_are_compiled_when_training_is(model):
     masked = torch.zeros(8, 16, dtype=torch.bool)
     masked[:, :6] = True
     torch._dynamo.reset()
-    batch = tiny_batch() | {"bool_masked_pos": masked, "codebook_indices": None}
+    found = find_masked(model.config, {"bool_masked_pos": masked, "bool_masked_words": masked})
+    batch = tiny_batch() | {"bool_masked_pos": masked, "masked_positions": found, "codebook_indices": None}
     step = Step(torch.arange(8), torch.arange(8), torch.ones(8))
     term = torch.compile(model.mvm_term, backend=backend)(batch, torch.randn(8, 24), step)
     torch._dynamo.reset()

@@ -57,7 +57,7 @@ def compare_on_last_rank(images, texts, image_ids, first, temperature, same_imag
     sides = iter((images, texts))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed, "rank", lambda: 1)
-        patch.setattr(instance_level, "row_counts", lambda count, device: [first, count])
+        patch.setattr(instance_level, "row_counts", lambda count: [first, count])
         patch.setattr(instance_level, "gather_rows_with_gradient", lambda rows, counts: next(sides))
         patch.setattr(instance_level, "gather_rows", lambda rows, counts: image_ids)
         own = (images[first:], texts[first:], image_ids[first:])

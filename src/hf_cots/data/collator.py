@@ -8,7 +8,7 @@ from PIL import Image
 
 from ..models import CookieConfig, COTSConfig, COTSProcessor, SimlaConfig, fit_text_limit
 from ..models.masking import draw_masks
-from ..models.token_level import mask_settings
+from ..models.token_level import find_masked, mask_settings
 from .augmentation import RandomCropFlip, crop_image
 from .code_cache import CodeCache
 from .frozen_features import StoredTexts
@@ -78,9 +78,9 @@ class COTSCollator:
         self.mask_settings = mask_settings(config) if config.uses_masks else {}
 
     def __call__(self, items: list[dict[str, Any] | None]) -> dict[str, Any]:
-        """`pixel_values`, `input_ids`, `attention_mask` if the tokenizer gives one, `image_ids`, the masks if a token
-        level is on, the second views (`view_pixel_values`, `view_input_ids`, `view_attention_mask`) that are wanted,
-        and `features` with the `text_features` that are stored.
+        """`pixel_values`, `input_ids`, `attention_mask` if the tokenizer gives one, `image_ids`, the masks and
+        `masked_positions` if a token level is on, the second views (`view_pixel_values`, `view_input_ids`,
+        `view_attention_mask`) that are wanted, and `features` with the `text_features` that are stored.
 
         Items that are None are dropped. What remains may be a batch of no rows: a rank's shard of a ragged batch.
         """
@@ -88,6 +88,8 @@ class COTSCollator:
         batch: dict[str, Any] = self._collate(usable or [NO_PAIR])
         if not usable:
             batch = {name: rows[:0] for name, rows in batch.items()}
+        if self.config.uses_masks:
+            batch["masked_positions"] = find_masked(self.config, batch)
         if self.stored_texts is not None:
             batch["features"] = {"text_features": self.stored_texts.lookup([item["caption"] for item in usable])}
         return batch

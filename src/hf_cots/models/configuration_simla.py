@@ -79,6 +79,7 @@ class SimlaConfig(TwoTowerConfig):
     enqueue_before_loss = False  # the step's own keys enter the queue after its losses
     tokenizer_loss = "mim_weight"
     masked_fraction = 1.0  # each pair takes the masked passes
+    masks_every_pair = True
 
     image_tokenizer_config: COTSImageTokenizerConfig | dict | None = None
     image_mean: list[float] | tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)

@@ -110,6 +110,8 @@ class TwoTowerConfig(PreTrainedConfig):
     standardize_features = False
     text_padding = "ignored"
     frame_pooling = "mean"
+    # Whether a pair without a masked patch takes the masked passes, too.
+    masks_every_pair = False
 
     @property
     def loss_weights(self) -> dict[str, float | int]:

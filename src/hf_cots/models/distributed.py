@@ -1,5 +1,7 @@
 """What ranks exchange: row counts, and rows in rank order."""
 
+import functools
+
 import torch
 import torch.distributed as dist
 
@@ -14,13 +16,20 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def row_counts(count: int, device: torch.device) -> list[int]:
-    """How many rows each rank holds, in rank order; this one holds `count`."""
+@functools.cache
+def _cpu_group(everyone: dist.ProcessGroup) -> dist.ProcessGroup:
+    """A group of all ranks that exchanges what is in the memory of CPUs; all ranks make it together."""
+    return everyone if "cpu" in dist.get_backend_config(everyone) else dist.new_group(backend="gloo")
+
+
+def row_counts(count: int) -> list[int]:
+    """How many rows each rank holds, in rank order; this one holds `count`. Exchanged between the CPUs: the host has
+    them without waiting for what a GPU has still to do."""
     if world_size() == 1:
         return [count]
-    own = torch.tensor([count], device=device)
+    own = torch.tensor([count])
     counts = [torch.zeros_like(own) for _ in range(world_size())]
-    dist.all_gather(counts, own)
+    dist.all_gather(counts, own, group=_cpu_group(dist.group.WORLD))
     return torch.cat(counts).tolist()
 
 

@@ -127,7 +127,7 @@ def compare_in_batch(
         temperature: tau.
         same_image: `config.same_image`.
     """
-    counts = row_counts(len(image_ids), image_ids.device)
+    counts = row_counts(len(image_ids))
     all_images, all_texts = (gather_rows_with_gradient(e, counts) for e in (image_embeds, text_embeds))  # (N, D)
     all_ids = gather_rows(image_ids, counts)  # (N,)
     own = own_index(counts, image_ids.device)  # (n,) which of the N

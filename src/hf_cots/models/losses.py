@@ -137,28 +137,41 @@ def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
-def masked_token_loss(logits: torch.Tensor, targets: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+def true_positions(mask: torch.Tensor) -> torch.Tensor:
+    """(total,) int64: where a mask of any shape is true, as indices of the flattened mask.
+
+    Their number depends on the mask's values, for which the host waits if the mask is on a GPU.
+    """
+    return mask.flatten().nonzero().squeeze(1)
+
+
+def masked_token_loss(
+    logits: torch.Tensor, targets: torch.Tensor, masked: torch.Tensor, positions: torch.Tensor | None = None
+) -> torch.Tensor:
     """`-1/|M_i| sum_{j in M_i} log p(target_ij)`: L_MVM or L_MLM of each pair (MVLM, the token level).
 
     Args:
         logits: (total masked, vocabulary), the heads' output at the masked positions only, in row-major order.
         targets: (total masked,) int64 codes or word ids.
         masked: (n, positions) bool, where those positions lie. A row without any adds 0.
+        positions: [`true_positions`] of `masked`, if they are known.
 
     Returns:
         (n,) losses, each the mean over the row's own masked positions.
     """
-    return mean_of_masked(F.cross_entropy(full_precision(logits), targets, reduction="none"), masked)
+    return mean_of_masked(F.cross_entropy(full_precision(logits), targets, reduction="none"), masked, positions)
 
 
-def mean_of_masked(losses: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+def mean_of_masked(losses: torch.Tensor, masked: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
     """(n,) the mean of the losses of each row's own masked positions.
 
     Args:
         losses: (total masked,), in row-major order.
         masked: (n, positions) bool, where those positions lie. A row without any has 0.
+        positions: [`true_positions`] of `masked`, if they are known.
     """
-    spread = losses.new_zeros(masked.shape).masked_scatter(masked, losses)  # (n, positions)
+    positions = true_positions(masked) if positions is None else positions
+    spread = losses.new_zeros(masked.numel()).index_copy(0, positions, losses).view(masked.shape)  # (n, positions)
     return spread.sum(dim=1) / masked.sum(dim=1).clamp(min=1)
 
 

@@ -98,7 +98,8 @@ def hard_negatives(
     exists = allowed.any(dim=1)
     weights = weights.masked_fill(~exists[:, None], 1)
     if draws is None:
-        return torch.multinomial(weights, 1).squeeze(1), exists
+        # torch.multinomial's own way to draw one entry, without its check of the weights, which waits for the device.
+        return (weights / torch.empty_like(weights).exponential_()).argmax(dim=1), exists
     sums = weights.cumsum(dim=1)
     whole = sums[:, -1:]
     drawn = torch.minimum(draws.to(whole.dtype)[:, None] * whole, whole.nextafter(torch.zeros_like(whole)))

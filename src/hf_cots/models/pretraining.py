@@ -29,7 +29,7 @@ from .modeling_cots import COTSPreTrainedModel
 from .modeling_dvae import COTSImageTokenizer
 from .queues import KeyCenter, KeyQueue, ScoreQueue
 from .step import Batch, Keys, Step
-from .token_level import codebook_pixels, draw_masks_by_index
+from .token_level import codebook_pixels, draw_masks_by_index, find_masked
 from .tower_layers import frozen_modules
 from .towers import is_frozen
 
@@ -84,6 +84,11 @@ def resized_bias(bias: nn.Parameter, words: int) -> nn.Parameter:
     return nn.Parameter(grown[:words].clone(), requires_grad=bias.requires_grad)
 
 
+def forget_steps(module: "PreTrainingModel", _: Any) -> None:
+    """After a state dict was loaded: how many steps it had seen is in the buffer alone."""
+    module._host_steps = None
+
+
 class PreTrainingModel(COTSPreTrainedModel, ABC):
     """An encoder, under the attribute that `base_model_prefix` names, and what only training needs.
 
@@ -103,6 +108,11 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
         self.score_queue: Any = None
         self.register_buffer("steps_seen", torch.zeros((), dtype=torch.long))
         self.register_buffer("pairs_seen", torch.zeros((), dtype=torch.long))
+        # Pairs of the step under way, of all micro-batches and ranks; `steps_seen` as the host knows it, or None where
+        # it has to ask the device.
+        self.step_pairs = 0
+        self._host_steps: int | None = None
+        self.register_load_state_dict_post_hook(forget_steps)
         # Keys of the step under way that are not queued yet; never outlive a step.
         self._pending: Keys | None = None
         # What the forward under way was asked for, of `takes_output_options`.
@@ -150,7 +160,7 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
     @torch.no_grad()
     def evaluation_step(self, batch: Batch) -> Step:
         """What [`begin_step`] would give for a batch alone, without a trace in the model's state: plain means."""
-        counts = row_counts(batch_size(batch), self.pairs_seen.device)
+        counts = row_counts(batch_size(batch))
         return self._step(batch, counts, 1 / max(1, batch_size(batch)), self.momentum_features(batch))
 
     def end_step(self) -> None:
@@ -179,6 +189,7 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
             self.score_queue = ScoreQueue(self.config.similarity_queue_size).to(self.device)
         self.steps_seen.zero_()
         self.pairs_seen.zero_()
+        self._host_steps = None
 
     # ------------------------------------------------------------------ pairs of a step, and the sum of its loss
 
@@ -195,9 +206,10 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
             The steps of the micro-batches, and the keys of all micro-batches and ranks in the order of their pairs'
             index, if there are keys.
         """
-        counts = [row_counts(batch_size(batch), self.pairs_seen.device) for batch in micro_batches]
+        counts = [row_counts(batch_size(batch)) for batch in micro_batches]
+        self.step_pairs = sum(map(sum, counts))
         # A rank or a micro-batch of a ragged last step may hold fewer pairs than the others, or none.
-        weight = len(micro_batches) * world_size() / max(1, sum(map(sum, counts)))
+        weight = len(micro_batches) * world_size() / max(1, self.step_pairs)
         steps, gathered = [], []
         for batch, held, found in zip(micro_batches, counts, features, strict=True):
             steps.append(self._step(batch, held, weight, found))
@@ -205,6 +217,8 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
                 gathered.append([gather_rows(rows, held) for rows in steps[-1].keys])
             self.pairs_seen.add_(sum(held))
         self.steps_seen.add_(1)
+        if self._host_steps is not None:
+            self._host_steps += 1
         return steps, Keys(*(torch.cat(parts) for parts in zip(*gathered))) if gathered else None
 
     def _step(self, batch: Batch, counts: list[int], weight: float, features: dict[str, torch.Tensor]) -> Step:
@@ -221,11 +235,21 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
         """float32, or the wider type of the parameters."""
         return torch.promote_types(self.dtype, torch.float32)
 
+    def host_steps(self) -> int:
+        """`steps_seen`, for which the host waits for the device at most once after it was loaded or reset."""
+        if self._host_steps is None:
+            self._host_steps = int(self.steps_seen)
+        return self._host_steps
+
     def with_masks(self, batch: Batch, step: Step) -> Batch:
-        """The batch, with masks drawn from each pair's index in the run if the collator brought none."""
-        if not self.config.uses_masks or batch["masked_input_ids"] is not None:
+        """The batch, with masks drawn from each pair's index in the run if the collator brought none, and where they
+        are true."""
+        if not self.config.uses_masks:
             return batch
-        return batch | draw_masks_by_index(self.config, batch["input_ids"], batch["attention_mask"], step.pair_index)
+        if batch["masked_input_ids"] is None:
+            texts = (batch["input_ids"], batch["attention_mask"])
+            batch = batch | draw_masks_by_index(self.config, *texts, step.pair_index)
+        return batch | {"masked_positions": batch["masked_positions"] or find_masked(self.config, batch)}
 
     def weighted_sum(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
         """`L = sum_t w_t L_t`, with the weights of the config."""

@@ -26,7 +26,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_cots import COTSConfig
 from .instance_level import ContrastRows, compare_in_batch, compare_with_queue, instance_term, truncate
-from .losses import center_keys, key_mean, l2_normalize, pair_scores
+from .losses import center_keys, key_mean, l2_normalize, pair_scores, true_positions
 from .modeling_cots import COTSModel
 from .modeling_dvae import COTSImageTokenizer
 from .pretraining import (
@@ -35,12 +35,11 @@ from .pretraining import (
     on_request,
     resized_bias,
     takes_output_options,
-    warmup_fraction,
 )
 from .queues import KeyCenter, KeyQueue, ScoreQueue
 from .step import Batch, Keys, Step
 from .task_level import task_term
-from .token_level import TokenHead, masked_rows, token_term
+from .token_level import TokenHead, take_masked, token_term
 from .tower_properties import describe_tower
 from .towers import feature_size, is_frozen
 
@@ -256,6 +255,7 @@ class COTSForPreTraining(PreTrainingModel):
         bool_masked_pos: torch.BoolTensor | None = None,
         masked_input_ids: torch.LongTensor | None = None,
         bool_masked_words: torch.BoolTensor | None = None,
+        masked_positions: dict[str, torch.Tensor] | None = None,
         codebook_indices: torch.LongTensor | None = None,
         features: dict[str, torch.Tensor] | None = None,
         pixel_values_videos: torch.FloatTensor | None = None,
@@ -270,6 +270,7 @@ class COTSForPreTraining(PreTrainingModel):
             image_ids: (n,) int64, equal for the captions of one image.
             bool_masked_pos: (n, patches); masked_input_ids, bool_masked_words: (n, length). Of [`masking.draw_masks`];
                 drawn here if not given. A row without masked positions takes no masked pass.
+            masked_positions: of [`find_masked`], which finds them here if they are not given.
             codebook_indices: (n, patches) int64 codes of the patches; computed here if not given.
             features: `image_features` and `text_features` (n, [`feature_size`]), global features of frozen towers that
                 were computed before training; `pixel_values` and `input_ids` may then be left out. Of clips,
@@ -287,7 +288,7 @@ class COTSForPreTraining(PreTrainingModel):
         batch |= {"pixel_values_videos": pixel_values_videos, "frame_mask": frame_mask}
         batch |= {"image_ids": image_ids, "features": features, "codebook_indices": codebook_indices}
         batch |= {"bool_masked_pos": bool_masked_pos, "masked_input_ids": masked_input_ids}
-        batch |= {"bool_masked_words": bool_masked_words}
+        batch |= {"bool_masked_words": bool_masked_words, "masked_positions": masked_positions}
         step = self.step_for(batch, step)
         batch = self.with_masks(batch, step)
         image, text = self.tower_outputs(batch, step)
@@ -394,45 +395,59 @@ class COTSForPreTraining(PreTrainingModel):
     def mvm_term(self, batch: Batch, text_features: torch.Tensor, step: Step) -> torch.Tensor:
         """`L_MVM = -1/N_B sum_i 1/|M_i| sum_{j in M_i} log p(c_ij | image_i masked, g^T_i)`: the codes of masked
         patches."""
-        rows = masked_rows(batch["bool_masked_pos"])
+        rows, positions = batch["masked_positions"]["rows"], batch["masked_positions"]["patches"]
         masked, pixels = batch["bool_masked_pos"][rows], batch["pixel_values"][rows]  # (rows, patches), (rows, 3, ...)
         codes = batch["codebook_indices"]
         codes = self.image_codes(pixels) if codes is None else codes[rows]  # (rows, patches)
         hidden = self.cots.encode_image(pixels, bool_masked_pos=masked).last_hidden_state
-        logits = self.predict_codes(hidden, masked, text_features[rows])  # (total masked, codes)
-        return token_term(logits, codes, masked, rows, step, self.config.masked_fraction)
+        logits = self.predict_codes(hidden, masked, text_features[rows], positions)  # (total masked, codes)
+        return token_term(logits, codes, masked, positions, rows, step, self.config.masked_fraction)
 
     def mlm_term(self, batch: Batch, image_features: torch.Tensor, step: Step) -> torch.Tensor:
         """`L_MLM = -1/N_B sum_i 1/|W_i| sum_{j in W_i} log p(w_ij | text_i masked, g^I_i)`: masked words."""
-        rows = masked_rows(batch["bool_masked_pos"])
+        rows, positions = batch["masked_positions"]["rows"], batch["masked_positions"]["words"]
         masked, targets = batch["bool_masked_words"][rows], batch["input_ids"][rows]  # (rows, length)
         attention_mask = None if batch["attention_mask"] is None else batch["attention_mask"][rows]
         hidden = self.cots.encode_text(batch["masked_input_ids"][rows], attention_mask).last_hidden_state
-        logits = self.predict_words(hidden, masked, image_features[rows])  # (total masked, vocabulary)
-        return token_term(logits, targets, masked, rows, step, self.config.masked_fraction)
+        logits = self.predict_words(hidden, masked, image_features[rows], positions)  # (total masked, vocabulary)
+        return token_term(logits, targets, masked, positions, rows, step, self.config.masked_fraction)
 
-    def predict_codes(self, hidden: torch.Tensor, masked: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
+    def predict_codes(
+        self,
+        hidden: torch.Tensor,
+        masked: torch.Tensor,
+        text_features: torch.Tensor,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Logits (total masked, codebook_size) of the codes of all masked patches, row by row.
 
         Args:
             hidden: (n, 1 + patches, hidden) last hidden state of the masked images.
             masked: (n, patches) bool.
             text_features: (n, [`feature_size`]) global features of the texts before projection.
+            positions: [`true_positions`] of `masked`, if they are known.
         """
-        patches = hidden[:, -masked.shape[1] :]  # patches come last
-        features = text_features.repeat_interleave(masked.sum(dim=1), dim=0)
-        return self.mvm_classifier(self.mvm_head(patches[masked], features))
+        positions = true_positions(masked) if positions is None else positions
+        patches, rows = take_masked(hidden[:, -masked.shape[1] :], positions)  # patches come last
+        return self.mvm_classifier(self.mvm_head(patches, text_features.index_select(0, rows)))
 
-    def predict_words(self, hidden: torch.Tensor, masked: torch.Tensor, image_features: torch.Tensor) -> torch.Tensor:
+    def predict_words(
+        self,
+        hidden: torch.Tensor,
+        masked: torch.Tensor,
+        image_features: torch.Tensor,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Logits (total masked, vocabulary) of all masked words, row by row.
 
         Args:
             hidden: (n, length, hidden) last hidden state of the masked texts.
             masked: (n, length) bool.
             image_features: (n, [`feature_size`]) global features of the images before projection.
+            positions: [`true_positions`] of `masked`, if they are known.
         """
-        features = image_features.repeat_interleave(masked.sum(dim=1), dim=0)
-        informed = self.mlm_head(hidden[masked], features)
+        states, rows = take_masked(hidden, true_positions(masked) if positions is None else positions)
+        informed = self.mlm_head(states, image_features.index_select(0, rows))
         if self.mlm_projection is not None:
             informed = self.mlm_projection(informed)
         words = self.get_input_embeddings()
@@ -470,8 +485,8 @@ class COTSForPreTraining(PreTrainingModel):
         return self._warmed_up(self.config.momentum, self.config.momentum_warmup_steps)
 
     def _warmed_up(self, value: float, warmup_steps: int) -> float:
-        """How much of a value is due, in float64; without a warm-up nothing waits for the device."""
-        return value * float(warmup_fraction(self.steps_seen.cpu().double(), warmup_steps)) if warmup_steps else value
+        """How much of a value is due, in float64: [`warmup_fraction`] of the steps that the host has counted."""
+        return value * min(1.0, max(0, self.host_steps() - 1) / warmup_steps) if warmup_steps else value
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

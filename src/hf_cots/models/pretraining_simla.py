@@ -134,6 +134,7 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
         bool_masked_pos: torch.BoolTensor | None = None,
         masked_input_ids: torch.LongTensor | None = None,
         bool_masked_words: torch.BoolTensor | None = None,
+        masked_positions: dict[str, torch.Tensor] | None = None,
         codebook_indices: torch.LongTensor | None = None,
         codebook_pixel_values: torch.FloatTensor | None = None,
         step: Step | None = None,
@@ -146,6 +147,7 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
             image_ids: (n,) int64, equal for the captions of one image.
             bool_masked_pos: (n, patches); masked_input_ids, bool_masked_words: (n, length). Of [`masking.draw_masks`];
                 drawn here if not given.
+            masked_positions: of [`find_masked`], which finds them here if they are not given.
             codebook_indices: (n, patches) int64 codes of the patches; computed here if not given,
             codebook_pixel_values: from these pixels, or else from `pixel_values`. Another crop of the image is what
                 `match_original_code` wants here.
@@ -155,7 +157,7 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
         batch = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
         batch |= {"bool_masked_pos": bool_masked_pos, "masked_input_ids": masked_input_ids, "image_ids": image_ids}
         batch |= {"bool_masked_words": bool_masked_words, "codebook_indices": codebook_indices}
-        batch |= {"codebook_pixel_values": codebook_pixel_values}
+        batch |= {"codebook_pixel_values": codebook_pixel_values, "masked_positions": masked_positions}
         step = self.step_for(batch, step)
         batch, step = _never_empty(self.with_masks(batch, step), step)
         config, weight, temperature = self.config, self.distillation_weight(), self.simla.temperature
@@ -208,7 +210,7 @@ def _draws(step: Step) -> torch.Tensor:
 
 def _never_empty(batch: Batch, step: Step) -> tuple[Batch, Step]:
     """A blank row of weight 0 in place of no rows, in every tensor: every parameter takes part in each backward."""
-    batch = {name: None if rows is None else at_least_one_row(rows) for name, rows in batch.items()}
+    batch = {name: at_least_one_row(rows) if isinstance(rows, torch.Tensor) else rows for name, rows in batch.items()}
     tensors = {field.name: getattr(step, field.name) for field in fields(step)}
     padded = {name: at_least_one_row(rows) for name, rows in tensors.items() if isinstance(rows, torch.Tensor)}
     return batch, replace(step, **padded)  # type: ignore[arg-type]

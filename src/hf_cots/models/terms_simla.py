@@ -11,7 +11,7 @@ from torch import nn
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
 from .configuration_simla import SimlaConfig
-from .losses import contrast_logits, full_precision, mean_of_masked
+from .losses import contrast_logits, full_precision, mean_of_masked, true_positions
 from .losses_simla import (
     distilled_cross_entropy,
     hard_negatives,
@@ -23,6 +23,7 @@ from .losses_simla import (
 from .modeling_simla import CrossAttentionCache, SimlaModel, expand_attention_mask
 from .queues import KeyQueue
 from .step import Batch, Keys, Step
+from .token_level import take_masked
 
 
 class SimlaHeads(nn.Module):
@@ -159,25 +160,28 @@ def mlm_term(batch: Batch, online: Side, momentum: Side, weight: torch.Tensor, c
     Args:
         weight: a, the weight of distillation.
     """
-    masked = batch["bool_masked_words"]  # (n, length)
+    masked, positions = batch["bool_masked_words"], batch["masked_positions"]["words"]  # (n, length), (total masked,)
+
+    def chosen(states: torch.Tensor) -> torch.Tensor:
+        return take_masked(states, positions)[0]
 
     def states(side: Side) -> torch.Tensor:
         stack, mask = side.model.text_model, expand_attention_mask(batch["attention_mask"])
         return stack(stack.embed(batch["masked_input_ids"]), mask, side.image_cache)[-1]
 
-    def logits(side: Side, chosen: torch.Tensor) -> torch.Tensor:
-        return side.heads.word_logits(chosen, side.model.text_model.word_embeddings)
+    def logits(side: Side, states: torch.Tensor) -> torch.Tensor:
+        return side.heads.word_logits(states, side.model.text_model.word_embeddings)
 
     hidden = states(online)
     log_probabilities = None
     if config.match_original_code:
-        log_probabilities = full_precision(logits(online, hidden)).log_softmax(dim=1)[masked]
+        log_probabilities = chosen(full_precision(logits(online, hidden)).log_softmax(dim=1))
     with torch.no_grad():
-        teacher = logits(momentum, states(momentum)[masked])
+        teacher = logits(momentum, chosen(states(momentum)))
     losses = distilled_cross_entropy(
-        logits(online, hidden[masked]), batch["input_ids"][masked], teacher, weight, log_probabilities
+        logits(online, chosen(hidden)), chosen(batch["input_ids"]), teacher, weight, log_probabilities
     )
-    return mean_of_masked(losses, masked)
+    return mean_of_masked(losses, masked, positions)
 
 
 def mim_term(batch: Batch, online: Side, momentum: Side, codes: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -187,21 +191,27 @@ def mim_term(batch: Batch, online: Side, momentum: Side, codes: torch.Tensor, we
         codes: (n, patches) int64.
         weight: a, the weight of distillation.
     """
-    masked = batch["bool_masked_pos"]  # (n, patches)
-    logits = code_logits(batch, online, masked)
+    masked, positions = batch["bool_masked_pos"], batch["masked_positions"]["patches"]  # (n, patches), (total masked,)
+    logits = code_logits(batch, online, masked, positions)
     with torch.no_grad():
-        teacher = code_logits(batch, momentum, masked)
-    return mean_of_masked(distilled_cross_entropy(logits, codes[masked], teacher, weight), masked)
+        teacher = code_logits(batch, momentum, masked, positions)
+    targets, _ = take_masked(codes, positions)
+    return mean_of_masked(distilled_cross_entropy(logits, targets, teacher, weight), masked, positions)
 
 
-def code_logits(batch: Batch, side: Side, masked: torch.Tensor) -> torch.Tensor:
-    """(total masked, codes): the masked image's states attend to the text's embedding-layer output."""
+def code_logits(batch: Batch, side: Side, masked: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+    """(total masked, codes): the masked image's states attend to the text's embedding-layer output.
+
+    Args:
+        masked: (n, patches) bool; positions: where it is true, if that is known.
+    """
     stack = side.model.text_model
     image = side.model.encode_image(batch["pixel_values"], bool_masked_pos=masked).last_hidden_state
     queries = stack.embed(inputs_embeds=image)
     words = stack.cache_cross_attention(stack.embed(batch["input_ids"]))
     states = stack(queries, None, words, expand_attention_mask(batch["attention_mask"]))[-1]
-    return side.heads.mim_head(states[:, 1:][masked])
+    chosen, _ = take_masked(states[:, 1:], true_positions(masked) if positions is None else positions)
+    return side.heads.mim_head(chosen)
 
 
 def psl_term(
@@ -235,7 +245,9 @@ def keywords(batch: Batch, side: Side, config: SimlaConfig) -> torch.Tensor:
     first_row = attention.probabilities(before[:, :1], keys, mask).squeeze(2)  # (n, heads, length)
     may_vote = torch.ones_like(batch["input_ids"], dtype=torch.bool)
     if not config.match_original_code:
-        may_vote = ~torch.isin(batch["input_ids"], batch["input_ids"].new_tensor(config.special_token_ids))
+        # One by one: a tensor of a list would be copied to the device, and waited for.
+        for token in config.special_token_ids:
+            may_vote &= batch["input_ids"] != token
         if batch["attention_mask"] is not None:
             may_vote &= batch["attention_mask"] != 0
     return keyword_positions(first_row, may_vote, config.votes_per_head, config.num_keywords)

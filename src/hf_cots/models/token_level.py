@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from .configuration_two_tower import TwoTowerConfig
-from .losses import masked_token_loss
+from .losses import masked_token_loss, true_positions
 from .masking import draw_masks, mix
 from .step import Step
 from .tower_properties import describe_tower
@@ -46,6 +46,7 @@ def token_term(
     logits: torch.Tensor,
     targets: torch.Tensor,
     masked: torch.Tensor,
+    positions: torch.Tensor,
     rows: torch.Tensor,
     step: Step,
     masked_fraction: float,
@@ -55,12 +56,12 @@ def token_term(
     Args:
         logits: (total masked, classes), row by row.
         targets: (rows, positions) int64 codes or token ids.
-        masked: (rows, positions) bool.
+        masked: (rows, positions) bool; positions: where it is true.
         rows: (rows,) int64, which pairs of the micro-batch take the masked passes, of [`masked_rows`].
         masked_fraction: how many pairs of all do, by which the sum is scaled up.
     """
     weights = step.weights / masked_fraction
-    return (weights[rows] * masked_token_loss(logits, targets[masked], masked)).sum()
+    return (weights[rows] * masked_token_loss(logits, targets.flatten()[positions], masked, positions)).sum()
 
 
 def masked_rows(bool_masked_pos: torch.Tensor) -> torch.Tensor:
@@ -70,8 +71,35 @@ def masked_rows(bool_masked_pos: torch.Tensor) -> torch.Tensor:
     Args:
         bool_masked_pos: (n, patches).
     """
-    rows = bool_masked_pos.any(dim=1).nonzero().squeeze(1)
+    rows = true_positions(bool_masked_pos.any(dim=1))
     return rows if len(rows) else rows.new_zeros(min(1, len(bool_masked_pos)))
+
+
+def find_masked(config: TwoTowerConfig, masks: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Where the masks of a batch are true. Found on the CPU, before they are moved to a GPU, it lets a training step
+    use them without waiting for the GPU to count them.
+
+    Args:
+        masks: `bool_masked_pos` (n, patches) and `bool_masked_words` (n, length).
+
+    Returns:
+        `rows` (rows,) int64, the pairs that take the masked passes; `patches` and `words`, the [`true_positions`] of
+        those rows' masks.
+    """
+    patches, words = masks["bool_masked_pos"], masks["bool_masked_words"]
+    rows = torch.arange(len(patches), device=patches.device) if config.masks_every_pair else masked_rows(patches)
+    return {"rows": rows, "patches": true_positions(patches[rows]), "words": true_positions(words[rows])}
+
+
+def take_masked(states: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The states (total masked, ...) at masked positions, and the row (total masked,) int64 of each.
+
+    Args:
+        states: (n, positions, ...).
+        positions: (total masked,) int64, indices of the flattened (n, positions).
+    """
+    rows, columns = positions // states.shape[1], positions % states.shape[1]
+    return states[rows, columns], rows
 
 
 def unnormalize_pixels(
@@ -79,8 +107,10 @@ def unnormalize_pixels(
 ) -> torch.Tensor:
     """Pixels (n, 3, height, width) in [0, 1], float32, of pixels normalized with these three means and
     deviations."""
-    mean = pixel_values.new_tensor(image_mean).view(1, -1, 1, 1)
-    std = pixel_values.new_tensor(image_std).view(1, -1, 1, 1)
+    # Filled one by one: a tensor of a list would be copied to the device, and waited for.
+    mean, std = (
+        torch.stack([pixel_values.new_full((1, 1), value) for value in values]) for values in (image_mean, image_std)
+    )
     return (pixel_values * std + mean).float().clamp(0, 1)
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import math
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import HfArg
@@ -207,6 +209,19 @@ class DataArguments(ImageArguments):
         return {name: getattr(self, name) for name in ("image_column", "caption_column", "image_id_column")}
 
 
+MOST_WORKERS = 8
+
+
+def default_workers(use_cpu: bool) -> int:
+    """How many processes read data: a core each of those that this process may use, less the one it runs on, beside a
+    GPU; none on a CPU, whose cores all train."""
+    if use_cpu or not torch.cuda.is_available():
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's processes on this machine share them
+    return max(1, min(MOST_WORKERS, cores - 1))
+
+
 @dataclass
 class COTSTrainingArguments(TrainingArguments):
     """transformers' training arguments with the values that COTS needs."""
@@ -217,6 +232,16 @@ class COTSTrainingArguments(TrainingArguments):
         default_factory=lambda: ["image_ids"], help="Names of the inputs that are labels."
     )
     logging_steps: float = HfArg(default=10, help="Log every this many steps; below 1, a fraction of all steps.")
+    logging_nan_inf_filter: bool = HfArg(
+        default=False, help="Hide losses that are not finite in the log, for which each step waits for the GPU."
+    )
+    dataloader_num_workers: int = HfArg(
+        default=None,
+        help="Processes that read data; by default, beside a GPU, one for each core but one, at most 8; on a CPU 0.",
+    )
+    peak_tflops: float | None = HfArg(
+        default=None, help="Most operations of one GPU in 10^12 a second; with it the log shows the share used (mfu)."
+    )
     gradient_cache: bool = HfArg(
         default=False,
         help="Contrast all pairs of an optimizer step in the memory of one micro-batch (in-batch contrasts).",
@@ -243,6 +268,10 @@ class COTSTrainingArguments(TrainingArguments):
                 check_range(flag, getattr(self, flag), 0, 1, open_below=True)
         if self.early_stopping_patience is not None:
             check_range("early_stopping_patience", self.early_stopping_patience, 1)
+        if self.peak_tflops is not None:
+            check_range("peak_tflops", self.peak_tflops, 0, open_below=True)
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = default_workers(self.use_cpu)
         prepare_early_stopping(self)
         choose_best_by(self, "text_to_image_R@1", smaller_is_better=("_rank",))
         super().__post_init__()

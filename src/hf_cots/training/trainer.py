@@ -1,6 +1,5 @@
 """COTSTrainer: transformers' Trainer with COTS's order of a step, its named losses, and evaluation by retrieval."""
 
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,10 +18,12 @@ from ..models.model_files import give_default_mode
 from ..search.encoders import DIRECTIONS
 from .data_report import DataReport, check_step
 from .diagnostics import batch_accuracy, embedding_variance, similarity_to_queue
+from .full_masks import FullMasks
 from .gradient_cache import cache_gradients
 from .pair_trainer import PairTrainer
 from .parameter_groups import group_parameters
 from .resuming import present_name
+from .throughput import Throughput
 from .weight_averaging import AverageWeights, WeightAverage
 
 
@@ -44,8 +45,12 @@ class StepCallback(TrainerCallback):
     def __init__(self, trainer: "COTSTrainer"):
         self.trainer = trainer
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.throughput.restart()
+
     def on_step_end(self, args, state, control, **kwargs):
         self.trainer.model.end_step()
+        self.trainer.throughput.end_step(self.trainer.model.step_pairs, self.trainer._own_pairs)
 
 
 class COTSTrainer(PairTrainer):
@@ -82,8 +87,11 @@ class COTSTrainer(PairTrainer):
                 raise ValueError("--ema_decay averages whole parameters, which --fsdp and --deepspeed divide")
             self.add_callback(AverageWeights(self, decay))
         self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
-        self._counts: dict[str, int] = defaultdict(int)
-        self._pairs, self._logged_at, self._step_pairs, self._step_batches = 0, time.perf_counter(), 0, 0
+        self._counts: dict[str, torch.Tensor | int] = defaultdict(int)
+        self.throughput = Throughput(getattr(self.args, "peak_tflops", None), self.args.world_size)
+        self._own_pairs, self._step_batches = 0, 0
+        if self.args.device.type != "cpu":
+            self.add_callback(FullMasks())
 
     # ------------------------------------------------------------------ optimizer
 
@@ -130,30 +138,40 @@ class COTSTrainer(PairTrainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Collect the micro-batches of an optimizer step and begin the step with all of them."""
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        with self.throughput.waiting():
+            batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, num_items
         batches = [self._prepare_inputs(batch) for batch in batches]
         if getattr(self.args, "channels_last", False):
             batches = [to_channels_last(batch) for batch in batches]
-        seen = self.model.pairs_seen.clone()
         threshold = self.model.filter_threshold() if self.model.score_queue is not None else None
         # transformers' compute_loss_context_manager leaves autocast to accelerate, which has it around forward only:
         # without it here, momentum keys would be computed in float32 beside a forward pass in bfloat16.
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), self.throughput.counting():
             steps = self.model.begin_step(batches)
             if self.caches_gradients:
                 self.model.train()  # Trainer does so only later, at the first forward
                 with self.unsharded_parameters():
                     steps = cache_gradients(self.model, batches, steps)
         batches = [batch | {"step": step} for batch, step in zip(batches, steps)]
-        self._step_pairs = int(self.model.pairs_seen - seen)
-        check_step(self._step_pairs, self.train_dataset, self.state.global_step)
+        check_step(self.model.step_pairs, self.train_dataset, self.state.global_step)
+        self._own_pairs = sum(len(step.weights) for step in steps)
         self._step_batches = len(batches) * self.args.world_size
-        self._pairs += self._step_pairs
-        if threshold is not None and torch.isfinite(threshold):
-            self._record("filter_threshold", threshold)
+        if threshold is not None:  # minus infinity while the filter does not work yet
+            works = threshold.isfinite()
+            self._record("filter_threshold", threshold.masked_fill(~works, 0.0), works)
         return batches, num_items
+
+    def _prepare_input(self, data):
+        """Trainer's, but the host does not wait until pinned memory is copied to the device."""
+        if isinstance(data, torch.Tensor) and not self.is_deepspeed_enabled:
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
+
+    def training_step(self, *args, **kwargs):
+        with self.throughput.counting():
+            return super().training_step(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         cached = inputs["step"].cached if "step" in inputs else None
@@ -220,7 +238,7 @@ class COTSTrainer(PairTrainer):
 
     # ------------------------------------------------------------------ logging
 
-    def _record(self, name: str, value: torch.Tensor, count: int = 1) -> None:
+    def _record(self, name: str, value: torch.Tensor, count: torch.Tensor | int = 1) -> None:
         self._sums[name] += count * value.detach().float()
         self._counts[name] += count
 
@@ -233,14 +251,15 @@ class COTSTrainer(PairTrainer):
         ids = inputs["step"].image_ids
         if "kept" in outputs:
             # Weighted so that the mean over micro-batches of unequal size is the fraction of the step's pairs.
-            self._record("filter_drop_rate", (~outputs.kept).sum() * self._step_batches / max(1, self._step_pairs))
+            dropped = (~outputs.kept).sum()
+            self._record("filter_drop_rate", dropped * self._step_batches / max(1, self.model.step_pairs))
         some = int(len(images) > 0)  # a rank may have no pair of a ragged last batch
         self._record("batch_accuracy", batch_accuracy(images, texts, ids), some)
         self._record("image_embedding_variance", embedding_variance(images), some)
         self._record("text_embedding_variance", embedding_variance(texts), some)
         # With enqueue_before_loss=False the step's own keys are not in the queue yet.
         if self.model.key_queue is not None and self.model.config.enqueue_before_loss:
-            for name, value in similarity_to_queue(self.model, images, ids, self._step_pairs).items():
+            for name, value in similarity_to_queue(self.model, images, ids, self.model.step_pairs).items():
                 self._record(name, value, some)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -248,21 +267,19 @@ class COTSTrainer(PairTrainer):
         if "loss" in logs and self._counts:
             names = sorted(self._counts)
             sums = torch.stack([self._sums[name] for name in names])
-            counts = torch.tensor([self._counts[name] for name in names], device=sums.device)
-            means = self.accelerator.reduce(sums) / self.accelerator.reduce(counts)
-            logs |= {name: round(float(mean), 5) for name, mean in zip(names, means)}
+            counts = torch.stack([torch.as_tensor(self._counts[name], device=sums.device) for name in names])
+            sums, counts = self.accelerator.reduce(sums), self.accelerator.reduce(counts)
+            logs |= {n: round(float(mean), 5) for n, mean, count in zip(names, sums / counts, counts) if count}
             if self.model.key_queue is not None:
                 logs["queue_filled"] = round(float(self.model.key_queue.filled) / len(self.model.key_queue), 4)
             with self.unsharded_parameters():
                 logs["temperature"] = round(float(torch.as_tensor(self.model.encoder.temperature).detach()), 5)
-            now = time.perf_counter()
-            logs["pairs_per_second"] = round(self._pairs / (now - self._logged_at), 1)
+            logs |= self.throughput.log()
             report = getattr(self.train_dataset, "report", None)
             if report is not None:
                 logs["broken_images"] = report.skipped()
             self._sums.clear()
             self._counts.clear()
-            self._pairs, self._logged_at = 0, now
         super().log(logs, start_time)
 
     # ------------------------------------------------------------------ evaluation
