@@ -5,9 +5,12 @@ import re
 from functools import cache
 
 import pytest
+import torch
+from transformers import BertConfig, ViTConfig
 
 from benchmarks import cards
 from benchmarks.ablation.results import Results
+from hf_cots import CookieConfig, CookieModel
 from tests.support.paths import ROOT
 
 
@@ -82,7 +85,7 @@ def cards_and_texts():
 def outside(name):
     """A text without its blocks, its code, and the sentences that claims stand for."""
     text = cards.BLOCK.sub("", (ROOT / name).read_text(encoding="utf-8"))
-    text = " ".join(re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL).split())
+    text = " ".join(re.sub(r"```.*?```|`[^`]*`|CC-BY\S*", "", text, flags=re.DOTALL).split())
     for path, template in cards.claims():
         if path == name:
             text = text.replace(" ".join(re.sub("`[^`]*`", "", cards.render(template)).split()), "")
@@ -150,6 +153,25 @@ def test_every_other_figure_is_recorded_or_known_not_to_be(name):
 def test_few_cards_have_figures_that_nobody_can_check():
     found = [name for name in cards_and_texts() if NOT_KEPT in (ROOT / name).read_text(encoding="utf-8")]
     assert found == ["model_cards/dvae-emoji/README.md", "model_cards/dvae-openclipart/README.md"]
+
+
+@pytest.mark.parametrize("name", [path.parent.name for path in cards.cards()])
+def test_a_card_says_that_there_are_no_weights_and_that_its_recipe_was_not_run(name):
+    text = " ".join((CARDS / name / "README.md").read_text(encoding="utf-8").split())
+    assert re.search("no weights are published", text, re.IGNORECASE)
+    recipes = " ".join(path.read_text(encoding="utf-8") for path in (CARDS / name).glob("*.yaml"))
+    not_run = "Expected figures: none measured by us" in recipes
+    assert ("nothing was measured" in text) == not_run
+    assert not not_run or "it has not been run, only parsed by a test" in text
+
+
+def test_the_parameters_of_cookie_base():
+    """Those of cots-base and simla-base are tested beside their models."""
+    with torch.device("meta"):
+        model = CookieModel(CookieConfig(vision_config=ViTConfig(image_size=224), text_config=BertConfig()))
+    text = (CARDS / "cookie-base" / "README.md").read_text(encoding="utf-8")
+    assert f"{sum(each.numel() for each in model.parameters()):,} parameters at inference" in text
+    assert f"{sum(each.numel() for each in model.transformer.parameters()):,} of them in the shared" in text
 
 
 # ---------------------------------------------------------------------- the writing itself

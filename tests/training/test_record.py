@@ -145,6 +145,7 @@ def test_without_matplotlib_there_are_no_curves(run, tmp_path, monkeypatch, capl
 
 
 def test_the_license_of_data(tmp_path, monkeypatch):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     rows = {"image": ["a.png"], "caption": ["a"]}
     table = datasets.Dataset.from_dict(rows)
     assert find_license(PairDataset(table, root=tmp_path)) is None
