@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from tests.support.dual_folders import write_sentence_clip
-from tests.support.hub_stub import hub
+from tests.support.hub_stub import hub, sha256
 from tests.support.paths import SCRIPTS
 from tests.support.processes import ENVIRONMENT, run_python
 
@@ -21,6 +21,7 @@ def clients(world):
     found = {}
     with hub() as server:
         server.add("org/sentence-clip", folder / "sentence-clip")
+        server.add("datasets/org/pairs", folder / "images")
         for mode in ("with", "without"):
             output = folder / f"{mode}.json"
             variables = ENVIRONMENT | server.variables(folder / f"home-{mode}")
@@ -53,5 +54,7 @@ def test_what_was_uploaded_is_the_folder(clients):
 def test_weights_came_from_the_other_host_once_and_without_the_token(clients):
     """The stub refuses the token there. Each of the two caches takes the weights of a repository once."""
     _, server, _ = clients
-    gets = [path for method, path, _ in server.log if method == "GET" and path.startswith("/cdn/")]
+    files = [server.files(name).items() for name in ("org/published", "org/sentence-clip")]
+    weights = {f"/cdn/{sha256(data)}" for each in files for path, data in each if path.endswith(".safetensors")}
+    gets = [path for method, path, _ in server.log if method == "GET" and path in weights]
     assert len(gets) == 3 + 2  # and a snapshot's folder takes them from the cache

@@ -38,9 +38,15 @@ REFUSED = {
     "other weights than announced": ("file should be of size", "run it again"),
     "a page of the network": ("file should be of size", "run it again"),
     "a pointer": ("model.safetensors is a git-lfs pointer", "git lfs pull"),
+    "a data set is unavailable": ("org/down: no such file or folder, and the Hub does not answer", "run it again"),
+    "a wrong token for a data set": (
+        "org/token: no such file or folder, and the Hub answers 401, Invalid credentials in Authorization header",
+        f"not valid: {LOG_IN}",
+    ),
     "modules.json unavailable": ("cannot load the model 'org/sentence'", AGAIN),
 }
 ENDS_WELL = ("unavailable for a moment", "cut once", "unavailable, but cached", "a new commit")
+LOCAL = {"modules.json unavailable": "sentence-clip", "a new commit": "model-2"}
 UPLOADS = {
     "a wrong token": ("cannot write to the repository org/write-0: the Hub answers 401", f"not valid: {LOG_IN}"),
     "no rights": ("the Hub answers 403, You don't have the rights to create a model", "take one that has"),
@@ -103,9 +109,9 @@ def test_nothing_half_stays_and_the_next_run_is_right(report, scenario):
     assert found["halves"] == []
     if scenario == "a pointer":  # which the repository holds
         return check_refusal(found["again"], *REFUSED[scenario])
-    local = {"modules.json unavailable": "sentence-clip", "a new commit": "model-2"}.get(scenario, "model")
+    local = LOCAL.get(scenario, "images" if "data set" in scenario else "model")
     assert found["again"]["code"] == 0, found["again"]["stderr"]
-    assert json.loads(found["again"]["stdout"]) == json.loads(report[local]["stdout"])
+    assert found["again"]["stdout"] == report[local]["stdout"]
     return None
 
 

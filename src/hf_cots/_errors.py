@@ -159,6 +159,9 @@ def describe(error: BaseException) -> str:
     """An error's own message in one line."""
     if isinstance(error, OSError) and error.strerror and error.errno and type(error).__module__ == "builtins":
         return ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
+    answer = describe_answer(error)
+    if answer is not None:
+        return answer
     text = str(error)
     if WORKER.match(text):  # of a process that loads data: its whole traceback
         text = CLASS_NAME.sub("", text.strip().splitlines()[-1])
@@ -192,6 +195,20 @@ def find_hint(error: BaseException) -> str | None:
     return next((hint for name, hint in HUB_HINTS.items() if name in names), None)
 
 
+def describe_answer(error: BaseException) -> str | None:
+    """What the Hub answered, or how the connection broke, if this error says no more than that."""
+    status = read_status(error)
+    if status is not None:
+        response: Any = error.response  # type: ignore[attr-defined]
+        said = response.headers.get("X-Error-Message") or response.reason_phrase
+        return f"the Hub answers {status}, {said.strip().rstrip('.')}, for {response.url}"
+    if not TRANSPORT_ERRORS.isdisjoint(class_names(error)):
+        return f"the connection to the Hub broke: {shorten(str(error)) or type(error).__name__}"
+    if str(error).startswith("Consistency check failed"):
+        return f"{first_sentences(str(error), 1)}; {AGAIN}"
+    return None
+
+
 def describe_hub_fault(error: BaseException) -> str | None:
     """What the Hub answered, or how the connection broke, if that is behind an error: libraries say instead that they
     do not find a file. None if it is not, or the Hub has a name for it, such as a missing repository.
@@ -199,22 +216,12 @@ def describe_hub_fault(error: BaseException) -> str | None:
     Returns:
         One line, without what to do, which [`explain`] adds.
     """
-    for cause in list_causes(error):
-        status = read_status(cause)
-        if status is not None:
-            response: Any = cause.response  # type: ignore[attr-defined]
-            said = response.headers.get("X-Error-Message") or response.reason_phrase
-            return f"the Hub answers {status}, {said.strip().rstrip('.')}, for {response.url}"
-        if not TRANSPORT_ERRORS.isdisjoint(class_names(cause)):
-            return f"the connection to the Hub broke: {shorten(str(cause)) or type(cause).__name__}"
-        if str(cause).startswith("Consistency check failed"):
-            return f"{first_sentences(str(cause), 1)}; {AGAIN}"
-    return None
+    return next((answer for answer in map(describe_answer, list_causes(error)) if answer is not None), None)
 
 
 def name_file(error: BaseException, text: str) -> str:
     """Put the file in front that a library's message does not name, and say if it is a pointer of git-lfs."""
-    named = not isinstance(error, OSError) or error.errno == errno.ENOSPC
+    named = describe_answer(error) is None and (not isinstance(error, OSError) or error.errno == errno.ENOSPC)
     path = find_file(error) if named and type(error) not in (ValueError, ModuleNotFoundError) else None
     if path is None:
         return text

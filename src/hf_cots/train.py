@@ -30,14 +30,15 @@ def train(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     with guarded_output(training.output_dir):
         trainer = build_trainer(model_arguments, data_arguments, training)
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-        result = None if trainer.eval_dataset is None else trainer.rank(trainer.eval_dataset)
+        pairs = trainer.eval_dataset
+        result = None if pairs is None else trainer.rank(pairs)
         results = {} if result is None else result.metrics()
         if trainer.is_world_process_zero():
             if results:
                 print(markdown_table(results), flush=True)  # before anything is written, which can fail
             write_recipe(Path(training.output_dir) / "model", argv)  # which the card names
         folder = save_for_inference(
-            trainer, result, data_arguments.train_data, data_arguments.eval_data, model_arguments.license
+            trainer, result, pairs, data_arguments.train_data, data_arguments.eval_data, model_arguments.license
         )
     if push and trainer.is_world_process_zero():
         push_folder(folder, training)

@@ -27,6 +27,11 @@ def search(name, *options):
     return ("search", name, folder / "images", "a red square", "--json", *options)
 
 
+def evaluate(data):
+    columns = ("--split", "train", "--caption-column", "caption", "--resamples", "9")
+    return ("evaluate", folder / "model", data, *columns)
+
+
 def publish(name):
     return ("publish", folder / "model", name)
 
@@ -37,6 +42,7 @@ def train(name):
     return ("train", *towers, "--output_dir", folder / "run", "--push_to_hub", "True", "--hub_model_id", name)
 
 
+SOURCES = {"org/sentence": "sentence-clip"}
 # name: repository, what is wrong, command
 READS = {
     "no repository": ("org/none", [], search("org/none")),
@@ -63,6 +69,12 @@ READS = {
     "unavailable, but cached": ("org/moment", [Fault("org/moment", 503)], search("org/moment")),
     "no answer, but cached": ("org/moment", [Fault("org/moment", 0)], search("org/moment")),
     "a new commit": ("org/moment", [], search("org/moment")),
+    "a data set is unavailable": ("datasets/org/down", [Fault("org/down", 503)], evaluate("org/down")),
+    "a wrong token for a data set": (
+        "datasets/org/token",
+        [Fault("org/token", 401, message="Invalid credentials in Authorization header")],
+        evaluate("org/token"),
+    ),
     "modules.json unavailable": (
         "org/sentence",
         [Fault("resolve.*modules.json", 503, times=7)],
@@ -115,7 +127,7 @@ def halves(cache, server, name):
 
 def read_scenarios(server, home):
     for name, (repository, faults, command) in READS.items():
-        source = folder / ("sentence-clip" if repository == "org/sentence" else "model")
+        source = folder / SOURCES.get(repository, "images" if repository.startswith("datasets/") else "model")
         if repository not in ("org/none", *server.repositories):
             replaced = {"model.safetensors": POINTER} if repository == "org/pointer" else {}
             server.add(repository, source, **replaced).private = repository == "org/private"
@@ -128,7 +140,8 @@ def read_scenarios(server, home):
         server.faults = []
         if repository == "org/none":
             server.add(repository, source)
-        found["halves"] = halves(home / "hub" / f"models--{repository.replace('/', '--')}", server, repository)
+        kind = "" if repository.startswith("datasets/") else "models--"
+        found["halves"] = halves(home / "hub" / f"{kind}{repository.replace('/', '--')}", server, repository)
         again = [word for word in command if word not in ("--revision", "v9", "--token", "hf_other")]
         found["again"] = captured(again)
         yield f"read: {name}", found
@@ -169,6 +182,7 @@ def main():
         results = dict(read_scenarios(server, Path(home))) | dict(write_scenarios(server))
         for name in ("model", "model-2", "sentence-clip"):
             results[name] = captured(search(folder / name))
+        results["images"] = captured(evaluate(folder / "images"))
     output.write_text(json.dumps(results, indent=1))
 
 

@@ -19,9 +19,13 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_test"
 LARGE = (".safetensors", ".png", ".bin")  # what .gitattributes sends to git-lfs
-API = re.compile(r"/api/models/(?P<name>[^/]+/[^/]+)(/(?P<what>[a-z-]+)(/(?P<revision>[^/]+)(/(?P<path>.+))?)?)?$")
-FILE = re.compile(r"/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)$")
-PINNED = re.compile(r"/api/resolve-cache/models/(?P<name>[^/]+/[^/]+)/(?P<revision>[^/]+)/(?P<path>.+)$")
+API = re.compile(
+    r"/api/(?:models/)?(?P<name>(?:datasets/)?[^/]+/[^/]+)(/(?P<what>[a-z-]+)(/(?P<revision>[^/]+)(/(?P<path>.+))?)?)?$"
+)
+FILE = re.compile(r"/(?P<name>(?:datasets/)?[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)$")
+PINNED = re.compile(
+    r"/api/resolve-cache/(?:models/)?(?P<name>(?:datasets/)?[^/]+/[^/]+)/(?P<revision>[^/]+)/(?P<path>.+)$"
+)
 
 
 @dataclass
@@ -270,7 +274,8 @@ class Handler(BaseHTTPRequestHandler):
             headers |= {"X-Linked-ETag": f'"{digest}"', "X-Linked-Size": len(content)}
             return self.send(b"", 302, headers | {"Location": f"{self.hub.cdn}/cdn/{digest}"})
         if not is_pinned:
-            location = f"/api/resolve-cache/models/{found['name']}/{oid}/{found['path']}"
+            kind = "" if found["name"].startswith("datasets/") else "models/"
+            location = f"/api/resolve-cache/{kind}{found['name']}/{oid}/{found['path']}"
             return self.send(b"", 307, headers | {"Location": location})
         return self.send_content(content, headers, fault)
 

@@ -48,7 +48,7 @@ def test_the_card_tells_what_was_recorded(run, world):
     assert 0 <= record["filter"] <= 1
     for told in (
         f"| data | `{world.imagefolder.name}`: 40 pairs of 40 images |",
-        "of 40 evaluation pairs 40 have a caption and 40 an image of the other",
+        "| overlap | 40 of 40 evaluation pairs have a caption of the training data, 40 an image |",
         f"| left out by the filter | {100 * record['filter']:.1f}% of the pairs at the end |",
         f"| precision, seed | float32, {record['seed']} |",
         f"torch {record['packages']['torch']}, transformers {record['packages']['transformers']}",
@@ -84,7 +84,7 @@ def test_a_later_evaluation_goes_into_the_card(model, world):
     )
     refresh_results(model)
     card = ModelCard.load(model / "README.md")
-    assert "On pairs.parquet, in percent" in card.text
+    assert "On `pairs.parquet`, in percent" in card.text
     assert {result.dataset_name for result in card.data.eval_results} == {"pairs.parquet"}
     assert str(world.root) not in (model / "README.md").read_text()
 

@@ -22,6 +22,7 @@ from ..evaluation.retrieval.report import RetrievalResult, evaluate_encoder
 from ..models import COTSImageTokenizer
 from ..search.encoders import DualEncoder
 from ..training.publish import save_for_inference
+from ..training.record import machine
 from ..training.trainer import COTSTrainer
 from .data import load_galleries, write_data, write_images
 from .figures import draw_suspects
@@ -114,7 +115,7 @@ def run_demo(
         demo.console.print(*results_tables(results))
         find_suspects(demo, trainer)
     with demo.step("save", "5/6  Saving the model folder"):
-        save(demo, trainer, results["cots"][TEST_STYLE])
+        save(demo, trainer, results["cots"][TEST_STYLE], galleries[TEST_STYLE])
     with demo.step("search", "6/6  A fresh process loads the model, indexes images and searches"):
         write_images(galleries, demo.output / "images")
         subprocess.run([sys.executable, "-m", "hf_cots.demo.answer", str(demo.output)], check=True)
@@ -178,9 +179,9 @@ def find_suspects(demo: Demo, trainer: COTSTrainer) -> None:
     demo.say(f"the filter would leave out {dropped} of {len(some)} training pairs; doubtful: {worst} -> filter.png")
 
 
-def save(demo: Demo, trainer: COTSTrainer, result: RetrievalResult) -> None:
+def save(demo: Demo, trainer: COTSTrainer, result: RetrievalResult, gallery: PairDataset) -> None:
     """Write the folder that `AutoModel` loads, with its card."""
-    folder = save_for_inference(trainer, result, "the emoji set, training concepts", "unseen emoji concepts")
+    folder = save_for_inference(trainer, result, gallery, "the emoji set, training concepts", "unseen emoji concepts")
     add_sources(folder, demo.output / "data", demo.from_scratch)
     demo.say(f"weights, processor and card -> {folder}; AutoModel.from_pretrained loads them")
 
@@ -207,6 +208,7 @@ def finish(demo: Demo, results: Results, counts: dict[str, int]) -> dict[str, An
     answers = json.loads((demo.output / "answers.json").read_text(encoding="utf-8"))
     seconds = demo.seconds | {"total": round(sum(demo.seconds.values()), 1)}
     summary = summarize(results) | {"answers": answers, "seconds": seconds, "pairs": counts, "seed": demo.seed}
+    summary["machine"] = machine()
     (demo.output / "results.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     demo.console.rule(f"Done in {seconds['total']:.0f} s. Search yourself:", align="left")
     for line in list_commands(demo.output):

@@ -56,7 +56,7 @@ def write_model_card(
         pipeline_tag="zero-shot-image-classification",
         tags=["hf_cots", config.model_type, "image-text-retrieval"],
         model_name=name,
-        eval_results=list_metrics(report) or None,
+        eval_results=None if report is None else list_metrics(report),
     )
     write_card(
         "model_card.md",
@@ -115,13 +115,12 @@ def evaluated_on(report: dict[str, Any]) -> str:
     return data_name(report.get("data", {}).get("name", "held-out pairs"))
 
 
-def list_metrics(report: dict[str, Any] | None) -> list[EvalResult]:
+def list_metrics(report: dict[str, Any]) -> list[EvalResult]:
     """The metrics that the card's metadata hold."""
+    task, data = "image-text-retrieval", evaluated_on(report)
     return [
-        EvalResult(
-            "image-text-retrieval", "custom", evaluated_on(report), metric, value, metric_name=f"{direction} {metric}"
-        )
-        for direction in (DIRECTIONS if report is not None else ())
+        EvalResult(task, "custom", data, metric, value, metric_name=f"{direction} {metric}")
+        for direction in DIRECTIONS
         for metric, value in report[direction].items()
         if metric.startswith("R@")
     ]

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 def save_for_inference(
     trainer: COTSTrainer,
     result: RetrievalResult | None,
+    pairs: PairDataset | None,
     train_data: str,
     eval_data: str | None = None,
     license: str | None = None,
@@ -38,7 +39,7 @@ def save_for_inference(
 
     Args:
         trainer: a trainer that has finished.
-        result: of the final evaluation on the trainer's `eval_dataset` or on other data; None if there was none.
+        result, pairs: of the final evaluation, and its data; None if there was none.
         train_data, eval_data: names of the data for the card; of a path on this machine only its last part is told.
         license: of the weights, as the Hub names it; without it the card says that none was chosen.
     """
@@ -56,8 +57,11 @@ def save_for_inference(
     encoder.save_pretrained(folder, state_dict=state)
     trainer.processing_class.save_pretrained(folder)
     write_record(folder, trainer, data_name(train_data))
-    if result is not None:
-        write_results(folder, trainer, result, data_name(eval_data) if eval_data else "held-out pairs")
+    if result is not None and pairs is not None:
+        write_results(
+            folder, model_name(trainer.args), result, data_name(eval_data) if eval_data else "held-out pairs"
+        )
+        write_queries(folder, result, pairs)
     write_model_card(
         folder,
         encoder.config,
@@ -78,14 +82,10 @@ def forget_origin(model: PreTrainedModel, folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def write_results(folder: Path, trainer: COTSTrainer, result: RetrievalResult, eval_data: str) -> None:
-    """Write `results.json`, a report as of `hf-cots evaluate`, and, if they are of the trainer's evaluation data, what
-    the model finds for some of its captions."""
-    report = result.to_dict() | {"data": {"name": eval_data}}
-    report["model"] = {"name": model_name(trainer.args)}
+def write_results(folder: Path, model: str, result: RetrievalResult, eval_data: str) -> None:
+    """Write `results.json`: a report as of `hf-cots evaluate`, with names for others to read."""
+    report = result.to_dict() | {"model": {"name": model}, "data": {"name": eval_data}}
     (folder / RESULTS).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if isinstance(trainer.eval_dataset, PairDataset):
-        write_queries(folder, result, trainer.eval_dataset)
 
 
 def save_image_tokenizer(

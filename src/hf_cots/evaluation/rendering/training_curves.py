@@ -69,7 +69,7 @@ def draw_losses(history: list[dict[str, float]], path: Path) -> bool:
     return True
 
 
-def _draw_panel(axis: Any, title: str, curves: dict[str, list[tuple[int, float]]]) -> None:
+def _draw_panel(axis: Any, title: str, curves: dict[str, list[tuple[float, float]]]) -> None:
     """The lines of one panel, named where there are several."""
     for color, (name, points) in zip(LINES, curves.items()):
         if points:
