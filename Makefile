@@ -1,5 +1,5 @@
 # Two commands on a fresh machine with Python 3.10+, git and make: `make demo` and `make test`.
-.PHONY: help demo test test-milvus check soak soak-milvus icons cots-icons icon-ablation rerank-at-scale ablation cookie-ablation fine-tuning clean
+.PHONY: help demo test test-milvus check soak soak-milvus icons cots-icons icon-ablation rerank-at-scale ablation cookie-ablation fine-tuning cards clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -21,6 +21,7 @@ help:
 	@echo "make rerank-at-scale  does re-ranking with SIMLA add to the best dual encoder? on icons and skin-toned emoji"
 	@echo "make cots-icons  train a model that searches icons, on a CPU, and measure it"
 	@echo "make fine-tuning  what pays in fine-tuning a pretrained model; after make demo and make icons"
+	@echo "make cards   write the figures of the model cards anew from the recorded results"
 	@echo "make check   lint and type-check"
 
 # The image tower of the demo and of the ablation's warm starts; of what the package requires nothing is needed.
@@ -79,6 +80,9 @@ icon-ablation: icons
 
 rerank-at-scale: icons
 	$(BIN)/python -m benchmarks.rerank_at_scale
+
+cards: $(BIN)/.installed
+	$(BIN)/python -m benchmarks.cards
 
 CHECKED := src tests benchmarks conversion metrics $(wildcard examples)
 check: $(BIN)/.installed

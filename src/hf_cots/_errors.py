@@ -54,19 +54,28 @@ OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|CUBLAS_STATUS_A
 RUNTIME_ERRORS = re.compile(
     r"PytorchStream(Reader|Writer)|inline_container|archive is corrupted|Invalid magic number|unexpected EOF"
     r"|DataLoader worker \(pid|No space left on device|ignore_mismatched_sizes|Error\(s\) in loading state_dict"
+    r"|Error while uploading '.*' to the Hub"
     r"|gloo/transport/.* (Connection closed|Connection reset|Broken pipe)"  # another process has ended, with an error
     r"|Found no NVIDIA driver|No CUDA GPUs are available|CUDA error: (invalid device|no kernel image)"
 )
-# Nearest hint first: what to do about an error of the Hub.
+# What to do about an error of the Hub, the most specific first: classes of exceptions, and what a server answered.
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN (--token)"
+AGAIN = "run it again; what was downloaded whole is kept, and HF_HUB_OFFLINE=1 takes that alone"
 HUB_HINTS = {
     "huggingface_hub.errors.GatedRepoError": f"it is gated: ask for access on its page, then {LOG_IN}",
     "huggingface_hub.errors.RepositoryNotFoundError": f"if it is private or gated, {LOG_IN}",
     "datasets.exceptions.DatasetNotFoundError": f"if it is private or gated, {LOG_IN}",
     "huggingface_hub.errors.RevisionNotFoundError": "no such branch, tag or commit: see its page, and --revision",
     "huggingface_hub.errors.OfflineModeIsEnabled": "it is not in the cache, and HF_HUB_OFFLINE forbids to download it",
+    "answer 401": f"the token is not valid: {LOG_IN}",
+    "answer 403": f"the token has no right to this: take one that has, and {LOG_IN}",
+    "answer 429": f"that were too many requests: wait some minutes, or {LOG_IN}",
+    "answer 5xx": f"the fault is the Hub's: wait a while, then {AGAIN}",
+    "httpx.TransportError": f"check the network (and HF_ENDPOINT, if it is set), then {AGAIN}",
+    "httpx2.TransportError": f"check the network (and HF_ENDPOINT, if it is set), then {AGAIN}",
     "huggingface_hub.errors.LocalEntryNotFoundError": "it is not in the cache, and the Hub is not reached",
 }
+TRANSPORT_ERRORS = {"httpx.TransportError", "httpx2.TransportError"}
 LESS_MEMORY = (
     "lower --batch-size; in training --per_device_train_batch_size (with --gradient_accumulation_steps or "
     "--gradient_cache for as many pairs in a step), or add --gradient_checkpointing"
@@ -142,7 +151,7 @@ def explain(error: BaseException) -> str | None:
     if not is_user_error(specific) and " " not in text:  # such as a KeyError, which says no more than the key
         text = f"{type(specific).__name__}: {text}"
     text = name_file(specific, text)
-    hint = next((hint for hint in map(find_hint, list_causes(error)) if hint), None)
+    hint = find_hint(error)
     return text if hint is None or "hf auth login" in text else f"{text}; {hint}"
 
 
@@ -150,6 +159,9 @@ def describe(error: BaseException) -> str:
     """An error's own message in one line."""
     if isinstance(error, OSError) and error.strerror and error.errno and type(error).__module__ == "builtins":
         return ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
+    answer = describe_answer(error)
+    if answer is not None:
+        return answer
     text = str(error)
     if WORKER.match(text):  # of a process that loads data: its whole traceback
         text = CLASS_NAME.sub("", text.strip().splitlines()[-1])
@@ -168,15 +180,48 @@ def first_sentences(text: str, count: int = 2) -> str:
     return " ".join(re.split(r"(?<=\.)\s+", text.strip())[:count]).rstrip(". ")
 
 
+def read_status(error: BaseException) -> int | None:
+    """The status that the Hub answered with, if this error says no more than that."""
+    is_plain = class_names(error)[0] == "huggingface_hub.errors.HfHubHTTPError"
+    return getattr(getattr(error, "response", None), "status_code", None) if is_plain else None
+
+
 def find_hint(error: BaseException) -> str | None:
-    """What to do about an error of the Hub, if it is one."""
-    names = class_names(error)
+    """What to do about an error of the Hub, if one is behind this error."""
+    names: set[str] = set()
+    for cause in list_causes(error):
+        status = read_status(cause)
+        names |= {*class_names(cause), f"answer {status}", f"answer {status // 100}xx" if status else ""}
     return next((hint for name, hint in HUB_HINTS.items() if name in names), None)
+
+
+def describe_answer(error: BaseException) -> str | None:
+    """What the Hub answered, or how the connection broke, if this error says no more than that."""
+    status = read_status(error)
+    if status is not None:
+        response: Any = error.response  # type: ignore[attr-defined]
+        said = response.headers.get("X-Error-Message") or response.reason_phrase
+        return f"the Hub answers {status}, {said.strip().rstrip('.')}, for {response.url}"
+    if not TRANSPORT_ERRORS.isdisjoint(class_names(error)):
+        return f"the connection to the Hub broke: {shorten(str(error)) or type(error).__name__}"
+    if str(error).startswith("Consistency check failed"):
+        return f"{first_sentences(str(error), 1)}; {AGAIN}"
+    return None
+
+
+def describe_hub_fault(error: BaseException) -> str | None:
+    """What the Hub answered, or how the connection broke, if that is behind an error: libraries say instead that they
+    do not find a file. None if it is not, or the Hub has a name for it, such as a missing repository.
+
+    Returns:
+        One line, without what to do, which [`explain`] adds.
+    """
+    return next((answer for answer in map(describe_answer, list_causes(error)) if answer is not None), None)
 
 
 def name_file(error: BaseException, text: str) -> str:
     """Put the file in front that a library's message does not name, and say if it is a pointer of git-lfs."""
-    named = not isinstance(error, OSError) or error.errno == errno.ENOSPC
+    named = describe_answer(error) is None and (not isinstance(error, OSError) or error.errno == errno.ENOSPC)
     path = find_file(error) if named and type(error) not in (ValueError, ModuleNotFoundError) else None
     if path is None:
         return text

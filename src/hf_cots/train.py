@@ -8,6 +8,8 @@ The model for inference is saved in `output_dir/model`, checkpoints with all tra
 `output_dir/checkpoint-*`.
 """
 
+from pathlib import Path
+
 from transformers import set_seed
 
 from .data.frozen_features import StoredFeaturePairs, StoredTexts
@@ -15,8 +17,8 @@ from .evaluation.rendering.tables import markdown_table
 from .training.arguments import COTSTrainingArguments, DataArguments, ModelArguments, parse_arguments
 from .training.build_data import build_code_cache, build_collator, build_data, build_stored_features, build_views
 from .training.build_model import build_model, build_processor, build_tokenizer
-from .training.program import guarded_output, run_program, take_push_to_hub
-from .training.publish import push_folder, save_for_inference
+from .training.program import guarded_output, run_program
+from .training.publish import prepare_push, push_folder, save_for_inference
 from .training.recipe_file import write_recipe
 from .training.trainer import COTSTrainer
 
@@ -24,18 +26,20 @@ from .training.trainer import COTSTrainer
 def train(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     """Train with these flags; returns both directions of the final evaluation, or nothing without `--eval_data`."""
     model_arguments, data_arguments, training = parse_arguments(argv)
-    push = take_push_to_hub(training)
+    push = prepare_push(training)
     with guarded_output(training.output_dir):
         trainer = build_trainer(model_arguments, data_arguments, training)
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-        results = trainer.retrieval(trainer.eval_dataset) if trainer.eval_dataset is not None else {}
-        if results and trainer.is_world_process_zero():
-            print(markdown_table(results), flush=True)  # before anything is written, which can fail
-        folder = save_for_inference(
-            trainer, results, data_arguments.train_data, data_arguments.eval_data, model_arguments.license
-        )
+        pairs = trainer.eval_dataset
+        result = None if pairs is None else trainer.rank(pairs)
+        results = {} if result is None else result.metrics()
         if trainer.is_world_process_zero():
-            write_recipe(folder, argv)
+            if results:
+                print(markdown_table(results), flush=True)  # before anything is written, which can fail
+            write_recipe(Path(training.output_dir) / "model", argv)  # which the card names
+        folder = save_for_inference(
+            trainer, result, pairs, data_arguments.train_data, data_arguments.eval_data, model_arguments.license
+        )
     if push and trainer.is_world_process_zero():
         push_folder(folder, training)
     return results

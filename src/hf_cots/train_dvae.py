@@ -23,14 +23,14 @@ from .training.arguments import (
 )
 from .training.build_data import load_eval_data, load_train_data
 from .training.image_tokenizer import DVAETrainer
-from .training.program import guarded_output, run_program, take_push_to_hub
-from .training.publish import push_folder, save_image_tokenizer
+from .training.program import guarded_output, run_program
+from .training.publish import prepare_push, push_folder, save_image_tokenizer
 
 
 def train(argv: list[str] | None = None) -> dict[str, float]:
     """Train with these flags; returns the final evaluation, or nothing without `--eval_data`."""
     model_arguments, data_arguments, training = parse_image_tokenizer_arguments(argv)
-    push = take_push_to_hub(training)
+    push = prepare_push(training)
     with guarded_output(training.output_dir):
         trainer = build_trainer(model_arguments, data_arguments, training)
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)

@@ -193,13 +193,12 @@ COTSProcessor.from_pretrained(folder).push_to_hub("org/cots-base")
 def test_push_to_hub(saved, tmp_path):
     """Model and processor arrive complete, byte for byte what a save writes."""
     _, folder = saved
-    with hub() as (endpoint, uploaded):
-        online = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_test", "NO_PROXY": "127.0.0.1"}
-        errors = run_python(folder, PUSH, folder / "model", **online)
+    with hub() as server:
+        errors = run_python(folder, PUSH, folder / "model", **server.variables(folder / "home"))
     for cls in (COTSModel, COTSProcessor):
         cls.from_pretrained(folder / "model").save_pretrained(tmp_path)
-    assert "org/cots-base" in uploaded, errors
-    files = uploaded["org/cots-base"]
+    assert "org/cots-base" in server.repositories, errors
+    files = server.files("org/cots-base")
     code = CODE | {"modeling_cots.py", "configuration_cots.py", "configuration_dvae.py"}
     assert set(files) >= code | {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"}, errors
     for name in ("model.safetensors", *code):

@@ -1,9 +1,7 @@
 """The card of a model: with a license, without this machine's paths, and on the Hub whichever way it goes there."""
 
-import os
 import re
-import subprocess
-import sys
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +11,9 @@ from transformers import AutoModel
 from hf_cots import COTSForPreTraining, COTSModel
 from hf_cots.models.cards import make_card, read_card
 from hf_cots.train import train
-from hf_cots.training.publish import data_name, loadable_name
+from hf_cots.training.names import data_name, loadable_name
 from tests.support.hub_stub import hub
+from tests.support.processes import ENVIRONMENT, run_python
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +94,10 @@ else:
 
 def pushed(*arguments):
     """The card on the Hub after [`PUSH`]."""
-    with hub() as (endpoint, uploaded):
-        settings = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_test", "NO_PROXY": "127.0.0.1"}
-        command = [sys.executable, "-c", PUSH, *map(str, arguments)]
-        done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=200)
+    with hub() as server, tempfile.TemporaryDirectory() as home:
+        done = run_python("-c", PUSH, *arguments, env=ENVIRONMENT | server.variables(home))
     assert done.returncode == 0, done.stderr[-3000:]
-    return uploaded["org/tiny"]["README.md"].decode()
+    return server.files("org/tiny")["README.md"].decode()
 
 
 def test_push_to_hub_publishes_our_card(trained, tmp_path):

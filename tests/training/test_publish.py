@@ -58,13 +58,13 @@ def test_other_models_are_checked_too(kind, tmp_path):
 
 
 def test_it_is_uploaded_after_the_check(trained, tmp_path):
-    with hub() as (endpoint, uploaded):
-        settings = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_test", "NO_PROXY": "127.0.0.1"}
-        done = run_python("-m", "hf_cots", "publish", str(trained), "org/tiny", env=ENVIRONMENT | settings)
+    with hub() as server:
+        variables = ENVIRONMENT | server.variables(tmp_path)
+        done = run_python("-m", "hf_cots", "publish", trained, "org/tiny", env=variables)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip().endswith("org/tiny")
     local = {path.name: path.read_bytes() for path in trained.iterdir()}
-    assert uploaded == {"org/tiny": local}
+    assert {name: data for name, data in server.files("org/tiny").items() if name != ".gitattributes"} == local
     assert b'from_pretrained("org/tiny"' in local["README.md"]
 
 

@@ -8,15 +8,14 @@ from tests.support.tiny import TINY_IMAGE_TOKENIZER
 
 def push(module, flags, folder):
     """Run a program and return the names of the files in `folder/model`, all of which must be on the Hub unchanged."""
-    with hub() as (endpoint, uploaded):
-        settings = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_test", "NO_PROXY": "127.0.0.1"}
+    with hub() as server:
         flags = (*flags, "--push_to_hub", "--hub_model_id", "org/tiny")
-        done = run_python("-m", module, *flags, env=ENVIRONMENT | settings)
+        done = run_python("-m", module, *flags, env=ENVIRONMENT | server.variables(folder / "home"))
     assert done.returncode == 0, done.stderr[-3000:]
     local = {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
-    assert uploaded["org/tiny"].items() >= local.items()
-    assert list(uploaded) == ["org/tiny"]
-    assert not any("checkpoint" in name or "optimizer" in name for name in uploaded["org/tiny"])
+    assert server.files("org/tiny").items() >= local.items()
+    assert list(server.repositories) == ["org/tiny"]
+    assert not any("checkpoint" in name or "optimizer" in name for name in server.files("org/tiny"))
     return set(local)
 
 

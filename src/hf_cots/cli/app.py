@@ -14,9 +14,11 @@ from .._errors import one_line_errors, print_note
 
 
 class NoteHandler(logging.Handler):
-    """Prints what the package logs on stderr: warnings in yellow, the rest dimmed."""
+    """Prints what is logged on stderr: warnings in yellow, the rest dimmed; but not what a library prints itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if logging.getLogger(record.name.partition(".")[0]).handlers:
+            return
         loud = record.levelno >= logging.WARNING
         print_note(f"{'warning: ' if loud else ''}{record.getMessage()}", "yellow" if loud else "dim")
 

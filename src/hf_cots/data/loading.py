@@ -20,6 +20,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .._errors import describe_hub_fault
 from .folders import read_image_rows
 from .resolve import CANONICAL, Source, resolve
 from .tables import NoRowsError, TableError, check_pointer, parse_separator, read_rows
@@ -96,6 +97,7 @@ def _named_errors(data: str) -> Iterator[None]:
 
     Raises:
         FileNotFoundError: if there is no such data set on the Hub, or no way to it.
+        OSError: if the Hub refuses, or the connection breaks.
         ValueError: if the data cannot be read.
     """
     try:
@@ -103,11 +105,21 @@ def _named_errors(data: str) -> Iterator[None]:
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
         reason = _first_line(error)
         raise FileNotFoundError(f"{data}: no such file or folder, and no data set on the Hub: {reason}") from None
+    except FileNotFoundError as error:  # `datasets` quotes what huggingface_hub says of its cache
+        if "on the Hugging Face Hub either" not in str(error):
+            raise
+        advice = "check the network, wait a while, then run it again"
+        raise FileNotFoundError(f"{data}: no such file or folder, and the Hub does not answer: {advice}") from None
     except datasets.exceptions.DatasetGenerationError as error:
         cause = error.__cause__ or error
         if isinstance(cause, (TarError, TableError)):
             raise cause from None
         raise ValueError(f"{data} cannot be read: {type(cause).__name__}: {_first_line(cause)}") from None
+    except Exception as error:
+        fault = describe_hub_fault(error)
+        if fault is None:
+            raise
+        raise OSError(f"{data}: no such file or folder, and {fault}") from error
 
 
 def _first_line(error: BaseException) -> str:

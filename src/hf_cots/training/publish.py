@@ -2,18 +2,24 @@
 
 import json
 import logging
-import re
 import shutil
-from pathlib import Path, PureWindowsPath
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-from huggingface_hub import create_repo, upload_folder
+from huggingface_hub import RepoUrl, create_repo, upload_folder
 from transformers import PreTrainedModel, TrainingArguments
 
-from ..models.cards import rename_in_card
+from .._errors import describe_hub_fault
+from ..data.sources import PairDataset
+from ..evaluation.retrieval.report import RetrievalResult
+from ..models.cards import RECORDS, rename_in_card
 from .check_folder import check_folder
 from .image_tokenizer import DVAETrainer
-from .model_card import write_image_tokenizer_card, write_model_card
+from .model_card import RECIPE, RESULTS, refresh_results, write_image_tokenizer_card, write_model_card
+from .names import data_name, loadable_name, model_name
 from .pair_trainer import PairTrainer
+from .record import write_queries, write_record
 from .trainer import COTSTrainer
 
 
@@ -22,17 +28,18 @@ logger = logging.getLogger(__name__)
 
 def save_for_inference(
     trainer: COTSTrainer,
-    results: dict[str, dict[str, float]],
+    result: RetrievalResult | None,
+    pairs: PairDataset | None,
     train_data: str,
     eval_data: str | None = None,
     license: str | None = None,
 ) -> Path:
-    """Write the encoder, its processor, its results and a model card to `output_dir/model`, and return that folder.
-    Every process must call it; the main one writes.
+    """Write the encoder, its processor, what was recorded of training and evaluation, and a model card to
+    `output_dir/model`, and return that folder. Every process must call it; the main one writes.
 
     Args:
         trainer: a trainer that has finished.
-        results: retrieval metrics for the card, empty if the model was not evaluated.
+        result, pairs: of the final evaluation, and its data; None if there was none.
         train_data, eval_data: names of the data for the card; of a path on this machine only its last part is told.
         license: of the weights, as the Hub names it; without it the card says that none was chosen.
     """
@@ -46,22 +53,39 @@ def save_for_inference(
     if state is not None:
         prefix = f"{encoder.base_model_prefix}."
         state = {name.removeprefix(prefix): rows for name, rows in state.items() if name.startswith(prefix)}
+    forget_origin(encoder, folder)
     encoder.save_pretrained(folder, state_dict=state)
     trainer.processing_class.save_pretrained(folder)
-    if results:
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_record(folder, trainer, data_name(train_data))
+    if result is not None and pairs is not None:
+        write_results(
+            folder, model_name(trainer.args), result, data_name(eval_data) if eval_data else "held-out pairs"
+        )
+        write_queries(folder, result, pairs)
     write_model_card(
         folder,
         encoder.config,
         describe_training(trainer, train_data, "pairs"),
-        results,
-        data_name(eval_data) if eval_data else "held-out pairs",
         model_name(trainer.args),
         license,
         loadable_name(trainer.args, folder),
     )
     logger.info("saved the model in %s", folder)
     return folder
+
+
+def forget_origin(model: PreTrainedModel, folder: Path) -> None:
+    """Let a model be saved without the card and the records of what its training began with, and without those of an
+    earlier training into the same folder, but for the recipe, which has just been written."""
+    model.name_or_path = ""
+    for name in set(RECORDS) - {RECIPE}:
+        (folder / name).unlink(missing_ok=True)
+
+
+def write_results(folder: Path, model: str, result: RetrievalResult, eval_data: str) -> None:
+    """Write `results.json`: a report as of `hf-cots evaluate`, with names for others to read."""
+    report = result.to_dict() | {"model": {"name": model}, "data": {"name": eval_data}}
+    (folder / RESULTS).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def save_image_tokenizer(
@@ -83,7 +107,9 @@ def save_image_tokenizer(
     if not trainer.is_world_process_zero():
         return folder
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    forget_origin(model, folder)
     model.save_pretrained(folder)
+    write_record(folder, trainer, data_name(train_data))
     if results:
         reconstructions = output_dir / f"reconstructions-{trainer.state.global_step:06d}.png"
         shutil.copy(reconstructions, folder / "reconstructions.png")
@@ -110,29 +136,17 @@ def describe_training(trainer: PairTrainer, train_data: str, unit: str) -> str:
     return f"Trained on `{data_name(train_data)}` for {steps} steps of {batch_size} {unit}."
 
 
-def model_name(args: TrainingArguments) -> str:
-    """`--hub_model_id`, or the name of `output_dir`."""
-    return args.hub_model_id or Path(args.output_dir).resolve().name
+def prepare_push(args: TrainingArguments) -> bool:
+    """Whether to upload the model at the end. If so, its repository is made now, so that a wrong token or name is told
+    before the training and not after it; and the flag is turned off, because Trainer would upload the checkpoints.
 
-
-def data_name(data: str) -> str:
-    """The name of data for a card: a Hub id as it is; of a path or an address only the last part, because the rest
-    tells about this machine."""
-    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", data) and not data.startswith(".") and not Path(data).exists()
-    if is_id or not re.search(r"[/\\~.]", data):
-        return data
-    path = PureWindowsPath(data.partition("?")[0]) if "\\" in data else Path(data.partition("?")[0])
-    return path.name if path.name not in ("", "..", "~") else Path(data).expanduser().resolve().name
-
-
-def loadable_name(args: TrainingArguments, folder: Path) -> str:
-    """What a card's reader passes to `from_pretrained`: `--hub_model_id`, or the folder as seen from here, or from the
-    folder that holds it."""
-    if args.hub_model_id:
-        return args.hub_model_id
-    here = Path.cwd()
-    path = folder.resolve()
-    return path.relative_to(here).as_posix() if path.is_relative_to(here) else path.name
+    Raises:
+        OSError: in one line, if the Hub is not reached or refuses.
+    """
+    push, args.push_to_hub = args.push_to_hub, False
+    if push and args.process_index == 0:
+        make_repository(model_name(args), args.hub_private_repo, args.hub_token)
+    return push
 
 
 def push_folder(folder: Path, args: TrainingArguments) -> None:
@@ -141,7 +155,9 @@ def push_folder(folder: Path, args: TrainingArguments) -> None:
 
 
 def publish(folder: Path, name: str, private: bool | None = None, token: str | None = None) -> str:
-    """Check a saved model and upload it with all that lies beside it; its card then names the repository.
+    """Check a saved model and upload it with all that lies beside it.
+
+    Its card then has the results that lie there, and names the repository.
 
     Args:
         folder: of the model.
@@ -153,12 +169,44 @@ def publish(folder: Path, name: str, private: bool | None = None, token: str | N
         The address of the repository.
 
     Raises:
-        OSError, ValueError: as [`check_folder`], before anything is uploaded.
+        OSError, ValueError: as [`check_folder`], before anything is uploaded; or what the Hub answered. A repository
+            gets all of the folder or nothing.
     """
     for note in check_folder(folder):
         logger.warning("%s", note)
-    repo = create_repo(name, private=private, token=token, exist_ok=True)
+    refresh_results(folder)
+    repo = make_repository(name, private, token)
     card = folder / "README.md"
     card.write_text(rename_in_card(card.read_text(encoding="utf-8"), repo.repo_id), encoding="utf-8")
-    upload_folder(repo_id=repo.repo_id, folder_path=folder, token=token, commit_message="Add model")
+    with publishing(f"{folder} was not published as {repo.repo_id}, nothing of it is there"):
+        upload_folder(repo_id=repo.repo_id, folder_path=folder, token=token, commit_message="Add model")
     return str(repo)
+
+
+def make_repository(name: str, private: bool | None = None, token: str | None = None) -> RepoUrl:
+    """Make a repository, or find that it is there.
+
+    Args:
+        name, private, token: as for [`publish`].
+
+    Raises:
+        OSError: in one line, if the Hub is not reached or refuses.
+    """
+    with publishing(f"cannot write to the repository {name}"):
+        return create_repo(name, private=private, token=token, exist_ok=True)
+
+
+@contextmanager
+def publishing(failed: str) -> Iterator[None]:
+    """Say within one line what has failed, and what the Hub answered.
+
+    Raises:
+        OSError: for all that goes wrong on the way to the Hub, and there.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = describe_hub_fault(error)
+        if reason is None:
+            raise
+        raise OSError(f"{failed}: {reason}") from error

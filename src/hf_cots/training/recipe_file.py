@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from .arguments import read_recipe
-from .publish import data_name
+from .names import data_name
 
 
 # Flags whose values may be paths, of which the last part is told, as in the card; and what concerns this machine only.
@@ -49,11 +49,13 @@ def simplify(value: Any) -> Any:
 
 
 def write_recipe(folder: Path, argv: list[str] | None) -> None:
-    """Write `recipe.yaml`: what was given to `hf_cots.train`, with the names of data and towers but no paths."""
+    """Write `recipe.yaml` into a folder, which is made: what was given to `hf_cots.train`, with the names of data and
+    towers but no paths."""
     given = {name: value for name, value in read_flags(argv).items() if name not in LEFT_OUT}
     recipe = {
         name: data_name(value) if name in PATHS and isinstance(value, str) else value for name, value in given.items()
     }
+    folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=100)
     (folder / "recipe.yaml").write_text(
         f"# The flags of `hf-cots train` that made this model.\n{text}", encoding="utf-8"

@@ -12,10 +12,11 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import PreTrainedModel, TrainerCallback
 
 from ..data.sources import PairDataset
-from ..evaluation.retrieval.directions import evaluate_retrieval
+from ..evaluation.retrieval.directions import rank_both
 from ..evaluation.retrieval.metrics import chance_level
+from ..evaluation.retrieval.report import RetrievalResult
 from ..models.model_files import give_default_mode
-from ..search.encoders import DIRECTIONS
+from ..search.encoders import DIRECTIONS, DualEncoder, encode_pairs
 from .data_report import DataReport, check_step
 from .diagnostics import batch_accuracy, embedding_variance, similarity_to_queue
 from .full_masks import FullMasks
@@ -292,19 +293,22 @@ class COTSTrainer(PairTrainer):
         names = {f"{direction}_{name}" for direction in DIRECTIONS for name in chance_level(1, 1)}
         return {f"{prefix}_{name}".lstrip("_") for prefix in sets for name in names}
 
-    def retrieval(self, pairs: PairDataset) -> dict[str, dict[str, float]]:
-        """Both directions of [`evaluate_retrieval`] with the model as it would be deployed now.
+    def rank(self, pairs: PairDataset) -> RetrievalResult:
+        """Both directions of a data set, query by query, with the model as it would be deployed now.
 
         Every rank computes the same: data small enough to evaluate during training do not repay a split.
         """
         was_training = self.model.training
         self.model.eval()
         with self.unsharded_parameters(), self.averaged_weights():
-            results = evaluate_retrieval(
-                self.model.encoder, self.processing_class, pairs, self.args.per_device_eval_batch_size
-            )
+            encoder = DualEncoder(self.model.encoder, self.processing_class)
+            encoded = encode_pairs(encoder, pairs, self.args.per_device_eval_batch_size)
         self.model.train(was_training)
-        return results
+        return RetrievalResult(encoder.name, "", rank_both(encoded), [encoded])
+
+    def retrieval(self, pairs: PairDataset) -> dict[str, dict[str, float]]:
+        """The metrics of [`rank`], by direction."""
+        return self.rank(pairs).metrics()
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Retrieval in both directions on a [`PairDataset`]; `eval_text_to_image_R@1` and so on.

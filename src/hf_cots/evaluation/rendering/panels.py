@@ -1,5 +1,6 @@
 """Pixels as images: contact sheets, and rows of panels with a title below each."""
 
+import textwrap
 from collections.abc import Sequence
 
 import torch
@@ -7,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 
 BACKGROUND = (235, 235, 235)  # so that white images have edges
+RIGHT = (60, 160, 100)
 
 
 def to_image(pixels: torch.Tensor, side: int) -> Image.Image:
@@ -59,6 +61,34 @@ def draw_sheet(
         small = ImageOps.contain(image, (side, side))
         sheet.paste(small, (left + (side - small.width) // 2, top + (side - small.height) // 2))
         pen.text((left, top + side + 3), _truncate(title, pen, font, side), fill="black", font=font)
+    return sheet
+
+
+def draw_queries(
+    rows: Sequence[tuple[str, Sequence[tuple[str, Image.Image, bool]]]], side: int = 104, gap: int = 8
+) -> Image.Image:
+    """Draw texts with the images found for each, the best first, in a row; right ones are framed.
+
+    Args:
+        rows: a text, and of each image a short title, the image, and whether it is right.
+        side: of the square into which an image is scaled.
+        gap: between images.
+    """
+    font, left, step = ImageFont.load_default(13), 260, side + gap
+    columns = max(len(found) for _, found in rows)
+    sheet = Image.new("RGB", (left + columns * step + gap, len(rows) * (step + 18) + gap), BACKGROUND)
+    pen = ImageDraw.Draw(sheet)
+    for number, (text, found) in enumerate(rows):
+        top = gap + number * (step + 18)
+        lines = textwrap.wrap(text, 34)[:5] or [""]
+        pen.multiline_text((gap, top + side // 2 - 8 * len(lines)), "\n".join(lines), fill="black", font=font)
+        for column, (title, image, right) in enumerate(found):
+            place = left + column * step
+            small = ImageOps.pad(image, (side, side), color="white")
+            sheet.paste(small, (place, top))
+            if right:
+                pen.rectangle((place - 3, top - 3, place + side + 2, top + side + 2), outline=RIGHT, width=3)
+            pen.text((place, top + side + 3), _truncate(title, pen, font, side), fill="black", font=font)
     return sheet
 
 

@@ -31,6 +31,21 @@ def markdown_table(results: dict[str, dict[str, float]]) -> str:
     return "\n".join([heading, "|---|---|---|---|---|---|---|", *body])
 
 
+def card_table(report: dict[str, Any]) -> str:
+    """Tabulate recall in percent for a card, in Markdown: a row for each direction, with intervals, and for chance.
+
+    Args:
+        report: of [`hf_cots.evaluation.retrieval.report.RetrievalResult.to_dict`].
+    """
+    lines = [f"| direction | {' | '.join(RECALL_HEADINGS)} |", "|---|---|---|---|---|---|---|"]
+    for name in DIRECTIONS:
+        cells = _recall_cells(report[name])
+        cells[:3] = [with_interval(report[name][metric], report[name]["intervals"][metric]) for metric in RECALLS]
+        lines.append(f"| {' | '.join([name.replace('_', ' '), *cells])} |")
+    chance = [f"{report['chance'][DIRECTIONS[0]][metric]:.1f}" for metric in RECALLS]
+    return "\n".join([*lines, f"| chance | {' | '.join(chance)} | | | |"])
+
+
 def _recall_cells(values: dict[str, float]) -> list[str]:
     recalls = [f"{values[metric]:.1f}" for metric in RECALLS]
     return [*recalls, f"{values['median_rank']:g}", str(values["queries"]), str(values["gallery"])]

@@ -1,0 +1,60 @@
+"""A model goes to the Hub and comes back through every client of the README: the same numbers, bit for bit."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.support.dual_folders import write_sentence_clip
+from tests.support.hub_stub import hub, sha256
+from tests.support.paths import SCRIPTS
+from tests.support.processes import ENVIRONMENT, run_python
+
+
+@pytest.fixture(scope="module")
+def clients(world):
+    """What the clients of `hub_client.py` found, with the package and without it; and the Hub."""
+    folder = world.root / "user"
+    shutil.copytree(world.imagefolder, folder / "images")
+    shutil.copytree(world.model, folder / "model")
+    write_sentence_clip(folder / "sentence-clip")
+    found = {}
+    with hub() as server:
+        server.add("org/sentence-clip", folder / "sentence-clip")
+        server.add("datasets/org/pairs", folder / "images")
+        for mode in ("with", "without"):
+            output = folder / f"{mode}.json"
+            variables = ENVIRONMENT | server.variables(folder / f"home-{mode}")
+            done = run_python(SCRIPTS / "hub_client.py", folder, mode, output, env=variables)
+            assert output.exists(), done.stderr[-3000:]
+            found |= {f"{name}, {mode} the package": each for name, each in json.loads(output.read_text()).items()}
+    return found, server, folder
+
+
+def test_every_client_gets_the_numbers_of_the_local_folder(clients):
+    found, *_ = clients
+    for name, differences in found.items():
+        print(f"{name:50} {differences}")
+    assert {name: error for name, error in found.items() if isinstance(error, str)} == {}
+    assert len(found) == 18
+    assert {name: each for name, each in found.items() if any(each.values())} == {}
+
+
+def test_what_was_uploaded_is_the_folder(clients):
+    _, server, folder = clients
+    local = {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
+    for name in ("org/published", "org/uploaded"):
+        files = server.files(name)
+        assert {path: data for path, data in files.items() if path not in (".gitattributes", "README.md")} == {
+            path: data for path, data in local.items() if path != "README.md"
+        }
+    assert b'from_pretrained("org/published"' in server.files("org/published")["README.md"]
+
+
+def test_weights_came_from_the_other_host_once_and_without_the_token(clients):
+    """The stub refuses the token there. Each of the two caches takes the weights of a repository once."""
+    _, server, _ = clients
+    files = [server.files(name).items() for name in ("org/published", "org/sentence-clip")]
+    weights = {f"/cdn/{sha256(data)}" for each in files for path, data in each if path.endswith(".safetensors")}
+    gets = [path for method, path, _ in server.log if method == "GET" and path in weights]
+    assert len(gets) == 3 + 2  # and a snapshot's folder takes them from the cache
