@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -19,11 +21,25 @@ from tqdm.auto import tqdm
 from transformers import BlipForImageTextRetrieval, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ..data.ahead import map_ahead
 from ..data.hashes import weights_fingerprint
 from ..data.images import BrokenImage, skip_image
 from ..data.sources import PairDataset
-from ..models import as_texts
+from ..models import COTSModel, as_texts
 from ..models.losses import l2_normalize
+from ..models.video_frames import VideoFrames
+from .clips import (
+    FRAME_TYPE,
+    ClipFrames,
+    Embedded,
+    Media,
+    PreparedClip,
+    ReadAhead,
+    first_times,
+    in_passes,
+    pool_frames,
+    read_media,
+)
 from .encoding import (
     AnyImage,
     as_images,
@@ -33,6 +49,7 @@ from .encoding import (
     computing_in,
     embed_ahead,
     embed_by_length,
+    embed_clips,
     embed_images,
     encode_images,
     encode_texts,
@@ -45,6 +62,7 @@ from .processes import own_blocks, processes
 
 
 T = TypeVar("T")
+NUM_FRAMES = 8  # of a clip, for models that do not say how many they take
 DIRECTIONS = ("text_to_image", "image_to_text")
 
 
@@ -138,6 +156,16 @@ class DualEncoder(ModelEncoder):
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
         return encode_texts(self.model, self.processor, texts, batch_size, self.precision)
+
+    def encode_videos(
+        self, clips: Iterable[VideoFrames], batch_size: int = 64, total: int | None = None
+    ) -> torch.Tensor:
+        """(n, dim) for clips, taken as they are needed; see [`encode_clips`]."""
+        return encode_clips(self, clips, batch_size, total)
+
+    def encode_frames(self, clip: VideoFrames, batch_size: int = 64) -> torch.Tensor:
+        """(images, dim) for the distinct frames of a clip, each alone."""
+        return self.encode_images(clip.images, batch_size)
 
 
 @dataclass(frozen=True)
@@ -288,6 +316,92 @@ def encoding_steps(
     if isinstance(encoder, ExportedEncoder):
         return encoder.prepare_image, encoder.embed_images
     return lambda image: image, lambda images: encoder.encode_images(images, batch_size)
+
+
+def frames_per_clip(encoder: Encoder) -> int:
+    """How many frames of a clip an encoder takes: as many as its model was made for, or 8."""
+    return getattr(encoder.model.config, "num_frames", NUM_FRAMES) if isinstance(encoder, DualEncoder) else NUM_FRAMES
+
+
+def media_steps(
+    encoder: Encoder, batch_size: int
+) -> tuple[Callable[[Media], Any], Callable[[list[Any]], list[Embedded]]]:
+    """As [`encoding_steps`], for images and clips together. A pass has at most `batch_size` images or frames.
+
+    The embedding of a clip is that of the model's `get_video_features`, which a COTS has; of another model the mean of
+    the embeddings of its frames. Frames that are equal are encoded once.
+    """
+    prepare_one, embed_together = encoding_steps(encoder, batch_size)
+
+    def prepare(media: Media) -> Any:
+        if not isinstance(media, VideoFrames):
+            return prepare_one(media)
+        frames = [prepare_one(image) for image in media.images]
+        return PreparedClip(frames, list(media.frame_index), first_times(media), media.duration)
+
+    def embed_pass(clips: list[PreparedClip]) -> list[Embedded]:
+        if isinstance(encoder, DualEncoder) and isinstance(encoder.model, COTSModel):
+            videos, frames = (each.numpy() for each in embed_clips(encoder.model, clips, encoder.precision))
+        else:
+            frames = embed_together([frame for clip in clips for frame in clip.frames]).numpy()
+            videos = pool_frames(frames, clips)
+        ends = np.cumsum([len(clip.frames) for clip in clips])
+        own = np.split(frames.astype(FRAME_TYPE), ends[:-1])
+        return [
+            Embedded(video, ClipFrames(clip.times, clip.duration, vectors))
+            for video, clip, vectors in zip(videos, clips, own)
+        ]
+
+    def embed(prepared: list[Any]) -> list[Embedded]:
+        images = [each for each in prepared if not isinstance(each, PreparedClip)]
+        of_images = iter(map(Embedded, embed_together(images).numpy()) if images else ())
+        clips = (each for each in prepared if isinstance(each, PreparedClip))
+        of_clips = iter([each for part in in_passes(clips, batch_size) for each in embed_pass(part)])
+        return [next(of_clips if isinstance(each, PreparedClip) else of_images) for each in prepared]
+
+    return prepare, embed
+
+
+def encode_clips(
+    encoder: Encoder, clips: Iterable[VideoFrames], batch_size: int = 64, total: int | None = None
+) -> torch.Tensor:
+    """(n, D) embeddings of clips as [`media_steps`] makes them; a progress bar if `total` is given.
+
+    Args:
+        batch_size: frames in a forward pass.
+
+    Raises:
+        ValueError: if the batch size is not positive.
+    """
+    check_batch_size(batch_size)
+    prepare, embed = media_steps(encoder, batch_size)
+    vectors: list[np.ndarray] = []
+    with tqdm(total=total, desc="clips", disable=total is None, leave=False) as bar:
+        prepared = map_ahead(prepare, clips, depth=max(1, batch_size // frames_per_clip(encoder)))
+        for part in in_passes(prepared, batch_size):
+            vectors += [each.vector for each in embed(part)]
+            bar.update(len(part))
+    return torch.from_numpy(np.array(vectors, dtype=np.float32).reshape(len(vectors), encoder.dim))
+
+
+def encode_media(
+    encoder: Encoder, paths: Sequence[Path], batch_size: int = 64, progress: bool = False
+) -> tuple[list[Embedded], list[BrokenImage | None]]:
+    """Encode the images and clips that can be read; threads read and prepare them ahead of the model.
+
+    Args:
+        paths: the files.
+        progress: show a progress bar.
+
+    Returns:
+        The embeddings of those that can be read, and for each file why it cannot, or None.
+    """
+    prepare, embed = media_steps(encoder, batch_size)
+    num_frames = frames_per_clip(encoder)
+    ahead, total = ReadAhead(batch_size, paths, num_frames), len(paths) if progress else None
+    read = partial(read_media, num_frames=num_frames)
+    parts, problems = embed_ahead(paths, lambda path: prepare(read(path)), embed, batch_size, total, ahead)
+    return list(chain(*parts)), problems
 
 
 def encode_readable(
