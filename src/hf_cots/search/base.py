@@ -49,7 +49,7 @@ class Match:
     id: int | None = field(default=None, compare=False, repr=False)
     similarity: float | None = field(default=None, compare=False, repr=False)
     digest: str | None = field(default=None, compare=False, repr=False)
-    moment: float | None = field(default=None, compare=False)
+    moment: float | None = field(default=None, compare=False, repr=False)
     duration: float | None = field(default=None, compare=False, repr=False)
     times: tuple[float, ...] | None = field(default=None, compare=False, repr=False)
 
