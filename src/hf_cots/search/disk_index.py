@@ -209,6 +209,10 @@ class DiskIndex(StoredIndex):
             ).fetchall()
         return [BrokenImage(str(place(self.root, path)), reason) for path, reason in rows]
 
+    def count_clips(self) -> int:
+        with self._lock, self.store.reading():
+            return super().count_clips()
+
     @property
     def columns(self) -> list[str]:
         """The columns of the source that can be filtered by; `path` can, too."""

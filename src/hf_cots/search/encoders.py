@@ -25,7 +25,7 @@ from ..data.ahead import map_ahead
 from ..data.hashes import weights_fingerprint
 from ..data.images import BrokenImage, skip_image
 from ..data.sources import PairDataset
-from ..models import COTSModel, as_texts
+from ..models import CookieModel, COTSModel, as_texts
 from ..models.losses import l2_normalize
 from ..models.video_frames import VideoFrames
 from .clips import (
@@ -318,9 +318,16 @@ def encoding_steps(
     return lambda image: image, lambda images: encoder.encode_images(images, batch_size)
 
 
+def pools_frames(model: Any) -> bool:
+    """Whether a model makes one feature of those of a clip's frames; of the others' embeddings the mean is taken."""
+    return isinstance(model, COTSModel) and not isinstance(model, CookieModel)
+
+
 def frames_per_clip(encoder: Encoder) -> int:
     """How many frames of a clip an encoder takes: as many as its model was made for, or 8."""
-    return getattr(encoder.model.config, "num_frames", NUM_FRAMES) if isinstance(encoder, DualEncoder) else NUM_FRAMES
+    if isinstance(encoder, DualEncoder) and pools_frames(encoder.model):
+        return encoder.model.config.num_frames
+    return NUM_FRAMES
 
 
 def media_steps(
@@ -340,7 +347,7 @@ def media_steps(
         return PreparedClip(frames, list(media.frame_index), first_times(media), media.duration)
 
     def embed_pass(clips: list[PreparedClip]) -> list[Embedded]:
-        if isinstance(encoder, DualEncoder) and isinstance(encoder.model, COTSModel):
+        if isinstance(encoder, DualEncoder) and pools_frames(encoder.model):
             videos, frames = (each.numpy() for each in embed_clips(encoder.model, clips, encoder.precision))
         else:
             frames = embed_together([frame for clip in clips for frame in clip.frames]).numpy()

@@ -123,12 +123,17 @@ def embed_clips(
         clip after another, each as an image's; normalized, float32, on the CPU.
     """
     pixels = torch.cat([frame["pixel_values"] for clip in clips for frame in clip.frames])
-    starts = np.cumsum([0, *(len(clip.frames) for clip in clips)])
+    rows = torch.zeros(len(clips), max(len(clip.frame_index) for clip in clips), dtype=torch.long)
+    mask = torch.zeros_like(rows, dtype=torch.bool)
+    start = 0
+    for number, clip in enumerate(clips):
+        rows[number, : len(clip.frame_index)] = start + torch.tensor(clip.frame_index)
+        mask[number, : len(clip.frame_index)] = True
+        start += len(clip.frames)
     with computing_in(precision, model.device):
-        features = model.encode_image(pixels.to(model.device, model.dtype)).pooler_output  # (frames, hidden)
-        rows = [features[start + torch.tensor(clip.frame_index)] for start, clip in zip(starts.tolist(), clips)]
-        videos = model.visual_projection(torch.stack([each.mean(dim=0) for each in rows]))
-        frames = model.visual_projection(features)
+        features = model.encode_image(pixels.to(model.device, model.dtype)).pooler_output  # (frames, width)
+        pooled = model.pool_frames(features[rows.to(model.device)], mask.to(model.device))
+        videos, frames = model.visual_projection(pooled), model.visual_projection(features)
     return l2_normalize(videos).float().cpu(), l2_normalize(frames).float().cpu()
 
 
