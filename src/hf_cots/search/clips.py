@@ -107,7 +107,9 @@ def is_clip(source: Path | bytes, name: str | Path | None = None) -> bool:
 
 
 def has_video_header(data: bytes) -> bool:
-    """Whether bytes begin as an MP4, MOV, WebM or Matroska file."""
+    """Whether bytes begin as an MP4, MOV, WebM, Matroska or AVI file."""
+    if data[:4] == b"RIFF":
+        return data[8:12] == b"AVI "
     return data[:4] == EBML or (data[4:8] == b"ftyp" and not data[8:12].startswith(STILL_BRANDS))
 
 
@@ -186,14 +188,18 @@ class ReadAhead:
 
     Args:
         most: images or frames that the model takes at a time.
-        names: of the items; where one may be a clip, the first items are taken for clips.
-        num_frames: of a clip.
+        first: images in each of the first items, as far as one knows.
     """
 
-    def __init__(self, most: int, names: Iterable[str | Path] = (), num_frames: int = 1):
-        maybe = any(is_video(name) or Path(name).suffix.lower() in ANIMATION_SUFFIXES for name in names)
+    def __init__(self, most: int, first: int = 1):
         self.most = most
-        self._frames = deque([num_frames if maybe else 1], maxlen=RECENT)
+        self._frames = deque([first], maxlen=RECENT)
+
+    @classmethod
+    def of_files(cls, most: int, names: Iterable[str | Path], num_frames: int) -> "ReadAhead":
+        """For files, of which the first are taken for clips if any has the name of one, as a GIF has."""
+        maybe = any(Path(name).suffix.lower() in (*FILM_SUFFIXES, *ANIMATION_SUFFIXES) for name in names)
+        return cls(most, num_frames if maybe else 1)
 
     def note(self, prepared: Any) -> int:
         """Count the images of an item that has come; returns their number."""

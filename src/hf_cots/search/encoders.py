@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -21,7 +20,6 @@ from tqdm.auto import tqdm
 from transformers import BlipForImageTextRetrieval, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..data.ahead import map_ahead
 from ..data.hashes import weights_fingerprint
 from ..data.images import BrokenImage, skip_image
 from ..data.sources import PairDataset
@@ -38,7 +36,6 @@ from .clips import (
     first_times,
     in_passes,
     pool_frames,
-    read_media,
 )
 from .encoding import (
     AnyImage,
@@ -380,56 +377,54 @@ def encode_clips(
     Raises:
         ValueError: if the batch size is not positive.
     """
-    check_batch_size(batch_size)
-    prepare, embed = media_steps(encoder, batch_size)
-    vectors: list[np.ndarray] = []
-    with tqdm(total=total, desc="clips", disable=total is None, leave=False) as bar:
-        prepared = map_ahead(prepare, clips, depth=max(1, batch_size // frames_per_clip(encoder)))
-        for part in in_passes(prepared, batch_size):
-            vectors += [each.vector for each in embed(part)]
-            bar.update(len(part))
-    return torch.from_numpy(np.array(vectors, dtype=np.float32).reshape(len(vectors), encoder.dim))
+    embeds, _ = encode_readable(encoder, lambda clip: clip, clips, batch_size, total, frames_per_clip(encoder))
+    return embeds
 
 
 def encode_media(
-    encoder: Encoder, paths: Sequence[Path], batch_size: int = 64, progress: bool = False
+    encoder: Encoder,
+    read: Callable[[T], Media],
+    items: Iterable[T],
+    batch_size: int = 64,
+    total: int | None = None,
+    ahead: ReadAhead | None = None,
 ) -> tuple[list[Embedded], list[BrokenImage | None]]:
     """Encode the images and clips that can be read; threads read and prepare them ahead of the model.
 
     Args:
-        paths: the files.
-        progress: show a progress bar.
+        read: reads the image or clip of an item, in a thread; raises BrokenImage if that cannot be.
+        batch_size: images or frames in a forward pass.
+        total: the number of items, for a progress bar; none without it.
+        ahead: how many items are read ahead; as many images as a batch has if None.
 
     Returns:
-        The embeddings of those that can be read, and for each file why it cannot, or None.
+        What those that can be read are, and for each item why it cannot be, or None.
     """
     prepare, embed = media_steps(encoder, batch_size)
-    num_frames = frames_per_clip(encoder)
-    ahead, total = ReadAhead(batch_size, paths, num_frames), len(paths) if progress else None
-    read = partial(read_media, num_frames=num_frames)
-    parts, problems = embed_ahead(paths, lambda path: prepare(read(path)), embed, batch_size, total, ahead)
+    parts, problems = embed_ahead(items, lambda item: prepare(read(item)), embed, batch_size, total, ahead)
     return list(chain(*parts)), problems
 
 
 def encode_readable(
     encoder: Encoder,
-    read: Callable[[T], Image.Image],
+    read: Callable[[T], Media],
     items: Iterable[T],
     batch_size: int = 64,
     total: int | None = None,
+    num_frames: int | None = None,
 ) -> tuple[torch.Tensor, list[BrokenImage | None]]:
-    """Encode the images that can be read; threads read and prepare them ahead of the model.
+    """As [`encode_media`], of which the embeddings are wanted.
 
     Args:
-        read: reads the image of an item, in a thread; raises BrokenImage if that cannot be.
-        total: the number of items, for a progress bar; none without it.
+        num_frames: items are clips of so many frames.
 
     Returns:
-        (n, D) embeddings of the images that can be read, and for each item why it cannot, or None.
+        (n, D) embeddings of the images or clips that can be read, and for each item why it cannot be, or None.
     """
-    prepare, embed = encoding_steps(encoder, batch_size)
-    embeddings, problems = embed_ahead(items, lambda item: prepare(read(item)), embed, batch_size, total)
-    return torch.cat(embeddings) if embeddings else encoder.encode_images([]), problems
+    found, problems = encode_media(encoder, read, items, batch_size, total, ReadAhead(batch_size, num_frames or 1))
+    if not found:
+        return encoder.encode_images([]), problems
+    return torch.from_numpy(np.array([each.vector for each in found], dtype=np.float32)), problems
 
 
 def encode_rows(

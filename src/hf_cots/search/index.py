@@ -7,6 +7,7 @@ and shared between processes.
 import json
 import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from ..data.folders import cache_folder, find_images
 from ..data.hashes import hex_digest
 from ..data.images import BrokenImage, read_image
 from .base import AnyQuery, BaseIndex, Match, check_k, describe_clip
-from .clips import ClipFrames, read_moment
+from .clips import ClipFrames, ReadAhead, read_media, read_moment
 from .disk_index import DiskIndex
-from .encoders import Encoder, encode_media
+from .encoders import Encoder, encode_media, frames_per_clip
 from .encoding import check_batch_size
 from .fingerprint import describe_model
 from .gallery import FolderGallery, is_media
@@ -56,7 +57,10 @@ class ImageIndex(BaseIndex):
         check_batch_size(batch_size)
         files = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
         self.encoder = encoder
-        found, problems = encode_media(encoder, files, batch_size, progress)
+        num_frames, total = frames_per_clip(encoder), len(files) if progress else None
+        ahead = ReadAhead.of_files(batch_size, files, num_frames)
+        read = partial(read_media, num_frames=num_frames)
+        found, problems = encode_media(encoder, read, files, batch_size, total, ahead)
         vectors = np.array([each.vector for each in found], dtype=np.float32)
         embeds = torch.from_numpy(vectors) if found else encoder.encode_images([])
         self.paths: list[Path] = [path for path, problem in zip(files, problems) if problem is None]

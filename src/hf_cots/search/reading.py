@@ -83,7 +83,8 @@ class ImageReader:
 
     def load_all(self, indices: Sequence[int], batch_size: int) -> Iterator[Loaded]:
         """Read images and clips in their order, about as many ahead as a model takes at a time."""
-        ahead = ReadAhead(batch_size, (self.gallery.paths[index] for index in indices), self.num_frames)
+        names = (self.gallery.paths[index] for index in indices)
+        ahead = ReadAhead.of_files(batch_size, names, self.num_frames)
         for loaded in map_ahead(self.load, indices, depth=ahead.depth):
             if loaded.prepared is not None:
                 ahead.note(loaded.prepared)
