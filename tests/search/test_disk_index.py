@@ -460,12 +460,12 @@ def test_a_cache_that_cannot_be_written_is_done_without(world, tmp_path, monkeyp
 def test_a_newer_format_is_refused(encoder, photos, tmp_path):
     build(encoder, photos, tmp_path / "index")
     with sqlite3.connect(tmp_path / "index" / "index.sqlite") as database:
-        database.execute("UPDATE meta SET value = '2' WHERE key = 'format'")
+        database.execute("UPDATE meta SET value = '3' WHERE key = 'format'")
     for action in (
         lambda: ImageIndex.open(tmp_path / "index", encoder),
         lambda: build(encoder, photos, tmp_path / "index"),
     ):
         with pytest.raises(
-            ValueError, match="has format 2, and this version of hf_cots reads up to 1: install a newer"
+            ValueError, match="has format 3, and this version of hf_cots reads up to 2: install a newer"
         ):
             action()

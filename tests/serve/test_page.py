@@ -12,8 +12,11 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from hf_cots import ImageIndex
 from hf_cots.cli.serve import listen
 from hf_cots.serve import create_app
+from tests.support.clip_files import BLUE, GREEN, RED, WHITE, write_film, write_mixed_folder
+from tests.support.pixel_encoder import PixelEncoder
 
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -83,10 +86,10 @@ def until(condition, seconds=20):
 class Page:
     """What a user sees and does."""
 
-    def __init__(self, browser, address):
+    def __init__(self, browser, address, what="30 images"):
         self.browser, self.address = browser, address
         browser.get(address)
-        until(lambda: "30 images" in self.text("#message"))
+        until(lambda: f"Search {what}" in self.text("#message"))
 
     def all(self, selector):
         return self.browser.find_elements(By.CSS_SELECTOR, selector)
@@ -279,3 +282,70 @@ def test_it_tells_that_a_search_is_approximate(browser, approximate_index):
         page.one("#where").send_keys("1", Keys.ENTER)
         until(lambda: "filtered" in page.text("#status"))
         assert "approximate" not in page.text("#status")
+
+
+def test_clips_show_their_moment_their_frames_and_play(browser, tmp_path):
+    folder = write_mixed_folder(tmp_path / "mixed")
+    index = ImageIndex.build(PixelEncoder(), folder, tmp_path / "index")
+    with serving(index) as address:
+        page = Page(browser, address, "6 images and clips")
+        script = browser.execute_script
+        page.one("#file").send_keys(str(folder / "film.mp4"))  # a clip as the query
+        expected = index.search(folder / "film.mp4", 9)
+        until(lambda: page.titles() == [match.path.name for match in expected])
+        assert page.one("#chip-video").is_displayed()
+        assert "of 6 images and clips" in page.text("#status")
+        shown = [element.text for element in page.all(".moment")]
+        assert shown == [f"{match.moment:.2f} s" for match in expected if match.moment is not None]
+        at = [match.path.name for match in expected].index("film.mp4")
+        card = page.all(".open")[at]
+        until(lambda: script("return arguments[0].querySelector('img').naturalWidth", card) == 32)
+        assert not page.one("#sheet").is_displayed()
+        webdriver.ActionChains(browser).move_to_element(card).perform()
+        until(lambda: script("return document.querySelector('#sheet img').naturalWidth") == 4 * 160)
+        assert page.one("#sheet").is_displayed()
+        assert [element.text for element in page.all("#sheet li")] == [f"{time:.2f} s" for time in expected[at].times]
+        assert [element.text for element in page.all("#sheet li.best")] == [f"{expected[at].moment:.2f} s"]
+        box = page.one("#sheet").rect
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 1200
+        webdriver.ActionChains(browser).move_to_element(page.one("#status")).perform()
+        until(lambda: not page.one("#sheet").is_displayed())
+        script("arguments[0].focus()", card)
+        assert page.one("#sheet").is_displayed()
+        page.press(Keys.ENTER)
+        until(lambda: page.one("#detail").get_attribute("open"))
+        assert not page.one("#sheet").is_displayed()
+        assert f"{expected[at].moment:.2f} s of 2.00 s" in page.text("#detail-columns")
+        others = [i for i, match in enumerate(expected) if match.path.name == "moving.webp"]
+        page.press(*[Keys.ARROW_RIGHT if others[0] > at else Keys.ARROW_LEFT] * abs(others[0] - at))
+        until(lambda: script("return document.querySelector('#detail-image').naturalWidth") == 32)
+        assert page.one("#detail-image").is_displayed()
+        assert not page.one("#detail-video").is_displayed()
+        violations = [line for line in browser.get_log("browser") if "Content Security Policy" in line["message"]]
+        assert violations == []
+
+
+def test_a_video_plays_from_the_moment_if_it_is_long(browser, tmp_path):
+    """And one that the browser cannot play shows its frames."""
+    colors = (RED, GREEN, BLUE, WHITE)
+    write_film(tmp_path / "clips" / "long.webm", colors, seconds=5, rate=4, codec="libvpx")
+    write_film(tmp_path / "clips" / "other.avi", colors)
+    index = ImageIndex.build(PixelEncoder(), tmp_path / "clips", tmp_path / "index")
+    with serving(index) as address:
+        page = Page(browser, address, "2 clips")
+        script = browser.execute_script
+        page.press("a text", Keys.ENTER)
+        expected = index.search("a text", 2)
+        until(lambda: len(page.titles()) == 2)
+        at = [match.path.name for match in expected].index("long.webm")
+        page.all(".open")[at].click()
+        until(lambda: script("return document.querySelector('#detail-video').currentTime") >= expected[at].moment - 0.1)
+        video = page.one("#detail-video")
+        until(lambda: script("return !arguments[0].paused && arguments[0].videoWidth == 32", video))
+        page.press(Keys.ARROW_LEFT if at else Keys.ARROW_RIGHT)
+        sheet = f"/sheet/{expected[1 - at].id}"
+        until(lambda: page.one("#detail-image").get_attribute("src").endswith(sheet))
+        assert page.one("#detail-image").is_displayed()
+        page.press(Keys.ESCAPE)
+        assert script("return document.querySelector('#detail-video').getAttribute('src')") is None

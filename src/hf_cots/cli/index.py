@@ -33,7 +33,9 @@ VectorType = Annotated[
 @app.command(rich_help_panel="Search")
 def index(
     model: Encoder,
-    source: Annotated[str, typer.Argument(help="Folder of images, or any data set: Hub id, parquet, CSV, tars, ...")],
+    source: Annotated[
+        str, typer.Argument(help="Folder of images and clips, or any data set: Hub id, parquet, CSV, tars, ...")
+    ],
     to: Annotated[
         str, typer.Option(help="Folder of the index, or http://host:19530/name in Milvus; made or updated.")
     ],
@@ -49,7 +51,7 @@ def index(
     revision: Revision = None,
     token: Token = None,
 ) -> None:
-    """Make an index of images on disk, or bring it up to date: only contents that are new are encoded.
+    """Make an index of images and clips on disk, or bring it up to date: only contents that are new are encoded.
 
     `torchrun --nproc-per-node N -m hf_cots index ...` divides the images among N processes.
     """
@@ -77,6 +79,7 @@ def index(
 
 def _report(built: "DiskIndex | MilvusIndex", to: str, as_json: bool) -> None:
     """Print what was done."""
+    from ..search.clips import describe_count
     from ..search.disk_index import DiskIndex
 
     note_skipped(built.summary.broken)
@@ -90,4 +93,4 @@ def _report(built: "DiskIndex | MilvusIndex", to: str, as_json: bool) -> None:
         about = {} if measured is None else {"approximate": measured.measured()}
         typer.echo(json.dumps(built.summary.counts() | about))
     else:
-        typer.echo(f"{len(built)} images in {to}: {built.summary}")
+        typer.echo(f"{describe_count(len(built), built.count_clips())} in {to}: {built.summary}")

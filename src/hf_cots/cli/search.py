@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def search(
     source: Annotated[str, typer.Argument(metavar="INDEX | MODEL FOLDER", help="Index, or a model and a folder.")],
     words: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]", help="Text to search for.")] = None,
-    image: Annotated[Path | None, typer.Option(help="Image to search for, alone or with the text.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Image or clip to search for, alone or with the text.")] = None,
     minus: Annotated[str | None, typer.Option(help="Text of what the images should not show.")] = None,
     where: Annotated[str | None, typer.Option(help="Filter over the columns, such as \"license = 'MIT'\".")] = None,
     hybrid: Annotated[
@@ -35,9 +35,9 @@ def search(
     revision: Revision = None,
     token: Token = None,
 ) -> None:
-    """Print the images that match a text, an image, or both best, with their scores.
+    """Print the images and clips that match a text, an image, or both best, with their scores; of a clip, the moment.
 
-    Of an index, or of a folder of images, whose index is kept in the cache and brought up to date first.
+    Of an index, or of a folder of images and clips, whose index is kept in the cache and brought up to date first.
     """
     from ..search.base import check_k
     from ..search.disk_index import DiskIndex
@@ -67,7 +67,7 @@ def search(
         print_note(f"{measured}; --exact searches all", "dim")
     if sheet is not None:
         _draw(matches, index, sheet)
-    for line in [_as_json(matches)] if as_json else [f"{match.score:.4f}  {match.path}" for match in matches]:
+    for line in [_as_json(matches)] if as_json else map(_as_line, matches):
         typer.echo(line)
 
 
@@ -75,8 +75,16 @@ def _draw(matches: list["Match"], index: "BaseIndex", sheet: Path) -> None:
     """Draw the images found into a file."""
     from ..evaluation.rendering.panels import draw_sheet
 
-    found = [(f"{match.score:.3f}  {match.path.name}", index.read_image(match.path)) for match in matches]
+    found = [
+        (f"{match.score:.3f}  {match.path.name}", index.read_image(match.path, match.moment)) for match in matches
+    ]
     draw_sheet(found).save(sheet)
+
+
+def _as_line(match: "Match") -> str:
+    """Score and path of a match, and the moment of a clip."""
+    at = "" if match.moment is None else f"  at {match.moment:.2f} s"
+    return f"{match.score:.4f}  {match.path}{at}"
 
 
 def _as_json(matches: list["Match"]) -> str:
@@ -86,6 +94,8 @@ def _as_json(matches: list["Match"]) -> str:
         rows.append(match.columns | {"path": str(match.path), "score": match.score})
         if match.similarity is not None:
             rows[-1]["similarity"] = match.similarity
+        if match.moment is not None:
+            rows[-1] |= {"moment": match.moment, "duration": match.duration}
     return json.dumps(rows, indent=2, ensure_ascii=False)
 
 

@@ -20,7 +20,9 @@ def serve(
     source: Annotated[
         str, typer.Argument(metavar="INDEX | MODEL FOLDER", help="Index, also in Milvus, or a model and a folder.")
     ],
-    folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="Folder of images, after a model.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[FOLDER]", help="Folder of images and clips, after a model.")
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; any but the default lets others search.")
     ] = "127.0.0.1",
@@ -32,6 +34,7 @@ def serve(
 ) -> None:
     """Serve a search page, and the same as JSON, over an index, or over a folder whose index is in the cache."""
     from ..search.base import BaseIndex
+    from ..search.clips import describe_count
     from ..search.disk_index import DiskIndex
     from ..search.index import ImageIndex, open_folder
     from ..search.milvus import is_milvus
@@ -63,7 +66,8 @@ def serve(
     name, port = ("localhost" if alone else host), listener.getsockname()[1]
     if not alone:
         print_note(f"warning: whoever reaches {host} can search and see these images", "yellow")
-    typer.echo(f"{len(index)} images at http://{f'[{name}]' if ':' in name else name}:{port} (Ctrl-C ends)")
+    count = describe_count(len(index), index.count_clips())
+    typer.echo(f"{count} at http://{f'[{name}]' if ':' in name else name}:{port} (Ctrl-C ends)")
     with note_on_interrupt(lambda: "the index is as it was"):
         run(served, listener)
 

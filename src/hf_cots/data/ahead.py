@@ -20,7 +20,9 @@ def count_workers(most: int = 16) -> int:
     return max(1, min(most, cores))
 
 
-def map_ahead(function: Callable[[T], R], items: Iterable[T], depth: int, workers: int | None = None) -> Iterator[R]:
+def map_ahead(
+    function: Callable[[T], R], items: Iterable[T], depth: int | Callable[[], int], workers: int | None = None
+) -> Iterator[R]:
     """`map`, with up to `depth` results computed ahead in threads. Results come in the order of the items.
 
     Decoders and resizing release Python's lock, so that threads are enough, and they end with the process.
@@ -28,7 +30,7 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], depth: int, worker
     Args:
         function: must be safe to call from several threads.
         items: taken as their results are, `depth` ahead.
-        depth: bounds the memory that results wait in.
+        depth: bounds the memory that results wait in; a function of what has come so far where results differ in size.
         workers: threads; [`count_workers`] if None.
     """
     waiting: deque[Future[R]] = deque()
@@ -39,7 +41,7 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], depth: int, worker
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > depth:
+                while len(waiting) > (depth() if callable(depth) else depth):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -8,7 +8,7 @@ the names of its sub-folders (labels).
 import itertools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,11 @@ def walk_files(folder: Path) -> list[Path]:
     return sorted(files)
 
 
-def find_images(folder: Path) -> list[Path]:
+def find_images(folder: Path, is_wanted: Callable[[Path], bool] = is_image) -> list[Path]:
     """The images below a folder, in sorted order; how many other files are passed over is logged.
+
+    Args:
+        is_wanted: whether a file counts, by its name.
 
     Raises:
         FileNotFoundError: if the folder does not exist or holds no image.
@@ -76,33 +79,39 @@ def find_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
     files = walk_files(folder)
-    images = [path for path in files if is_image(path)]
+    images = [path for path in files if is_wanted(path)]
     if not images:
         raise FileNotFoundError(
             f"no image (.avif, .bmp, .gif, .jpeg, .jpg, .png, .tif, .webp, or another that PIL opens) below {folder}; "
             f"{len(files)} other files"
         )
     if len(images) < len(files):
-        suffixes = sorted({path.suffix.lower() or "no suffix" for path in files if not is_image(path)})
+        suffixes = sorted({path.suffix.lower() or "no suffix" for path in files if not is_wanted(path)})
         logger.info(
             "%s: %d files are no images (%s) and are skipped", folder, len(files) - len(images), ", ".join(suffixes)
         )
     return images
 
 
-def read_image_rows(folder: Path, files: Sequence[Path], separator: str | None = None) -> Iterator[dict[str, Any]]:
+def read_image_rows(
+    folder: Path,
+    files: Sequence[Path],
+    separator: str | None = None,
+    is_wanted: Callable[[Path], bool] = is_image,
+) -> Iterator[dict[str, Any]]:
     """One row per image of a folder: `image` (its absolute path) and what is said of it.
 
     Args:
         folder: of the split; its sub-folders are labels.
         files: all files of the split.
         separator: of `metadata.csv`, if its header does not tell.
+        is_wanted: whether a file is an image of the folder, by its name.
 
     Raises:
         TableError: if a folder has two files of metadata, or they lack the column `file_name`.
     """
     metadata = [path for path in files if is_metadata(path)]
-    images = [path for path in files if is_image(path)]
+    images = [path for path in files if is_wanted(path)]
     if metadata:
         yield from _rows_of_metadata(folder, metadata, images, separator)
         return

@@ -12,14 +12,18 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..data.clips import read_clip
 from ..data.images import BrokenImage, read_image
 from ..models import load_image
 from ..models.losses import l2_normalize
-from .encoders import Encoder
+from ..models.video_frames import VideoFrames
+from .clips import ClipFrames, is_clip, read_moment
+from .encoders import Encoder, encode_clips, frames_per_clip
 from .gallery import Gallery, SourceOptions, open_gallery, place, read_file
 
 
-AnyQuery: TypeAlias = str | Path | bytes | Image.Image | np.ndarray | torch.Tensor  # a str is a text
+# A str is a text.
+AnyQuery: TypeAlias = str | Path | bytes | Image.Image | np.ndarray | torch.Tensor | VideoFrames
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,9 @@ class Match:
         id: of its row in an index on disk.
         similarity: the cosine similarity, where the score of the first stage is another one.
         digest: the hash of the bytes that were indexed, in an index on disk.
+        moment: of a clip, the seconds of its frame that is most similar to the query.
+        duration: of a clip, in seconds.
+        times: of a clip, the seconds of the frames that were compared.
     """
 
     path: Path
@@ -42,6 +49,16 @@ class Match:
     id: int | None = field(default=None, compare=False, repr=False)
     similarity: float | None = field(default=None, compare=False, repr=False)
     digest: str | None = field(default=None, compare=False, repr=False)
+    moment: float | None = field(default=None, compare=False, repr=False)
+    duration: float | None = field(default=None, compare=False, repr=False)
+    times: tuple[float, ...] | None = field(default=None, compare=False, repr=False)
+
+
+def describe_clip(clip: ClipFrames | None, query: torch.Tensor) -> dict[str, Any]:
+    """The fields of a [`Match`] that tell of a clip, for the embedding (D,) of a query; none of an image."""
+    if clip is None:
+        return {}
+    return {"moment": clip.find_moment(query.numpy()), "duration": clip.duration, "times": clip.times}
 
 
 def check_k(k: int) -> None:
@@ -67,8 +84,8 @@ class BaseIndex(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def read_image(self, path: Path) -> Image.Image:
-        """Read the image of a match, upright and RGB.
+    def read_image(self, path: Path, moment: float | None = None) -> Image.Image:
+        """Read the image of a match, or the frame of a clip at its `moment`, upright and RGB.
 
         Raises:
             BrokenImage: if its file can no longer be read.
@@ -77,6 +94,10 @@ class BaseIndex(ABC):
     def read_bytes(self, path: Path) -> bytes:
         """Read the encoded image of a match; errors as for [`read_image`]."""
         return read_file(path)
+
+    def find_source(self, path: Path) -> Path | bytes:
+        """The file of a match, or its bytes where it is within a data set; errors as for [`read_image`]."""
+        return path
 
     @abstractmethod
     def search(
@@ -89,7 +110,8 @@ class BaseIndex(ABC):
         """Find the k best images for a text, or for an image, or for sums and differences of them.
 
         Args:
-            query: a text, if it is a `str`; otherwise an image: a `Path`, bytes, a PIL image, an array or a tensor.
+            query: a text, if it is a `str`; otherwise an image: a `Path`, bytes, a PIL image, an array or a tensor; or
+                a clip: a `Path`, bytes or [`VideoFrames`].
             k: how many; fewer are returned by a smaller index.
             image: an image with which the matches should agree, too, or alone; a `str` is a path here.
             minus: what they should not agree with. Embeddings of all parts are added, or subtracted, and normalized.
@@ -120,13 +142,21 @@ class BaseIndex(ABC):
             if not query.strip():
                 raise ValueError("the query is empty")
             embeds = self.encoder.encode_texts([query])
-        elif isinstance(query, (Path, bytes, Image.Image, np.ndarray, torch.Tensor)):
-            embeds = self.encoder.encode_images([load_image(query)])
+        elif isinstance(query, (Path, bytes, Image.Image, np.ndarray, torch.Tensor, VideoFrames)):
+            embeds = self._embed_media(query)
         else:
             raise ValueError(f"the query must be one text (str) or one image, not {type(query).__name__}")
         if not embeds.isfinite().all():
             raise ValueError("the query's embedding is not finite: the model's weights or the query are damaged")
         return embeds[0]
+
+    def _embed_media(self, query: AnyQuery) -> torch.Tensor:
+        """The embedding (1, D) of an image or a clip."""
+        if isinstance(query, (Path, bytes)) and is_clip(query):
+            query = read_clip(query, frames_per_clip(self.encoder))
+        if isinstance(query, VideoFrames):
+            return encode_clips(self.encoder, [query])
+        return self.encoder.encode_images([load_image(query)])
 
 
 class StoredIndex(BaseIndex):
@@ -147,6 +177,10 @@ class StoredIndex(BaseIndex):
     @abstractmethod
     def meta(self) -> dict[str, str]:
         """What the index notes of its model and source."""
+
+    def count_clips(self) -> int:
+        """How many of its images were clips when an update ended last."""
+        return int(self.meta.get("clips", 0))
 
     @abstractmethod
     def version(self) -> int:
@@ -171,5 +205,9 @@ class StoredIndex(BaseIndex):
             raise BrokenImage(str(path), f"it is no longer in {self.meta['source']}")
         return gallery.read(numbers[path])
 
-    def read_image(self, path: Path) -> Image.Image:
-        return read_image(path) if self.root is not None else read_image(self.read_bytes(path), str(path))
+    def find_source(self, path: Path) -> Path | bytes:
+        return path if self.root is not None else self.read_bytes(path)
+
+    def read_image(self, path: Path, moment: float | None = None) -> Image.Image:
+        source, name = self.find_source(path), str(path)
+        return read_image(source, name) if moment is None else read_moment(source, moment, name)

@@ -25,7 +25,7 @@ from .approximate import (
     read_approximation,
     update_approximate,
 )
-from .base import AnyQuery, Match, StoredIndex, check_k
+from .base import AnyQuery, Match, StoredIndex, check_k, describe_clip
 from .building import bring_up_to_date, check_model, check_not_empty, name_model
 from .encoders import Encoder
 from .gallery import Gallery, SourceOptions, open_gallery, place
@@ -209,6 +209,10 @@ class DiskIndex(StoredIndex):
             ).fetchall()
         return [BrokenImage(str(place(self.root, path)), reason) for path, reason in rows]
 
+    def count_clips(self) -> int:
+        with self._lock, self.store.reading():
+            return super().count_clips()
+
     @property
     def columns(self) -> list[str]:
         """The columns of the source that can be filtered by; `path` can, too."""
@@ -344,7 +348,7 @@ class DiskIndex(StoredIndex):
             else:
                 score_of = {image: similarity_of[row[0]] for image, row in images.items()}
             best = sorted(images.values(), key=lambda row: (-score_of[row[2]], -similarity_of[row[0]], row[1]))[:k]
-            return self._list_matches(best, score_of, similarity_of if columns else {})
+            return self._list_matches(best, vector, score_of, similarity_of if columns else {})
 
     def _read_words(self, version: int, columns: tuple[str, ...]) -> KeywordTable:
         cells = f'SELECT "hf_cots id", "hf_cots slot", {", ".join(map(quote_name, columns))}'
@@ -375,7 +379,7 @@ class DiskIndex(StoredIndex):
         return dict(zip(ids.tolist(), scores.tolist()))
 
     def _list_matches(
-        self, rows: list[Any], score_of: dict[int, float], similarity_of: dict[int, float]
+        self, rows: list[Any], vector: torch.Tensor, score_of: dict[int, float], similarity_of: dict[int, float]
     ) -> list[Match]:
         """The matches of rows of [`PLACES`], with all that the index knows of them."""
         names = self.store.column_names()
@@ -384,6 +388,7 @@ class DiskIndex(StoredIndex):
         digests: dict[int, str] = {}
         for part in in_parts(slot for slot, _, _ in rows):
             digests |= self.store.database.execute(f"SELECT slot, hash FROM contents WHERE slot IN ({part})")
+        clips = self.store.read_clips(slot for slot, _, _ in rows)
         return [
             Match(
                 place(self.root, path),
@@ -392,6 +397,7 @@ class DiskIndex(StoredIndex):
                 image,
                 similarity=similarity_of.get(slot),
                 digest=digests[slot],
+                **describe_clip(clips.get(slot), vector),
             )
             for slot, path, image in rows
         ]

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import chain
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -22,8 +23,20 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from ..data.hashes import weights_fingerprint
 from ..data.images import BrokenImage, skip_image
 from ..data.sources import PairDataset
-from ..models import as_texts
+from ..models import CookieModel, COTSModel, as_texts
 from ..models.losses import l2_normalize
+from ..models.video_frames import VideoFrames
+from .clips import (
+    FRAME_TYPE,
+    ClipFrames,
+    Embedded,
+    Media,
+    PreparedClip,
+    ReadAhead,
+    first_times,
+    in_passes,
+    pool_frames,
+)
 from .encoding import (
     AnyImage,
     as_images,
@@ -33,6 +46,7 @@ from .encoding import (
     computing_in,
     embed_ahead,
     embed_by_length,
+    embed_clips,
     embed_images,
     encode_images,
     encode_texts,
@@ -45,6 +59,7 @@ from .processes import own_blocks, processes
 
 
 T = TypeVar("T")
+NUM_FRAMES = 8  # of a clip, for models that do not say how many they take
 DIRECTIONS = ("text_to_image", "image_to_text")
 
 
@@ -138,6 +153,16 @@ class DualEncoder(ModelEncoder):
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
         return encode_texts(self.model, self.processor, texts, batch_size, self.precision)
+
+    def encode_videos(
+        self, clips: Iterable[VideoFrames], batch_size: int = 64, total: int | None = None
+    ) -> torch.Tensor:
+        """(n, dim) for clips, taken as they are needed; see [`encode_clips`]."""
+        return encode_clips(self, clips, batch_size, total)
+
+    def encode_frames(self, clip: VideoFrames, batch_size: int = 64) -> torch.Tensor:
+        """(images, dim) for the distinct frames of a clip, each alone."""
+        return self.encode_images(clip.images, batch_size)
 
 
 @dataclass(frozen=True)
@@ -290,25 +315,116 @@ def encoding_steps(
     return lambda image: image, lambda images: encoder.encode_images(images, batch_size)
 
 
-def encode_readable(
+def pools_frames(model: Any) -> bool:
+    """Whether a model makes one feature of those of a clip's frames; of the others' embeddings the mean is taken."""
+    return isinstance(model, COTSModel) and not isinstance(model, CookieModel)
+
+
+def frames_per_clip(encoder: Encoder) -> int:
+    """How many frames of a clip an encoder takes: as many as its model was made for, or 8."""
+    if isinstance(encoder, DualEncoder) and pools_frames(encoder.model):
+        return encoder.model.config.num_frames
+    return NUM_FRAMES
+
+
+def media_steps(
+    encoder: Encoder, batch_size: int
+) -> tuple[Callable[[Media], Any], Callable[[list[Any]], list[Embedded]]]:
+    """As [`encoding_steps`], for images and clips together. A pass has at most `batch_size` images or frames.
+
+    The embedding of a clip is that of the model's `get_video_features`, which a COTS has; of another model the mean of
+    the embeddings of its frames. Frames that are equal are encoded once.
+    """
+    prepare_one, embed_together = encoding_steps(encoder, batch_size)
+
+    def prepare(media: Media) -> Any:
+        if not isinstance(media, VideoFrames):
+            return prepare_one(media)
+        frames = [prepare_one(image) for image in media.images]
+        return PreparedClip(frames, list(media.frame_index), first_times(media), media.duration)
+
+    def embed_pass(clips: list[PreparedClip]) -> list[Embedded]:
+        if isinstance(encoder, DualEncoder) and pools_frames(encoder.model):
+            videos, frames = (each.numpy() for each in embed_clips(encoder.model, clips, encoder.precision))
+        else:
+            frames = embed_together([frame for clip in clips for frame in clip.frames]).numpy()
+            videos = pool_frames(frames, clips)
+        ends = np.cumsum([len(clip.frames) for clip in clips])
+        own = np.split(frames.astype(FRAME_TYPE), ends[:-1])
+        return [
+            Embedded(video, ClipFrames(clip.times, clip.duration, vectors))
+            for video, clip, vectors in zip(videos, clips, own)
+        ]
+
+    def embed(prepared: list[Any]) -> list[Embedded]:
+        images = [each for each in prepared if not isinstance(each, PreparedClip)]
+        of_images = iter(map(Embedded, embed_together(images).numpy()) if images else ())
+        clips = (each for each in prepared if isinstance(each, PreparedClip))
+        of_clips = iter([each for part in in_passes(clips, batch_size) for each in embed_pass(part)])
+        return [next(of_clips if isinstance(each, PreparedClip) else of_images) for each in prepared]
+
+    return prepare, embed
+
+
+def encode_clips(
+    encoder: Encoder, clips: Iterable[VideoFrames], batch_size: int = 64, total: int | None = None
+) -> torch.Tensor:
+    """(n, D) embeddings of clips as [`media_steps`] makes them; a progress bar if `total` is given.
+
+    Args:
+        batch_size: frames in a forward pass.
+
+    Raises:
+        ValueError: if the batch size is not positive.
+    """
+    embeds, _ = encode_readable(encoder, lambda clip: clip, clips, batch_size, total, frames_per_clip(encoder))
+    return embeds
+
+
+def encode_media(
     encoder: Encoder,
-    read: Callable[[T], Image.Image],
+    read: Callable[[T], Media],
     items: Iterable[T],
     batch_size: int = 64,
     total: int | None = None,
-) -> tuple[torch.Tensor, list[BrokenImage | None]]:
-    """Encode the images that can be read; threads read and prepare them ahead of the model.
+    ahead: ReadAhead | None = None,
+) -> tuple[list[Embedded], list[BrokenImage | None]]:
+    """Encode the images and clips that can be read; threads read and prepare them ahead of the model.
 
     Args:
-        read: reads the image of an item, in a thread; raises BrokenImage if that cannot be.
+        read: reads the image or clip of an item, in a thread; raises BrokenImage if that cannot be.
+        batch_size: images or frames in a forward pass.
         total: the number of items, for a progress bar; none without it.
+        ahead: how many items are read ahead; as many images as a batch has if None.
 
     Returns:
-        (n, D) embeddings of the images that can be read, and for each item why it cannot, or None.
+        What those that can be read are, and for each item why it cannot be, or None.
     """
-    prepare, embed = encoding_steps(encoder, batch_size)
-    embeddings, problems = embed_ahead(items, lambda item: prepare(read(item)), embed, batch_size, total)
-    return torch.cat(embeddings) if embeddings else encoder.encode_images([]), problems
+    prepare, embed = media_steps(encoder, batch_size)
+    parts, problems = embed_ahead(items, lambda item: prepare(read(item)), embed, batch_size, total, ahead)
+    return list(chain(*parts)), problems
+
+
+def encode_readable(
+    encoder: Encoder,
+    read: Callable[[T], Media],
+    items: Iterable[T],
+    batch_size: int = 64,
+    total: int | None = None,
+    num_frames: int | None = None,
+) -> tuple[torch.Tensor, list[BrokenImage | None]]:
+    """As [`encode_media`], of which the embeddings are wanted.
+
+    Args:
+        num_frames: items are clips of so many frames.
+
+    Returns:
+        (n, D) embeddings of the images or clips that can be read, and for each item why it cannot be, or None.
+    """
+    found, problems = encode_media(encoder, read, items, batch_size, total, ReadAhead(batch_size, num_frames or 1))
+    if not found:
+        return encoder.encode_images([]), problems
+    return torch.from_numpy(np.array([each.vector for each in found], dtype=np.float32)), problems
 
 
 def encode_rows(

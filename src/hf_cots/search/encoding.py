@@ -14,10 +14,11 @@ from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase,
 
 from ..data.ahead import map_ahead
 from ..data.images import BrokenImage
-from ..models import as_texts, load_image
+from ..models import COTSModel, as_texts, load_image
 from ..models.losses import l2_normalize
 from ..models.processing_cots import NO_LIMIT
 from ..models.processing_dual_encoder import PADDED_TO_FULL_LENGTH
+from .clips import PreparedClip, ReadAhead
 
 
 T = TypeVar("T")
@@ -111,20 +112,47 @@ def embed_images(model: PreTrainedModel, prepared: Sequence[BatchFeature], preci
     return l2_normalize(features).float().cpu()
 
 
+@torch.no_grad()
+def embed_clips(
+    model: COTSModel, clips: Sequence[PreparedClip], precision: str = "float32"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embed clips by their distinct frames in one pass.
+
+    Returns:
+        (n, D) embeddings of the clips, as the model's `get_video_features`, and (frames, D) of all their frames, one
+        clip after another, each as an image's; normalized, float32, on the CPU.
+    """
+    pixels = torch.cat([frame["pixel_values"] for clip in clips for frame in clip.frames])
+    rows = torch.zeros(len(clips), max(len(clip.frame_index) for clip in clips), dtype=torch.long)
+    mask = torch.zeros_like(rows, dtype=torch.bool)
+    start = 0
+    for number, clip in enumerate(clips):
+        rows[number, : len(clip.frame_index)] = start + torch.tensor(clip.frame_index)
+        mask[number, : len(clip.frame_index)] = True
+        start += len(clip.frames)
+    with computing_in(precision, model.device):
+        features = model.encode_image(pixels.to(model.device, model.dtype)).pooler_output  # (frames, width)
+        pooled = model.pool_frames(features[rows.to(model.device)], mask.to(model.device))
+        videos, frames = model.visual_projection(pooled), model.visual_projection(features)
+    return l2_normalize(videos).float().cpu(), l2_normalize(frames).float().cpu()
+
+
 def embed_ahead(
     items: Iterable[T],
     prepare: Callable[[T], Any],
-    embed: Callable[[list[Any]], torch.Tensor],
+    embed: Callable[[list[Any]], Any],
     batch_size: int,
     total: int | None = None,
-) -> tuple[list[torch.Tensor], list[BrokenImage | None]]:
+    ahead: ReadAhead | None = None,
+) -> tuple[list[Any], list[BrokenImage | None]]:
     """Embed images batch by batch, while threads read and prepare those that come next.
 
     Args:
         items: what stands for the images.
         prepare: makes of one what `embed` takes, in a thread; of one that cannot be read it raises BrokenImage.
-        embed: embeds a batch of at most `batch_size`.
+        embed: embeds a batch of at most `batch_size`, the frames of clips counted.
         total: the number of items, for a progress bar; none without it.
+        ahead: how many items are prepared ahead; a batch if None.
 
     Returns:
         The embeddings of the images that can be read, batch by batch, and for each item why it cannot, or None.
@@ -137,15 +165,17 @@ def embed_ahead(
         except BrokenImage as broken:
             return broken
 
-    embeddings, problems, batch = [], [], []
+    embeddings, problems, batch, size = [], [], [], 0
+    ahead = ahead or ReadAhead(batch_size)
     with tqdm(total=total, desc="images", disable=total is None, leave=False) as bar:
-        for loaded in map_ahead(load, items, depth=batch_size):
+        for loaded in map_ahead(load, items, depth=ahead.depth):
             problems.append(loaded if isinstance(loaded, BrokenImage) else None)
             if problems[-1] is None:
                 batch.append(loaded)
-            if len(batch) == batch_size:
+                size += ahead.note(loaded)
+            if size >= batch_size:
                 embeddings.append(embed(batch))
-                batch = []
+                batch, size = [], 0
             bar.update()
         if batch:
             embeddings.append(embed(batch))

@@ -12,13 +12,17 @@ from .exported import ExportedEncoder
 
 # Where a model was loaded from, and by which version, does not change what it computes.
 VOLATILE = {"_name_or_path", "name_or_path", "transformers_version", "processor_class", "auto_map", "architectures"}
+# Config fields that came later, with the values by which a model computes what it did without them: an index of before
+# still is of that model.
+ADDED = {"frame_pooling": "mean", "num_frames": 8}
 
 
 def describe_model(encoder: Encoder) -> dict[str, str]:
     """Hashes of a model's parts, by their names: equal where embeddings are."""
     parts = {"weights": encoder.fingerprint()}
     if isinstance(encoder, (DualEncoder, TextEncoder)):
-        parts["config"] = hash_json(encoder.model.config.to_dict())
+        fields = encoder.model.config.to_dict().items()
+        parts["config"] = hash_json({key: value for key, value in fields if key not in ADDED or ADDED[key] != value})
     if isinstance(encoder, ExportedEncoder):
         parts["config"] = hash_json(encoder.text_options)
     if isinstance(encoder, (DualEncoder, ExportedEncoder)):

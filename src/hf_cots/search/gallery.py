@@ -1,4 +1,4 @@
-"""The images that an index is made of: those of a folder, or of a data set's rows."""
+"""The images and clips that an index is made of: those of a folder, or of a data set's rows."""
 
 import logging
 import os
@@ -17,6 +17,7 @@ from ..data.folders import find_images, is_image, is_metadata, read_image_rows, 
 from ..data.images import BrokenImage
 from ..data.resolve import kind_of
 from ..data.sources import PairDataset, load_pairs
+from .clips import is_video
 
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class SourceOptions:
 
 
 class Gallery(ABC):
-    """Images by path, their bytes, and what the source says of them.
+    """Images and clips by path, their bytes, and what the source says of them.
 
     Attributes:
         name: the absolute path of the file or folder; a pattern or Hub id as it is.
@@ -68,6 +69,11 @@ class Gallery(ABC):
         """
         assert self.root is not None
         return read_file(self.root / self.paths[index])
+
+    def video(self, index: int) -> Path | None:
+        """The file of a video, which need not be read as a whole; None of anything else."""
+        path = self.paths[index]
+        return self.root / path if self.root is not None and is_video(path) else None
 
     @abstractmethod
     def columns(self) -> Iterator[dict[str, Any]]:
@@ -102,19 +108,24 @@ def read_file(path: Path) -> bytes:
         raise BrokenImage(str(path), f"{type(error).__name__}: {error.strerror}") from None
 
 
+def is_media(path: Path) -> bool:
+    """Whether a file is an image or a clip, by the suffix of its name."""
+    return is_image(path) or is_video(path)
+
+
 def holds_images(source: Path) -> bool:
-    """Whether a folder holds images and no data files with images in them."""
+    """Whether a folder holds images or clips, and no data files with images in them."""
     if not source.is_dir():
         return False
     files = walk_files(source)
-    return any(map(is_image, files)) and not any(kind_of(path) == "tar" for path in files)
+    return any(map(is_media, files)) and not any(kind_of(path) == "tar" for path in files)
 
 
 def open_gallery(source: str | Path, options: SourceOptions | None = None, with_columns: bool = True) -> Gallery:
-    """Open a folder of images, or a data set, as a gallery.
+    """Open a folder of images and clips, or a data set, as a gallery.
 
-    A folder with any image in it is a folder of images, with all its sub-folders, whatever they are called; name a
-    table in it to index what that lists instead.
+    A folder with any image or clip in it is a folder of images, with all its sub-folders, whatever they are called;
+    name a table in it to index what that lists instead.
 
     Args:
         source: folder, or what [`load_pairs`] reads.
@@ -131,17 +142,17 @@ def open_gallery(source: str | Path, options: SourceOptions | None = None, with_
 
 
 class FolderGallery(Gallery):
-    """The images below a folder. Columns are those of metadata.csv or metadata.jsonl, of .txt and .json files beside
-    the images, and `label`, the first sub-folder.
+    """The images and clips below a folder. Columns are those of metadata.csv or metadata.jsonl, of .txt and .json
+    files beside the images, and `label`, the first sub-folder.
 
     Raises:
-        FileNotFoundError: if there is no such folder, or no image in it.
+        FileNotFoundError: if there is no such folder, or no image and no clip in it.
     """
 
     def __init__(self, folder: Path, with_columns: bool = True):
         super().__init__(folder, SourceOptions(), with_columns)
         self.root = self.folder = folder
-        images = find_images(folder)
+        images = find_images(folder, is_media)
         self._rows = self._read_rows() if with_columns else {}
         found = {str(path.relative_to(folder)) for path in images}
         self.paths = sorted(found | self._rows.keys())
@@ -152,7 +163,7 @@ class FolderGallery(Gallery):
         # Without the images, which need not be named in the metadata here, the reader has none to warn of.
         rows: dict[str, dict[str, Any]] = {}
         top = os.path.abspath(self.folder)
-        for row in read_image_rows(self.folder, metadata or files):
+        for row in read_image_rows(self.folder, metadata or files, is_wanted=is_media):
             rows.setdefault(os.path.relpath(row.pop("image"), top), row)
         return rows
 

@@ -1,4 +1,4 @@
-"""Search images with a text or an image: one forward pass per image, one dot product per query.
+"""Search images and clips with a text or an image: one forward pass per image, one dot product per query.
 
 [`ImageIndex`] keeps its embeddings in memory; [`DiskIndex`] is one in a folder, which is brought up to date, filtered
 and shared between processes.
@@ -7,9 +7,11 @@ and shared between processes.
 import json
 import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -17,12 +19,13 @@ from .._errors import check_output_folder
 from ..data.folders import cache_folder, find_images
 from ..data.hashes import hex_digest
 from ..data.images import BrokenImage, read_image
-from .base import AnyQuery, BaseIndex, Match, check_k
+from .base import AnyQuery, BaseIndex, Match, check_k, describe_clip
+from .clips import ClipFrames, ReadAhead, read_media, read_moment
 from .disk_index import DiskIndex
-from .encoders import Encoder, encode_readable
+from .encoders import Encoder, encode_media, frames_per_clip
 from .encoding import check_batch_size
 from .fingerprint import describe_model
-from .gallery import FolderGallery
+from .gallery import FolderGallery, is_media
 from .loading import load_encoder
 from .milvus import is_milvus
 from .milvus_index import MilvusIndex
@@ -32,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class ImageIndex(BaseIndex):
-    """The embeddings of a set of image files.
+    """The embeddings of a set of image files, and of clips (videos, animated GIFs and WebPs) as of images.
 
     Args:
         encoder: embeds images and queries; see [`load_encoder`].
@@ -54,7 +57,12 @@ class ImageIndex(BaseIndex):
         check_batch_size(batch_size)
         files = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
         self.encoder = encoder
-        embeds, problems = encode_readable(encoder, read_image, files, batch_size, len(files) if progress else None)
+        num_frames, total = frames_per_clip(encoder), len(files) if progress else None
+        ahead = ReadAhead.of_files(batch_size, files, num_frames)
+        read = partial(read_media, num_frames=num_frames)
+        found, problems = encode_media(encoder, read, files, batch_size, total, ahead)
+        vectors = np.array([each.vector for each in found], dtype=np.float32)
+        embeds = torch.from_numpy(vectors) if found else encoder.encode_images([])
         self.paths: list[Path] = [path for path, problem in zip(files, problems) if problem is None]
         self.broken: list[BrokenImage] = [problem for problem in problems if problem is not None]
         finite = embeds.isfinite().all(dim=1)
@@ -62,6 +70,7 @@ class ImageIndex(BaseIndex):
             BrokenImage(str(path), "its embedding is not finite") for path, good in zip(self.paths, finite) if not good
         ]
         self.paths = [path for path, good in zip(self.paths, finite) if good]
+        self.clips: list[ClipFrames | None] = [each.clip for each, good in zip(found, finite) if good]
         self.embeds = embeds if finite.all() else embeds[finite]  # (n, D)
         if not self.paths:
             reasons = "".join(f"; {broken}" for broken in self.broken[:3])
@@ -85,16 +94,16 @@ class ImageIndex(BaseIndex):
             batch_size, progress: as for the class.
 
         Raises:
-            FileNotFoundError: if the folder does not exist or holds no image.
+            FileNotFoundError: if the folder does not exist or holds no image and no clip.
         """
-        paths = find_images(Path(folder))
+        paths = find_images(Path(folder), is_media)
         return cls(load_encoder(model, device, revision), paths, batch_size, progress)
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read_image(self, path: Path) -> Image.Image:
-        return read_image(path)
+    def read_image(self, path: Path, moment: float | None = None) -> Image.Image:
+        return read_image(path) if moment is None else read_moment(path, moment)
 
     @staticmethod
     def build(
@@ -120,7 +129,10 @@ class ImageIndex(BaseIndex):
         check_k(k)
         vector = self.embed_query(query, image, minus)
         scores, order = torch.topk(self.embeds @ vector, min(int(k), len(self)))
-        return [Match(self.paths[i], score) for i, score in zip(order.tolist(), scores.tolist())]
+        return [
+            Match(self.paths[i], score, **describe_clip(self.clips[i], vector))
+            for i, score in zip(order.tolist(), scores.tolist())
+        ]
 
 
 def open_folder(

@@ -24,7 +24,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 
 from .milvus_where import write
-from .store import FORMAT, SCHEMA, IndexStore
+from .store import SCHEMA, WITHOUT_CLIPS, IndexStore
 from .vectors import row_type
 
 
@@ -229,7 +229,7 @@ class MilvusStore(IndexStore):
         self.database = sqlite3.connect("", isolation_level=None)
         self.database.executescript(SCHEMA + TABLES)
         kept, columns = self.collection.read_index()
-        new = {"format": str(FORMAT), "dim": str(dim), "dtype": "float32", **meta}
+        new = {"format": str(WITHOUT_CLIPS), "dim": str(dim), "dtype": "float32", **meta}
         self.meta = {"version": "0", **(kept or new)}
         self._check_format()
         self.dim, self.dtype = int(self.meta["dim"]), "float32"

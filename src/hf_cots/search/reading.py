@@ -1,18 +1,18 @@
-"""Read and prepare the images of a source ahead of the model, in one process or divided among several."""
+"""Read and prepare the images and clips of a source ahead of the model, in one process or divided among several."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import torch.distributed as dist
 
 from ..data.ahead import map_ahead
 from ..data.hashes import hex_digest
-from ..data.images import BrokenImage, read_image
-from .encoders import Encoder, encoding_steps, set_precision
+from ..data.images import BrokenImage
+from .clips import Embedded, ReadAhead, digest_file, read_media
+from .encoders import Encoder, frames_per_clip, media_steps, set_precision
 from .gallery import Gallery, place
 from .processes import own_blocks, processes
 
@@ -24,7 +24,7 @@ class Loaded:
     Attributes:
         index: of the image in the source.
         prepared: for the model; None if the contents are known, or encoded already.
-        vector: (D,) float32, the embedding of contents that another process, or this one, has encoded already.
+        embedded: contents that another process, or this one, has encoded already.
     """
 
     index: int
@@ -32,43 +32,76 @@ class Loaded:
     digest: str = ""
     prepared: Any = None
     broken: BrokenImage | None = None
-    vector: np.ndarray | None = None
+    embedded: Embedded | None = None
 
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Reads the images of a source, in threads.
+    """Reads the images and clips of a source, in threads.
 
     Args:
         gallery: the source.
-        prepare: the first of [`encoding_steps`].
+        prepare: the first of [`media_steps`].
         known: hashes of contents that need no encoding.
+        num_frames: of a clip.
     """
 
     gallery: Gallery
     prepare: Callable[[Any], Any]
     known: Collection[str]
+    num_frames: int
 
     def load(self, index: int) -> Loaded:
-        """Read an image. Hash and pixels come from the same bytes, and the stamp is older than both: a file that
-        changes meanwhile has another stamp at the next update."""
+        """Read an image or a clip. Hash and pixels come from the same bytes, and the stamp is older than both: a file
+        that changes meanwhile has another stamp at the next update."""
         stamp, name = self.gallery.stamp(index), str(place(self.gallery.root, self.gallery.paths[index]))
         try:
+            video = self.gallery.video(index)
+            if video is not None:
+                return self._load_video(index, stamp, video)
             data = self.gallery.read(index)
             digest = hex_digest([data])
             if digest in self.known:
                 return Loaded(index, stamp, digest)
-            return Loaded(index, stamp, digest, self.prepare(read_image(data, name)))
+            return Loaded(index, stamp, digest, self.prepare(read_media(data, self.num_frames, name)))
         except BrokenImage as broken:
             return Loaded(index, stamp, broken=broken)
+        except ModuleNotFoundError as error:  # without a stamp, so that it is read when the package is there
+            return Loaded(index, None, broken=BrokenImage(name, str(error)))
+
+    def _load_video(self, index: int, stamp: tuple[int, int] | None, path: Path) -> Loaded:
+        """Read a video, of which the frames that are needed and some bytes are in memory. It is read twice, for its
+        hash and for its frames: that both are of one file is told by its size and time."""
+        before = file_state(path)
+        digest = digest_file(path)
+        if digest in self.known:
+            return Loaded(index, stamp, digest)
+        prepared = self.prepare(read_media(path, self.num_frames))
+        if file_state(path) != before:
+            raise BrokenImage(str(path), "it changed while it was read")
+        return Loaded(index, stamp, digest, prepared)
 
     def load_all(self, indices: Sequence[int], batch_size: int) -> Iterator[Loaded]:
-        """Read images in their order, `batch_size` ahead."""
-        return map_ahead(self.load, indices, depth=batch_size)
+        """Read images and clips in their order, about as many ahead as a model takes at a time."""
+        names = (self.gallery.paths[index] for index in indices)
+        ahead = ReadAhead.of_files(batch_size, names, self.num_frames)
+        for loaded in map_ahead(self.load, indices, depth=ahead.depth):
+            if loaded.prepared is not None:
+                ahead.note(loaded.prepared)
+            yield loaded
+
+
+def file_state(path: Path) -> tuple[int, int] | None:
+    """Size and time of a file; None if it is not there."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
 
 
 def encode_own(
-    reader: ImageReader, embed: Callable[[list[Any]], torch.Tensor], indices: Sequence[int], batch_size: int
+    reader: ImageReader, embed: Callable[[list[Any]], list[Embedded]], indices: Sequence[int], batch_size: int
 ) -> Iterator[list[Loaded]]:
     """Read and encode this process's blocks of some images, block by block."""
     blocks = [block for _, block in own_blocks(indices, batch_size)]
@@ -79,8 +112,8 @@ def encode_own(
         first = {each.digest: each for each in reversed(images) if each.prepared is not None}
         new = [each for each in images if first.get(each.digest) is each and each.digest not in done]
         if new:
-            for each, vector in zip(new, embed([each.prepared for each in new]).numpy()):
-                each.vector = vector
+            for each, embedded in zip(new, embed([each.prepared for each in new])):
+                each.embedded = embedded
         done |= first.keys()
         for each in images:
             each.prepared = None
@@ -130,15 +163,15 @@ def help_to_update(encoder: Encoder, gallery: Gallery, batch_size: int) -> None:
     task: list[Any] = [None, None, None]
     dist.broadcast_object_list(task, src=0)
     precision, indices, known = task
-    prepare, embed = encoding_steps(set_precision(encoder, precision), batch_size)
-    own = encode_own(ImageReader(gallery, prepare, known), embed, indices, batch_size)
+    prepare, embed = media_steps(set_precision(encoder, precision), batch_size)
+    own = encode_own(ImageReader(gallery, prepare, known, frames_per_clip(encoder)), embed, indices, batch_size)
     for _ in exchange_rounds(own, count_rounds(len(indices), batch_size)):
         pass
 
 
 def read_together(
     reader: ImageReader,
-    embed: Callable[[list[Any]], torch.Tensor],
+    embed: Callable[[list[Any]], list[Embedded]],
     indices: Sequence[int],
     batch_size: int,
     precision: str,

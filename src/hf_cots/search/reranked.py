@@ -1,4 +1,4 @@
-"""Search a folder of images in two stages: the index proposes candidates, SIMLA re-ranks them."""
+"""Search a folder of images and clips in two stages: the index proposes candidates, SIMLA re-ranks them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,18 +6,19 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..data.hashes import hex_digest
 from ..data.images import read_image
 from ..models import COTSProcessor, SimlaModel
 from .base import BaseIndex, Match, check_k
+from .clips import digest_source, read_moment
 from .fusion import CandidateBudget, Fusion, rerank_order
 from .loading import load_reranker
 from .rerank import Reranker
 
 
 class RerankedIndex:
-    """An [`ImageIndex`] whose best matches are re-ranked. Keys and values of re-ranked images are cached, those of an
-    index on disk by the bytes of their files: a file that changes is encoded again, one that is renamed is not.
+    """An [`ImageIndex`] whose best matches are re-ranked, clips by their frames at the matches' moments. Keys and
+    values of re-ranked images are cached, those of an index on disk by the bytes of their files: a file that changes
+    is encoded again, one that is renamed is not.
 
     Args:
         index: the first stage.
@@ -37,9 +38,10 @@ class RerankedIndex:
         cache_bytes: int = 2 << 30,
     ):
         self.index, self.fusion, self.budget = index, fusion or Fusion(), budget or CandidateBudget(64)
-        # Candidates so far, as an index on disk has too many images to list, and they change: path and hash.
-        self._met: list[tuple[Path, str | None]] = []
-        self._numbers: dict[str | Path, int] = {}  # by the hash of their bytes, or by path where an index has none
+        # Candidates so far, as an index on disk has too many images to list, and they change: path, hash and moment.
+        self._met: list[tuple[Path, str | None, float | None]] = []
+        # By the hash of their bytes, or by path where an index has none, and of a clip by moment.
+        self._numbers: dict[tuple[str | Path, float | None], int] = {}
         self.reranker = Reranker(model, processor, self._read, cache_bytes)
 
     @classmethod
@@ -48,18 +50,18 @@ class RerankedIndex:
         return cls(index, *load_reranker(reranker), **options)
 
     def _number(self, match: Match) -> int:
-        number = self._numbers.setdefault(match.digest or match.path, len(self._met))
-        self._met[number : number + 1] = [(match.path, match.digest)]  # where those bytes are now
+        number = self._numbers.setdefault((match.digest or match.path, match.moment), len(self._met))
+        self._met[number : number + 1] = [(match.path, match.digest, match.moment)]  # where those bytes are now
         return number
 
     def _read(self, number: int) -> Image.Image:
-        path, digest = self._met[number]
+        path, digest, moment = self._met[number]
         if digest is None:
-            return self.index.read_image(path)
-        data = self.index.read_bytes(path)
-        if hex_digest([data]) != digest:  # changed since it was indexed: its features are not kept for those bytes
-            self._numbers.pop(digest, None)
-        return read_image(data, str(path))
+            return self.index.read_image(path, moment)
+        source = self.index.read_bytes(path) if moment is None else self.index.find_source(path)
+        if digest_source(source) != digest:  # changed since it was indexed: its features are not kept for those bytes
+            self._numbers.pop((digest, moment), None)
+        return read_image(source, str(path)) if moment is None else read_moment(source, moment, str(path))
 
     def search(self, text: str, k: int = 10, **options) -> list[Match]:
         """Find the k best files for a text. Re-ranked ones come first, with their fused scores; the others follow with

@@ -1,6 +1,6 @@
 """An index as a folder: rows in SQLite, vectors in a file beside it that is memory-mapped.
 
-    index.sqlite     what is indexed: images by path, contents by hash, the columns of the source, the model
+    index.sqlite     what is indexed: images by path, contents by hash, clips, the columns of the source, the model
     vectors-N.bin    one vector per content, in the order of their slots; N changes when holes are removed
     approximate-N.faiss     where one asked for it: see `approximate.py`
     lock             held by the one process that writes
@@ -25,12 +25,14 @@ from urllib.parse import quote
 import numpy as np
 from filelock import FileLock, Timeout
 
+from .clips import ClipFrames, pack_clip, unpack_clip
 from .vectors import row_type, unpack
 
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
+WITHOUT_CLIPS = 1  # the format of an index without clips, which versions of before read
 DATABASE = "index.sqlite"
 OWN_FILES = (DATABASE, "vectors-", "approximate-", "lock")
 BUSY_SECONDS = 30
@@ -47,6 +49,12 @@ CREATE TABLE images(
 );
 CREATE INDEX images_by_slot ON images(slot);
 CREATE TABLE columns("hf_cots image" INTEGER PRIMARY KEY);
+"""
+# Of the contents that are clips; made with the first of them. By hash, since slots change where holes are removed.
+CLIPS = """
+CREATE TABLE IF NOT EXISTS clips(
+    hash TEXT PRIMARY KEY, duration REAL NOT NULL, times BLOB NOT NULL, vectors BLOB NOT NULL
+) WITHOUT ROWID
 """
 
 
@@ -156,7 +164,7 @@ class IndexStore:
                 with named_database(folder):
                     database = sqlite3.connect(draft)
                     database.executescript(SCHEMA)
-                    values = {"format": str(FORMAT), "dim": str(dim), "dtype": dtype, "version": "0"}
+                    values = {"format": str(WITHOUT_CLIPS), "dim": str(dim), "dtype": dtype, "version": "0"}
                     values |= {"file": "vectors-0.bin", **meta}
                     database.executemany("INSERT INTO meta VALUES (?, ?)", values.items())
                     database.commit()
@@ -242,6 +250,25 @@ class IndexStore:
         """The columns of the source that are kept."""
         names = [name for _, name, *_ in self.database.execute("PRAGMA table_info(columns)")]
         return names[1:]
+
+    def holds_clips(self) -> bool:
+        """Whether any content is, or was, a clip."""
+        return "num_frames" in self.meta
+
+    def read_clips(self, slots: Iterable[int]) -> dict[int, ClipFrames]:
+        """What is kept of the clips among some slots."""
+        if not self.holds_clips():
+            return {}
+        select = "SELECT times, duration, vectors FROM clips JOIN contents USING (hash) WHERE slot = ?"
+        rows = {slot: self.database.execute(select, (slot,)).fetchone() for slot in slots}
+        return {slot: unpack_clip(*row) for slot, row in rows.items() if row is not None}
+
+    def count_clips(self) -> int:
+        """How many images are clips."""
+        if not self.holds_clips():
+            return 0
+        joined = "images JOIN contents USING (slot) JOIN clips USING (hash)"
+        return self.database.execute(f"SELECT count(*) FROM {joined}").fetchone()[0]
 
     def text_columns(self) -> list[str]:
         """Those of them that hold texts, lists or objects."""
@@ -342,6 +369,21 @@ class IndexStore:
         self.database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
         self.meta |= values
 
+    def write_clips(self, clips: dict[str, ClipFrames], num_frames: int) -> None:
+        """Keep what belongs to clips, by hash; within a transaction.
+
+        Args:
+            num_frames: that were sampled of each.
+        """
+        if not clips:
+            return
+        self.database.execute(CLIPS)
+        self.set_meta(format=str(FORMAT), num_frames=str(num_frames))
+        rows = ((digest, *pack_clip(clip)) for digest, clip in clips.items())
+        self.database.executemany(
+            "INSERT OR REPLACE INTO clips(hash, times, duration, vectors) VALUES (?, ?, ?, ?)", rows
+        )
+
     def add_columns(self, affinities: dict[str, str]) -> None:
         """Add columns of the source that are not there yet, each with the affinity of its values.
 
@@ -375,6 +417,8 @@ class IndexStore:
         self.database.execute(
             "DELETE FROM contents WHERE slot NOT IN (SELECT slot FROM images WHERE slot IS NOT NULL)"
         )
+        if self.holds_clips():
+            self.database.execute("DELETE FROM clips WHERE hash NOT IN (SELECT hash FROM contents)")
 
     def holes(self) -> int:
         """Slots whose vectors no image has."""

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from ..data.hashes import hex_digest
 from ..data.images import BrokenImage
-from .encoders import Encoder, encoding_steps
+from .clips import Embedded, count_frames
+from .encoders import Encoder, frames_per_clip, media_steps
 from .gallery import Gallery, place
 from .processes import processes
 from .reading import ImageReader, Loaded, read_together
@@ -89,12 +89,13 @@ class IndexUpdate:
         self.gone_by_slot: dict[int | None, list[int]] = defaultdict(list)
         for path in sorted(gone, reverse=True):
             self.gone_by_slot[self.known[path].slot].append(self.known[path].id)
-        self.prepare, self.embed = encoding_steps(encoder, batch_size)
+        self.prepare, self.embed = media_steps(encoder, batch_size)
         self.summary = UpdateSummary()
         self.descriptions: dict[int, tuple[str, dict[str, Any]]] = {}  # by index, those that are new
         self.batch: list[Loaded] = []
         self.waiting: dict[str, Any] = {}  # what is prepared for the model, by hash
-        self.vectors: dict[str, np.ndarray] = {}  # what is encoded and not committed yet
+        self.waiting_frames = 0  # in it
+        self.embedded: dict[str, Embedded] = {}  # what is encoded and not committed yet
         self.committed, self.model_seconds = time.monotonic(), 0.0
 
     def run(self, to_read: list[int], progress: bool) -> UpdateSummary:
@@ -116,7 +117,7 @@ class IndexUpdate:
         return self.summary
 
     def _read(self, to_read: list[int]) -> Iterator[Loaded]:
-        reader = ImageReader(self.gallery, self.prepare, self.slots)
+        reader = ImageReader(self.gallery, self.prepare, self.slots, frames_per_clip(self.encoder))
         if processes().num_processes > 1:
             return read_together(reader, self._embed, to_read, self.batch_size, self.store.precision)
         return reader.load_all(to_read, self.batch_size)
@@ -190,38 +191,40 @@ class IndexUpdate:
     # ------------------------------------------------------------------ reading and encoding
 
     def _take(self, loaded: Loaded) -> None:
-        new = loaded.digest not in self.slots and loaded.digest not in self.vectors
-        if loaded.prepared is not None and new:
+        new = loaded.digest not in self.slots and loaded.digest not in self.embedded
+        if loaded.prepared is not None and new and loaded.digest not in self.waiting:
             self.waiting[loaded.digest] = loaded.prepared
-        if loaded.vector is not None and new:
-            self.vectors[loaded.digest] = loaded.vector
-        loaded.prepared = loaded.vector = None
+            self.waiting_frames += count_frames(loaded.prepared)
+        if loaded.embedded is not None and new:
+            self.embedded[loaded.digest] = loaded.embedded
+        loaded.prepared = loaded.embedded = None
         self.batch.append(loaded)
-        if len(self.waiting) >= self.batch_size:
+        if self.waiting_frames >= self.batch_size:
             self._encode()
         late = time.monotonic() - self.committed > COMMIT_SECONDS
-        if late or len(self.vectors) >= COMMIT_VECTORS or len(self.batch) >= COMMIT_IMAGES:
+        if late or len(self.embedded) >= COMMIT_VECTORS or len(self.batch) >= COMMIT_IMAGES:
             self._commit()
 
     def _encode(self) -> None:
         if not self.waiting:
             return
-        self.vectors |= zip(self.waiting, self._embed(list(self.waiting.values())).numpy())
+        self.embedded |= zip(self.waiting, self._embed(list(self.waiting.values())))
         self.waiting.clear()
+        self.waiting_frames = 0
 
-    def _embed(self, prepared: list[Any]) -> torch.Tensor:
+    def _embed(self, prepared: list[Any]) -> list[Embedded]:
         start = time.monotonic()
-        embeds = self.embed(prepared)
+        embedded = self.embed(prepared)
         self.model_seconds += time.monotonic() - start
-        return embeds
+        return embedded
 
     # ------------------------------------------------------------------ writing
 
     def _commit(self) -> None:
         """Vectors into their file, then all rows of the batch in one transaction."""
         self._encode()
-        good = {digest: vector for digest, vector in self.vectors.items() if np.isfinite(vector).all()}
-        embeds = np.array(list(good.values()), dtype=np.float32).reshape(len(good), self.store.dim)
+        good = {digest: each for digest, each in self.embedded.items() if np.isfinite(each.vector).all()}
+        embeds = np.array([each.vector for each in good.values()], dtype=np.float32).reshape(len(good), self.store.dim)
         appended = self.store.append(pack(embeds, self.store.dtype)) if good else None
         with self.store.transaction() as database:
             if appended is not None:
@@ -230,12 +233,14 @@ class IndexUpdate:
                 slots = dict(zip(good, range(first, first + len(good))))
                 database.executemany("INSERT INTO contents(hash, slot) VALUES (?, ?)", slots.items())
                 self.slots |= slots
+                clips = {digest: each.clip for digest, each in good.items() if each.clip is not None}
+                self.store.write_clips(clips, frames_per_clip(self.encoder))
                 error = max(float(self.store.meta.get("error", 0)), packing_error(embeds, self.store.dtype))
                 self.store.set_meta(error=str(error))
             for loaded in self.batch:
                 self._write(loaded)
-        self.summary.encoded += len(self.vectors)
-        self.vectors, self.batch, self.committed = {}, [], time.monotonic()
+        self.summary.encoded += len(self.embedded)
+        self.embedded, self.batch, self.committed = {}, [], time.monotonic()
 
     def _write(self, loaded: Loaded) -> None:
         """The row of an image, and its part of the summary."""
@@ -283,6 +288,8 @@ class IndexUpdate:
     def _remove_gone(self) -> None:
         with self.store.transaction():
             self.store.remove_images(image for image in self.gone if image is not None)
+            if self.store.holds_clips():
+                self.store.set_meta(clips=str(self.store.count_clips()))
         self.summary.deleted += len(self.gone)
         holes = self.store.holes()
         if holes >= COMPACT_HOLES and holes > COMPACT_FRACTION * self.store.end():

@@ -1,7 +1,8 @@
-"""The application: a page, its JSON interface, and the images of the index by their ids."""
+"""The application: a page, its JSON interface, and the images and clips of the index by their ids."""
 
 import logging
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Annotated, Any
 
@@ -17,6 +18,8 @@ from ..data.images import BrokenImage
 from ..search.disk_index import DiskIndex
 from ..search.milvus_index import MilvusIndex
 from ..search.reranked import RerankedIndex
+from .catalog import Location
+from .clips import ClipFiles, answer_clip, draw_frame, draw_sheet, media_type_of, nearest_time
 from .engine import Busy, Engine, NotFound
 from .guard import HEADERS, LOOPBACK, Guard
 from .images import ImageFiles, UploadError, check_upload, decode_data_url
@@ -64,6 +67,7 @@ Filters = Annotated[str | None, Query(description='A JSON object, such as {"styl
 Hybrid = Annotated[list[str] | None, Query(description="Columns whose words are searched for the text, too.")]
 Count = Annotated[int, Query(ge=1, le=MAX_RESULTS)]
 FILTERS = TypeAdapter(dict[str, list[Cell]])
+Seconds = Annotated[float | None, Query(ge=0, allow_inf_nan=False, description="Seconds, of a clip.")]
 ImageId = Annotated[int, Path(ge=0, lt=2**63)]
 
 
@@ -199,32 +203,57 @@ def add_info(app: FastAPI, engine: Engine, max_upload_bytes: int) -> None:
 
 
 def add_images(app: FastAPI, engine: Engine) -> None:
-    """Serve the images of the index by the ids of their rows."""
-    kept = ImageFiles()
+    """Serve the images and clips of the index by the ids of their rows."""
+    kept, clips = ImageFiles(), ClipFiles()
+
+    def clip_of(location: Location) -> tuple[pathlib.Path | bytes, str]:
+        source = engine.find_source(location)
+        clips.check(source, location.digest, location.path.name)
+        return source, location.path.name
 
     @app.get("/image/{id}", response_class=Response, responses=ERRORS)
     def image(id: ImageId, request: Request) -> Response:
-        """An image of the index."""
+        """An image or a clip of the index; of a clip in a file also a part, by Range."""
         engine.refresh()
-        location, read = engine.read(id)
+        location = engine.locate(id)
         headers = cache_headers(location.digest)
         if request.headers.get("if-none-match") == headers["etag"]:
             return Response(status_code=304, headers=headers)
-        data, media_type = kept.original(read(), location.digest, location.path.name)
+        if location.times is not None:
+            return answer_clip(clip_of(location)[0], media_type_of(location.path), headers)
+        data, media_type = kept.original(engine.read(location), location.digest, location.path.name)
         return Response(data, media_type=media_type, headers=headers)
 
     @app.get("/thumbnail/{id}", response_class=Response, responses=ERRORS)
-    def thumbnail(id: ImageId, request: Request) -> Response:
-        """A small version of an image of the index."""
+    def thumbnail(id: ImageId, request: Request, at: Seconds = None) -> Response:
+        """A small version of an image of the index, or of that frame of a clip which is the nearest to `at`."""
         engine.refresh()
-        location, read = engine.read(id)
-        headers = cache_headers(f"{location.digest}-thumbnail")
-        if request.headers.get("if-none-match") == headers["etag"]:
-            return Response(status_code=304, headers=headers)
-        data = kept.kept_thumbnail(location.digest)
-        if data is None:
-            data = kept.thumbnail(read(), location.digest, location.path.name)
-        return Response(data, media_type="image/webp", headers=headers)
+        location = engine.locate(id)
+        if location.times is None:
+            digest, name = location.digest, location.path.name
+            return answer_small(request, kept, digest, lambda: kept.thumbnail(engine.read(location), digest, name))
+        time = nearest_time(location.times, at)
+        key = f"{location.digest}@{time}"
+        return answer_small(request, kept, key, lambda: kept.make(key, lambda: draw_frame(*clip_of(location), time)))
+
+    @app.get("/sheet/{id}", response_class=Response, responses=ERRORS)
+    def sheet(id: ImageId, request: Request) -> Response:
+        """The frames of a clip that were compared, side by side in squares."""
+        engine.refresh()
+        location = engine.locate(id)
+        times = location.times
+        if times is None:
+            raise NotFound(f"image {id} is no clip")
+        key = f"{location.digest}-sheet"
+        return answer_small(request, kept, key, lambda: kept.make(key, lambda: draw_sheet(*clip_of(location), times)))
+
+
+def answer_small(request: Request, kept: ImageFiles, key: str, make: Callable[[], bytes]) -> Response:
+    """A small image that is kept, or is made now; nothing if the browser has it."""
+    headers = cache_headers(f"{key}-thumbnail")
+    if request.headers.get("if-none-match") == headers["etag"]:
+        return Response(status_code=304, headers=headers)
+    return Response(kept.kept_thumbnail(key) or make(), media_type="image/webp", headers=headers)
 
 
 def cache_headers(name: str) -> dict[str, str]:

@@ -21,10 +21,11 @@ MAX_LENGTH = 80  # characters of such a value
 
 
 class Location(NamedTuple):
-    """Where an image of the index is, and the hash of its bytes."""
+    """Where an image of the index is, and the hash of its bytes; of a clip, the seconds of its frames."""
 
     path: Path
     digest: str
+    times: tuple[float, ...] | None = None
 
 
 class Catalog:
@@ -67,10 +68,13 @@ class Catalog:
 
     def locate(self, image: int) -> Location | None:
         """Where an image is; None if the index has no such row."""
-        select = "SELECT path, hash FROM images JOIN contents USING (slot) WHERE id = ?"
+        select = "SELECT path, hash, slot FROM images JOIN contents USING (slot) WHERE id = ?"
         with self._lock, self.store.reading():
             row = self.store.database.execute(select, (image,)).fetchone()
-        return None if row is None else Location(place(self.root, row[0]), row[1])
+            if row is None:
+                return None
+            clip = self.store.read_clips([row[2]]).get(row[2])
+        return Location(place(self.root, row[0]), row[1], None if clip is None else clip.times)
 
     def vector(self, image: int) -> torch.Tensor | None:
         """The embedding (D,) of an image; None if the index has no such row."""

@@ -15,12 +15,24 @@ import torch
 from ..data.images import BrokenImage
 from ..search.base import Match
 from ..search.disk_index import DiskIndex
+from ..search.encoders import frames_per_clip
 from ..search.milvus_index import MilvusIndex
 from ..search.reranked import RerankedIndex
 from .catalog import Catalog, Location, write_condition
+from .clips import media_type_of
 from .images import decode_upload
 from .milvus_catalog import MilvusCatalog
-from .schemas import Approximation, Filtered, Info, Result, SearchRequest, SearchResponse, SimilarRequest, Timings
+from .schemas import (
+    Approximation,
+    Clip,
+    Filtered,
+    Info,
+    Result,
+    SearchRequest,
+    SearchResponse,
+    SimilarRequest,
+    Timings,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -104,6 +116,7 @@ class Engine:
             name=self.catalog.name,
             model=PurePath(self.index.encoder.name).name,
             images=count,
+            clips=self.index.count_clips(),
             columns=columns,
             keywords=keywords,
             facets=facets,
@@ -135,7 +148,7 @@ class Engine:
                 clock.time("search", partial(self._filtered, read_words, limited=False))
             elif hybrid:
                 raise ValueError("hybrid: an index in Milvus is not searched by keyword: leave it out")
-            image = None if upload is None else decode_upload(upload)
+            image = None if upload is None else decode_upload(upload, frames_per_clip(self.index.encoder))
             vector = clock.time("encode", lambda: self.index.embed_query(text, image, minus))
             count = max(request.k, reranker.budget.max_candidates if reranker else 0)
             found = self._nearest(vector, count, condition, clock, hybrid, text)
@@ -162,8 +175,8 @@ class Engine:
         others = [match for match in found if self.catalog.number(match) != request.id]
         return self._answer(others[: request.k], clock, measured)
 
-    def read(self, image: int) -> tuple[Location, Callable[[], bytes]]:
-        """Where an image of the index is, and what reads its bytes.
+    def locate(self, image: int) -> Location:
+        """Where an image or a clip of the index is.
 
         Raises:
             NotFound: if there is no such image.
@@ -171,14 +184,22 @@ class Engine:
         location = self.catalog.locate(image)
         if location is None:
             raise NotFound(f"the index has no image {image}")
-        return location, partial(self._read_bytes, location.path)
+        return location
+
+    def read(self, location: Location) -> bytes:
+        """The bytes of an image; errors as [`BaseIndex.read_bytes`], also where its source is not on this machine."""
+        return self._named(location.path, self.index.read_bytes)
+
+    def find_source(self, location: Location) -> Path | bytes:
+        """The file of a clip, or its bytes where it is within a data set; errors as of [`read`]."""
+        return self._named(location.path, self.index.find_source)
 
     # ------------------------------------------------------------------ parts
 
-    def _read_bytes(self, path: Path) -> bytes:
-        """The bytes of an image; errors as [`BaseIndex.read_bytes`], also where its source is not on this machine."""
+    def _named(self, path: Path, read: Callable[[Path], T]) -> T:
+        """Read an image, whose errors are told in the log."""
         try:
-            return self.index.read_bytes(path)
+            return read(path)
         except (OSError, ValueError) as error:
             logger.warning("%s", error)
             raise BrokenImage(str(path), str(error)) from error
@@ -251,12 +272,24 @@ class Engine:
                 similarity=match.similarity,
                 columns=match.columns,
                 image=f"/image/{number}",
-                thumbnail=f"/thumbnail/{number}",
+                thumbnail=f"/thumbnail/{number}{'' if match.moment is None else f'?at={match.moment:.3f}'}",
+                clip=self._describe_clip(match, number),
             )
             for match in found
             for number in [self.catalog.number(match)]
         ]
         return SearchResponse(results=results, timings=clock.timings(), approximate=measured)
+
+    def _describe_clip(self, match: Match, number: int) -> Clip | None:
+        if match.moment is None or match.duration is None or match.times is None:
+            return None
+        return Clip(
+            moment=match.moment,
+            duration=match.duration,
+            times=list(match.times),
+            sheet=f"/sheet/{number}",
+            media_type=media_type_of(match.path),
+        )
 
     def _name(self, path: Path) -> str:
         """A path within the source: where that is on the server's disk is nobody's business."""

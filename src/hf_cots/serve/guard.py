@@ -13,6 +13,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 # Nothing remote, nothing inline, in no frame, and no page of another site may read or embed what is served.
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "media-src 'self' blob:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",

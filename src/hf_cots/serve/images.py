@@ -6,15 +6,20 @@ import io
 import threading
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 
 from PIL import Image
 
+from ..data.clips import read_clip
 from ..data.hashes import hex_digest
 from ..data.images import BrokenImage, read_image
 from ..models.image_processing_cots import to_rgb
+from ..models.video_frames import VideoFrames
+from ..search.clips import Media, has_video_header, is_clip
 
 
 MAX_PIXELS = 50_000_000  # of an image that comes with a query
+MAX_CLIP_PIXELS = 10 * MAX_PIXELS  # of all frames of an animation
 Image.init()
 # Of these, as far as PIL was built with them. Others may start other programs.
 FORMATS: list[str] = [name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if name in Image.OPEN]
@@ -40,7 +45,7 @@ def decode_data_url(text: str) -> bytes:
         UploadError: if it is anything else; nothing is ever fetched or opened.
     """
     head, comma, data = text.partition(",")
-    if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
+    if not comma or not head.startswith(("data:image/", "data:video/")) or not head.endswith(";base64"):
         raise UploadError("image: give a data URL (data:image/png;base64,...), or upload a file", 422)
     try:
         return base64.b64decode(data, validate=True)
@@ -60,12 +65,14 @@ def check_upload(data: bytes, max_bytes: int) -> None:
         raise UploadError("image: the file is empty", 422)
 
 
-def decode_upload(data: bytes) -> Image.Image:
-    """Decode the image of a query as upright RGB.
+def decode_upload(data: bytes, num_frames: int) -> Media:
+    """Decode the image of a query as upright RGB, or so many frames of a clip.
 
     Raises:
-        UploadError: if it has too many pixels, or is no image of the formats that are taken.
+        UploadError: if it has too many pixels, or is no image or clip of the formats that are taken.
     """
+    if is_clip(data):
+        return decode_clip(data, num_frames)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -83,11 +90,30 @@ def decode_upload(data: bytes) -> Image.Image:
         raise UploadError(f"image: it cannot be read; {', '.join(FORMATS)} can", 422) from None
 
 
+def decode_clip(data: bytes, num_frames: int) -> VideoFrames:
+    """Decode frames of a clip that comes with a query; errors as of [`decode_upload`]."""
+    try:
+        if not has_video_header(data):  # an animation, all of which is decoded
+            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+                pixels = opened.width * opened.height * getattr(opened, "n_frames", 1)
+            if pixels > MAX_CLIP_PIXELS:
+                raise UploadError(
+                    f"image: {pixels:,} pixels in all frames; up to {MAX_CLIP_PIXELS:,} are taken of an animation", 413
+                )
+        return read_clip(data, num_frames, name="image")
+    except ModuleNotFoundError as error:
+        raise UploadError(f"image: {error}, on the server", 422) from None
+    except UploadError:
+        raise
+    except Exception as error:  # decoders raise whatever they like
+        raise UploadError(str(error) if isinstance(error, BrokenImage) else "image: it cannot be read", 422) from None
+
+
 class ImageFiles:
     """The images of an index as files for a browser. Bytes that are not those that were indexed are not given out."""
 
     def __init__(self) -> None:
-        self._thumbnails: OrderedDict[str, bytes] = OrderedDict()  # by hash, the last used at the end
+        self._thumbnails: OrderedDict[str, bytes] = OrderedDict()  # by hash (and time), the last used at the end
         self._size = 0
         self._lock, self._decoders = threading.Lock(), threading.Semaphore(DECODERS)
 
@@ -121,20 +147,28 @@ class ImageFiles:
             BrokenImage: if the image is not what was indexed.
         """
         check_digest(data, digest, name)
+        return self.make(digest, lambda: draw_thumbnail(read_image(data, name)))
+
+    def make(self, key: str, draw: Callable[[], bytes]) -> bytes:
+        """Make a thumbnail, and keep it."""
         with self._decoders:
-            image = read_image(data, name)
-            image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-            file = io.BytesIO()
-            small = max(image.size) <= SMALL_SIDE
-            image.save(file, "WEBP", lossless=small, quality=50 if small else 88, method=2)
-        made = file.getvalue()
+            made = draw()
         with self._lock:
-            if digest not in self._thumbnails:
-                self._thumbnails[digest] = made
+            if key not in self._thumbnails:
+                self._thumbnails[key] = made
                 self._size += len(made)
             while self._size > THUMBNAIL_BYTES:
                 self._size -= len(self._thumbnails.popitem(last=False)[1])
         return made
+
+
+def draw_thumbnail(image: Image.Image) -> bytes:
+    """A WebP of at most [`THUMBNAIL_SIDE`] pixels."""
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    file = io.BytesIO()
+    small = max(image.size) <= SMALL_SIDE
+    image.save(file, "WEBP", lossless=small, quality=50 if small else 88, method=2)
+    return file.getvalue()
 
 
 def check_digest(data: bytes, digest: str, name: str) -> None:

@@ -29,7 +29,9 @@ class SearchRequest(Filtered):
     """A search for a text, an image, or both."""
 
     text: str | None = Field(None, max_length=MAX_TEXT, description="What the images should show.")
-    image: str | None = Field(None, description="A data URL (data:image/png;base64,...); never a path or another URL.")
+    image: str | None = Field(
+        None, description="A data URL (data:image/png;base64,..., data:video/mp4;...); never a path or another URL."
+    )
     minus: str | None = Field(None, max_length=MAX_TEXT, description="What the images should not show.")
     rerank: bool = Field(False, description="Re-rank the best images by the text, if the server has a re-ranker.")
     hybrid: list[str] = Field(
@@ -45,8 +47,18 @@ class SimilarRequest(Filtered):
     id: int = Field(ge=0, lt=2**63, description="The `id` of a result.")
 
 
+class Clip(BaseModel):
+    """What is told of a result that is a clip."""
+
+    moment: float = Field(description="Seconds of the frame that is most similar to the query.")
+    duration: float = Field(description="Seconds.")
+    times: list[float] = Field(description="Seconds of the frames that were compared.")
+    sheet: str = Field(description="Address of an image of these frames, side by side.")
+    media_type: str = Field(description="Of the clip; an animated image begins with image/.")
+
+
 class Result(BaseModel):
-    """An image that was found."""
+    """An image or a clip that was found."""
 
     id: int = Field(description="By which it can be asked for, until the index is updated.")
     path: str = Field(description="Within the source of the index.")
@@ -55,8 +67,9 @@ class Result(BaseModel):
     )
     similarity: float | None = Field(None, description="Cosine similarity, of a hybrid search.")
     columns: dict[str, Any]
-    image: str = Field(description="Address of the image.")
-    thumbnail: str = Field(description="Address of a small version.")
+    image: str = Field(description="Address of the image, or of the clip.")
+    thumbnail: str = Field(description="Address of a small version; of a clip, of its frame at the moment.")
+    clip: Clip | None = Field(None, description="null of an image.")
 
 
 class Timings(BaseModel):
@@ -102,7 +115,8 @@ class Info(BaseModel):
 
     name: str
     model: str
-    images: int
+    images: int = Field(description="With the clips.")
+    clips: int
     columns: list[str]
     keywords: list[str] = Field(description="Columns of text, which `hybrid` may name.")
     facets: list[Facet]

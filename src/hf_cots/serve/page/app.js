@@ -7,10 +7,12 @@ const PAGE_SIZE = 48;
 const MOST = 480;
 const MOST_COLUMNS = 50; // that a request may name
 const FEW_VALUES = 8; // of a facet that are shown at first
+const FRAME_WIDTH = 92; // of a clip's sheet
+const LONG = 10; // seconds; a longer clip is played from the moment that was found
 const TITLES = ["title", "name", "caption", "text", "captions", "texts", "label"];
 const $ = (id) => document.getElementById(id);
 const images = new Map(); // number: File
-let info = { columns: [], keywords: [], facets: [], images: 0, rerank: false, max_upload_mb: 10 };
+let info = { columns: [], keywords: [], facets: [], images: 0, clips: 0, rerank: false, max_upload_mb: 10 };
 let state = emptyState();
 let results = [];
 let opened = -1;
@@ -72,12 +74,17 @@ function showState() {
   $("where").value = state.where;
   $("rerank").checked = state.rerank;
   drawKeywords();
-  const shown = $("chip-image");
-  if (shown.src.startsWith("blob:")) URL.revokeObjectURL(shown.src);
-  $("chip").hidden = state.image === null && state.like === null;
-  if (state.image !== null) shown.src = URL.createObjectURL(images.get(state.image));
+  const file = state.image === null ? null : images.get(state.image);
+  const isVideo = file !== null && file.type.startsWith("video/");
+  for (const each of [$("chip-image"), $("chip-video")]) if (each.src.startsWith("blob:")) URL.revokeObjectURL(each.src);
+  $("chip-video").removeAttribute("src");
+  $("chip-image").hidden = isVideo;
+  $("chip-video").hidden = !isVideo;
+  const shown = $(isVideo ? "chip-video" : "chip-image");
+  $("chip").hidden = file === null && state.like === null;
+  if (file !== null) shown.src = URL.createObjectURL(file);
   else if (state.like !== null) shown.src = `/thumbnail/${state.like}`;
-  $("text").placeholder = $("chip").hidden ? "Describe an image, or drop or paste one" : state.image !== null ? "Add words to the image" : "More like this image";
+  $("text").placeholder = $("chip").hidden ? "Describe an image, or drop or paste one" : file !== null ? `Add words to the ${isVideo ? "clip" : "image"}` : "More like this";
   drawFacets();
   const count = Object.values(state.filters).reduce((sum, values) => sum + values.length, 0) + Boolean(state.minus) + Boolean(state.where);
   $("refine-count").textContent = count;
@@ -163,7 +170,7 @@ function report({ timings, approximate }) {
   if (timings.rerank) times.splice(1, 0, `re-rank ${milliseconds(timings.rerank)}`);
   if (timings.encode) times.unshift(`encode ${milliseconds(timings.encode)}`);
   const filtered = Object.keys(state.filters).length || state.where.trim();
-  const found = results.length ? element("span", {}, "The best ", element("b", {}, String(results.length)), ` of ${info.images.toLocaleString("en")} images${filtered ? ", filtered" : ""}`) : element("span");
+  const found = results.length ? element("span", {}, "The best ", element("b", {}, String(results.length)), ` of ${countAll()}${filtered ? ", filtered" : ""}`) : element("span");
   // Rounded down: no more is told than was measured.
   if (approximate && results.length) found.append(element("span", { className: "approximate", title: "Not all images are compared; this part of the best ones was found when the index was measured." }, `approximate, recall@${approximate.results} ${(Math.floor(approximate.recall * 1000) / 1000).toFixed(3)} measured`));
   $("status").replaceChildren(found, element("span", { className: "times" }, times.join(" · ")));
@@ -182,9 +189,18 @@ function welcome() {
   $("status").replaceChildren();
   $("message").replaceChildren(
     element("div", { className: "welcome" }, ...lost,
-      element("h1", {}, `Search ${info.images.toLocaleString("en")} images`),
+      element("h1", {}, `Search ${countAll()}`),
       element("p", {}, "Type what they should show, drop or paste an image, or do both: words change what the image asks for."),
       element("ul", {}, hint("/", "go to the search box"), hint("← ↑ ↓ →", "move among images"), hint("Enter", "open an image"), hint("m", "more like it"), hint("Esc", "close, or go back to the box"))));
+}
+
+function countAll() {
+  return `${info.images.toLocaleString("en")} ${!info.clips ? "images" : info.clips === info.images ? "clips" : "images and clips"}`;
+}
+
+function seconds(time) {
+  if (time < 60) return `${time.toFixed(time < 10 ? 2 : 1)} s`;
+  return `${Math.floor(time / 60)}:${String(Math.floor(time % 60)).padStart(2, "0")}`;
 }
 
 function titleOf(result) {
@@ -206,6 +222,7 @@ function scoreOf(result) {
 function draw() {
   $("message").replaceChildren();
   $("status").replaceChildren();
+  hideSheet();
   $("grid").replaceChildren(...results.map(drawCard));
   $("more").hidden = results.length < state.k || results.length >= Math.min(MOST, info.images);
 }
@@ -217,8 +234,34 @@ function drawCard(result, number) {
   const caption = element("span", { className: "caption" }, element("span", { className: "title", title }, title), element("span", { className: "score" }, scoreOf(result)));
   const open = element("button", { type: "button", className: "open", tabIndex: number ? -1 : 0, onclick: () => openDetail(number) }, image, caption);
   open.setAttribute("aria-label", `${title}, score ${scoreOf(result)}`);
+  if (result.clip) {
+    open.setAttribute("aria-label", `${title}, a clip, best at ${seconds(result.clip.moment)}, score ${scoreOf(result)}`);
+    open.append(element("span", { className: "moment" }, seconds(result.clip.moment)));
+    for (const event of ["mouseenter", "focus"]) open.addEventListener(event, () => showSheet(open, result.clip));
+    for (const event of ["mouseleave", "blur"]) open.addEventListener(event, hideSheet);
+  }
   const like = element("button", { type: "button", className: "like", tabIndex: -1, onclick: () => moreLike(result.id) }, "More like this");
   return element("li", { className: "card" }, open, like);
+}
+
+// The frames of a clip that were compared, below its card, or above it where there is no room.
+function showSheet(card, clip) {
+  const box = $("sheet");
+  const best = clip.times.findIndex((time) => Math.abs(time - clip.moment) < 1e-6);
+  const width = Math.min(innerWidth - 16, Math.max(clip.times.length, 2) * FRAME_WIDTH + 14);
+  box.querySelector("img").src = clip.sheet;
+  box.querySelector("ol").replaceChildren(...clip.times.map((time, i) => element("li", { className: i === best ? "best" : "" }, seconds(time))));
+  const at = card.getBoundingClientRect();
+  const height = (width - 14) / clip.times.length + 38;
+  const below = at.bottom + 6 + height < innerHeight;
+  box.style.width = `${clip.times.length === 1 ? FRAME_WIDTH + 14 : width}px`;
+  box.style.left = `${Math.max(8, Math.min(innerWidth - 8 - width, at.left + at.width / 2 - width / 2))}px`;
+  box.style.top = `${below ? at.bottom + 6 : Math.max(8, at.top - 6 - height)}px`;
+  box.hidden = false;
+}
+
+function hideSheet() {
+  $("sheet").hidden = true;
 }
 
 function drawKeywords() {
@@ -292,8 +335,8 @@ function clearFilters() {
 
 function takeImage(file) {
   const fail = (text) => { $("message").replaceChildren(element("p", { className: "error", role: "alert" }, text)); };
-  if (!file.type.startsWith("image/")) return fail(`${file.name || "This"} is no image.`);
-  if (file.size > info.max_upload_mb * 2 ** 20) return fail(`The image is larger than ${info.max_upload_mb} MB.`);
+  if (!/^(image|video)\//.test(file.type)) return fail(`${file.name || "This"} is no image and no clip.`);
+  if (file.size > info.max_upload_mb * 2 ** 20) return fail(`The file is larger than ${info.max_upload_mb} MB.`);
   images.set(images.size + 1, file);
   change({ ...typed(), image: images.size, like: null });
 }
@@ -307,18 +350,51 @@ function moreLike(id) {
 function openDetail(number) {
   if (!results[number]) return;
   opened = number;
+  hideSheet();
   const result = results[number];
   const title = titleOf(result);
-  $("detail-image").src = result.image;
-  $("detail-image").alt = title;
+  showMedia(result, title);
   $("detail-title").textContent = title;
-  const facts = { score: result.score.toFixed(4), similarity: result.similarity?.toFixed(4) ?? null, path: result.path, ...result.columns };
+  const moment = result.clip && `${seconds(result.clip.moment)} of ${seconds(result.clip.duration)}`;
+  const facts = { score: result.score.toFixed(4), similarity: result.similarity?.toFixed(4) ?? null, moment, path: result.path, ...result.columns };
   const rows = Object.entries(facts).filter(([, value]) => value !== null && value !== "" && value !== "[]");
   $("detail-columns").replaceChildren(...rows.flatMap(([name, value]) => [element("dt", {}, name.replaceAll("_", " ")), element("dd", {}, readable(value))]));
   $("detail-open").href = result.image;
   $("previous").disabled = number === 0;
   $("next").disabled = number === results.length - 1;
   if (!$("detail").open) $("detail").showModal();
+}
+
+// An image, an animated one, or a video, which plays; of one that the browser cannot play, the frames.
+function showMedia({ image, clip }, title) {
+  const picture = $("detail-image");
+  const video = $("detail-video");
+  const isVideo = Boolean(clip) && clip.media_type.startsWith("video/");
+  const show = (address) => {
+    stopVideo();
+    picture.hidden = false;
+    picture.src = address;
+    picture.alt = title;
+  };
+  picture.onerror = clip ? () => { picture.onerror = null; show(clip.sheet); } : null;
+  if (!isVideo) return show(image);
+  stopVideo();
+  picture.hidden = true;
+  picture.removeAttribute("src");
+  video.hidden = false;
+  video.onerror = () => show(image);
+  video.setAttribute("aria-label", title);
+  video.src = clip.duration > LONG ? `${image}#t=${clip.moment.toFixed(2)}` : image;
+  video.play().catch(() => { /* it waits for its button */ });
+}
+
+function stopVideo() {
+  const video = $("detail-video");
+  video.onerror = null;
+  video.pause();
+  video.removeAttribute("src");
+  video.load();
+  video.hidden = true;
 }
 
 function readable(value) {
@@ -418,13 +494,14 @@ function listen() {
   });
   $("close").addEventListener("click", () => $("detail").close());
   $("detail").addEventListener("click", (event) => { if (event.target === $("detail")) $("detail").close(); });
-  $("detail").addEventListener("close", () => focusCard(opened));
+  $("detail").addEventListener("close", () => { stopVideo(); focusCard(opened); });
+  document.addEventListener("scroll", hideSheet, { passive: true });
   $("previous").addEventListener("click", () => openDetail(opened - 1));
   $("next").addEventListener("click", () => openDetail(opened + 1));
   $("detail-similar").addEventListener("click", () => moreLike(results[opened].id));
   document.addEventListener("keydown", onKey);
   document.addEventListener("paste", (event) => {
-    const file = [...(event.clipboardData?.files || [])].find((each) => each.type.startsWith("image/"));
+    const file = [...(event.clipboardData?.files || [])].find((each) => /^(image|video)\//.test(each.type));
     if (file) { event.preventDefault(); takeImage(file); }
   });
   let depth = 0;
@@ -457,7 +534,7 @@ async function begin() {
     return;
   }
   $("name").textContent = info.name;
-  $("name").title = `${info.images.toLocaleString("en")} images, ${info.model}`;
+  $("name").title = `${countAll()}, ${info.model}`;
   $("rerank-row").hidden = !info.rerank;
   $("hybrid-row").hidden = !info.keywords.length;
   $("columns").textContent = info.columns.length ? `Columns: path, ${info.columns.join(", ")}` : "Column: path";
