@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 
 from hf_cots import COTSConfig, COTSForPreTraining, COTSImageTokenizer
 from hf_cots.data.augmentation import RandomCropFlip
@@ -73,7 +74,7 @@ def measure_times(arguments: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     model = COTSForPreTraining(COTSConfig()).to(arguments.device).train()
     batch = random_batch(model.config, arguments.batch_size, arguments.text_length)
-    batch = {name: rows.to(arguments.device) for name, rows in batch.items()}
+    batch = send_to_device(batch, arguments.device)
     codes = model.image_codes(batch["pixel_values"])
     compiled = torch.compile(model.image_codes)
 

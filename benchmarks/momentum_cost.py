@@ -14,6 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
+from accelerate.utils import send_to_device
 
 from hf_cots import COTSConfig, COTSForPreTraining
 
@@ -66,7 +67,7 @@ def main() -> None:
     ids = torch.arange(arguments.batch_size, device=arguments.device)
     for step in range(arguments.steps + 1):
         batch = random_batch(model.config, arguments.batch_size, arguments.text_length)
-        batch = {name: rows.to(arguments.device) for name, rows in batch.items()}
+        batch = send_to_device(batch, arguments.device)
 
         def train_step(batch=batch):
             (begun,) = model.begin_step([batch])

@@ -340,7 +340,9 @@ def test_a_video_plays_from_the_moment_if_it_is_long(browser, tmp_path):
         until(lambda: len(page.titles()) == 2)
         at = [match.path.name for match in expected].index("long.webm")
         page.all(".open")[at].click()
-        until(lambda: script("return document.querySelector('#detail-video').currentTime") >= expected[at].moment - 0.1)
+        until(
+            lambda: script("return document.querySelector('#detail-video').currentTime") >= expected[at].moment - 0.1
+        )
         video = page.one("#detail-video")
         until(lambda: script("return !arguments[0].paused && arguments[0].videoWidth == 32", video))
         page.press(Keys.ARROW_LEFT if at else Keys.ARROW_RIGHT)

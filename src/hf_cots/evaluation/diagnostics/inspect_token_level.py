@@ -1,6 +1,7 @@
 """Measures whether the token level uses the other modality: its losses with shuffled cross-modal features."""
 
 import torch
+from accelerate.utils import send_to_device
 
 from ...data.collator import COTSCollator
 from ...data.sources import PairDataset
@@ -43,7 +44,7 @@ def inspect_token_level(
     for indices in batches(range(len(pairs)), batch_size):
         if len(indices) < 2:
             continue
-        batch = {name: rows.to(model.device) for name, rows in collate([pairs[i] for i in indices]).items()}
+        batch = send_to_device(collate([pairs[i] for i in indices]), model.device)
         image = model.cots.encode_image(batch["pixel_values"]).pooler_output
         text = model.cots.encode_text(batch["input_ids"], batch.get("attention_mask")).pooler_output
         features = {"image_features": image, "text_features": text}
