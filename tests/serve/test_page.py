@@ -292,7 +292,8 @@ def test_clips_show_their_moment_their_frames_and_play(browser, tmp_path):
         script = browser.execute_script
         page.one("#file").send_keys(str(folder / "film.mp4"))  # a clip as the query
         expected = index.search(folder / "film.mp4", 9)
-        until(lambda: page.titles() == [match.path.name for match in expected])
+        until(lambda: page.titles())
+        assert page.titles() == [match.columns["label"] or match.path.name for match in expected]
         assert page.one("#chip-video").is_displayed()
         assert "of 6 images and clips" in page.text("#status")
         shown = [element.text for element in page.all(".moment")]
