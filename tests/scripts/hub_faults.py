@@ -182,7 +182,8 @@ def main():
         results = dict(read_scenarios(server, Path(home))) | dict(write_scenarios(server))
         for name in ("model", "model-2", "sentence-clip"):
             results[name] = captured(search(folder / name))
-        results["images"] = captured(evaluate(folder / "images"))
+        server.add("datasets/org/images", folder / "images")
+        results["images"] = captured(evaluate("org/images"))
     output.write_text(json.dumps(results, indent=1))
 
 
