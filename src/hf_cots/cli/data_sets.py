@@ -71,6 +71,23 @@ def emoji(
 
 
 @data_app.command()
+def clips(
+    output: Folder,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of the concepts that are held out.")] = 0,
+    offline: Offline = False,
+) -> None:
+    """Make the clip set, 427 animated emoji with names and keywords; downloads two npm packages (172 MB) once.
+
+    The concepts that are held out are those of the emoji set."""
+    from ..data.sets.clips import write_clip_set
+    from ..data.sets.packages import EMOJIBASE, FLUENT_ANIMATED, fetch_package
+
+    check_output_folder(output)
+    animated, emojibase = fetch_package(FLUENT_ANIMATED, offline), fetch_package(EMOJIBASE, offline)
+    say_counts(write_clip_set(output, animated, emojibase, seed=seed), output)
+
+
+@data_app.command()
 def openclipart(
     output: Folder,
     deb: Annotated[

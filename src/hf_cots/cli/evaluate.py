@@ -23,6 +23,7 @@ from .options import (
     Separator,
     Split,
     Token,
+    VideoColumn,
 )
 
 
@@ -32,14 +33,19 @@ PANEL = "Evaluate"
 PairsOrProtocol = Annotated[
     str,
     typer.Argument(
-        help="Image-text pairs as a Hub id, folder, parquet, CSV, JSON lines or tars; or the JSON file of --protocol."
+        help="Image-text pairs as a Hub id, folder, parquet, CSV, JSON lines or tars; or the file of --protocol."
     ),
 ]
 ImageIdColumn = Annotated[str | None, typer.Option(help="Column whose equal cells mean the same image.")]
 TestSplit = Annotated[str, typer.Option(help="Split of a Hub data set or of Karpathy's file.")]
-Protocol = Annotated[str | None, typer.Option(help="Protocol: coco-5k, coco-1k, flickr30k or karpathy.")]
-ImageRoot = Annotated[Path | None, typer.Option(help="Folder of the protocol's images.")]
+Protocol = Annotated[
+    str | None, typer.Option(help="Protocol: coco-5k, coco-1k, flickr30k, karpathy, msrvtt-1k-a or msrvtt-full.")
+]
+ImageRoot = Annotated[Path | None, typer.Option(help="Folder of the protocol's images or clips.")]
 IdChecksum = Annotated[str | None, typer.Option(help="Checksum that the protocol's ids must have.")]
+NumFrames = Annotated[
+    int | None, typer.Option(min=1, help="Frames of a clip; by default as many as the model's config says, or 8.")
+]
 Results = Annotated[
     Path | None, typer.Option(help="JSON file for the results; the per-query table and the page lie beside it.")
 ]
@@ -88,10 +94,12 @@ def evaluate(
     precision: Precision = "float32",
     resamples: Resamples = 1000,
     seed: Seed = 0,
+    video_column: VideoColumn = None,
+    num_frames: NumFrames = None,
     revision: Revision = None,
     token: Token = None,
 ) -> None:
-    """Evaluate retrieval in both directions on image-text pairs, with intervals and a page of failures.
+    """Evaluate retrieval in both directions on pairs of images (or clips) and texts, with intervals and failures.
 
     `torchrun --nproc-per-node N -m hf_cots evaluate ...` divides images, texts and queries among N processes.
     """
@@ -106,7 +114,7 @@ def evaluate(
     run = partial(EvaluationRun, model, data, *columns, split, separator, protocol, image_root, id_checksum)
     run = partial(run, compare, dual_softmax, querybank, beta, check_overlap, output, failures, batch_size)
     with note_on_interrupt(lambda: describe_results(output)):
-        run(resamples, seed, reranking, revision, precision).run(_show_report)
+        run(resamples, seed, reranking, revision, precision, video_column, num_frames).run(_show_report)
 
 
 def _show_report(report: dict[str, Any]) -> None:

@@ -27,6 +27,10 @@ Pairs = Annotated[str, typer.Argument(help="Image-text pairs: Hub id, folder, pa
 LabeledImages = Annotated[str, typer.Argument(help="Folder of class folders, or any data with a label column.")]
 
 ImageColumn = Annotated[str, typer.Option(help="Column of images or of paths to them.")]
+VideoColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of clips or of paths to them, in place of images; of a folder of clips, video."),
+]
 CaptionColumn = Annotated[
     str,
     typer.Option(

@@ -76,3 +76,30 @@ def demo(
             run_demo(output, compare, smoke, seed, from_scratch)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}. The demo needs: pip install 'hf-cots[demo]'") from None
+
+
+@app.command(rich_help_panel=PANEL)
+def demo_video(
+    model: Annotated[str, typer.Argument(help="The image model, that of the demo.")] = "runs/demo/model",
+    output: Annotated[Path, typer.Option(help="Folder for clips, model and results.")] = Path("runs/demo-video"),
+    smoke: Annotated[bool, typer.Option(help="Run a few steps only, to see that everything works.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the fine-tuning.")] = 0,
+) -> None:
+    """Search animated emoji with the demo's image model, as it is and fine-tuned on clips, with 1 to 12 frames.
+
+    Downloads 172 MB once."""
+    check_output_folder(output)
+    if not Path(model).exists():
+        raise FileNotFoundError(f"no model {model}: train it with hf-cots demo, or name one")
+    try:
+        import datasets
+        from transformers.utils import logging
+
+        from ..demo.run_clips import run_clip_demo
+
+        datasets.disable_progress_bars()
+        logging.disable_progress_bar()
+        with note_on_interrupt(lambda: f"what is finished is in {output}; the demo starts from its beginning"):
+            run_clip_demo(model, output, seed, smoke)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error}. The demo needs: pip install 'hf-cots[demo]'") from None

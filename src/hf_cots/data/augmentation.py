@@ -1,13 +1,14 @@
 """Augmentation of training images: a pure function of the image and a random generator."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ..models.masking import RandomStream, generator
+from ..models.video_frames import VideoFrames
 
 
 MIN_CONTRAST = 96.0  # of 255, between the mean of a drawing's color and that of its ground
@@ -66,3 +67,10 @@ def recolor_image(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 def crop_image(item: dict[str, Any], augmentation: RandomCropFlip) -> Image.Image:
     """Crop an item's image as the item's own seed decides."""
     return augmentation(item["image"], generator(item["seed"], RandomStream.AUGMENTATION))
+
+
+def crop_clip(item: dict[str, Any], augmentation: RandomCropFlip) -> VideoFrames:
+    """Crop an item's clip as the item's own seed decides: every frame by the same rectangle, flip and colors."""
+    clip = item["video"]
+    images = [augmentation(image, generator(item["seed"], RandomStream.AUGMENTATION)) for image in clip.images]
+    return replace(clip, images=images)

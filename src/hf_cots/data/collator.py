@@ -9,14 +9,22 @@ from PIL import Image
 from ..models import CookieConfig, COTSConfig, COTSProcessor, SimlaConfig, fit_text_limit
 from ..models.masking import draw_masks
 from ..models.token_level import find_masked, mask_settings
-from .augmentation import RandomCropFlip, crop_image
+from ..models.video_frames import VideoFrames
+from .augmentation import RandomCropFlip, crop_clip, crop_image
 from .code_cache import CodeCache
 from .frozen_features import StoredTexts
 from .views import SecondViews
 
 
 # Gives a batch of no rows its columns.
-NO_PAIR: dict[str, Any] = {"image": Image.new("RGB", (1, 1)), "caption": "", "image_id": 0, "seed": 0}
+BLANK = Image.new("RGB", (1, 1))
+NO_PAIR: dict[str, Any] = {
+    "image": BLANK,
+    "video": VideoFrames([BLANK], [0], [0.0], 0.0),
+    "caption": "",
+    "image_id": 0,
+    "seed": 0,
+}
 
 
 class ImageCollator:
@@ -51,6 +59,7 @@ class COTSCollator:
         code_cache: holds codes of crops; those of a batch become its `codebook_indices` if all of them are there.
         views: makes second views of images and captions.
         stored_texts: features of a text tower that is not trained, which a batch then brings.
+        clips: items have a clip as `"video"` in place of an image. All frames of one are cropped alike.
 
     Example:
         >>> from transformers import BertTokenizer
@@ -71,16 +80,18 @@ class COTSCollator:
         code_cache: CodeCache | None = None,
         views: SecondViews | None = None,
         stored_texts: StoredTexts | None = None,
+        clips: bool = False,
     ):
         fit_text_limit(processor.tokenizer, config)
         self.processor, self.config, self.augmentation = processor, config, augmentation
-        self.code_cache, self.views, self.stored_texts = code_cache, views, stored_texts
+        self.code_cache, self.views, self.stored_texts, self.clips = code_cache, views, stored_texts, clips
         self.mask_settings = mask_settings(config) if config.uses_masks else {}
 
     def __call__(self, items: list[dict[str, Any] | None]) -> dict[str, Any]:
-        """`pixel_values`, `input_ids`, `attention_mask` if the tokenizer gives one, `image_ids`, the masks and
-        `masked_positions` if a token level is on, the second views (`view_pixel_values`, `view_input_ids`,
-        `view_attention_mask`) that are wanted, and `features` with the `text_features` that are stored.
+        """`pixel_values` (of clips `pixel_values_videos` and `frame_mask`), `input_ids`, `attention_mask` if the
+        tokenizer gives one, `image_ids`, the masks and `masked_positions` if a token level is on, the second views
+        (`view_pixel_values`, `view_input_ids`, `view_attention_mask`) that are wanted, and `features` with the
+        `text_features` that are stored.
 
         Items that are None are dropped. What remains may be a batch of no rows: a rank's shard of a ragged batch.
         """
@@ -96,18 +107,13 @@ class COTSCollator:
 
     def _collate(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         seeds = [item["seed"] for item in items]
+        medium, crop = ("video", crop_clip) if self.clips else ("image", crop_image)
         if self.augmentation is None:
-            images = [item["image"] for item in items]
+            images: list[Any] = [item[medium] for item in items]
         else:
-            images = [crop_image(item, self.augmentation) for item in items]
-        batch = dict(
-            self.processor(
-                images=images,
-                text=[item["caption"] for item in items],
-                return_tensors="pt",
-                images_kwargs={"do_resize": self.augmentation is None},
-            )
-        )
+            images = [crop(item, self.augmentation) for item in items]
+        media = {f"{medium}s": images, f"{medium}s_kwargs": {"do_resize": self.augmentation is None}}
+        batch = dict(self.processor(text=[item["caption"] for item in items], return_tensors="pt", **media))
         if self.code_cache is not None and items[0] is not NO_PAIR:
             codes = self.code_cache.codes(seeds, images)
             if codes is not None:

@@ -98,6 +98,7 @@ def read_image_rows(
     files: Sequence[Path],
     separator: str | None = None,
     is_wanted: Callable[[Path], bool] = is_image,
+    column: str = "image",
 ) -> Iterator[dict[str, Any]]:
     """One row per image of a folder: `image` (its absolute path) and what is said of it.
 
@@ -106,6 +107,7 @@ def read_image_rows(
         files: all files of the split.
         separator: of `metadata.csv`, if its header does not tell.
         is_wanted: whether a file is an image of the folder, by its name.
+        column: in place of `image`.
 
     Raises:
         TableError: if a folder has two files of metadata, or they lack the column `file_name`.
@@ -113,11 +115,11 @@ def read_image_rows(
     metadata = [path for path in files if is_metadata(path)]
     images = [path for path in files if is_wanted(path)]
     if metadata:
-        yield from _rows_of_metadata(folder, metadata, images, separator)
+        yield from _rows_of_metadata(folder, metadata, images, separator, column)
         return
     others = {path.with_suffix(path.suffix.lower()): path for path in files if path.suffix.lower() in SIDECARS}
     for path in images:
-        row: dict[str, Any] = {"image": os.path.abspath(path)}
+        row: dict[str, Any] = {column: os.path.abspath(path)}
         for suffix in SIDECARS:
             beside = others.get(path.with_suffix(suffix))
             if beside is not None:
@@ -157,7 +159,7 @@ def read_class_folders(folder: Path, files: Sequence[Path]) -> list[dict[str, st
 
 
 def _rows_of_metadata(
-    folder: Path, metadata: list[Path], images: list[Path], separator: str | None
+    folder: Path, metadata: list[Path], images: list[Path], separator: str | None, column: str
 ) -> Iterator[dict[str, Any]]:
     """The rows of the metadata files, in their order."""
     named: set[Path] = set()
@@ -171,7 +173,7 @@ def _rows_of_metadata(
                 raise TableError(f"{file}, row {number}: no 'file_name', which names the image")
             path = file.parent / name
             named.add(path)
-            yield {"image": os.path.abspath(path)} | row
+            yield {column: os.path.abspath(path)} | row
     unnamed = [path for path in images if path not in named]
     if unnamed:
         logger.warning(

@@ -178,7 +178,8 @@ class StoredFeaturePairs(Dataset):
     Args:
         pairs: where they come from; an image that cannot be read is replaced as it says.
         image_features, text_features: (n, width) float32, of distinct images and texts.
-        image_rows, text_rows: (len(pairs),) int64, each pair's row in them.
+        image_rows, text_rows: (len(pairs),) int64, each pair's row in them; of clips (len(pairs), frames), those of
+            their frames.
         image_ids: (len(pairs),) int64, as in [`PairDataset`].
     """
 
@@ -206,10 +207,12 @@ class StoredFeaturePairs(Dataset):
         return {name: rows[0] for name, rows in self.__getitems__([(0, index)]).items()}
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
-        """`image_features` (n, width), `text_features` (n, width) and `image_ids` (n,) of n keys `(epoch, index)`."""
+        """`image_features` (n, width), `text_features` (n, width) and `image_ids` (n,) of n keys `(epoch, index)`; of
+        clips `frame_features` (n, frames, width) in place of the first."""
         index = torch.tensor([index for _, index in keys], dtype=torch.long)
+        name = "image_features" if self.image_rows.ndim == 1 else "frame_features"
         return {
-            "image_features": self.image_features[self.image_rows[index]],
+            name: self.image_features[self.image_rows[index]],
             "text_features": self.text_features[self.text_rows[index]],
             "image_ids": self.image_ids[index],
         }
@@ -234,8 +237,10 @@ class PairKeys:
     def __init__(self, pairs: PairDataset, folder: Path | str):
         kept = pairs.pair_rows.tobytes() + pairs.caption_positions.tobytes()
         parts = [data_fingerprint(pairs).encode(), PIL.__version__.encode(), kept]
+        if pairs.num_frames is not None:  # which files of before do not name
+            parts.append(f"{pairs.num_frames} frames".encode())
         self.file = Path(folder) / "pairs" / f"{hex_digest(parts)}.safetensors"
-        self.columns: dict[str, list[int]] = {name: [] for name in self.NAMES}
+        self.columns: dict[str, list[Any]] = {name: [] for name in self.NAMES}
 
     def load(self, towers: TowerFeatures) -> bool:
         """Read the file; tells whether it is there and the towers' features of all its keys too.
@@ -248,16 +253,24 @@ class PairKeys:
         shard = open_shard(self.file, "the next run")
         columns = {name: shard.get_tensor(name).tolist() for name in self.NAMES}
         stores = (("images", towers.images), ("texts", towers.texts))
-        if not all(store.rows.keys() >= set(columns[name]) for name, store in stores):
+        if not all(store.rows.keys() >= set(shard.get_tensor(name).flatten().tolist()) for name, store in stores):
             return False
         self.columns = columns
         return True
 
     def add(self, items: list[dict[str, Any]], towers: TowerFeatures) -> None:
         """Take in a batch of pairs, computing the features that are not stored yet."""
-        images, texts = [item["image"] for item in items], [item["caption"] for item in items]
-        keys = {"images": [hash_image(image) for image in images], "texts": [stable_id(text) for text in texts]}
-        towers.images.get_or_compute(keys["images"], images, towers.encode_images)
+        texts = [item["caption"] for item in items]
+        keys: dict[str, list[Any]] = {"images": [], "texts": [stable_id(text) for text in texts]}
+        if "video" in items[0]:
+            for clip in (item["video"] for item in items):
+                own = [hash_image(image) for image in clip.images]
+                towers.images.get_or_compute(own, clip.images, towers.encode_images)
+                keys["images"].append([own[i] for i in clip.frame_index])
+        else:
+            images = [item["image"] for item in items]
+            keys["images"] = [hash_image(image) for image in images]
+            towers.images.get_or_compute(keys["images"], images, towers.encode_images)
         towers.texts.get_or_compute(keys["texts"], texts, towers.encode_texts)
         for name, column in (keys | {"image_ids": [item["image_id"] for item in items]}).items():
             self.columns[name] += column
@@ -304,7 +317,8 @@ def store_features(
             keys.save()
     model.train(was_training)
     images, texts = towers.images.features(), towers.texts.features()
-    image_rows = torch.tensor([towers.images.rows[key] for key in keys.columns["images"]])
+    image_keys = torch.tensor(keys.columns["images"])  # (pairs,), or (pairs, frames)
+    image_rows = torch.tensor([towers.images.rows[key] for key in image_keys.flatten().tolist()]).view_as(image_keys)
     text_rows = torch.tensor([towers.texts.rows[key] for key in keys.columns["texts"]])
     return StoredFeaturePairs(pairs, images, texts, image_rows, text_rows, torch.tensor(keys.columns["image_ids"]))
 

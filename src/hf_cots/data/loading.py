@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from .._errors import describe_hub_fault
 from .folders import read_image_rows
-from .resolve import CANONICAL, Source, resolve
+from .resolve import CANONICAL, Source, may_be_clip, resolve
 from .tables import NoRowsError, TableError, check_pointer, parse_separator, read_rows
 from .tars import TarError, read_samples
 
@@ -69,8 +69,11 @@ def read_source(
     separator = parse_separator(separator)
     if source.kind == "table":
         return _from_rows(files, partial(_read_tables, separator=separator), streaming, columns)
-    if source.kind == "images":
-        return _from_rows(source.files, partial(read_image_rows, source.root, separator=separator), streaming, columns)
+    if source.kind in ("images", "clips"):
+        reader = partial(read_image_rows, source.root, separator=separator)
+        if source.kind == "clips":
+            reader = partial(reader, is_wanted=may_be_clip, column="video")
+        return _from_rows(source.files, reader, streaming, columns)
     if source.kind == "tar":
         return _from_tars(files, streaming, columns)
     if source.kind == "arrow":
@@ -185,6 +188,15 @@ def list_leaves(row: dict[str, Any]) -> list[str]:
     return leaves
 
 
+def not_decoded(table: Table, *columns: str) -> Table:
+    """The table with the files of images and clips in these columns as they are."""
+    for name in columns:
+        feature = table.features[name]
+        if isinstance(feature, (datasets.Image, datasets.Video)):
+            table = table.cast_column(name, type(feature)(decode=False))
+    return table
+
+
 def _with_columns(table: Table, columns: Sequence[str]) -> Table:
     """Add the columns that are derived from others."""
     present = table.column_names or list(next(iter(table), {}))
@@ -192,9 +204,7 @@ def _with_columns(table: Table, columns: Sequence[str]) -> Table:
     if not derived:
         return table
     if table.features:
-        images = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
-        for name in images:
-            table = table.cast_column(name, datasets.Image(decode=False))
+        table = not_decoded(table, *table.features)
     return table.map(lambda row: {column: get_cell(row, column) for column in derived})
 
 

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from .clips import ANIMATION_SUFFIXES, FILM_SUFFIXES
 from .folders import SIDECARS, is_image, is_metadata, looks_like_metadata, walk_files
 from .tables import TABLE_SUFFIXES, data_suffix
 
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["parquet", "tar", "table", "images", "arrow", "hub"]
+Kind = Literal["parquet", "tar", "table", "images", "clips", "arrow", "hub"]
 SPLIT_WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -45,7 +46,7 @@ class Source:
         kind: how the files are read.
         files: in sorted order; none for a Hub id.
         root: the folder that relative image paths start from.
-        hint: for a folder of images without captions, the tables beside them that may be meant.
+        hint: for a folder of images or clips without captions, the tables beside them that may be meant.
     """
 
     name: str
@@ -55,8 +56,16 @@ class Source:
     hint: str = ""
 
 
-def resolve(data: str | Path, split: str = "train") -> Source:
+def may_be_clip(path: Path) -> bool:
+    """Whether a file is a clip by its name: what a gif or webp holds is seen where it is read."""
+    return path.suffix.lower() in (*FILM_SUFFIXES, *ANIMATION_SUFFIXES)
+
+
+def resolve(data: str | Path, split: str = "train", clips: bool = False) -> Source:
     """Find the files of a split.
+
+    Args:
+        clips: a folder of files is one of clips, not of images.
 
     Raises:
         FileNotFoundError: if a path or pattern matches nothing.
@@ -67,7 +76,7 @@ def resolve(data: str | Path, split: str = "train") -> Source:
         raise ValueError("the name of the data is empty")
     path = Path(data).expanduser()
     if path.is_dir():
-        return _resolve_folder(data, path, split)
+        return _resolve_folder(data, path, split, clips)
     if path.is_file():
         return _source_from_files(data, [path], path.parent)
     if is_pattern(data):
@@ -147,12 +156,13 @@ def _source_from_files(data: str, files: Sequence[Path], root: Path) -> Source:
     return Source(data, kind_of(files[0]), tuple(files), root)  # type: ignore[arg-type]
 
 
-def _resolve_folder(data: str, folder: Path, split: str) -> Source:
+def _resolve_folder(data: str, folder: Path, split: str, clips: bool) -> Source:
     saved = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
     if saved or (folder / "dataset_dict.json").is_file():
         return Source(data, "arrow", (folder,), folder)  # of Dataset.save_to_disk
     files = walk_files(folder)
-    images = [path for path in files if is_image(path)]
+    is_wanted = may_be_clip if clips else is_image
+    images = [path for path in files if is_wanted(path)]
     tars = [path for path in files if kind_of(path) == "tar"]
     parquet = [path for path in files if kind_of(path) == "parquet" and not (images and is_metadata(path))]
     parquet = _without_indexes(parquet, tars, images)
@@ -166,11 +176,12 @@ def _resolve_folder(data: str, folder: Path, split: str) -> Source:
     if images and named and not parquet and not tars and not any(map(is_metadata, files)):
         images, tables = [], named  # train.csv and test.csv beside a folder of the images that they name
     if images and not parquet and not tars:
-        return _resolve_images(data, folder, files, split)
+        return _resolve_images(data, folder, files, split, "clips" if clips else "images")
     chosen = _pick_split(data, folder, parquet or tars or tables, split, by_file=True)
     if not chosen:
+        medium = "clip" if clips else "image"
         raise FileNotFoundError(
-            f"{data} holds no data: {len(files)} files, none of them a table, parquet, tar or image"
+            f"{data} holds no data: {len(files)} files, none of them a table, parquet, tar or {medium}"
         )
     unread = tables + images if parquet or tars else images
     if unread:
@@ -189,8 +200,11 @@ def _may_hold_rows(path: Path) -> bool:
     return not is_metadata(path) and not path.name.endswith(("dataset_infos.json", "dataset_info.json", "_stats.json"))
 
 
-def _resolve_images(data: str, folder: Path, files: list[Path], split: str) -> Source:
-    relevant = [path for path in files if is_image(path) or is_metadata(path) or path.suffix.lower() in SIDECARS]
+def _resolve_images(
+    data: str, folder: Path, files: list[Path], split: str, kind: Literal["images", "clips"]
+) -> Source:
+    is_wanted = may_be_clip if kind == "clips" else is_image
+    relevant = [path for path in files if is_wanted(path) or is_metadata(path) or path.suffix.lower() in SIDECARS]
     chosen = _pick_split(data, folder, relevant, split, by_file=False)
     tops = {path.relative_to(folder).parts[0] for path in chosen}
     top = next(iter(tops))
@@ -202,7 +216,7 @@ def _resolve_images(data: str, folder: Path, files: list[Path], split: str) -> S
         hint = (
             f"; {names} may hold the captions: name that file as the data, or call it metadata.jsonl or metadata.csv"
         )
-    return Source(data, "images", tuple(chosen), root, hint)
+    return Source(data, kind, tuple(chosen), root, hint)
 
 
 def _pick_split(data: str, folder: Path, files: list[Path], split: str, by_file: bool) -> list[Path]:

@@ -1,6 +1,7 @@
 """Image-text pairs from a Hub id, a folder, parquet, CSV or JSON lines with paths, or webdataset tars.
 
-All of them become one [`PairDataset`]; images stay encoded until a worker needs them.
+All of them become one [`PairDataset`]; images stay encoded until a worker needs them. Clips may take the place of
+images: then items carry some frames of each.
 """
 
 import json
@@ -16,9 +17,11 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..models.masking import RandomStream, generator, mix
+from ..models.video_frames import VideoFrames
+from .clips import read_clip
 from .hashes import hex_digest, stable_id
 from .images import BrokenImage, BrokenImageReport, read_image, skip_image
-from .loading import read_source, to_text
+from .loading import not_decoded, read_source, to_text
 from .resolve import resolve
 
 
@@ -26,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 AUTO = "auto"  # the caption column is the one of these names that is there
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt")
+NUM_FRAMES = 8  # of a clip, as in COTS
 
 
 def load_pairs(
@@ -37,12 +41,19 @@ def load_pairs(
     seed: int = 0,
     report: Path | str | None = None,
     separator: str | None = None,
+    video_column: str | None = None,
+    num_frames: int = NUM_FRAMES,
+    frame_jitter: bool = False,
 ) -> "PairDataset":
     """Open data as image-text pairs; see [`hf_cots.data.loading.load_table`] for `data`, `split` and `separator`, and
     [`PairDataset`] for the rest.
 
+    Args:
+        video_column: name of the column of clips, in place of `image_column`; of a folder of clips it is "video".
+        num_frames, frame_jitter: of clips; ignored for images.
+
     Raises:
-        FileNotFoundError, ValueError: as they say.
+        FileNotFoundError, ValueError: as they say, or if columns of images and of clips are named.
 
     Example:
         >>> Path("shapes").mkdir()
@@ -53,13 +64,25 @@ def load_pairs(
         >>> len(pairs), pairs[1]["caption"], pairs[1]["image"].size
         (2, 'something red', (8, 8))
     """
-    columns = (image_column, caption_column, image_id_column)
-    source = resolve(data, split)
+    columns = (choose_column(image_column, video_column), caption_column, image_id_column)
+    frames: dict[str, Any] = {} if video_column is None else {"num_frames": num_frames, "frame_jitter": frame_jitter}
+    source = resolve(data, split, clips=video_column is not None)
     table = read_source(source, split, False, list_wanted(*columns), separator)
     try:
-        return PairDataset(table, *columns, source.root, seed, report, name=source.name)
+        return PairDataset(table, *columns, source.root, seed, report, source.name, **frames)
     except MissingColumnError as error:
         raise MissingColumnError(f"{error}{source.hint}") from None
+
+
+def choose_column(image_column: str, video_column: str | None) -> str:
+    """The column of what captions describe: of clips if there is one, or else of images.
+
+    Raises:
+        ValueError: if both are named.
+    """
+    if video_column is not None and image_column not in ("image", video_column):
+        raise ValueError(f"name the column of images or that of clips, not both: '{image_column}', '{video_column}'")
+    return image_column if video_column is None else video_column
 
 
 def list_wanted(image_column: str, caption_column: str | None, image_id_column: str | None = None) -> list[str]:
@@ -125,23 +148,36 @@ class PairSource(Dataset):
         seed: int,
         report: Path | str | None,
         name: str,
+        num_frames: int | None = None,
+        frame_jitter: bool = False,
     ):
-        check_columns(name, columns, image_column=image_column, image_id_column=image_id_column)
+        if num_frames is not None and num_frames < 1:
+            raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+        column = "image_column" if num_frames is None else "video_column"
+        check_columns(name, columns, **{column: image_column, "image_id_column": image_id_column})
         if caption_column == AUTO and AUTO not in columns:
             caption_column = find_caption_column(name, columns)
         check_columns(name, columns, caption_column=caption_column)
-        if table.features and isinstance(table.features[image_column], datasets.Image):
-            table = table.cast_column(image_column, datasets.Image(decode=False))
+        if table.features:
+            table = not_decoded(table, image_column)
+        self.num_frames, self.frame_jitter = num_frames, frame_jitter
         self.table, self.name, self.root, self.seed = table, name, Path(root), seed
         self.image_column, self.caption_column, self.image_id_column = image_column, caption_column, image_id_column
         self.report = BrokenImageReport(report) if report else None
 
-    def read_cell(self, cell: Any, name: str) -> Image.Image:
-        """Read the image of a cell (an `Image` feature that is not decoded, bytes, or a path), upright and RGB.
+    @property
+    def medium(self) -> str:
+        """What captions describe, in words."""
+        return "image" if self.num_frames is None else "clip"
+
+    def read_cell(self, cell: Any, name: str, seed: int | None = None) -> Image.Image | VideoFrames:
+        """Read the image of a cell (an `Image` feature that is not decoded, bytes, or a path), upright and RGB; or the
+        frames of a clip.
 
         Args:
             cell: what the table holds.
             name: what to call an image that has no path.
+            seed: of the item, for frames at random times; without it they are uniform.
 
         Raises:
             BrokenImage: naming the file.
@@ -149,15 +185,38 @@ class PairSource(Dataset):
         if isinstance(cell, dict):
             path, data = cell.get("path"), cell.get("bytes")
             if data is not None:
-                return read_image(data, f"{path} ({name})" if path else name, self.report)
+                return self._read(data, f"{path} ({name})" if path else name, seed)
             cell = path
         if cell is None or cell == "":
             raise BrokenImage(name, f"column '{self.image_column}' is empty")
         if isinstance(cell, bytes):
-            return read_image(cell, name, self.report)
+            return self._read(cell, name, seed)
         if not isinstance(cell, str):
-            raise BrokenImage(name, f"column '{self.image_column}' holds {type(cell).__name__}, not an image")
-        return read_image(self.root / cell, report=self.report)
+            article = "an image" if self.num_frames is None else "a clip"
+            raise BrokenImage(name, f"column '{self.image_column}' holds {type(cell).__name__}, not {article}")
+        return self._read(self.root / cell, None, seed)
+
+    def _read(self, source: Path | bytes, name: str | None, seed: int | None) -> Image.Image | VideoFrames:
+        if self.num_frames is None:
+            return read_image(source, name, self.report)
+        times = None
+        if self.frame_jitter and seed is not None:
+            duration = read_clip(source, 1, [0.0], name).duration
+            times = draw_times(duration, self.num_frames, seed)
+        return read_clip(source, self.num_frames, times, name, self.report)
+
+    def make_item(self, media: Image.Image | VideoFrames, caption: str, image_id: int, seed: int) -> dict[str, Any]:
+        """`{"image": PIL, "caption": str, "image_id": int, "seed": int}`, of a clip with its frames as `"video"` in
+        place of `"image"`."""
+        key = "image" if self.num_frames is None else "video"
+        return {key: media, "caption": caption, "image_id": image_id, "seed": seed}
+
+
+def draw_times(duration: float, num_frames: int, seed: int) -> list[float]:
+    """A random time in each of `num_frames` equal segments of a clip, as TSN trains (Wang et al. 2016): a pure
+    function of the item's seed."""
+    within = generator(seed, RandomStream.FRAME_TIMES).random(num_frames)
+    return [min((i + part) * duration / num_frames, duration) for i, part in enumerate(within.tolist())]
 
 
 class PairDataset(PairSource):
@@ -178,6 +237,10 @@ class PairDataset(PairSource):
         seed: of augmentation and masks.
         report: JSON-lines file for broken images; without one they are only logged as warnings.
         name: what errors call the data.
+        num_frames: the column holds clips (files of films or animated images, their paths or bytes), and items carry
+            so many frames of one ([`VideoFrames`]) as `"video"`, in place of an `"image"`. What is said of images
+            holds for clips.
+        frame_jitter: items take each frame at a random time of its segment, not in the middle.
 
     Attributes:
         pair_rows: (len(self),) int64, the row of each pair.
@@ -200,9 +263,12 @@ class PairDataset(PairSource):
         seed: int = 0,
         report: Path | str | None = None,
         name: str = "data",
+        num_frames: int | None = None,
+        frame_jitter: bool = False,
     ):
         columns = (image_column, caption_column, image_id_column)
-        super().__init__(table, table.column_names, *columns, root, seed, report, name)
+        frames = (num_frames, frame_jitter)
+        super().__init__(table, table.column_names, *columns, root, seed, report, name, *frames)
         if len(table) == 0:
             raise ValueError(f"{name} holds no rows")
         self.other_captions = False
@@ -290,20 +356,23 @@ class PairDataset(PairSource):
             except BrokenImage as broken:
                 reasons.append(str(broken))
         raise ValueError(
-            f"{self.name}: none of the first {len(reasons)} images in column '{self.image_column}' can be read; "
-            f"row 0 is {reasons[0]}"
+            f"{self.name}: none of the first {len(reasons)} {self.medium}s in column '{self.image_column}' can be "
+            f"read; row 0 is {reasons[0]}"
         )
 
     def __len__(self) -> int:
         return len(self.pair_rows)
 
-    def read_row(self, row: int) -> Image.Image:
-        """Read the image of a row, upright and RGB.
+    def read_row(self, row: int, seed: int | None = None) -> Any:
+        """Read the image of a row, upright and RGB; or the frames of its clip.
+
+        Args:
+            seed: of an item, for frames at random times.
 
         Raises:
             BrokenImage: naming the file, or data set and row for an image that has no name.
         """
-        return self.read_cell(self.table[row][self.image_column], f"{self.name}, row {row}")
+        return self.read_cell(self.table[row][self.image_column], f"{self.name}, row {row}", seed)
 
     def image_name(self, row: int) -> str:
         """The file of a row's image as the data names it, or else data set and row."""
@@ -347,8 +416,8 @@ class PairDataset(PairSource):
         return self.caption(int(others[generator(seed, RandomStream.OTHER_CAPTION).integers(len(others))]))
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """`{"image": PIL, "caption": str, "image_id": int, "seed": int}`, and `"other_caption"` if wanted; the seed is
-        a pure function of (seed, epoch, index).
+        """The item of [`make_item`], and `"other_caption"` if wanted; the seed is a pure function of (seed, epoch,
+        index).
 
         Raises:
             IndexError: if there is no such pair.
@@ -359,18 +428,12 @@ class PairDataset(PairSource):
             raise IndexError(f"{self.name} has {len(self)} pairs, not one at {index}")
         for candidate in range(index, index + len(self)):
             pair = candidate % len(self)
-            row = int(self.pair_rows[pair])
+            row, seed = int(self.pair_rows[pair]), mix(self.seed, epoch, pair)
             try:
-                image = self.read_row(row)
+                media = self.read_row(row, seed)
             except BrokenImage as broken:
                 skip_image(broken, self.report)
                 continue
-            seed = mix(self.seed, epoch, pair)
-            item = {
-                "image": image,
-                "caption": self.caption(pair),
-                "image_id": int(self.image_ids[row]),
-                "seed": seed,
-            }
+            item = self.make_item(media, self.caption(pair), int(self.image_ids[row]), seed)
             return item | {"other_caption": self.other_caption(pair, seed)} if self.other_captions else item
-        raise ValueError(f"{self.name}: no image can be read")
+        raise ValueError(f"{self.name}: no {self.medium} can be read")

@@ -17,12 +17,13 @@ from PIL import Image
 from torch.utils.data import Sampler
 
 from ..models.masking import mix
+from ..models.video_frames import VideoFrames
 from .batches import take_shard
 from .hashes import stable_id
 from .images import BrokenImage, skip_image
 from .loading import read_source, to_text
 from .resolve import resolve
-from .sources import AUTO, MissingColumnError, PairSource, is_blank, list_wanted
+from .sources import AUTO, NUM_FRAMES, MissingColumnError, PairSource, choose_column, is_blank, list_wanted
 
 
 FIRST_ROWS = 100  # that are looked at before a stream is used
@@ -47,8 +48,9 @@ class PairStream(PairSource):
 
     Args:
         table: rows with an image and one or several captions, read in their order.
-        image_column, caption_column, image_id_column, root, seed, report, name: as for [`PairDataset`]; without an id
-            column or paths an image's id is the index of its first caption in the stream.
+        image_column, caption_column, image_id_column, root, seed, report, name, num_frames, frame_jitter: as for
+            [`PairDataset`]; without an id column or paths an image's id is the index of its first caption in the
+            stream.
         shuffle_buffer_size: pairs that are held in memory and shuffled together; 1 keeps the source's order.
 
     Attributes:
@@ -70,6 +72,8 @@ class PairStream(PairSource):
         report: Path | str | None = None,
         name: str = "data",
         shuffle_buffer_size: int = 1000,
+        num_frames: int | None = None,
+        frame_jitter: bool = False,
     ):
         if shuffle_buffer_size < 1:
             raise ValueError(
@@ -80,7 +84,8 @@ class PairStream(PairSource):
         columns = table.column_names or list(dict.fromkeys(c for row in table.take(FIRST_ROWS) for c in row))
         if not columns:
             raise ValueError(f"{name} holds no rows")
-        super().__init__(table, columns, image_column, caption_column, image_id_column, root, seed, report, name)
+        named = (image_column, caption_column, image_id_column)
+        super().__init__(table, columns, *named, root, seed, report, name, num_frames, frame_jitter)
         self.shuffle_buffer_size = shuffle_buffer_size
         self.first_pairs = [pair for row in self.table.take(FIRST_ROWS) for pair in self.split_row(row, 0, 0)]
         self._check_first_pairs()
@@ -120,24 +125,24 @@ class PairStream(PairSource):
             for i, caption in enumerate(captions if isinstance(captions, list) and captions else [captions])
         ]
 
-    def read_pair(self, pair: StreamedPair) -> Image.Image:
-        """Read the image of a pair whose caption is one.
+    def read_pair(self, pair: StreamedPair) -> Image.Image | VideoFrames:
+        """Read the image, or the frames of the clip, of a pair whose caption is one.
 
         Raises:
             BrokenImage: naming the file, or data set and pair.
         """
         if self.caption_column and is_blank(pair.caption):
             raise BrokenImage(pair.name, f"column '{self.caption_column}' is empty or no text")
-        return self.read_cell(pair.cell, pair.name)
+        return self.read_cell(pair.cell, pair.name, pair.seed)
 
     def __getitem__(self, pair: StreamedPair) -> dict[str, Any] | None:
         """The item of [`PairDataset`], or None."""
         try:
-            image = self.read_pair(pair)
+            media = self.read_pair(pair)
         except BrokenImage as broken:
             skip_image(broken, self.report)
             return None
-        return {"image": image, "caption": pair.caption, "image_id": pair.image_id, "seed": pair.seed}
+        return self.make_item(media, pair.caption, pair.image_id, pair.seed)
 
 
 @dataclass(frozen=True)
@@ -279,12 +284,16 @@ def load_stream(
     report: Path | str | None = None,
     shuffle_buffer_size: int = 1000,
     separator: str | None = None,
+    video_column: str | None = None,
+    num_frames: int = NUM_FRAMES,
+    frame_jitter: bool = False,
 ) -> PairStream:
     """Open data as a stream of pairs; arguments and errors are those of [`load_pairs`] and [`PairStream`]."""
-    columns = (image_column, caption_column, image_id_column)
-    source = resolve(data, split)
+    columns = (choose_column(image_column, video_column), caption_column, image_id_column)
+    frames: dict[str, Any] = {} if video_column is None else {"num_frames": num_frames, "frame_jitter": frame_jitter}
+    source = resolve(data, split, clips=video_column is not None)
     table = read_source(source, split, True, list_wanted(*columns), separator)
     try:
-        return PairStream(table, *columns, source.root, seed, report, source.name, shuffle_buffer_size)
+        return PairStream(table, *columns, source.root, seed, report, source.name, shuffle_buffer_size, **frames)
     except MissingColumnError as error:
         raise MissingColumnError(f"{error}{source.hint}") from None

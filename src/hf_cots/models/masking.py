@@ -26,6 +26,7 @@ class RandomStream(IntEnum):
     TEXT_VIEW = 6
     OTHER_CAPTION = 7
     HARD_NEGATIVE = 8
+    FRAME_TIMES = 9
 
 
 def mix(*parts: int) -> int:

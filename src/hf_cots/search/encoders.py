@@ -449,7 +449,8 @@ def encode_rows(
     """
     blocks = own_blocks(rows, batch_size) if split else [(0, rows)]
     own = [row for _, block in blocks for row in block]
-    embeds, problems = encode_readable(encoder, pairs.read_row, own, batch_size, len(own) if progress else None)
+    total = len(own) if progress else None
+    embeds, problems = encode_readable(encoder, pairs.read_row, own, batch_size, total, pairs.num_frames)
     if split and processes().num_processes > 1:
         embeds, problems = gather_blocks(embeds, problems, blocks)
     broken = [problem for problem in problems if problem is not None]

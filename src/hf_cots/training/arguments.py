@@ -192,6 +192,11 @@ class DataArguments(ImageArguments):
     image_id_column: str | None = HfArg(
         default=None, help="Column whose equal values mean the same image; by default the image's path or row."
     )
+    video_column: str | None = HfArg(
+        default=None, help="Column of clips or of paths to them, in place of images; of a folder of clips, video."
+    )
+    num_frames: int = HfArg(default=8, help="Frames of a clip, from the middles of so many equal parts of it.")
+    frame_jitter: bool = HfArg(default=False, help="Train on frames from random times of these parts.")
     keep_mask: str | None = HfArg(
         default=None, help="keep_mask.json of `hf-cots audit`, which says which training pairs to leave out."
     )
@@ -203,10 +208,17 @@ class DataArguments(ImageArguments):
         help="Folder for features that are computed once: of a frozen text tower, or of both (without augmentation).",
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("num_frames", self.num_frames, 1)
+        if self.frame_jitter and self.video_column is None:
+            raise ValueError("--frame_jitter is for clips: name their column with --video_column")
+
     @property
     def columns(self) -> dict[str, Any]:
         """The column arguments of [`load_pairs`] and [`load_stream`]."""
-        return {name: getattr(self, name) for name in ("image_column", "caption_column", "image_id_column")}
+        names = ("image_column", "caption_column", "image_id_column", "video_column", "num_frames")
+        return {name: getattr(self, name) for name in names}
 
 
 MOST_WORKERS = 8

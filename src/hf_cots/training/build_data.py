@@ -14,7 +14,7 @@ from ..data.keep_mask import apply_keep_mask
 from ..data.sources import PairDataset, load_pairs
 from ..data.streams import PairStream, load_stream
 from ..data.views import SecondViews
-from ..models import CookieConfig, COTSForPreTraining, COTSProcessor
+from ..models import CookieConfig, COTSConfig, COTSForPreTraining, COTSProcessor
 from ..models.pretraining import PreTrainingModel
 from .arguments import COTSTrainingArguments, DataArguments, ImageArguments, ModelArguments
 from .build_model import Config
@@ -39,6 +39,8 @@ def load_train_data(arguments: ImageArguments, training: TrainingArguments) -> P
         "seed": training.seed,
         "report": Path(training.output_dir) / "broken_images.jsonl",
     }
+    if isinstance(arguments, DataArguments):
+        source["frame_jitter"] = arguments.frame_jitter
     if arguments.streaming:
         return load_stream(
             arguments.train_data, **arguments.columns, **source, shuffle_buffer_size=arguments.shuffle_buffer_size
@@ -47,7 +49,7 @@ def load_train_data(arguments: ImageArguments, training: TrainingArguments) -> P
     batch_size = training.train_batch_size * training.world_size
     if training.dataloader_drop_last and len(pairs) < batch_size:
         raise ValueError(
-            f"{arguments.train_data} has only {len(pairs)} images, fewer than a batch of {batch_size}: lower "
+            f"{arguments.train_data} has only {len(pairs)} {pairs.medium}s, fewer than a batch of {batch_size}: lower "
             "--per_device_train_batch_size"
         )
     return pairs
@@ -77,6 +79,32 @@ def build_data(arguments: DataArguments, training: COTSTrainingArguments) -> tup
     if arguments.keep_mask:
         apply_keep_mask(train_pairs, arguments.keep_mask)
     return train_pairs, load_eval_data(arguments)
+
+
+def prepare_for_clips(
+    model: PreTrainingModel, processor: COTSProcessor, model_arguments: ModelArguments, arguments: DataArguments
+) -> None:
+    """Check that a model can be trained on the clips of `--video_column`, if it is set, and let its files say of how
+    many frames its clips are.
+
+    Raises:
+        ValueError: naming what is for images alone.
+    """
+    if arguments.video_column is None:
+        return
+    config = model.config
+    if not isinstance(config, COTSConfig):
+        raise ValueError("--video_column is for COTS: SIMLA and COOKIE are trained on images")
+    if config.uses_masks:
+        raise ValueError(
+            "--video_column: the token level masks images, not clips: turn it off with --config_overrides "
+            '\'{"mvm_weight": 0, "mlm_weight": 0}\''
+        )
+    if model_arguments.standardize_features:
+        raise ValueError("--standardize_features is for images, not for the clips of --video_column")
+    if arguments.feature_cache and arguments.frame_jitter and "vision" in model_arguments.freeze:
+        raise ValueError("--frame_jitter takes other frames in each epoch, of which --feature_cache keeps none")
+    config.num_frames = processor.video_processor.num_frames = arguments.num_frames
 
 
 def build_augmentation(config: Config, arguments: DataArguments) -> RandomCropFlip:
@@ -208,4 +236,5 @@ def build_collator(
     stored_texts: StoredTexts | None = None,
 ) -> COTSCollator:
     """The collator with the flags' augmentation, stored codes, second views and stored features of texts."""
-    return COTSCollator(processor, config, build_augmentation(config, arguments), code_cache, views, stored_texts)
+    augmentation, clips = build_augmentation(config, arguments), arguments.video_column is not None
+    return COTSCollator(processor, config, augmentation, code_cache, views, stored_texts, clips)

@@ -283,6 +283,7 @@ def load_checkpoint(
         raise ValueError(f"{source}: the weights do not fit the config: {str(error).splitlines()[0]}") from error
     prefix, new = f"{model.base_model_prefix}.", ("mask_token", "log_temperature")
     missing = sorted(key for key in info["missing_keys"] if key.startswith(prefix) and not key.endswith(new))
+    missing = [key for key in missing if not key.startswith(f"{prefix}frame_pooler.")]
     if missing:
         raise ValueError(f"{source}: the file lacks weights of the model: {', '.join(missing[:3])}")
     model.reset_queues(**{name: getattr(config, name) if size is None else size for name, size in sizes.items()})

@@ -358,29 +358,44 @@ def _without_copies(
     return kept
 
 
+def find_held_out_names(unseen: Iterable[EmojiPair], names: EmojiNames) -> set[str]:
+    """The names of concepts that never train, in lower case, which no training caption may be."""
+    pairs = list(unseen)
+    held_out = {pair.text.casefold() for pair in pairs}
+    return held_out | {name.casefold() for pair in pairs for name in names.others[make_key(pair.codepoints)]}
+
+
+def make_captions(pair: EmojiPair, names: EmojiNames, banned: set[str]) -> dict[str, Any]:
+    """The columns `text` (the name), `texts` (the name, other names, and up to five keywords as one text) and
+    `keywords` of an emoji.
+
+    Args:
+        banned: in lower case; no other name or keyword is one of them.
+    """
+    key, banned = make_key(pair.codepoints), banned | {pair.text.casefold()}
+    others = [name for name in names.others[key] if name.casefold() not in banned]
+    keywords = [word for word in names.keywords.get(key, ()) if word.casefold() not in banned]
+    tags = [", ".join(keywords[:MOST_KEYWORDS])] if keywords else []
+    return {"text": pair.text, "texts": [pair.text, *others, *tags], "keywords": keywords}
+
+
 def make_rows(
     sides: dict[str, list[tuple[EmojiPair, Image.Image]]], names: EmojiNames, licenses: dict[str, dict[str, Any]]
 ) -> dict[str, list[dict[str, Any]]]:
     """Make the rows of the files. No other name and no keyword of a training row is the name of a held-out concept."""
     trained = {pair.concept for pair, _ in sides["train"]}
-    unseen = [pair for side in SIDES for pair, _ in sides[side] if pair.concept not in trained]
-    held_out = {pair.text.casefold() for pair in unseen}
-    held_out |= {name.casefold() for pair in unseen for name in names.others[make_key(pair.codepoints)]}
+    held_out = find_held_out_names(
+        (pair for side in SIDES for pair, _ in sides[side] if pair.concept not in trained), names
+    )
     rows: dict[str, list[dict[str, Any]]] = {}
     for side, pairs in sides.items():
         rows[side] = []
         for pair, image in pairs:
-            key, seen = make_key(pair.codepoints), pair.concept in trained
-            banned = (held_out if seen else set()) | {pair.text.casefold()}
-            others = [name for name in names.others[key] if name.casefold() not in banned]
-            keywords = [word for word in names.keywords.get(key, ()) if word.casefold() not in banned]
-            tags = [", ".join(keywords[:MOST_KEYWORDS])] if keywords else []
+            seen = pair.concept in trained
             rows[side].append(
                 {
                     "image": {"bytes": encode_png(image), "path": pair.file_name},
-                    "text": pair.text,
-                    "texts": [pair.text, *others, *tags],
-                    "keywords": keywords,
+                    **make_captions(pair, names, held_out if seen else set()),
                     "concept": pair.concept,
                     "seen_concept": seen,
                     "style": pair.style,

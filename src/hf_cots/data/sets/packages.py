@@ -100,6 +100,13 @@ EMOJIBASE = Package(
     "MIT",
     "Yvgb5AWoHViHV/gq1qr5ZAarcBip+B27/ZLRsUJkbgAEaLlZ/fof9g882LTpmEpyhBNEC0m2SEmItljHsTygjA==",
 )
+FLUENT_ANIMATED = Package(
+    "@lobehub/fluent-emoji-anim-1",
+    "1.0.0",
+    165.0,
+    "MIT",
+    "/4m31vAuZEQ4aUJ5pxcOU5PVkuJya55GRxUZL7+zgLlxZXpzzE8jPqpDyhZICE3n47nS/Y9M5/vLdizi8201QA==",
+)
 
 
 def is_offline() -> bool:

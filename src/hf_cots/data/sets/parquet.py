@@ -33,17 +33,20 @@ def decode_png(data: bytes) -> Image.Image:
         return image.convert("RGB")
 
 
-def write_parquet(path: Path, rows: Sequence[dict[str, Any]], features: dict[str, Any]) -> int:
+def write_parquet(
+    path: Path, rows: Sequence[dict[str, Any]], features: dict[str, Any], rows_in_group: int = ROWS_IN_GROUP
+) -> int:
     """Write rows under a temporary name and move the finished file into place; returns how many there are.
 
     Args:
         path: of the file.
         rows: with a value for each feature; an image is `{"bytes": ..., "path": file name}`.
         features: of `datasets`, by column.
+        rows_in_group: rows that are compressed, and read, together.
     """
     with ParquetFile(path, features) as file:
-        for first in range(0, len(rows), ROWS_IN_GROUP):
-            file.write(rows[first : first + ROWS_IN_GROUP])
+        for first in range(0, len(rows), rows_in_group):
+            file.write(rows[first : first + rows_in_group])
     return len(rows)
 
 

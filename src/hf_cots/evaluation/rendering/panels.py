@@ -92,6 +92,23 @@ def draw_queries(
     return sheet
 
 
+def pick_frames(images: Sequence[Image.Image], most: int) -> list[Image.Image]:
+    """At most so many of the images, evenly spaced."""
+    count = min(most, len(images))
+    return [images[(2 * i + 1) * len(images) // (2 * count)] for i in range(count)]
+
+
+def frame_sheet(images: Sequence[Image.Image], side: int, columns: int, gap: int = 2) -> Image.Image:
+    """Draw the frames of a clip in rows, each scaled into a square of `side` pixels, on white."""
+    step, rows = side + gap, -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * step - gap, rows * step - gap), "white")
+    for i, image in enumerate(images):
+        small = ImageOps.contain(image, (side, side))
+        left, top = i % columns * step, i // columns * step
+        sheet.paste(small, (left + (side - small.width) // 2, top + (side - small.height) // 2))
+    return sheet
+
+
 def _truncate(line: str, pen: ImageDraw.ImageDraw, font, width: int) -> str:
     """Shorten a line to `width` pixels, with dots for what is missing."""
     if pen.textlength(line, font=font) <= width:

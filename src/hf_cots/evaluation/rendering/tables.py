@@ -66,6 +66,10 @@ def report_tables(report: dict[str, Any]) -> list[Table]:
         tables.append(_rescored_table(rescored, directions))
     if "reranking" in report:
         tables += _reranking_tables(report["reranking"])
+    if "num_frames" in report["data"]:
+        for table in tables:
+            for column in table.columns:
+                column.header = str(column.header).replace("image", "video")
     return tables
 
 

@@ -5,7 +5,9 @@
   "filepath", "split", "cocoid" or "imgid", "sentences": [{"raw", "sentid"}]}]}`. COCO's test split has 5,000 images
   and 25,010 captions, of which the first five of each image count, 25,000; Flickr30K's has 1,000 and 5,000. "1K" on
   COCO is the mean over five folds of 1,000 images in the order of the file.
-- **MSR-VTT 1k-A**: the 1,000 video-sentence pairs of Yu et al. (2018, JSFusion), a CSV with `video_id` and `sentence`.
+- **MSR-VTT** (Xu et al. 2016). 1k-A: the 1,000 video-sentence pairs of Yu et al. (2018, JSFusion), the CSV
+  `MSRVTT_JSFUSION_test.csv` with `video_id` and `sentence`. Full: the test split of `MSRVTT_data.json` or
+  `test_videodatainfo.json`, 2,990 videos with 20 sentences each.
 
 A count that is not the published one is an error. Each protocol also has a checksum of the ids of its images and
 captions. The authors published none to verify against, so it is reported with every result: equal checksums mean equal
@@ -22,7 +24,9 @@ from typing import Any
 import datasets
 import torch
 
-from ...data.sources import PairDataset
+from ...data.clips import FILM_SUFFIXES
+from ...data.hashes import stable_id
+from ...data.sources import NUM_FRAMES, PairDataset
 from ...data.tables import read_rows
 from ...search.encoders import EncodedPairs
 
@@ -46,6 +50,11 @@ PROTOCOLS = {
     "coco-5k": ProtocolSpec("coco", "test", 5_000, 25_010),
     "coco-1k": ProtocolSpec("coco", "test", 5_000, 25_010, folds=5),
     "flickr30k": ProtocolSpec("flickr30k", "test", 1_000, 5_000),
+}
+MSRVTT_1KA, MSRVTT_FULL = "msrvtt-1k-a", "msrvtt-full"
+VIDEO_PROTOCOLS = {
+    MSRVTT_1KA: ProtocolSpec("msrvtt", "1k-A", 1_000, 1_000),
+    MSRVTT_FULL: ProtocolSpec("msrvtt", "test", 2_990, 59_800),
 }
 
 
@@ -73,13 +82,15 @@ def load_protocol(
     split: str = "test",
     checksum: str | None = None,
 ) -> ProtocolData:
-    """Load a published test set from the authors' JSON file and a folder of images.
+    """Load a published test set from the authors' file and a folder of images or clips.
 
     Args:
-        protocol: "coco-5k", "coco-1k" or "flickr30k"; or "karpathy", any data set in their layout.
-        annotations: `dataset_coco.json`, `dataset_flickr30k.json` or another file like them.
+        protocol: "coco-5k", "coco-1k" or "flickr30k"; "karpathy", any data set in their layout; "msrvtt-1k-a" or
+            "msrvtt-full", of clips.
+        annotations: `dataset_coco.json`, `dataset_flickr30k.json` or another file like them; of MSR-VTT
+            `MSRVTT_JSFUSION_test.csv` (1k-A), and `MSRVTT_data.json` or `test_videodatainfo.json` (full).
         image_root: folder of the images. An image is `image_root / filepath / filename`: COCO's lie in `val2014/`,
-            Flickr30K's have no `filepath`.
+            Flickr30K's have no `filepath`. A clip of MSR-VTT is `image_root / video7020.mp4`.
         split: for "karpathy", a split or several joined by "+": COCO's training split is usually "train+restval".
         checksum: the expected checksum of the ids, if it is known.
 
@@ -88,8 +99,12 @@ def load_protocol(
         ValueError: if the protocol is unknown, the file has another layout, another data set or other counts than the
             published ones, the checksum is another, or no image can be read.
     """
-    if protocol != KARPATHY and protocol not in PROTOCOLS:
-        raise ValueError(f"unknown protocol '{protocol}'; known are {', '.join([*PROTOCOLS, KARPATHY])}")
+    if protocol not in (*PROTOCOLS, KARPATHY, *VIDEO_PROTOCOLS):
+        known_names = ", ".join([*PROTOCOLS, KARPATHY, *VIDEO_PROTOCOLS])
+        raise ValueError(f"unknown protocol '{protocol}'; known are {known_names}")
+    if protocol in VIDEO_PROTOCOLS:
+        load = load_msrvtt_1ka if protocol == MSRVTT_1KA else load_msrvtt_full
+        return _build_clips(protocol, load(annotations), image_root, checksum, annotations)
     data = _read_json(annotations)
     if protocol == KARPATHY:
         entries = _select_split(data, split, annotations)
@@ -216,8 +231,7 @@ def _build_protocol_data(
         raise ValueError(f"{annotations}: image {twice} occurs twice in {name}")
     used = [entry["sentences"][:CAPTIONS_PER_IMAGE] for entry in entries]
     found = id_checksum((image, [s["sentid"] for s in sentences]) for image, sentences in zip(ids, used))
-    if checksum is not None and checksum != found:
-        raise ValueError(f"{annotations}: the ids of {name} have the checksum {found}, not {checksum}")
+    _check_checksum(name, found, checksum, annotations)
     table = datasets.Dataset.from_dict(
         {
             "image": [str(Path(entry.get("filepath", "")) / entry["filename"]) for entry in entries],
@@ -227,6 +241,11 @@ def _build_protocol_data(
     )
     pairs = PairDataset(table, image_id_column="image_id", root=image_root, name=str(annotations))
     return ProtocolData(name, pairs, folds, found)
+
+
+def _check_checksum(name: str, found: str, checksum: str | None, annotations: Path | str) -> None:
+    if checksum is not None and checksum != found:
+        raise ValueError(f"{annotations}: the ids of {name} have the checksum {found}, not {checksum}")
 
 
 @dataclass(frozen=True)
@@ -263,8 +282,9 @@ def load_msrvtt_1ka(test_csv: Path | str, annotations: Path | str | None = None)
         if pair.video_id in seen:
             raise ValueError(f"{test_csv}: {pair.video_id} occurs twice; 1k-A has one sentence a video")
         seen.add(pair.video_id)
-    if len(pairs) != 1_000:
-        raise ValueError(f"{test_csv}: {len(pairs):,} pairs, the published 1k-A has 1,000")
+    published = VIDEO_PROTOCOLS[MSRVTT_1KA].captions
+    if len(pairs) != published:
+        raise ValueError(f"{test_csv}: {len(pairs):,} pairs, the published 1k-A has {published:,}")
     if annotations is not None:
         videos = _read_json(annotations).get("videos")
         if not isinstance(videos, list):
@@ -273,3 +293,64 @@ def load_msrvtt_1ka(test_csv: Path | str, annotations: Path | str | None = None)
         if absent:
             raise ValueError(f"{annotations}: {len(absent)} videos of {test_csv} are missing, {min(absent)} for one")
     return pairs
+
+
+def load_msrvtt_full(annotations: Path | str) -> list[VideoCaption]:
+    """Load the sentences of MSR-VTT's full test split, video by video in the order of the file.
+
+    Args:
+        annotations: `MSRVTT_data.json`, or `test_videodatainfo.json` of the test split alone.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it has another layout, or other counts than the published ones.
+    """
+    data, spec = _read_json(annotations), VIDEO_PROTOCOLS[MSRVTT_FULL]
+    for name, fields in (("videos", ("video_id", "split")), ("sentences", ("video_id", "caption"))):
+        entries = data.get(name)
+        if not isinstance(entries, list):
+            raise ValueError(f"{annotations}: no list '{name}', as in MSRVTT_data.json")
+        for number, entry in enumerate(entries):
+            missing = [field for field in fields if not str(entry.get(field) or "").strip()]
+            if missing:
+                raise ValueError(f"{annotations}: {name}[{number}] has no '{missing[0]}'")
+    found: dict[str, list[str]] = {v["video_id"]: [] for v in data["videos"] if v["split"] == spec.split}
+    for sentence in data["sentences"]:
+        if sentence["video_id"] in found:
+            found[sentence["video_id"]].append(sentence["caption"])
+    pairs = [VideoCaption(video, sentence) for video, sentences in found.items() for sentence in sentences]
+    if (len(found), len(pairs)) != (spec.images, spec.captions):
+        raise ValueError(
+            f"{annotations}: split '{spec.split}' has {len(found):,} videos and {len(pairs):,} sentences, the "
+            f"published one has {spec.images:,} and {spec.captions:,}"
+        )
+    return pairs
+
+
+def _build_clips(
+    name: str, pairs: list[VideoCaption], root: Path | str, checksum: str | None, annotations: Path | str
+) -> ProtocolData:
+    """The clips of a protocol with their sentences. Sentences of MSR-VTT have no ids: hashes of them take their place
+    in the checksum."""
+    if not Path(root).is_dir():
+        raise FileNotFoundError(f"no such folder: {root}")
+    sentences: dict[str, list[str]] = {}
+    for pair in pairs:
+        sentences.setdefault(pair.video_id, []).append(pair.sentence)
+    found = id_checksum((video, list(map(stable_id, texts))) for video, texts in sentences.items())
+    _check_checksum(name, found, checksum, annotations)
+    table = datasets.Dataset.from_dict(
+        {
+            "video": [_find_clip(Path(root), video) for video in sentences],
+            "caption": list(sentences.values()),
+            "video_id": list(sentences),
+        }
+    )
+    clips = PairDataset(table, "video", "caption", "video_id", root, name=str(annotations), num_frames=NUM_FRAMES)
+    return ProtocolData(name, clips, 1, found)
+
+
+def _find_clip(root: Path, video: str) -> str:
+    """The file of a video, whatever its format; the usual name of one that is not there, which is reported."""
+    names = [f"{video}{suffix}" for suffix in FILM_SUFFIXES]
+    return next((name for name in names if (root / name).is_file()), names[0])

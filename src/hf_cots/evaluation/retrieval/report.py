@@ -167,12 +167,14 @@ def compare_results(
 
 def describe_data(pairs: PairDataset, fingerprint: str, broken: Sequence[BrokenImage]) -> dict[str, Any]:
     """Name, fingerprint and sizes of the data, for the report."""
+    frames = {} if pairs.num_frames is None else {"num_frames": pairs.num_frames}
     return {
         "name": pairs.name,
         "fingerprint": fingerprint,
         "rows": len(pairs.table),
         "captions": len(pairs),
-        "image_column": pairs.image_column,
+        "video_column" if frames else "image_column": pairs.image_column,
+        **frames,
         "caption_column": pairs.caption_column,
         "left_out": [str(each) for each in broken],
     }

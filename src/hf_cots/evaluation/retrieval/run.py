@@ -13,7 +13,15 @@ from ..._errors import check_output_file
 from ...data.fingerprint import data_fingerprint
 from ...data.report import DATA_REPORT, report_data
 from ...data.sources import PairDataset, load_pairs
-from ...search.encoders import DualEncoder, Encoder, SentenceEncoder, TextEncoder, encode_pairs, precision_of
+from ...search.encoders import (
+    DualEncoder,
+    Encoder,
+    SentenceEncoder,
+    TextEncoder,
+    encode_pairs,
+    frames_per_clip,
+    precision_of,
+)
 from ...search.encoding import text_options
 from ...search.exported import ExportedEncoder
 from ...search.loading import load_encoder
@@ -64,8 +72,8 @@ class EvaluationRun:
         model: name of the encoder.
         data: name of the pairs, or the published JSON file of a protocol.
         image_column, caption_column, image_id_column, split, separator: of the pairs, as for [`load_pairs`].
-        protocol: "coco-5k", "coco-1k", "flickr30k" or "karpathy"; `image_root` is the folder of its images, and
-            `id_checksum` the expected checksum of its ids, if it is known.
+        protocol: one of [`load_protocol`]; `image_root` is the folder of its images or clips, and `id_checksum` the
+            expected checksum of its ids, if it is known.
         compare: another encoder, or an earlier run's `results.json` or per-query table.
         dual_softmax: also report dual softmax.
         querybank: also report querybank normalization with these pairs as the bank.
@@ -79,6 +87,8 @@ class EvaluationRun:
         rerank: a second stage that re-ranks what the encoder finds; the report's entry `reranking`.
         revision: of the model on the Hub, as for [`load_encoder`].
         precision: in which this model and the one to compare with encode, as for [`load_encoder`].
+        video_column: of clips, in place of images.
+        num_frames: of a clip; by default as many as the model's config says, or 8.
     """
 
     model: str
@@ -104,6 +114,8 @@ class EvaluationRun:
     rerank: RerankEvaluation | None = None
     revision: str | None = None
     precision: str = "float32"
+    video_column: str | None = None
+    num_frames: int | None = None
 
     def run(self, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Evaluate. Under torchrun or accelerate every process calls; the first one writes and shows.
@@ -124,9 +136,13 @@ class EvaluationRun:
         self._check_settings()
         state = processes()
         pairs, folds, about_protocol = self._open_data()
+        if pairs.num_frames is not None:
+            self._check_clips()
         bank_pairs = self._open_pairs(self.querybank, "train") if self.querybank else None
         train_pairs = self._open_pairs(self.check_overlap, "train") if self.check_overlap else None
         encoder = load_encoder(self.model, revision=self.revision, precision=self.precision)
+        for each in filter(None, (pairs, bank_pairs)):
+            each.num_frames = each.num_frames and (self.num_frames or frames_per_clip(encoder))
         fingerprint = data_fingerprint(pairs)
         other = self._open_other(fingerprint) if self.compare else None
         if state.is_main_process:
@@ -167,6 +183,12 @@ class EvaluationRun:
             raise ValueError(f"resamples must be at least 1, got {self.resamples}")
         check_output_file(self.output)
 
+    def _check_clips(self) -> None:
+        """Refuse what is for images alone."""
+        for flag, value in (("rerank", self.rerank), ("check-overlap", self.check_overlap)):
+            if value is not None:
+                raise ValueError(f"--{flag} is for images, and {self.data} has clips: leave it out")
+
     def _rescore(
         self, encoder: Encoder, result: RetrievalResult, bank_pairs: PairDataset | None
     ) -> list[dict[str, Any]]:
@@ -182,14 +204,14 @@ class EvaluationRun:
 
     def _open_pairs(self, data: str, split: str) -> PairDataset:
         columns = (self.image_column, self.caption_column, self.image_id_column)
-        return load_pairs(data, *columns, split, separator=self.separator)
+        return load_pairs(data, *columns, split, separator=self.separator, video_column=self.video_column)
 
     def _open_data(self) -> tuple[PairDataset, int, dict[str, Any]]:
         """The pairs, the number of folds, and the protocol's entries of the report."""
         if self.protocol is None:
             return self._open_pairs(self.data, self.split), 1, {"split": self.split}
         if self.image_root is None:
-            raise ValueError(f"protocol {self.protocol} needs --image-root, the folder of its images")
+            raise ValueError(f"protocol {self.protocol} needs --image-root, the folder of its images or clips")
         published = load_protocol(self.protocol, self.data, self.image_root, self.split, self.id_checksum)
         return published.pairs, published.folds, {"protocol": published.name, "id_checksum": published.checksum}
 
