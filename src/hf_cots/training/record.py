@@ -16,7 +16,7 @@ import transformers
 from ..data.frozen_features import StoredFeaturePairs
 from ..data.report import DATA_REPORT
 from ..data.sources import PairDataset
-from ..evaluation.rendering.panels import draw_queries
+from ..evaluation.rendering.panels import as_picture, draw_queries
 from ..evaluation.retrieval.report import PACKAGES, RetrievalResult
 from .pair_trainer import PairTrainer
 
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 TRAINING, LOSSES, QUERIES = "training.json", "losses.png", "queries.png"
 SHOWN_QUERIES, SHOWN_IMAGES = 8, 5
+CLIP_SIDE = 208  # pixels of the square into which some frames of a clip are drawn
 OVERLAP = ("pairs", "captions", "images", "streamed")  # of the report, which has paths of this machine
 LAST = 10  # log entries over which the filter's share is averaged
 
@@ -116,7 +117,7 @@ def write_queries(folder: Path, result: RetrievalResult, pairs: PairDataset) -> 
     rows = []
     for query, values, images in zip(chosen, scores.tolist(), best.tolist()):
         right = [bool(encoded.image_ids[image] == encoded.text_ids[query]) for image in images]
-        found = [pairs.read_row(encoded.rows[image]) for image in images]
+        found = [as_picture(pairs.read_row(encoded.rows[image]), CLIP_SIDE) for image in images]
         titles = [f"{value:.2f}" for value in values]
         rows.append((pairs.captions(np.array([encoded.captions[query]]))[0], list(zip(titles, found, right))))
     draw_queries(rows).save(folder / QUERIES)

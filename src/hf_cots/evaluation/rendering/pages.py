@@ -7,8 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ...data.sources import PairDataset
-from ...models import VideoFrames
-from .panels import frame_sheet, pick_frames
+from .panels import as_picture
 
 
 TEMPLATES = Environment(
@@ -33,11 +32,8 @@ def render_page(template: str, **values: Any) -> str:
 def thumbnail(pairs: PairDataset, row: int, size: int) -> str:
     """Encode the image of a row, reduced to at most `size` pixels a side, as the `data:` URI of a JPEG; of a clip four
     frames in two rows."""
-    image = pairs.read_row(row)
-    if isinstance(image, VideoFrames):
-        image = frame_sheet(pick_frames(image.frames, 4), size // 2, columns=2)
-    else:
-        image.thumbnail((size, size))
+    image = as_picture(pairs.read_row(row), size)
+    image.thumbnail((size, size))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

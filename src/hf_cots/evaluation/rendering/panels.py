@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from ...models.video_frames import VideoFrames
+
 
 BACKGROUND = (235, 235, 235)  # so that white images have edges
 RIGHT = (60, 160, 100)
@@ -90,6 +92,13 @@ def draw_queries(
                 pen.rectangle((place - 3, top - 3, place + side + 2, top + side + 2), outline=RIGHT, width=3)
             pen.text((place, top + side + 3), _truncate(title, pen, font, side), fill="black", font=font)
     return sheet
+
+
+def as_picture(media: Image.Image | VideoFrames, side: int) -> Image.Image:
+    """An image as it is; of a clip four frames in two rows, which fill a square of `side` pixels."""
+    if isinstance(media, VideoFrames):
+        return frame_sheet(pick_frames(media.frames, 4), side // 2, columns=2)
+    return media
 
 
 def pick_frames(images: Sequence[Image.Image], most: int) -> list[Image.Image]:
