@@ -5,6 +5,7 @@ By default imports find no torch; `make test-no-torch` names an interpreter in w
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -81,3 +82,15 @@ def test_a_model_that_was_not_exported_says_what_to_do(world_of_exports, tmp_pat
     assert "Traceback" not in done.stderr
     message = " ".join(done.stderr.split())
     assert "torch is not installed, and only exported models run without it: pip install torch, or export" in message
+
+
+def test_the_documented_requirements_are_those_of_the_package():
+    project = (ROOT / "pyproject.toml").read_text()
+    lists = dict(re.findall(r"^(\w+) = \[(.*?)\]", project, re.MULTILINE | re.DOTALL))
+    known = {name: set(re.findall(r'"([^"]+)"', lists[name])) for name in ("dependencies", "onnx", "search", "serve")}
+    needed = {each for each in known["dependencies"] if not each.startswith(("torch>", "accelerate", "evaluate"))}
+    needed -= {"huggingface_hub>=1.31", "safetensors>=0.8"}  # transformers asks for them
+    needed |= known["search"] | known["serve"] | {each for each in known["onnx"] if each.startswith("onnxruntime")}
+    for path, start in (("docs/export.md", 'pip install "'), ("Makefile", "NO_TORCH := ")):
+        line = next(line for line in (ROOT / path).read_text().splitlines() if line.startswith(start))
+        assert set(re.findall(r'"([^"]+)"', line)) == needed, path
