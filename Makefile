@@ -1,5 +1,5 @@
 # Two commands on a fresh machine with Python 3.10+, git and make: `make demo` and `make test`.
-.PHONY: help demo demo-video video test test-milvus check soak soak-milvus icons cots-icons icon-ablation rerank-at-scale ablation cookie-ablation fine-tuning cards clean
+.PHONY: help demo demo-video video test test-milvus test-no-torch check soak soak-milvus icons cots-icons icon-ablation rerank-at-scale ablation cookie-ablation fine-tuning cards clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,6 +14,7 @@ help:
 	@echo "make video   measure that in three folds and with three seeds"
 	@echo "make test    run the tests"
 	@echo "make test-milvus  run the tests of an index in Milvus, against one that is started for them (downloads 58 MB)"
+	@echo "make test-no-torch  run exported models in an environment without torch, and compare (downloads 220 MB)"
 	@echo "make icons   make the icon set and the emoji set of npm packages (runs/icons; downloads 135 MB)"
 	@echo "make soak    kill a training run twenty times and compare it with an uninterrupted one; indexes, too"
 	@echo "make soak-milvus  the same of an index in Milvus"
@@ -60,6 +61,16 @@ test-milvus soak-milvus: $(BIN)/.installed
 	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[milvus]" "$(MILVUS)"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "milvus and $(if $(filter soak%,$@),,not )soak" tests/milvus
 
+# What an exported model needs to be indexed, searched, served and evaluated; docs/export.md has the same line.
+NO_TORCH := "transformers>=5.17" "datasets>=4.5" "pillow>=11" "jinja2>=3.1" "scipy>=1.14" "onnxruntime>=1.22" "faiss-cpu>=1.11" "fastapi>=0.115" "uvicorn>=0.34" "python-multipart>=0.0.20"
+NO_TORCH_VENV := .venv-no-torch
+test-no-torch: $(BIN)/.installed
+	test -x $(NO_TORCH_VENV)/bin/python || $(PYTHON) -m venv $(NO_TORCH_VENV)
+	$(NO_TORCH_VENV)/bin/python -m pip install --disable-pip-version-check $(NO_TORCH)
+	$(NO_TORCH_VENV)/bin/python -m pip install --disable-pip-version-check --no-deps .
+	! $(NO_TORCH_VENV)/bin/python -c "import torch" 2> /dev/null
+	HF_COTS_PYTHON_WITHOUT_TORCH=$(NO_TORCH_VENV)/bin/python $(BIN)/python -m pytest tests/export/test_without_torch.py
+
 icons: $(BIN)/.installed
 	$(BIN)/hf-cots data icons runs/icons
 
@@ -103,4 +114,4 @@ check: $(BIN)/.installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(NO_TORCH_VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

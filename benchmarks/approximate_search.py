@@ -21,7 +21,6 @@ from typing import Any
 
 import faiss
 import numpy as np
-import torch
 
 from hf_cots.search.approximate import ApproximateSearch, update_approximate
 from hf_cots.search.store import IndexStore, Snapshot
@@ -57,8 +56,8 @@ class Clusters:
         rows = self.images(count, seed, noise=2.0) + self.gap
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
-    def encode_texts(self, texts, batch_size: int = 256) -> torch.Tensor:
-        return torch.from_numpy(self.texts(len(texts), seed=9))
+    def encode_texts(self, texts, batch_size: int = 256) -> np.ndarray:
+        return self.texts(len(texts), seed=9)
 
 
 def fill(store: IndexStore, clusters: Clusters, count: int, dtype: str) -> None:

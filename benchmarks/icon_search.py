@@ -97,12 +97,12 @@ def recalls(ranks: np.ndarray, names: list[str]) -> dict[str, Any]:
 def measure_gallery(model: Encoder, sentences: Encoder, gallery: dict[str, list]) -> dict[str, Any]:
     """Search a gallery by name, and by keywords: with the model, by the icons' names, and with both."""
     names = gallery["names"]
-    images = model.encode_images(gallery["images"]).numpy()
+    images = model.encode_images(gallery["images"])
     recolored = [recolor_image(image, np.random.default_rng(row)) for row, image in enumerate(gallery["images"])]
-    others = model.encode_images(recolored).numpy()
+    others = model.encode_images(recolored)
     same = np.array(names)[:, None] == np.array(names)[None]
     chance = {f"R@{k}": 100 * float((1 - (1 - same.mean(axis=1)) ** k).mean()) for k in KS}
-    by_name = model.encode_texts(names).numpy()
+    by_name = model.encode_texts(names)
     report = {
         "chance": chance,
         "names": recalls(rank_best(by_name @ images.T, same), names),
@@ -110,8 +110,8 @@ def measure_gallery(model: Encoder, sentences: Encoder, gallery: dict[str, list]
     }
     asked = [row for row, words in enumerate(gallery["keywords"]) if words]
     queries, wanted = [gallery["keywords"][row] for row in asked], [names[row] for row in asked]
-    seen = model.encode_texts(queries).numpy() @ images.T
-    read = sentences.encode_texts(queries).numpy() @ sentences.encode_texts(names).numpy().T
+    seen = model.encode_texts(queries) @ images.T
+    read = sentences.encode_texts(queries) @ sentences.encode_texts(names).T
     both = np.stack([reciprocal_ranks(a, WINDOW) + reciprocal_ranks(b, WINDOW) for a, b in zip(seen, read)])
     for label, scores in (("model", seen), ("MiniLM on names", read), ("both", both)):
         report[f"keywords, {label}"] = recalls(rank_best(scores, same[asked]), wanted)
@@ -139,7 +139,7 @@ def measure_speed(model: Encoder, gallery: dict[str, list]) -> dict[str, float]:
 def draw_queries(model: Encoder, gallery: dict[str, list], path: Path, columns: int = 8) -> None:
     """Draw the queries, ten on the left and ten on the right, with the icons that they find; one of each name."""
     images = model.encode_images(gallery["images"])
-    similarities = (model.encode_texts(list(QUERIES)) @ images.T).numpy()
+    similarities = model.encode_texts(list(QUERIES)) @ images.T
     page = Canvas(16, 9.2)
     page.text(0.5, 0.3, "Twenty queries among icons of words and sets that never trained", 17, INK)
     for number, (query, row) in enumerate(zip(QUERIES, similarities)):

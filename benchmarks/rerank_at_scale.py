@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 import yaml
 from transformers import AutoModel, AutoProcessor, ViTModel
 
@@ -234,18 +233,17 @@ class Systems:
         }
         return line
 
-    @torch.no_grad()
     def siblings(self, pairs: PairDataset, concepts: list[str]) -> dict[str, dict[str, list[bool]]]:
         """Whether each image, and each name, is the best among the siblings of its concept; one image per name."""
         encoded = self.encode(pairs)
-        images = {kind: part.image_embeds.double().numpy() for kind, part in encoded.items()}
-        texts = {kind: part.text_embeds.double().numpy() for kind, part in encoded.items()}
+        images = {kind: part.image_embeds.astype(np.float64) for kind, part in encoded.items()}
+        texts = {kind: part.text_embeds.astype(np.float64) for kind, part in encoded.items()}
         scores = {kind: texts[kind] @ images[kind].T for kind in encoded}  # (texts, images)
         names = np.array(concepts)
         text, image = np.nonzero(names[:, None] == names[None])
         reranker = Reranker(self.simla, self.processor, pairs.read_row)
         captions = [pairs.caption(index) for index in range(len(pairs))]
-        logits = reranker.score(captions, torch.tensor(text), torch.tensor(image)).numpy()
+        logits = reranker.score(captions, text, image)
         simla = np.full(scores[self.best].shape, -np.inf)
         simla[text, image] = logits
         found: dict[str, dict[str, list[bool]]] = {}
@@ -254,8 +252,7 @@ class Systems:
             systems = scores | {"simla alone re-ranks": simla}
             for system, other in (("simla", simla), ("ensemble", scores[self.other])):
                 fusion = self.fusions[system, name]
-                fused = fusion(torch.tensor(scores[self.best]), torch.tensor(other)).numpy()
-                systems[f"{system} re-ranks"] = fused
+                systems[f"{system} re-ranks"] = fusion(scores[self.best], other)
             for system, matrix in systems.items():
                 found.setdefault(system, {})[name] = sibling_recall(matrix.T if flip else matrix, concepts)
         return found

@@ -29,6 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoModel, AutoProcessor, ViTModel
 
@@ -40,9 +41,9 @@ from hf_cots.data.sources import load_pairs
 from hf_cots.demo.recipe import TEST_STYLE, text_tower_folder
 from hf_cots.evaluation.retrieval.recall_cost import RerankEvaluation
 from hf_cots.evaluation.retrieval.report import build_report, evaluate_encoder
-from hf_cots.search.encoding import encode_images, encode_texts
 from hf_cots.search.loading import load_encoder, load_reranker
 from hf_cots.search.rerank import Reranker
+from hf_cots.search.torch_encoders import encode_images, encode_texts
 
 from .machine import machine
 
@@ -186,31 +187,32 @@ def times(work: Path, queries: int) -> dict[str, Any]:
     model, model_processor = load_reranker(str(work / "simla" / "model"), "cpu")
     gallery = encode_images(cots, processor, images)
 
-    def two_streams(query: int, k: int = 10) -> torch.Tensor:
+    def two_streams(query: int, k: int = 10) -> np.ndarray:
         embed = encode_texts(cots, processor, [texts[query]])
-        return torch.topk((gallery @ embed.t()).squeeze(1), k).indices
+        return np.argpartition(-(gallery @ embed[0]), k - 1)[:k]
 
     reranker = Reranker(model, model_processor, images.__getitem__, cache_bytes=8 << 30)
-    everything = torch.arange(GALLERY)
-    reranker.score(texts[:1], torch.zeros_like(everything), everything)  # caches keys and values of all images
+    everything = np.arange(GALLERY)
+    reranker.score(texts[:1], np.zeros_like(everything), everything)  # caches keys and values of all images
 
-    def both(query: int, k: int) -> torch.Tensor:
+    def both(query: int, k: int) -> np.ndarray:
         found = two_streams(query, k)
-        return reranker.score([texts[query]], torch.zeros_like(found), found)
+        return reranker.score([texts[query]], np.zeros_like(found), found)
 
-    def rerank_cached(query: int) -> torch.Tensor:
-        return reranker.score([texts[query]], torch.zeros_like(everything), everything)
+    def rerank_cached(query: int) -> np.ndarray:
+        return reranker.score([texts[query]], np.zeros_like(everything), everything)
 
     pixels = model_processor(images=images, return_tensors="pt")["pixel_values"]
 
-    def rerank_full_pass(query: int, size: int = GALLERY) -> torch.Tensor:
+    def rerank_full_pass(query: int, size: int = GALLERY) -> np.ndarray:
         tokens = model_processor(text=[texts[query]], return_tensors="pt")
         ids, mask = tokens["input_ids"], tokens["attention_mask"]
-        return torch.cat([model.match(ids, mask, pixel_values=part)[:, 1] for part in pixels[:size].split(64)])
+        parts = [model.match(ids, mask, pixel_values=part)[:, 1] for part in pixels[:size].split(64)]
+        return torch.cat(parts).numpy()
 
     # Warm-up of every method; both re-rankings give the same scores.
     two_streams(0)
-    torch.testing.assert_close(rerank_full_pass(0, 64), rerank_cached(0)[:64], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(rerank_full_pass(0, 64), rerank_cached(0)[:64], rtol=0, atol=1e-4)
     seconds = {
         "two_streams": median_seconds(two_streams, queries),
         **{f"both_{k}": median_seconds(lambda query, k=k: both(query, k), queries) for k in (16, 64, 256)},

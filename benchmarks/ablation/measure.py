@@ -21,7 +21,8 @@ from hf_cots.evaluation.diagnostics.audit import audit_pairs
 from hf_cots.evaluation.diagnostics.inspect_token_level import inspect_token_level
 from hf_cots.evaluation.retrieval.directions import rank_both
 from hf_cots.evaluation.retrieval.metrics import KS
-from hf_cots.search.encoders import DualEncoder, ModelEncoder, encode_pairs
+from hf_cots.search.encoders import encode_pairs
+from hf_cots.search.torch_encoders import DualEncoder, ModelEncoder
 from hf_cots.train import build_trainer
 from hf_cots.training.arguments import parse_recipe
 from hf_cots.training.trainer import COTSTrainer

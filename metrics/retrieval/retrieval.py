@@ -3,7 +3,6 @@
 import datasets
 import evaluate
 import numpy as np
-import torch
 
 from .metrics import rsum, summarize
 from .ranking import first_occurrences, rank_queries
@@ -59,7 +58,7 @@ class Retrieval(evaluate.Metric):
 
     def _compute(self, image_embeds, text_embeds, image_ids, one_image_per_id=True):
         images, texts = (self._normalize(vectors) for vectors in (image_embeds, text_embeds))
-        text_ids = gallery_ids = torch.as_tensor(np.asarray(image_ids, dtype=np.int64))
+        text_ids = gallery_ids = np.asarray(image_ids, dtype=np.int64)
         if one_image_per_id:
             first = first_occurrences(text_ids)
             images, gallery_ids = images[first], text_ids[first]
@@ -75,5 +74,5 @@ class Retrieval(evaluate.Metric):
         lengths = {len(vector) for vector in vectors}
         if len(lengths) > 1:
             raise ValueError(f"embeddings differ in dimension: {sorted(lengths)}")
-        embeds = torch.as_tensor(np.asarray(vectors, dtype=np.float64))
-        return embeds / embeds.norm(dim=1, keepdim=True)
+        embeds = np.asarray(vectors, dtype=np.float64)
+        return embeds / np.linalg.norm(embeds, axis=1, keepdims=True)

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
 from PIL import Image
 
@@ -26,9 +25,11 @@ from benchmarks.ablation.summary import bootstrap_interval, markdown, p_value, r
 from hf_cots import COTSConfig, COTSModel
 from hf_cots.data.frozen_features import TowerFeatures
 from hf_cots.data.sources import load_pairs
-from hf_cots.search.encoders import DualEncoder, encode_pairs
+from hf_cots.search.encoders import encode_pairs
+from hf_cots.search.torch_encoders import DualEncoder
 from hf_cots.training.arguments import parse_recipe
 from tests.benchmarks.support import DIRECTIONS, recorded_line, run_command
+from tests.support.embeddings import assert_close, equal
 from tests.support.paths import ROOT
 from tests.support.processes import ENVIRONMENT
 from tests.support.worlds import World, tiny_processor
@@ -384,5 +385,5 @@ def test_galleries_are_encoded_from_stored_features(tmp_path, monkeypatch):
     monkeypatch.setattr(COTSModel, "encode_text", None)
     again = encode_pairs(encoder, pairs)
     for kind in ("image_embeds", "text_embeds"):
-        assert torch.equal(getattr(first, kind), getattr(again, kind))
-        torch.testing.assert_close(getattr(first, kind), getattr(plain, kind), rtol=1e-4, atol=1e-5)
+        assert equal(getattr(first, kind), getattr(again, kind))
+        assert_close(getattr(first, kind), getattr(plain, kind), rtol=1e-4, atol=1e-5)

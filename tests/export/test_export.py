@@ -16,6 +16,7 @@ from hf_cots.search.index import ImageIndex
 from hf_cots.search.loading import load_encoder
 from tests.export.conftest import resnet_folder
 from tests.support.cli import call, error_of, succeed
+from tests.support.embeddings import assert_close
 from tests.support.user_folder import clip_folder
 from tests.support.worlds import all_pairs
 
@@ -30,10 +31,10 @@ def compare(folder, source, atol=1e-4):
     assert ours.dim == theirs.dim
     for batch_size in (1, 3, 64):  # of other sizes than the three examples
         images, texts = ours.encode_images(IMAGES, batch_size), ours.encode_texts(TEXTS, batch_size)
-        torch.testing.assert_close(images, theirs.encode_images(IMAGES), rtol=0, atol=atol)
-        torch.testing.assert_close(texts, theirs.encode_texts(TEXTS), rtol=0, atol=atol)
-        torch.testing.assert_close(images.norm(dim=1), torch.ones(len(images)))
-        assert (images.dtype, texts.dtype) == (torch.float32, torch.float32)
+        assert_close(images, theirs.encode_images(IMAGES), rtol=0, atol=atol)
+        assert_close(texts, theirs.encode_texts(TEXTS), rtol=0, atol=atol)
+        assert_close(np.linalg.norm(images, axis=1), torch.ones(len(images)))
+        assert (images.dtype, texts.dtype) == (np.float32, np.float32)
 
 
 # ---------------------------------------------------------------------- embeddings
@@ -103,7 +104,7 @@ def test_the_record_says_what_was_exported_and_what_it_cost(int8, world_of_expor
     alone = load_encoder(folder)
     images, texts = [image for _, image, _ in all_pairs()], [text for *_, text in all_pairs()]
     best = [
-        (encoder.encode_texts(texts) @ encoder.encode_images(images).T).argsort(dim=1, descending=True)[:, :10]
+        np.argsort(-encoder.encode_texts(texts) @ encoder.encode_images(images).T)[:, :10]
         for encoder in (source, alone)
     ]
     shared = np.mean([len(set(one.tolist()) & set(other.tolist())) / 10 for one, other in zip(*best)])
@@ -121,7 +122,7 @@ def test_an_int8_text_does_not_depend_on_its_batch(int8):
     encoder = load_encoder(int8[0])
     texts = ["red circle left", "black square top", "yellow circle bottom"]  # of equal lengths
     together, alone = encoder.encode_texts(texts), [encoder.encode_texts([text])[0] for text in texts]
-    torch.testing.assert_close(together, torch.stack(alone), rtol=0, atol=1e-5)
+    assert_close(together, np.stack(alone), rtol=0, atol=1e-5)
 
 
 def test_index_and_search_take_the_folder(exported, world_of_exports, tmp_path):
@@ -152,12 +153,12 @@ def test_the_overlap_is_the_share_of_the_best_ten():
 
 def test_equal_texts_count_once_and_small_galleries_count_whole():
     def encoded(images, texts):
-        ids = torch.arange(len(images)), torch.arange(len(texts)) % len(images)
+        ids = np.arange(len(images)), np.arange(len(texts)) % len(images)
         return EncodedPairs(images, texts, *ids, list(range(len(images))), list(range(len(texts))), [])
 
-    images, texts = torch.eye(30), torch.eye(30)[:3]
-    broken = texts.clone()
-    broken[2] = torch.eye(30)[29]  # of a text that is there twice; the first of both is as it was
+    images, texts = np.eye(30), np.eye(30)[:3]
+    broken = texts.copy()
+    broken[2] = np.eye(30)[29]  # of a text that is there twice; the first of both is as it was
     same = measure_overlap(encoded(images, texts), encoded(images, broken), ["a", "b", "a"])
     assert same.lowest == 1
     differs = measure_overlap(encoded(images, texts), encoded(images, broken), ["a", "b", "c"])

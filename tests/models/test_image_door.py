@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 from hf_cots import COTSImageProcessor, COTSProcessor
 from hf_cots.data.images import BrokenImage, read_image
 from hf_cots.models import load_image
-from hf_cots.search.encoding import encode_images
+from hf_cots.search.torch_encoders import encode_images
+from tests.support.embeddings import equal
 from tests.support.words import tiny_tokenizer
 from tests.support.worlds import draw
 
@@ -87,10 +88,10 @@ def test_a_file_gives_the_same_pixels_by_every_way(processor, tmp_path, name):
         }
         expected = pixels(processor, read_image(path))
         for way, image in ways.items():
-            assert torch.equal(pixels(processor, image), expected), way
+            assert equal(pixels(processor, image), expected), way
     many = [str(path), [path, read_image(path)]], np.array([str(path)] * 3), (path for _ in range(3))
     for images in many:
-        assert torch.equal(pixels(processor, images), expected.expand(3, -1, -1, -1))
+        assert equal(pixels(processor, images), expected.expand(3, -1, -1, -1))
 
 
 def test_a_black_icon_is_not_all_black(processor, tmp_path):
@@ -123,7 +124,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_arrays_of_every_form(processor, way):
-    assert torch.equal(pixels(processor, WAYS[way]), pixels(processor, PHOTO))
+    assert equal(pixels(processor, WAYS[way]), pixels(processor, PHOTO))
 
 
 GRAY = (np.arange(3000) % 256).astype(np.uint8).reshape(50, 60)
@@ -135,14 +136,14 @@ GRAY = (np.arange(3000) % 256).astype(np.uint8).reshape(50, 60)
     ids=["2-D", "last", "first", "in [0, 1]", "float", "list", "tensor"],
 )
 def test_gray_arrays(processor, gray):
-    assert torch.equal(pixels(processor, gray), pixels(processor, Image.fromarray(GRAY)))
+    assert equal(pixels(processor, gray), pixels(processor, Image.fromarray(GRAY)))
 
 
 def test_deep_gray_arrays_and_masks(processor):
     for deep in (GRADIENT, GRADIENT.astype(np.int32), GRADIENT.astype(np.float32) / 65535):
-        assert torch.equal(pixels(processor, deep), pixels(processor, Image.fromarray(deep)))
+        assert equal(pixels(processor, deep), pixels(processor, Image.fromarray(deep)))
     mask = GRAY > 99
-    assert torch.equal(pixels(processor, mask), pixels(processor, Image.fromarray(mask)))
+    assert equal(pixels(processor, mask), pixels(processor, Image.fromarray(mask)))
 
 
 def test_transparent_arrays_lie_on_white(processor):
@@ -208,7 +209,7 @@ def test_a_url_that_is_named_is_downloaded_and_goes_the_same_way(processor, tmp_
     icon().save(tmp_path / "icon.png")
     asked, data = [], (tmp_path / "icon.png").read_bytes()
     monkeypatch.setattr(urllib.request, "urlopen", lambda r: asked.append(r.full_url) or io.BytesIO(data))
-    assert torch.equal(pixels(processor, "https://x.org/icon.png"), pixels(processor, icon()))
+    assert equal(pixels(processor, "https://x.org/icon.png"), pixels(processor, icon()))
     assert asked == ["https://x.org/icon.png"]
     with pytest.raises(BrokenImage, match="no such file"):
         read_image("https://x.org/icon.png")
@@ -237,7 +238,7 @@ def test_encode_images_takes_what_the_processor_takes(world, tmp_path):
     expected = encode_images(model, processor, [read_image(path)])
     array = np.asarray(read_image(path))
     for images in (icon(), path, str(path), path.read_bytes(), [str(path)], array, array[None], iter([icon()])):
-        assert torch.equal(encode_images(model, processor, images), expected)
+        assert equal(encode_images(model, processor, images), expected)
     for wrong, message in ((3, "not int"), ([None], "not NoneType"), ("no.png", r"no such image file: no\.png")):
         with pytest.raises(ValueError, match=message):
             encode_images(model, processor, wrong)

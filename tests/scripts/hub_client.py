@@ -28,6 +28,7 @@ if mode == "without":
 else:
     import hf_cots  # noqa: F401
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from huggingface_hub import snapshot_download  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -139,7 +140,7 @@ def image_index():
     from hf_cots import ImageIndex
 
     online, local = (ImageIndex.from_folder(place, folder / "images") for place in PLACES)
-    queries = [torch.stack([index.embed_query(text) for text in TEXTS]) for index in (online, local)]
+    queries = [np.stack([index.embed_query(text) for text in TEXTS]) for index in (online, local)]
     return {"images": largest(online.embeds, local.embeds), "texts": largest(*queries)}
 
 

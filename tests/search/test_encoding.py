@@ -3,6 +3,7 @@
 import json
 import threading
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoProcessor
@@ -10,9 +11,11 @@ from transformers import AutoProcessor
 from hf_cots import ImageIndex, load_encoder
 from hf_cots.data.images import BrokenImage
 from hf_cots.search.encoders import encode_readable, precision_of, set_precision
-from hf_cots.search.encoding import choose_precision, embed_ahead, embed_by_length, prepare_image
+from hf_cots.search.encoding import embed_ahead, embed_by_length
+from hf_cots.search.torch_encoders import choose_precision, prepare_image
 from tests.support.cli import call, error_of, succeed
 from tests.support.dual_folders import write_align, write_chinese_clip, write_clip, write_siglip
+from tests.support.embeddings import assert_close, equal
 from tests.support.pixel_encoder import PixelEncoder, write_folder
 from tests.support.worlds import noise
 
@@ -32,7 +35,7 @@ def test_pixels_of_one_image_are_those_of_a_batch(world, tmp_path, write):
     alone = [prepare_image(processor, image) for image in IMAGES]
     assert all(each.keys() == together.keys() for each in alone)
     for name, values in together.items():
-        assert torch.equal(torch.cat([each[name] for each in alone]), values)
+        assert equal(torch.cat([each[name] for each in alone]), values)
 
 
 def test_embeddings_are_those_of_the_towers_fed_by_hand(world):
@@ -43,9 +46,9 @@ def test_embeddings_are_those_of_the_towers_fed_by_hand(world):
         with torch.no_grad():
             by_hand.append(encoder.model.get_image_features(**inputs).pooler_output)
     expected = torch.nn.functional.normalize(torch.cat(by_hand), dim=1)
-    assert torch.equal(encoder.encode_images(IMAGES, batch_size=4), expected)
+    assert equal(encoder.encode_images(IMAGES, batch_size=4), expected)
     embeds, problems = encode_readable(encoder, IMAGES.__getitem__, range(len(IMAGES)), batch_size=4)
-    assert torch.equal(embeds, expected)
+    assert equal(embeds, expected)
     assert problems == [None] * len(IMAGES)
 
 
@@ -59,10 +62,10 @@ def test_what_comes_next_is_prepared_while_the_model_computes():
     def embed(batch):
         following = min(batch[-1] + 1, 5)
         assert prepared[following].wait(10)  # else the model would wait for it
-        return torch.tensor(batch)
+        return np.array(batch)
 
     embeddings, _ = embed_ahead(range(6), prepare, embed, batch_size=2)
-    assert torch.cat(embeddings).tolist() == list(range(6))
+    assert np.concatenate(embeddings).tolist() == list(range(6))
 
 
 def test_batches_are_full_although_images_are_broken():
@@ -75,10 +78,10 @@ def test_batches_are_full_although_images_are_broken():
 
     def embed(batch):
         sizes.append(len(batch))
-        return torch.tensor(batch)
+        return np.array(batch)
 
     embeddings, problems = embed_ahead(range(10), read, embed, batch_size=4)
-    assert torch.cat(embeddings).tolist() == [1, 2, 4, 5, 7, 8]
+    assert np.concatenate(embeddings).tolist() == [1, 2, 4, 5, 7, 8]
     assert sizes == [4, 2]
     names = [problem and problem.name for problem in problems]
     assert names == ["0", None, None, "3", None, None, "6", None, None, "9"]
@@ -94,7 +97,7 @@ def test_texts_are_embedded_with_others_of_their_length():
 
     def embed(batch):
         batches.append([len(text) for text in batch])
-        return torch.tensor([[float(len(text))] for text in batch])
+        return np.array([[float(len(text))] for text in batch])
 
     assert embed_by_length(texts, embed, 8)[:, 0].tolist() == [len(text) for text in texts]
     assert [len(batch) for batch in batches] == [8] * 6 + [2]
@@ -108,8 +111,8 @@ def test_texts_are_embedded_with_others_of_their_length():
 def test_the_order_of_texts_does_not_change_their_embeddings(world):
     encoder = load_encoder(world.model, "cpu")
     texts = ["red", "a large blue circle on the left", "a square", "green " * 9, "one black star", "two"]
-    alone = torch.cat([encoder.encode_texts([text]) for text in texts])
-    torch.testing.assert_close(encoder.encode_texts(texts, batch_size=2), alone, rtol=0, atol=1e-6)
+    alone = np.concatenate([encoder.encode_texts([text]) for text in texts])
+    assert_close(encoder.encode_texts(texts, batch_size=2), alone, rtol=0, atol=1e-6)
 
 
 # ---------------------------------------------------------------------- bfloat16
@@ -123,10 +126,10 @@ def test_bfloat16_is_near_and_leaves_the_weights_alone(world):
         (full.encode_images(IMAGES), half.encode_images(IMAGES)),
         (full.encode_texts(["a red circle", "two"]), half.encode_texts(["a red circle", "two"])),
     ):
-        assert other.dtype == torch.float32
-        torch.testing.assert_close(other.norm(dim=1), torch.ones(len(other)))
-        assert 0 < (one - other).abs().max() < 0.05
-    assert torch.equal(set_precision(half, "float32").encode_images(IMAGES), full.encode_images(IMAGES))
+        assert other.dtype == np.float32
+        assert_close(np.linalg.norm(other, axis=1), np.ones(len(other), np.float32))
+        assert 0 < np.abs(one - other).max() < 0.05
+    assert equal(set_precision(half, "float32").encode_images(IMAGES), full.encode_images(IMAGES))
 
 
 def test_auto_is_bfloat16_where_a_gpu_computes_in_it(monkeypatch):
@@ -145,12 +148,12 @@ def test_an_index_keeps_its_precision(world, tmp_path):
     expected = load_encoder(world.model, "cpu", precision="bfloat16").encode_images(sorted(photos.iterdir()))
     succeed("index", world.model, photos, "--to", to, "--precision", "bfloat16")
     index = ImageIndex.open(to, device="cpu")
-    assert torch.equal(index.embeds, expected)
+    assert equal(index.embeds, expected)
     assert index.search(photos / "003.png", 1)[0].path.name == "003.png"  # the query in float32
     (photos / "000.png").unlink()
     write_folder(photos, 1)
     index.update()
-    torch.testing.assert_close(index.embeds, expected, rtol=0, atol=1e-6)
+    assert_close(index.embeds, expected, rtol=0, atol=1e-6)
     refused = error_of(call("index", world.model, photos, "--to", to, "--precision", "float32"))
     assert f"the index {to} was encoded in bfloat16, not in float32: name another one with --to" in refused
     assert error_of(call("index", world.model, photos, "--to", tmp_path / "other", "--precision", "half"))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hf_cots import ImageIndex
+from tests.support.embeddings import assert_close
 from tests.support.paths import SCRIPTS
 from tests.support.pixel_encoder import change_folder, write_folder
 from tests.support.processes import torchrun
@@ -28,7 +29,7 @@ def test_two_processes_make_the_index_of_one(world, tmp_path):
         assert counts[i] == index.summary.counts()
         for rank in (0, 1):
             embeds = torch.load(output / f"{step}-{rank}.pt")
-            torch.testing.assert_close(embeds, index.embeds, rtol=0, atol=0 if step == "build" else 1e-6)
+            assert_close(embeds, index.embeds, rtol=0, atol=0 if step == "build" else 1e-6)
     assert counts[0]["encoded"] == 30
     expected = {"added": 10, "changed": 1, "moved": 1, "deleted": 1, "encoded": 10, "unchanged": 27, "broken": 1}
     assert counts[1] == expected

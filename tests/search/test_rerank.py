@@ -5,6 +5,7 @@ import torch
 
 from hf_cots.search.loading import load_reranker
 from hf_cots.search.rerank import Reranker, image_bytes
+from tests.support.embeddings import assert_close
 from tests.support.simla_world import simla_folder
 from tests.support.worlds import all_pairs
 
@@ -49,7 +50,7 @@ def test_scores_are_those_of_the_full_forward(simla, every_pair, images, batch_s
     order = torch.randperm(every_pair.numel(), generator=torch.Generator().manual_seed(3))[:150]
     text_rows, columns = order // len(IMAGES), order % len(IMAGES)
     found = ours.score(TEXTS, text_rows, columns)
-    torch.testing.assert_close(found, every_pair[text_rows, columns], rtol=0, atol=1e-5)
+    assert_close(found, every_pair[text_rows, columns], rtol=0, atol=1e-5)
     assert sorted(seen) == columns.unique().tolist(), "each image is encoded once"
     assert ours.cost.pairs == 150
     assert ours.cost.images == len(seen)
@@ -65,9 +66,9 @@ def test_cached_images_are_not_encoded_again(simla, every_pair):
     assert seen == [5, 6, 7]
     found = ours.score(TEXTS, torch.tensor([4, 4]), torch.tensor([8, 9]))  # of the four, 6 was used longest ago
     assert set(ours.cached) == {7, 5, 8, 9}
-    torch.testing.assert_close(found, every_pair[4, 8:10], rtol=0, atol=1e-5)
+    assert_close(found, every_pair[4, 8:10], rtol=0, atol=1e-5)
     again = ours.score(TEXTS, torch.tensor([0, 1, 2]), torch.tensor([5, 6, 7]))
-    torch.testing.assert_close(again, every_pair[[0, 1, 2], [5, 6, 7]], rtol=0, atol=1e-5)
+    assert_close(again, every_pair[[0, 1, 2], [5, 6, 7]], rtol=0, atol=1e-5)
     assert seen == [5, 6, 7, 8, 9, 6]
 
 
@@ -86,7 +87,7 @@ def test_texts_longer_than_the_model_reads_are_cut(simla):
     cut = processor(images=[IMAGES[0]], text=["red " * 100], return_tensors="pt", truncation=True)
     with torch.no_grad():
         expected = model.match(cut["input_ids"], cut["attention_mask"], cut["pixel_values"])[:, 1]
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_bytes_of_one_image(simla):

@@ -21,3 +21,13 @@ def assert_same(one, other):
     assert one.keys() == other.keys()
     for name in one:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def assert_close(actual, expected, **options):
+    """`torch.testing.assert_close` of tensors and arrays alike."""
+    torch.testing.assert_close(torch.as_tensor(actual), torch.as_tensor(expected), **options)
+
+
+def equal(one, other):
+    """`torch.equal` of tensors and arrays alike."""
+    return torch.equal(torch.as_tensor(one), torch.as_tensor(other))

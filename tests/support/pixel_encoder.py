@@ -32,11 +32,11 @@ class PixelEncoder:
         embeds = torch.from_numpy(np.array(rows, dtype=np.float32).reshape(len(rows), DIM)) - 127.5
         broken = torch.tensor([bool((row == 7).all()) for row in rows], dtype=torch.bool)
         embeds[broken] = torch.nan  # of an image of this one color
-        return F.normalize(embeds, dim=1)
+        return F.normalize(embeds, dim=1).numpy()
 
     def encode_texts(self, texts, batch_size=256):
         seeds = [torch.Generator().manual_seed(sum(text.encode())) for text in texts]
-        return F.normalize(torch.stack([torch.randn(DIM, generator=seed) for seed in seeds]), dim=1)
+        return F.normalize(torch.stack([torch.randn(DIM, generator=seed) for seed in seeds]), dim=1).numpy()
 
     def fingerprint(self):
         return self.weights

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,10 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from .._errors import one_line_errors, print_note
+
+
+if find_spec("torch") is None:  # exported models do without: transformers need not say so at each start
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 class NoteHandler(logging.Handler):

@@ -104,11 +104,12 @@ def evaluate(
     `torchrun --nproc-per-node N -m hf_cots evaluate ...` divides images, texts and queries among N processes.
     """
     from ..data.sources import load_pairs
-    from ..evaluation.retrieval.recall_cost import RerankEvaluation
     from ..evaluation.retrieval.run import EvaluationRun
 
     columns, reranking = (image_column, caption_column, image_id_column), None
     if rerank is not None:
+        from ..evaluation.retrieval.recall_cost import RerankEvaluation
+
         fitted_on = None if validation is None else load_pairs(validation, *columns, "validation", separator=separator)
         reranking = RerankEvaluation(rerank, k, fitted_on, budget, latency, batch_size, resamples, seed)
     run = partial(EvaluationRun, model, data, *columns, split, separator, protocol, image_root, id_checksum)

@@ -43,7 +43,6 @@ def search(
     from ..search.disk_index import DiskIndex
     from ..search.index import ImageIndex, open_folder
     from ..search.milvus import is_milvus
-    from ..search.reranked import RerankedIndex
     from ..search.store import is_index
 
     of_index, words = is_index(source) or is_milvus(source), words or []
@@ -61,8 +60,12 @@ def search(
     every = exact and isinstance(index, DiskIndex)  # others are searched exactly anyway
     given: dict[str, Any] = {"image": image, "minus": minus, "where": where, "hybrid": columns, "exact": every or None}
     options = {name: value for name, value in given.items() if value is not None}
-    searched = RerankedIndex.from_index(index, rerank) if rerank else index
-    matches = searched.search(words[0] if words else None, k, **options)  # type: ignore[arg-type]
+    searched: Any = index
+    if rerank:
+        from ..search.reranked import RerankedIndex
+
+        searched = RerankedIndex.from_index(index, rerank)
+    matches = searched.search(words[0] if words else None, k, **options)
     if isinstance(index, DiskIndex) and (measured := index.approximation(k, where, exact or bool(columns))):
         print_note(f"{measured}; --exact searches all", "dim")
     if sheet is not None:

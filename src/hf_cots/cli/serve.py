@@ -39,7 +39,6 @@ def serve(
     from ..search.index import ImageIndex, open_folder
     from ..search.milvus import is_milvus
     from ..search.milvus_index import MilvusIndex
-    from ..search.reranked import RerankedIndex
     from ..search.store import is_index
     from ..serve import create_app
     from ..serve.guard import LOOPBACK
@@ -59,7 +58,11 @@ def serve(
         note_skipped(broken)
     if not isinstance(index, (DiskIndex, MilvusIndex)):
         raise ValueError("the cache cannot be written: set HF_COTS_CACHE, or make an index with `hf-cots index`")
-    reranker = RerankedIndex.from_index(index, rerank) if rerank else None
+    reranker = None
+    if rerank:
+        from ..search.reranked import RerankedIndex
+
+        reranker = RerankedIndex.from_index(index, rerank)
     alone = is_loopback(host)
     served = create_app(index, reranker, LOOPBACK if alone else None, int(max_upload_mb * 2**20))
     index.search("a first text, so that the user's is as fast as the next", 1)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import numpy as np
-from torch.utils.data import Sampler
 
 
 def take_shard(pairs, rank: int, world_size: int):
@@ -15,7 +14,7 @@ def take_shard(pairs, rank: int, world_size: int):
     return pairs[start:stop]
 
 
-class PairBatches(Sampler[list[tuple[int, int]]]):
+class PairBatches:
     """Batches of `(epoch, index)`: each epoch is a new permutation of all pairs, a pure function of (seed, epoch).
 
     A global batch is `batch_size * world_size` consecutive pairs of the permutation, cut into one shard per rank. The

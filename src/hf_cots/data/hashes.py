@@ -5,11 +5,14 @@ Caches, splits and reports hold these digests, so none of them may ever change.
 
 import hashlib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
 
+
+if TYPE_CHECKING:
+    import torch
 
 SIDE, LOW = 32, 8
 _COSINES = np.cos(np.pi * np.arange(LOW)[:, None] * (2 * np.arange(SIDE) + 1) / (2 * SIDE))  # DCT-II without its scale
@@ -69,8 +72,9 @@ def hamming_distances(hashes: np.ndarray | np.uint64, others: np.ndarray) -> np.
     return np.bitwise_count(hashes ^ others)
 
 
-def weights_fingerprint(module: torch.nn.Module) -> str:
+def weights_fingerprint(module: "torch.nn.Module") -> str:
     """32 hexadecimal digits: blake2b over the state dict in the order of its names."""
+    import torch
 
     def chunks() -> Iterable[bytes]:
         for name, tensor in sorted(module.state_dict().items()):

@@ -14,7 +14,6 @@ from typing import Any
 import datasets
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
 
 from ..models.masking import RandomStream, generator, mix
 from ..models.video_frames import VideoFrames
@@ -134,7 +133,7 @@ def find_caption_column(name: str, present: list[str]) -> str:
     return found[0]
 
 
-class PairSource(Dataset):
+class PairSource:
     """What [`PairDataset`] and [`PairStream`] share: a table, the names of its columns, and how images are read."""
 
     def __init__(

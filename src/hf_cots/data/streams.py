@@ -14,7 +14,6 @@ from typing import Any
 import datasets
 import numpy as np
 from PIL import Image
-from torch.utils.data import Sampler
 
 from ..models.masking import mix
 from ..models.video_frames import VideoFrames
@@ -164,7 +163,7 @@ class StreamPosition:
     block_size: int | None = None
 
 
-class StreamBatches(Sampler[list[StreamedPair]]):
+class StreamBatches:
     """Endless batches of a [`PairStream`], cut into one shard per rank as by [`PairBatches`].
 
     The stream is read in blocks, and the pairs of a block are shuffled, a pure function of (seed, epoch, position in

@@ -15,8 +15,9 @@ from ..data.sources import PairDataset, load_pairs
 from ..evaluation.retrieval.directions import rank_both
 from ..evaluation.retrieval.report import RetrievalResult, evaluate_encoder
 from ..models.losses import l2_normalize
-from ..search.encoders import DualEncoder, EncodedPairs
+from ..search.encoders import EncodedPairs
 from ..search.loading import load_encoder
+from ..search.torch_encoders import DualEncoder, to_numpy
 from ..train import build_trainer
 from ..training.arguments import parse_recipe, read_recipe
 from ..training.trainer import COTSTrainer
@@ -133,9 +134,10 @@ def evaluate_stored(encoder: DualEncoder, pairs: PairDataset, folder: Path) -> R
     model = encoder.model
     features = store_features(model, encoder.processor, pairs, folder).all_features()
     clips = model.visual_projection(model.pool_frames(features["frame_features"]))
-    texts, ids = model.text_projection(features["text_features"]), features["image_ids"]
+    texts, ids = model.text_projection(features["text_features"]), features["image_ids"].numpy()
     rows = list(range(len(ids)))
-    encoded = EncodedPairs(l2_normalize(clips), l2_normalize(texts), ids, ids, rows, rows, broken=[])
+    images, words = to_numpy(l2_normalize(clips)), to_numpy(l2_normalize(texts))
+    encoded = EncodedPairs(images, words, ids, ids, rows, rows, broken=[])
     return RetrievalResult(encoder.name, encoder.fingerprint(), rank_both(encoded), [encoded])
 
 

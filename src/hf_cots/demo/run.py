@@ -20,7 +20,7 @@ from ..evaluation.diagnostics.image_tokenizer import evaluate_image_tokenizer
 from ..evaluation.rendering.training_curves import draw_losses
 from ..evaluation.retrieval.report import RetrievalResult, evaluate_encoder
 from ..models import COTSImageTokenizer
-from ..search.encoders import DualEncoder
+from ..search.torch_encoders import DualEncoder
 from ..training.publish import save_for_inference
 from ..training.record import machine
 from ..training.trainer import COTSTrainer

@@ -19,7 +19,8 @@ from ..data.sources import PairDataset
 from ..evaluation.rendering.panels import pick_frames
 from ..evaluation.rendering.tables import with_interval
 from ..evaluation.retrieval.report import RetrievalResult
-from ..search.encoders import DualEncoder, encode_pairs
+from ..search.encoders import encode_pairs
+from ..search.torch_encoders import DualEncoder
 from ..training.publish import save_for_inference
 from .clips import SETTINGS, Setting, load_clips, measure, write_rows
 from .figures import GREEN, INK, PALE, Canvas
@@ -151,7 +152,7 @@ def draw_searches(encoder: DualEncoder, pairs: PairDataset, path: Path) -> None:
         path: the file to write.
     """
     clips = encode_pairs(encoder, pairs).image_embeds
-    scores = (encoder.encode_texts(list(QUERIES)) @ clips.T).numpy()
+    scores = encoder.encode_texts(list(QUERIES)) @ clips.T
     side, names = 0.62, [pairs.caption(row) for row in range(len(pairs))]
     page = Canvas(13.3, 1.5 + 0.98 * len(QUERIES))
     page.text(0.5, 0.35, "Searching clips of concepts that the model has never seen", 19, INK)

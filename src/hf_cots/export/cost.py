@@ -8,7 +8,7 @@ from itertools import islice
 from statistics import median
 from typing import Any
 
-import torch
+import numpy as np
 from PIL import Image
 
 from ..data.images import BrokenImage
@@ -45,12 +45,12 @@ class Overlap:
         return min(self.text_to_image, self.image_to_text)
 
 
-def share_of_best(before: tuple[torch.Tensor, torch.Tensor], after: tuple[torch.Tensor, torch.Tensor]) -> float:
+def share_of_best(before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray]) -> float:
     """The mean fraction of each query's [`TOP`] best that is the same for two pairs of queries (n, D) and gallery
     (m, D)."""
     (_, one), (_, other) = (nearest(queries, gallery, TOP) for queries, gallery in (before, after))
-    shared = (one[:, :, None] == other[:, None, :]).any(dim=2)  # (n, TOP)
-    return float(shared.double().mean())
+    shared = (one[:, :, None] == other[:, None, :]).any(axis=2)  # (n, TOP)
+    return float(shared.mean())
 
 
 def measure_overlap(before: EncodedPairs, after: EncodedPairs, texts: Sequence[str]) -> Overlap:
@@ -60,7 +60,7 @@ def measure_overlap(before: EncodedPairs, after: EncodedPairs, texts: Sequence[s
         before, after: the same data, encoded by either.
         texts: of the data, in order: of equal ones only the first counts, since ties have no order.
     """
-    first = torch.tensor(sorted({text: i for i, text in reversed(list(enumerate(texts)))}.values()))
+    first = np.array(sorted({text: i for i, text in reversed(list(enumerate(texts)))}.values()))
     images, words = (before.image_embeds, after.image_embeds), (before.text_embeds[first], after.text_embeds[first])
     old = (words[0], images[0])
     return Overlap(
@@ -134,7 +134,7 @@ def measure_cost(source: Encoder, exported: Encoder, pairs: PairDataset, name: s
         ValueError: if there are no pairs, or an embedding is not finite.
     """
     before, after = (encode_pairs(encoder, pairs, batch_size, progress=True) for encoder in (source, exported))
-    texts = [str(text) for text in pairs.captions(torch.tensor(before.captions).numpy())]
+    texts = [str(text) for text in pairs.captions(np.array(before.captions))]
     overlap = measure_overlap(before, after, texts)
     images = list(islice(_readable(pairs, before.rows), max(BATCH_SIZES)))
     return {

@@ -5,7 +5,6 @@ import os
 import tempfile
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ import torch
 
 from .._errors import check_output_folder
 from ..data.sources import PairDataset
-from ..search.encoders import DualEncoder
-from ..search.encoding import text_options
+from ..evaluation.retrieval.report import installed_versions
 from ..search.exported import (
     EXPORT_FILE,
     PACKAGES,
@@ -27,6 +25,7 @@ from ..search.exported import (
 )
 from ..search.fingerprint import describe_model
 from ..search.loading import load_encoder
+from ..search.torch_encoders import DualEncoder, text_options
 from .cost import measure_cost
 from .precision import LARGEST_DIFFERENCE, PRECISIONS, lower_precision
 from .towers import KINDS, example_inputs, write_tower
@@ -144,7 +143,7 @@ class Export:
             },
             "towers": {},
             "source": {"name": self.model, "revision": self.revision, "fingerprint": describe_model(encoder)},
-            "versions": installed_versions(),
+            "versions": installed_versions(VERSIONS),
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "bytes_of_source": sum(tensor.nbytes for tensor in encoder.model.state_dict().values()),
             "evaluation": None,
@@ -199,14 +198,3 @@ class Export:
 
 def _write_json(path: Path, fields: dict[str, Any]) -> None:
     path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def installed_versions() -> dict[str, str]:
-    """The versions of what takes part, without what is not installed."""
-    found = {}
-    for package in VERSIONS:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

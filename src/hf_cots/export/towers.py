@@ -12,9 +12,8 @@ from PIL import Image
 from torch import nn
 
 from ..models.losses import l2_normalize
-from ..search.encoders import DualEncoder
-from ..search.encoding import prepare_image, text_options
 from ..search.exported import import_package, tower_path
+from ..search.torch_encoders import DualEncoder, prepare_image, text_options
 
 
 KINDS = ("image", "text")

@@ -7,10 +7,9 @@ import os
 import urllib.request
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BaseImageProcessor
@@ -20,7 +19,11 @@ from transformers.image_utils import (
     ChannelDimension,
     PILImageResampling,
 )
+from transformers.utils import is_torch_tensor
 
+
+if TYPE_CHECKING:
+    import torch
 
 ENCODED = (str, os.PathLike, bytes, bytearray, memoryview, io.IOBase)
 ROUNDING = 1e-4  # of a gray level: k / 255 in float32 times 255 may lie this little below k
@@ -41,7 +44,7 @@ def load_image(source: Any) -> Image.Image:
     """
     if isinstance(source, Image.Image):
         return to_rgb(source)
-    if isinstance(source, (np.ndarray, torch.Tensor)):
+    if isinstance(source, np.ndarray) or is_torch_tensor(source):
         return to_rgb(image_from_array(source))
     if isinstance(source, dict) and {"bytes", "path"} & set(source):
         source = source.get("path") if source.get("bytes") is None else source["bytes"]
@@ -104,7 +107,7 @@ def _describe(source: Any) -> str:
 
 
 def image_from_array(
-    array: np.ndarray | torch.Tensor, input_data_format: str | ChannelDimension | None = None
+    array: "np.ndarray | torch.Tensor", input_data_format: str | ChannelDimension | None = None
 ) -> Image.Image:
     """Make a PIL image of the samples of one image.
 
@@ -116,8 +119,8 @@ def image_from_array(
     Raises:
         ValueError: naming the shape or the values that are not an image's.
     """
-    half = array.dtype in (np.float16, torch.float16, torch.bfloat16)
-    if isinstance(array, torch.Tensor):
+    half = str(array.dtype) in ("float16", "torch.float16", "torch.bfloat16")
+    if not isinstance(array, np.ndarray):
         array = array.detach().cpu()
         array = (array.float() if half else array).numpy()
     array = array.astype(np.float32) if half else array
@@ -255,18 +258,18 @@ def output_sides(image_processor: BaseImageProcessor) -> tuple[int, int] | None:
     return (size.height, size.width) if size is not None and size.height and size.width else None
 
 
-def _is_floating(array: np.ndarray | torch.Tensor) -> bool:
+def _is_floating(array: "np.ndarray | torch.Tensor") -> bool:
     """Whether an array may hold values that its owner has brought to a scale of their own."""
-    if isinstance(array, torch.Tensor):
-        return array.is_floating_point()
-    return np.issubdtype(array.dtype, np.floating)
+    if isinstance(array, np.ndarray):
+        return np.issubdtype(array.dtype, np.floating)
+    return array.is_floating_point()
 
 
 def _fetch(images: Any, name: str) -> Any:
     """Images in memory stay as they are, those elsewhere are read, collections become lists; errors say which."""
     if isinstance(images, np.ndarray) and images.dtype.kind in "OUS":
         images = images.tolist()  # of paths, or of images
-    if isinstance(images, (Image.Image, np.ndarray, torch.Tensor)):
+    if isinstance(images, (Image.Image, np.ndarray)) or is_torch_tensor(images):
         return images
     if isinstance(images, Iterable) and not isinstance(images, (*ENCODED, dict)):
         return [_fetch(image, f"{name}[{i}]") for i, image in enumerate(images)]

@@ -3,7 +3,11 @@
 A tower runs with one layer and random weights where its depth can be cut, and else on the meta device, which computes
 shapes alone. Of a text, which states change with a word shows whether the tower is causal. Each config is asked once
 per process.
+
+Importing this needs no torch, so that configs and processors are there without it; asking a tower does.
 """
+
+from __future__ import annotations
 
 import copy
 import functools
@@ -12,15 +16,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 import transformers
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING
-from transformers.pytorch_utils import Conv1D
+from transformers.utils import is_torch_available
 
-from .patch_masking import add_mask_token
 
+if is_torch_available():
+    import torch
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    from .patch_masking import add_mask_token
 
 INPUTS = {"image": "pixel_values", "text": "input_ids"}
 # A layer with more parameters is not made to be tried out; what its attention says of itself must do.
@@ -223,7 +230,7 @@ def _describe_image_tower(native: type[PreTrainedModel], config: PreTrainedConfi
     own_token = "bool_masked_pos" in arguments
     maskable = None
     if not own_token and not merged and len(convolutions) == 1 and grids[0] == grid:
-        with pixels.device:  # which from_pretrained sets to another one
+        with pixels.device, torch.no_grad():  # on the device which from_pretrained sets to another one
             maskable = _maskable_convolution(model, convolutions[0][0], pixels, inputs, special)
     return TowerProperties(
         name=native.__name__,
@@ -260,7 +267,6 @@ def _record_patches(model: nn.Module) -> tuple[list[tuple[str, tuple[int, int]]]
     return convolutions, inputs
 
 
-@torch.no_grad()
 def _maskable_convolution(
     model: PreTrainedModel, name: str, pixels: torch.Tensor, inputs: list[torch.Tensor], special: int
 ) -> str | None:

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import VideosKwargs
+from transformers.utils import is_torch_tensor
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from .image_processing_cots import COTSImageProcessor
@@ -112,7 +112,7 @@ def list_clips(videos: Any) -> list[Any]:
 
 
 def _is_array(clip: Any) -> bool:
-    return isinstance(clip, (np.ndarray, torch.Tensor))
+    return isinstance(clip, np.ndarray) or is_torch_tensor(clip)
 
 
 def _as_clip(clip: Any, number: int, num_frames: int, times: Sequence[float] | None, sample: bool) -> VideoFrames:

@@ -341,7 +341,7 @@ def _draw(snapshot: Snapshot, count: int) -> np.ndarray:
 
 def _queries(store: IndexStore, snapshot: Snapshot, encoder: Encoder) -> dict[str, np.ndarray]:
     """Embeddings of images and of texts of an index, of each up to [`QUERIES`]."""
-    texts = encoder.encode_texts(_texts(store)).numpy()
+    texts = np.asarray(encoder.encode_texts(_texts(store)))
     queries = {"images": snapshot.vectors(_draw(snapshot, QUERIES)), "texts": texts[np.isfinite(texts).all(axis=1)]}
     return {kind: embeds for kind, embeds in queries.items() if len(embeds)}
 

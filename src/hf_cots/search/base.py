@@ -6,24 +6,27 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import numpy as np
-import torch
 from PIL import Image
+from transformers.utils import is_torch_tensor
 
 from ..data.clips import read_clip
 from ..data.images import BrokenImage, read_image
 from ..models import load_image
-from ..models.losses import l2_normalize
 from ..models.video_frames import VideoFrames
 from .clips import ClipFrames, is_clip, read_moment
 from .encoders import Encoder, encode_clips, frames_per_clip
 from .gallery import Gallery, SourceOptions, open_gallery, place, read_file
+from .vectors import l2_normalize
 
+
+if TYPE_CHECKING:
+    import torch
 
 # A str is a text.
-AnyQuery: TypeAlias = str | Path | bytes | Image.Image | np.ndarray | torch.Tensor | VideoFrames
+AnyQuery: TypeAlias = Union[str, Path, bytes, Image.Image, np.ndarray, "torch.Tensor", VideoFrames]
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,11 @@ class Match:
     times: tuple[float, ...] | None = field(default=None, compare=False, repr=False)
 
 
-def describe_clip(clip: ClipFrames | None, query: torch.Tensor) -> dict[str, Any]:
+def describe_clip(clip: ClipFrames | None, query: np.ndarray) -> dict[str, Any]:
     """The fields of a [`Match`] that tell of a clip, for the embedding (D,) of a query; none of an image."""
     if clip is None:
         return {}
-    return {"moment": clip.find_moment(query.numpy()), "duration": clip.duration, "times": clip.times}
+    return {"moment": clip.find_moment(query), "duration": clip.duration, "times": clip.times}
 
 
 def check_k(k: int) -> None:
@@ -123,7 +126,7 @@ class BaseIndex(ABC):
 
     def embed_query(
         self, query: AnyQuery | None, image: AnyQuery | None = None, minus: AnyQuery | None = None
-    ) -> torch.Tensor:
+    ) -> np.ndarray:
         """The embedding (D,) of a query; arguments and errors as for [`search`]."""
         image = Path(image) if isinstance(image, str) else image
         parts = [self._embed(part) for part in (query, image) if part is not None]
@@ -131,26 +134,26 @@ class BaseIndex(ABC):
             raise ValueError("the query must be one text (str) or one image, or both, and is neither")
         if len(parts) == 1 and minus is None:
             return parts[0]
-        total = torch.stack(parts).sum(dim=0) - (0 if minus is None else self._embed(minus))
-        if float(total.norm()) < 1e-6:
+        total = np.sum(parts, axis=0) - (0 if minus is None else self._embed(minus))
+        if float(np.linalg.norm(total)) < 1e-6:
             raise ValueError("the parts of the query cancel one another")
-        return l2_normalize(total[None])[0]
+        return l2_normalize(total)
 
-    def _embed(self, query: AnyQuery) -> torch.Tensor:
+    def _embed(self, query: AnyQuery) -> np.ndarray:
         """The embedding (D,) of one text or image."""
         if isinstance(query, str):
             if not query.strip():
                 raise ValueError("the query is empty")
             embeds = self.encoder.encode_texts([query])
-        elif isinstance(query, (Path, bytes, Image.Image, np.ndarray, torch.Tensor, VideoFrames)):
+        elif isinstance(query, (Path, bytes, Image.Image, np.ndarray, VideoFrames)) or is_torch_tensor(query):
             embeds = self._embed_media(query)
         else:
             raise ValueError(f"the query must be one text (str) or one image, not {type(query).__name__}")
-        if not embeds.isfinite().all():
+        if not np.isfinite(embeds).all():
             raise ValueError("the query's embedding is not finite: the model's weights or the query are damaged")
         return embeds[0]
 
-    def _embed_media(self, query: AnyQuery) -> torch.Tensor:
+    def _embed_media(self, query: AnyQuery) -> np.ndarray:
         """The embedding (1, D) of an image or a clip."""
         if isinstance(query, (Path, bytes)) and is_clip(query):
             query = read_clip(query, frames_per_clip(self.encoder))

@@ -8,12 +8,11 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from ..data.images import BrokenImage
 from ..data.shards import replace_file
@@ -36,6 +35,9 @@ from .update import UpdateSummary
 from .vectors import load_faiss, nearest
 from .where import check_expression, only_reading
 
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +86,7 @@ class DiskIndex(StoredIndex):
         options: SourceOptions | None = None,
         batch_size: int = 64,
         progress: bool = False,
-        device: str | torch.device | None = None,
+        device: "str | torch.device | None" = None,
         revision: str | None = None,
         with_columns: bool = True,
         wait: bool = False,
@@ -143,7 +145,7 @@ class DiskIndex(StoredIndex):
 
     @staticmethod
     def open(
-        index: str | Path, model: str | Path | Encoder | None = None, device: str | torch.device | None = None
+        index: str | Path, model: str | Path | Encoder | None = None, device: "str | torch.device | None" = None
     ) -> "DiskIndex":
         """Open an index for searching.
 
@@ -195,10 +197,10 @@ class DiskIndex(StoredIndex):
             return [place(self.root, path) for path, _ in self._list_images()]
 
     @property
-    def embeds(self) -> torch.Tensor:
+    def embeds(self) -> np.ndarray:
         """(n, D) float32, in the order of `paths`."""
         with self._lock, self.store.reading() as snapshot:
-            return torch.from_numpy(snapshot.vectors([slot for _, slot in self._list_images()]))
+            return snapshot.vectors([slot for _, slot in self._list_images()])
 
     @property
     def broken(self) -> list[BrokenImage]:
@@ -249,7 +251,7 @@ class DiskIndex(StoredIndex):
         if faiss is None:
             raise ModuleNotFoundError("faiss is not installed; to write its files: pip install 'hf-cots[search]'")
         flat = faiss.IndexFlatIP(self.store.dim)
-        flat.add(self.embeds.numpy())
+        flat.add(self.embeds)
         replace_file(Path(path), lambda draft: faiss.write_index(flat, str(draft)))
 
     # ------------------------------------------------------------------ search
@@ -316,7 +318,7 @@ class DiskIndex(StoredIndex):
 
     def search_vector(
         self,
-        vector: torch.Tensor,
+        vector: np.ndarray,
         k: int = 10,
         where: str | None = None,
         hybrid: str | Sequence[str] | None = None,
@@ -326,6 +328,7 @@ class DiskIndex(StoredIndex):
         """Find the k best images for an embedding (D,) of length 1, and for `text` in the columns `hybrid`; otherwise
         as [`search`]."""
         check_k(k)
+        vector = np.asarray(vector, dtype=np.float32)
         with self._lock, self.store.reading() as snapshot:
             allowed, columns = snapshot.live, check_columns(hybrid, self.store.column_names(), text)
             if where is not None:
@@ -334,16 +337,16 @@ class DiskIndex(StoredIndex):
             window = max(int(k), WINDOW) if columns else int(k)
             approximate = self._open_approximate(window, where, exact)
             if approximate is not None:
-                found, scores = approximate.nearest(snapshot, vector.numpy(), window)
+                found, scores = approximate.nearest(snapshot, vector, window)
             else:
-                found, scores = nearest(snapshot.rows, vector.numpy(), window, allowed)
+                found, scores = nearest(snapshot.rows, vector, window, allowed)
             similarity_of = dict(zip(found.tolist(), scores.tolist()))
             images = {row[2]: row for row in self._select_in(where, PLACES, "hf_cots slot", similarity_of)}
             if columns:
-                by_words = self._find_words(snapshot, vector.numpy(), text or "", columns, where, window)
+                by_words = self._find_words(snapshot, vector, text or "", columns, where, window)
                 images |= {row[2]: row for row in self._select_in(where, PLACES, "hf_cots id", by_words)}
                 others = {slot for slot, *_ in images.values()} - similarity_of.keys()  # found by words alone
-                similarity_of |= score_rows(snapshot.rows, vector.numpy(), np.array(list(others), dtype=np.int64))
+                similarity_of |= score_rows(snapshot.rows, vector, np.array(list(others), dtype=np.int64))
                 score_of = fuse({image: similarity_of[row[0]] for image, row in images.items()}, by_words, window)
             else:
                 score_of = {image: similarity_of[row[0]] for image, row in images.items()}
@@ -379,7 +382,7 @@ class DiskIndex(StoredIndex):
         return dict(zip(ids.tolist(), scores.tolist()))
 
     def _list_matches(
-        self, rows: list[Any], vector: torch.Tensor, score_of: dict[int, float], similarity_of: dict[int, float]
+        self, rows: list[Any], vector: np.ndarray, score_of: dict[int, float], similarity_of: dict[int, float]
     ) -> list[Match]:
         """The matches of rows of [`PLACES`], with all that the index knows of them."""
         names = self.store.column_names()

@@ -1,30 +1,22 @@
 """One interface for all encoders: images and texts become normalized float32 vectors.
 
 COTS, any dual encoder of transformers (CLIP, SigLIP, ALIGN, Chinese-CLIP, BLIP retrieval, ...), any
-sentence-transformers model and plain text models are search's and evaluation's [`Encoder`]s alike; see
-[`hf_cots.search.loading.load_encoder`].
+sentence-transformers model, plain text models and exported models are search's and evaluation's [`Encoder`]s alike;
+see [`hf_cots.search.loading.load_encoder`].
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
-import torch
-from accelerate.utils import gather_object
 from PIL import Image
-from tqdm.auto import tqdm
-from transformers import BlipForImageTextRetrieval, PreTrainedTokenizerBase, ProcessorMixin
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers import PreTrainedTokenizerBase
 
-from ..data.hashes import weights_fingerprint
 from ..data.images import BrokenImage, skip_image
 from ..data.sources import PairDataset
-from ..models import CookieModel, COTSModel, as_texts
-from ..models.losses import l2_normalize
 from ..models.video_frames import VideoFrames
 from .clips import (
     FRAME_TYPE,
@@ -37,34 +29,21 @@ from .clips import (
     in_passes,
     pool_frames,
 )
-from .encoding import (
-    AnyImage,
-    as_images,
-    batches,
-    check_batch_size,
-    choose_precision,
-    computing_in,
-    embed_ahead,
-    embed_by_length,
-    embed_clips,
-    embed_images,
-    encode_images,
-    encode_texts,
-    order_by_length,
-    prepare_image,
-    text_options,
-)
-from .exported import ExportedEncoder
-from .processes import own_blocks, processes
+from .encoding import AnyImage, embed_ahead, order_by_length
+from .processes import gather_objects, own_blocks, processes
 
 
 T = TypeVar("T")
-NUM_FRAMES = 8  # of a clip, for models that do not say how many they take
 DIRECTIONS = ("text_to_image", "image_to_text")
+PRECISIONS = ("float32", "bfloat16", "auto")
+NUM_FRAMES = 8  # of a clip, for models that do not say how many they take
+# The part of encoding images that needs no model, for threads ahead of it, and the model's, for a batch.
+EncodingSteps: TypeAlias = tuple[Callable[[Image.Image], Any], Callable[[list[Any]], np.ndarray]]
+TextLimit: TypeAlias = tuple[PreTrainedTokenizerBase | None, int | None]
 
 
 class Encoder(Protocol):
-    """A model that embeds images and texts. Embeddings are float32, on the CPU, and of length 1."""
+    """A model that embeds images and texts. Embeddings are numpy arrays, float32, and of length 1."""
 
     @property
     def name(self) -> str:
@@ -76,172 +55,99 @@ class Encoder(Protocol):
 
     def encode_images(
         self, images: Iterable[Image.Image], batch_size: int = 64, total: int | None = None
-    ) -> torch.Tensor:
+    ) -> np.ndarray:
         """(n, dim) for images, taken one batch at a time; a progress bar if `total` is given.
 
         Raises:
             ValueError: if the model has no image tower.
         """
 
-    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:
         """(n, dim); a single `str` is one text."""
 
     def fingerprint(self) -> str:
         """Hash of the weights' names, shapes, types and values: equal for equal weights, wherever they were loaded."""
 
 
-@runtime_checkable
-class DualTower(Protocol):
-    """The interface of dual encoders in transformers; `pooler_output` of either is the projected vector."""
-
-    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling: ...
-
-    def get_text_features(self, input_ids: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling: ...
-
-
-@dataclass(frozen=True)
-class ModelEncoder(ABC):
-    """Width and fingerprint of an [`Encoder`] that wraps a `torch.nn.Module`.
+class LoadedEncoder(ABC):
+    """What [`load_encoder`] returns: an [`Encoder`] that also tells what it was loaded from.
 
     Attributes:
-        precision: in which it computes: "float32", as its weights are, or "bfloat16"; see [`computing_in`].
+        precision: in which it computes: "float32", as its weights are, or "bfloat16".
     """
 
-    model: Any
-    precision: str = field(default="float32", kw_only=True)
+    name: str
+    precision: str = "float32"
 
     @abstractmethod
-    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor: ...
+    def encode_images(
+        self, images: AnyImage | Iterable[AnyImage], batch_size: int = 64, total: int | None = None
+    ) -> np.ndarray: ...
 
-    @cached_property
-    def dim(self) -> int:
-        return self.encode_texts(["a"]).shape[1]
+    def describe(self) -> dict[str, str]:
+        """Hashes of what its embeddings depend on beside the weights, by name."""
+        return {}
 
-    def fingerprint(self) -> str:
-        return weights_fingerprint(self.model)
+    def text_limit(self) -> TextLimit:
+        """Its tokenizer and the number of tokens at which it cuts texts, if it has any."""
+        return None, None
+
+    @property
+    def num_frames(self) -> int:
+        """Of a clip that its model was made for."""
+        return NUM_FRAMES
+
+    def embed_clips(self, clips: Sequence[PreparedClip]) -> tuple[np.ndarray, np.ndarray] | None:
+        """Embed prepared clips in one pass: (n, D), and (frames, D) of their distinct frames, each as an image's, clip
+        after clip. None of a model that makes no feature of a clip, which is the mean of its frames' embeddings then.
+        """
+        return None
+
+    def steps(self, batch_size: int) -> EncodingSteps:
+        """See [`EncodingSteps`]; by default the model prepares its images itself."""
+        return lambda image: image, lambda images: self.encode_images(images, batch_size)
+
+    def in_precision(self, precision: str) -> Any:
+        """The same encoder, computing in another precision; arguments and errors as for [`set_precision`]."""
+        if precision == "bfloat16":
+            raise ValueError(f"{self.name} cannot encode in {precision}")
+        return self
+
+
+def check_precision(precision: str) -> None:
+    """Check that there is such a precision.
+
+    Raises:
+        ValueError: naming those that there are.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"--precision must be {', '.join(PRECISIONS)}, not {precision!r}")
 
 
 def precision_of(encoder: Encoder) -> str:
-    """In which an encoder computes; see [`ModelEncoder`]."""
-    return encoder.precision if isinstance(encoder, ModelEncoder) else "float32"
+    """In which an encoder computes; see [`LoadedEncoder`]."""
+    return encoder.precision if isinstance(encoder, LoadedEncoder) else "float32"
 
 
 def set_precision(encoder: Encoder, precision: str) -> Encoder:
-    """The same encoder, computing in "float32", "bfloat16", or what [`choose_precision`] takes for "auto".
+    """The same encoder, computing in "float32", "bfloat16", or "auto", which is bfloat16 on a GPU that computes in it.
 
     Raises:
         ValueError: if there is no such precision, or the encoder cannot compute in it.
     """
-    if isinstance(encoder, ModelEncoder):
-        return replace(encoder, precision=choose_precision(precision, encoder.model.device))
-    if choose_precision(precision, torch.device("cpu")) != "float32":
+    check_precision(precision)
+    if isinstance(encoder, LoadedEncoder):
+        return encoder.in_precision(precision)
+    if precision == "bfloat16":
         raise ValueError(f"{encoder.name} cannot encode in {precision}")
     return encoder
 
 
-@dataclass(frozen=True)
-class DualEncoder(ModelEncoder):
-    """A dual encoder of transformers, a COTS included, and its processor."""
-
-    processor: ProcessorMixin
-    name: str = "model"
-
-    def encode_images(
-        self, images: AnyImage | Iterable[AnyImage], batch_size: int = 64, total: int | None = None
-    ) -> torch.Tensor:
-        return encode_images(self.model, self.processor, images, batch_size, total, self.precision)
-
-    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
-        return encode_texts(self.model, self.processor, texts, batch_size, self.precision)
-
-    def encode_videos(
-        self, clips: Iterable[VideoFrames], batch_size: int = 64, total: int | None = None
-    ) -> torch.Tensor:
-        """(n, dim) for clips, taken as they are needed; see [`encode_clips`]."""
-        return encode_clips(self, clips, batch_size, total)
-
-    def encode_frames(self, clip: VideoFrames, batch_size: int = 64) -> torch.Tensor:
-        """(images, dim) for the distinct frames of a clip, each alone."""
-        return self.encode_images(clip.images, batch_size)
-
-
-@dataclass(frozen=True)
-class TextEncoder(ModelEncoder):
-    """A plain text model of transformers: the mean of its last hidden states over the text's tokens.
-
-    Mean pooling is the default of sentence-transformers for a model that does not say how it pools, and better than
-    the first token for a model trained on text only (Reimers and Gurevych, 2019, table 6).
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    name: str = "model"
-
-    def encode_images(
-        self, images: AnyImage | Iterable[AnyImage], batch_size: int = 64, total: int | None = None
-    ) -> torch.Tensor:
-        raise ValueError(f"{self.name} ({type(self.model).__name__}) has no image tower: it can only encode texts")
-
-    @torch.no_grad()
-    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
-        texts = as_texts(texts)
-        if not texts:
-            return torch.empty(0, self.dim)
-        options = text_options(self.model, self.tokenizer)
-
-        def embed(batch: list[str]) -> torch.Tensor:
-            inputs = self.tokenizer(batch, return_tensors="pt", **options).to(self.model.device)
-            with computing_in(self.precision, self.model.device):
-                states = self.model(**inputs).last_hidden_state.float()  # (b, length, D)
-            mask = inputs["attention_mask"][..., None]
-            return l2_normalize((states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)).cpu()
-
-        return embed_by_length(texts, embed, batch_size)
-
-
-@dataclass(frozen=True)
-class SentenceEncoder(ModelEncoder):
-    """A `sentence_transformers.SentenceTransformer`: it pools and projects as its own files say."""
-
-    name: str = "model"
-
-    def encode_images(
-        self, images: AnyImage | Iterable[AnyImage], batch_size: int = 64, total: int | None = None
-    ) -> torch.Tensor:
-        if not self.model.supports("image"):
-            raise ValueError(
-                f"{self.name} has no image tower: it encodes {', '.join(map(str, self.model.modalities))}"
-            )
-        embeddings = []
-        with tqdm(total=total, desc="images", disable=total is None, leave=False) as bar:
-            for batch in batches(as_images(images), batch_size):
-                embeddings.append(self._encode(batch, batch_size))
-                bar.update(len(batch))
-        return torch.cat(embeddings) if embeddings else torch.empty(0, self.dim)
-
-    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
-        check_batch_size(batch_size)
-        texts = as_texts(texts)
-        return self._encode(texts, batch_size) if texts else torch.empty(0, self.dim)
-
-    def _encode(self, items: list, batch_size: int) -> torch.Tensor:
-        with computing_in(self.precision, self.model.device):
-            embeds = self.model.encode(items, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False)
-        return l2_normalize(embeds).float().cpu()
-
-
-class BlipRetrieval(BlipForImageTextRetrieval):
-    """BLIP for retrieval with the interface of the other dual encoders: the two towers without the matching head.
-
-    `AutoModel` would load such a file as a `BlipModel`, whose projections have other names and would be random.
-    """
-
-    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        states = self.vision_model(pixel_values=pixel_values, **kwargs).last_hidden_state
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.vision_proj(states[:, 0]))
-
-    def get_text_features(self, input_ids: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        states = self.text_encoder(input_ids=input_ids, **kwargs).last_hidden_state
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.text_proj(states[:, 0]))
+def encoding_steps(encoder: Encoder, batch_size: int) -> EncodingSteps:
+    """See [`EncodingSteps`]."""
+    if isinstance(encoder, LoadedEncoder):
+        return encoder.steps(batch_size)
+    return lambda image: image, lambda images: encoder.encode_images(images, batch_size)
 
 
 class Side(NamedTuple):
@@ -252,10 +158,10 @@ class Side(NamedTuple):
         query_ids, gallery_ids: (n,) and (m,) int64 image ids; equal ids belong together.
     """
 
-    query_embeds: torch.Tensor
-    gallery_embeds: torch.Tensor
-    query_ids: torch.Tensor
-    gallery_ids: torch.Tensor
+    query_embeds: np.ndarray
+    gallery_embeds: np.ndarray
+    query_ids: np.ndarray
+    gallery_ids: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -263,7 +169,7 @@ class EncodedPairs:
     """The embeddings of a data set's images and captions, each encoded once.
 
     Attributes:
-        image_embeds: (images, D) float32, normalized, on the CPU.
+        image_embeds: (images, D) float32, normalized.
         text_embeds: (texts, D), likewise.
         image_ids: (images,) int64. Equal ids belong together.
         text_ids: (texts,) int64: the id of the image that a text describes.
@@ -272,10 +178,10 @@ class EncodedPairs:
         broken: images that could not be read; they are skipped with their captions.
     """
 
-    image_embeds: torch.Tensor
-    text_embeds: torch.Tensor
-    image_ids: torch.Tensor
-    text_ids: torch.Tensor
+    image_embeds: np.ndarray
+    text_embeds: np.ndarray
+    image_ids: np.ndarray
+    text_ids: np.ndarray
     rows: list[int]
     captions: list[int]
     broken: list[BrokenImage]
@@ -287,7 +193,7 @@ class EncodedPairs:
         return Side(self.image_embeds, self.text_embeds, self.image_ids, self.text_ids)
 
 
-def check_finite(embeds: torch.Tensor, kind: str, name: Callable[[int], str]) -> None:
+def check_finite(embeds: np.ndarray, kind: str, name: Callable[[int], str]) -> None:
     """Check that all embeddings of some images or texts are numbers: NaN would win or lose every comparison.
 
     Args:
@@ -298,33 +204,14 @@ def check_finite(embeds: torch.Tensor, kind: str, name: Callable[[int], str]) ->
     Raises:
         ValueError: saying how many are not, and naming the first.
     """
-    broken = (~embeds.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
+    broken = np.flatnonzero(~np.isfinite(embeds).all(axis=1)).tolist()
     if broken:
         raise ValueError(f"{len(broken)} {kind} embeddings are not finite, the first is of {name(broken[0])}")
 
 
-def encoding_steps(
-    encoder: Encoder, batch_size: int
-) -> tuple[Callable[[Image.Image], Any], Callable[[list[Any]], torch.Tensor]]:
-    """The part of encoding images that needs no model, for threads ahead of it, and the model's, for a batch."""
-    if isinstance(encoder, DualEncoder):
-        model, processor, precision = encoder.model, encoder.processor, encoder.precision
-        return partial(prepare_image, processor), lambda prepared: embed_images(model, prepared, precision)
-    if isinstance(encoder, ExportedEncoder):
-        return encoder.prepare_image, encoder.embed_images
-    return lambda image: image, lambda images: encoder.encode_images(images, batch_size)
-
-
-def pools_frames(model: Any) -> bool:
-    """Whether a model makes one feature of those of a clip's frames; of the others' embeddings the mean is taken."""
-    return isinstance(model, COTSModel) and not isinstance(model, CookieModel)
-
-
 def frames_per_clip(encoder: Encoder) -> int:
     """How many frames of a clip an encoder takes: as many as its model was made for, or 8."""
-    if isinstance(encoder, DualEncoder) and pools_frames(encoder.model):
-        return encoder.model.config.num_frames
-    return NUM_FRAMES
+    return encoder.num_frames if isinstance(encoder, LoadedEncoder) else NUM_FRAMES
 
 
 def media_steps(
@@ -344,11 +231,12 @@ def media_steps(
         return PreparedClip(frames, list(media.frame_index), first_times(media), media.duration)
 
     def embed_pass(clips: list[PreparedClip]) -> list[Embedded]:
-        if isinstance(encoder, DualEncoder) and pools_frames(encoder.model):
-            videos, frames = (each.numpy() for each in embed_clips(encoder.model, clips, encoder.precision))
-        else:
-            frames = embed_together([frame for clip in clips for frame in clip.frames]).numpy()
+        of_model = encoder.embed_clips(clips) if isinstance(encoder, LoadedEncoder) else None
+        if of_model is None:
+            frames = np.asarray(embed_together([frame for clip in clips for frame in clip.frames]))
             videos = pool_frames(frames, clips)
+        else:
+            videos, frames = of_model
         ends = np.cumsum([len(clip.frames) for clip in clips])
         own = np.split(frames.astype(FRAME_TYPE), ends[:-1])
         return [
@@ -358,7 +246,7 @@ def media_steps(
 
     def embed(prepared: list[Any]) -> list[Embedded]:
         images = [each for each in prepared if not isinstance(each, PreparedClip)]
-        of_images = iter(map(Embedded, embed_together(images).numpy()) if images else ())
+        of_images = iter(map(Embedded, np.asarray(embed_together(images))) if images else ())
         clips = (each for each in prepared if isinstance(each, PreparedClip))
         of_clips = iter([each for part in in_passes(clips, batch_size) for each in embed_pass(part)])
         return [next(of_clips if isinstance(each, PreparedClip) else of_images) for each in prepared]
@@ -368,7 +256,7 @@ def media_steps(
 
 def encode_clips(
     encoder: Encoder, clips: Iterable[VideoFrames], batch_size: int = 64, total: int | None = None
-) -> torch.Tensor:
+) -> np.ndarray:
     """(n, D) embeddings of clips as [`media_steps`] makes them; a progress bar if `total` is given.
 
     Args:
@@ -412,7 +300,7 @@ def encode_readable(
     batch_size: int = 64,
     total: int | None = None,
     num_frames: int | None = None,
-) -> tuple[torch.Tensor, list[BrokenImage | None]]:
+) -> tuple[np.ndarray, list[BrokenImage | None]]:
     """As [`encode_media`], of which the embeddings are wanted.
 
     Args:
@@ -424,7 +312,7 @@ def encode_readable(
     found, problems = encode_media(encoder, read, items, batch_size, total, ReadAhead(batch_size, num_frames or 1))
     if not found:
         return encoder.encode_images([]), problems
-    return torch.from_numpy(np.array([each.vector for each in found], dtype=np.float32)), problems
+    return np.array([each.vector for each in found], dtype=np.float32), problems
 
 
 def encode_rows(
@@ -434,7 +322,7 @@ def encode_rows(
     batch_size: int = 64,
     progress: bool = False,
     split: bool = False,
-) -> tuple[torch.Tensor, list[int], list[BrokenImage]]:
+) -> tuple[np.ndarray, list[int], list[BrokenImage]]:
     """Encode the images of some rows. Those that cannot be read are named in a warning and skipped.
 
     Args:
@@ -462,23 +350,23 @@ def encode_rows(
 
 
 def gather_blocks(
-    embeds: torch.Tensor, problems: list[BrokenImage | None], blocks: list[tuple[int, Sequence[Any]]]
-) -> tuple[torch.Tensor, list[BrokenImage | None]]:
+    embeds: np.ndarray, problems: list[BrokenImage | None], blocks: list[tuple[int, Sequence[Any]]]
+) -> tuple[np.ndarray, list[BrokenImage | None]]:
     """Join what all processes have made of their [`own_blocks`], in the order of the items."""
     parts, item, row = [], 0, 0
     for number, block in blocks:
         own = problems[item : item + len(block)]
         count = own.count(None)
-        parts.append((number, embeds[row : row + count].numpy(), own))
+        parts.append((number, embeds[row : row + count], own))
         item, row = item + len(block), row + count
-    every = sorted(gather_object(parts), key=lambda part: part[0])
+    every = sorted(gather_objects(parts), key=lambda part: part[0])
     return (
-        torch.from_numpy(np.concatenate([vectors for _, vectors, _ in every])),
+        np.concatenate([vectors for _, vectors, _ in every]),
         [problem for _, _, own in every for problem in own],
     )
 
 
-def encode_texts_together(encoder: Encoder, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
+def encode_texts_together(encoder: Encoder, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:
     """(n, D) embeddings of texts that are divided among the processes of torchrun or accelerate, all of which must
     call; each gets all, in batches as of one process."""
     if processes().num_processes == 1:
@@ -486,9 +374,9 @@ def encode_texts_together(encoder: Encoder, texts: Sequence[str], batch_size: in
     order = order_by_length(texts, batch_size)
     blocks = own_blocks(order, batch_size)
     own = [encoder.encode_texts([texts[i] for i in block], batch_size) for _, block in blocks]
-    embeds = torch.cat(own) if own else torch.empty(0, encoder.dim)
+    embeds = np.concatenate(own) if own else np.empty((0, encoder.dim), np.float32)
     every, _ = gather_blocks(embeds, [None] * len(embeds), blocks)
-    return every[torch.tensor(order).argsort()]
+    return every[np.argsort(order)]
 
 
 def encode_pairs(
@@ -520,8 +408,8 @@ def encode_pairs(
     return EncodedPairs(
         image_embeds=image_embeds,
         text_embeds=text_embeds,
-        image_ids=torch.from_numpy(pairs.image_ids[rows]),
-        text_ids=torch.from_numpy(pairs.image_ids[pairs.pair_rows[captions]]),
+        image_ids=pairs.image_ids[rows],
+        text_ids=pairs.image_ids[pairs.pair_rows[captions]],
         rows=rows,
         captions=captions,
         broken=broken,

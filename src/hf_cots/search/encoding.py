@@ -1,42 +1,26 @@
-"""Encode many images or texts: M + N forward passes, after which every comparison is a dot product."""
+"""Encode many images or texts batch by batch, whatever computes the embeddings; nothing here needs torch."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import is_torch_tensor
 
 from ..data.ahead import map_ahead
 from ..data.images import BrokenImage
-from ..models import COTSModel, as_texts, load_image
-from ..models.losses import l2_normalize
-from ..models.processing_cots import NO_LIMIT
-from ..models.processing_dual_encoder import PADDED_TO_FULL_LENGTH
-from .clips import PreparedClip, ReadAhead
+from ..models import load_image
+from .clips import ReadAhead
 
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
-PRECISIONS = ("float32", "bfloat16", "auto")
-AnyImage: TypeAlias = Image.Image | str | Path | bytes | np.ndarray | torch.Tensor  # what `load_image` reads
-
-
-def choose_precision(precision: str, device: torch.device) -> str:
-    """The precision to encode in: that which is named, or, for "auto", bfloat16 on a GPU that computes in it.
-
-    Raises:
-        ValueError: if there is no such precision.
-    """
-    if precision not in PRECISIONS:
-        raise ValueError(f"--precision must be {', '.join(PRECISIONS)}, not {precision!r}")
-    if precision == "auto":
-        return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-    return precision
+AnyImage: TypeAlias = Union[Image.Image, str, Path, bytes, np.ndarray, "torch.Tensor"]  # what `load_image` reads
 
 
 def check_batch_size(size: int) -> None:
@@ -68,7 +52,7 @@ def as_items(images: AnyImage | Iterable[AnyImage]) -> Iterable[AnyImage]:
         ValueError: naming what is no image.
     """
     single = isinstance(images, (Image.Image, str, Path, bytes))
-    if isinstance(images, (np.ndarray, torch.Tensor)):
+    if isinstance(images, np.ndarray) or is_torch_tensor(images):
         single = images.ndim < 4 and not (isinstance(images, np.ndarray) and images.dtype.kind in "OU")
     if not single and not isinstance(images, Iterable):
         raise ValueError(f"images must be an image or a collection of images, not {type(images).__name__}")
@@ -78,63 +62,6 @@ def as_items(images: AnyImage | Iterable[AnyImage]) -> Iterable[AnyImage]:
 def as_images(images: AnyImage | Iterable[AnyImage]) -> Iterator[Image.Image]:
     """One image, or any collection of them, as RGB images, read one by one; errors as of [`as_items`]."""
     return map(load_image, as_items(images))
-
-
-def text_options(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Tokenizer options: pad to the longest text of the batch, truncate to the maximum length, if there is one."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", tokenizer.model_max_length)
-    padding = "max_length" if model.config.model_type in PADDED_TO_FULL_LENGTH else "longest"
-    limit = min(positions, tokenizer.model_max_length)
-    return {"padding": padding, "truncation": True, "max_length": limit if limit < NO_LIMIT else None}
-
-
-def computing_in(precision: str, device: torch.device) -> torch.autocast:
-    """Compute within in "bfloat16" where it is precise enough, by autocast, or in the weights' own type.
-
-    The weights stay as they are, and so does all that depends on them, such as an index's fingerprint of its model.
-    """
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
-
-
-def prepare_image(processor: ProcessorMixin, image: AnyImage) -> BatchFeature:
-    """What a model takes of one image: the part of encoding that needs no model, for threads ahead of it."""
-    return processor(images=[load_image(image)], return_tensors="pt")
-
-
-@torch.no_grad()
-def embed_images(model: PreTrainedModel, prepared: Sequence[BatchFeature], precision: str = "float32") -> torch.Tensor:
-    """(n, D) normalized embeddings, float32, on the CPU, of images that [`prepare_image`] prepared, in one pass."""
-    names = prepared[0].keys()
-    inputs = BatchFeature({name: torch.cat([each[name] for each in prepared]) for name in names})
-    inputs = inputs.to(model.device, model.dtype)
-    with computing_in(precision, model.device):
-        features = model.get_image_features(**inputs).pooler_output
-    return l2_normalize(features).float().cpu()
-
-
-@torch.no_grad()
-def embed_clips(
-    model: COTSModel, clips: Sequence[PreparedClip], precision: str = "float32"
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embed clips by their distinct frames in one pass.
-
-    Returns:
-        (n, D) embeddings of the clips, as the model's `get_video_features`, and (frames, D) of all their frames, one
-        clip after another, each as an image's; normalized, float32, on the CPU.
-    """
-    pixels = torch.cat([frame["pixel_values"] for clip in clips for frame in clip.frames])
-    rows = torch.zeros(len(clips), max(len(clip.frame_index) for clip in clips), dtype=torch.long)
-    mask = torch.zeros_like(rows, dtype=torch.bool)
-    start = 0
-    for number, clip in enumerate(clips):
-        rows[number, : len(clip.frame_index)] = start + torch.tensor(clip.frame_index)
-        mask[number, : len(clip.frame_index)] = True
-        start += len(clip.frames)
-    with computing_in(precision, model.device):
-        features = model.encode_image(pixels.to(model.device, model.dtype)).pooler_output  # (frames, width)
-        pooled = model.pool_frames(features[rows.to(model.device)], mask.to(model.device))
-        videos, frames = model.visual_projection(pooled), model.visual_projection(features)
-    return l2_normalize(videos).float().cpu(), l2_normalize(frames).float().cpu()
 
 
 def embed_ahead(
@@ -182,37 +109,6 @@ def embed_ahead(
     return embeddings, problems
 
 
-def encode_images(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    images: AnyImage | Iterable[AnyImage],
-    batch_size: int = 64,
-    total: int | None = None,
-    precision: str = "float32",
-) -> torch.Tensor:
-    """Normalized image embeddings (n, D), float32, on the CPU.
-
-    Args:
-        model: a COTS or another dual encoder with `get_image_features` and `get_text_features`, whose `pooler_output`
-            is the projected vector; in evaluation mode, on any device.
-        processor: the model's.
-        images: one image or many, as PIL images, paths, bytes or arrays; taken as they are needed, and prepared in
-            threads.
-        batch_size: images in a forward pass.
-        total: their number, for the progress bar; no bar without it.
-        precision: see [`computing_in`].
-
-    Raises:
-        ValueError: naming what is no image; or if the batch size is not positive.
-    """
-    prepare, embed = partial(prepare_image, processor), partial(embed_images, model, precision=precision)
-    embeddings, problems = embed_ahead(as_items(images), prepare, embed, batch_size, total)
-    for broken in filter(None, problems):
-        raise broken
-    # An empty result has the width of any text's embedding.
-    return torch.cat(embeddings) if embeddings else encode_texts(model, processor, ["a"])[:0]
-
-
 def order_by_length(texts: Sequence[str], batch_size: int) -> list[int]:
     """The positions of texts, the longest first, since a batch is padded to its longest text; of texts that fit into
     one batch as they are.
@@ -225,39 +121,8 @@ def order_by_length(texts: Sequence[str], batch_size: int) -> list[int]:
     return order if len(texts) <= batch_size else sorted(order, key=lambda i: len(texts[i]), reverse=True)
 
 
-def embed_by_length(texts: Sequence[str], embed: Callable[[list[str]], torch.Tensor], batch_size: int) -> torch.Tensor:
+def embed_by_length(texts: Sequence[str], embed: Callable[[list[str]], np.ndarray], batch_size: int) -> np.ndarray:
     """Embed texts, at least one, in batches of about equal length; the result is in their order."""
     order = order_by_length(texts, batch_size)
     embeddings = [embed([texts[i] for i in batch]) for batch in batches(order, batch_size)]
-    return torch.cat(embeddings)[torch.tensor(order).argsort()]
-
-
-@torch.no_grad()
-def encode_texts(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    texts: str | Iterable[str],
-    batch_size: int = 256,
-    precision: str = "float32",
-) -> torch.Tensor:
-    """Normalized text embeddings (n, D), float32, on the CPU.
-
-    Args:
-        model, processor, batch_size, precision: as for [`encode_images`].
-        texts: one text, or any collection of texts; cut at [`text_options`]' length.
-
-    Raises:
-        ValueError: naming what is no text; or if the batch size is not positive.
-    """
-    texts = as_texts(texts)
-    if not texts:
-        return encode_texts(model, processor, ["a"])[:0]
-    options = text_options(model, processor.tokenizer)
-
-    def embed(batch: list[str]) -> torch.Tensor:
-        inputs = processor(text=batch, return_tensors="pt", **options).to(model.device)
-        with computing_in(precision, model.device):
-            features = model.get_text_features(**inputs).pooler_output
-        return l2_normalize(features).float().cpu()
-
-    return embed_by_length(texts, embed, batch_size)
+    return np.concatenate(embeddings)[np.argsort(order)]

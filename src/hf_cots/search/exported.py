@@ -1,6 +1,6 @@
 """Run exported models: two towers in ONNX Runtime or OpenVINO, and the processor that was saved beside them.
 
-[`hf_cots.export`] writes such folders. The towers take and give numpy arrays; nothing here computes with torch.
+[`hf_cots.export`] writes such folders. The towers take and give numpy arrays; nothing here needs torch.
 """
 
 import importlib
@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from transformers import AutoProcessor, ProcessorMixin
 
 from ..data.hashes import hex_digest
 from ..models import as_texts, load_image
+from .encoders import EncodingSteps, LoadedEncoder, TextLimit
 from .encoding import AnyImage, as_items, embed_ahead, embed_by_length
+from .fingerprint import describe_processor, hash_json
+from .vectors import l2_normalize
 
 
 EXPORT_FILE = "export.json"
@@ -82,7 +84,7 @@ def _open_openvino(openvino: Any, path: Path, threads: int) -> Tower:
 
 
 @dataclass(frozen=True)
-class ExportedEncoder:
+class ExportedEncoder(LoadedEncoder):
     """An [`Encoder`] that `hf-cots export` wrote. It runs on the CPU.
 
     Attributes:
@@ -105,38 +107,47 @@ class ExportedEncoder:
 
     @property
     def text_options(self) -> dict[str, Any]:
-        """How texts are padded and cut; see [`hf_cots.search.encoding.text_options`]."""
+        """How texts are padded and cut; see [`hf_cots.search.torch_encoders.text_options`]."""
         return {"truncation": True, **self.about["text_options"]}
 
     def encode_images(
         self, images: AnyImage | Iterable[AnyImage], batch_size: int = 64, total: int | None = None
-    ) -> torch.Tensor:
+    ) -> np.ndarray:
         embeds, problems = embed_ahead(as_items(images), self.prepare_image, self.embed_images, batch_size, total)
         for broken in filter(None, problems):
             raise broken
-        return torch.cat(embeds) if embeds else torch.empty(0, self.dim)
+        return np.concatenate(embeds) if embeds else np.empty((0, self.dim), np.float32)
 
-    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:
         texts = as_texts(texts)
-        return embed_by_length(texts, self.embed_texts, batch_size) if texts else torch.empty(0, self.dim)
+        return embed_by_length(texts, self.embed_texts, batch_size) if texts else np.empty((0, self.dim), np.float32)
 
     def prepare_image(self, image: AnyImage) -> Mapping[str, np.ndarray]:
         """What the image tower takes of one image."""
         return self.processor(images=[load_image(image)], return_tensors="np")
 
-    def embed_images(self, prepared: Sequence[Mapping[str, np.ndarray]]) -> torch.Tensor:
+    def embed_images(self, prepared: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
         """(n, dim) of images that [`prepare_image`] prepared, in one pass."""
         names = self.about["towers"]["image"]["inputs"]
         return self._run("image", {name: np.concatenate([each[name] for each in prepared]) for name in names})
 
-    def embed_texts(self, texts: list[str]) -> torch.Tensor:
+    def embed_texts(self, texts: list[str]) -> np.ndarray:
         """(n, dim) of texts, in one pass."""
         return self._run("text", self.processor(text=texts, return_tensors="np", **self.text_options))
 
-    def _run(self, kind: str, batch: Mapping[str, np.ndarray]) -> torch.Tensor:
+    def _run(self, kind: str, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         names = self.about["towers"][kind]["inputs"]
-        embeds = torch.from_numpy(self.towers[kind]({name: batch[name] for name in names})).float()
-        return torch.nn.functional.normalize(embeds, dim=1)  # in float16 its length is 1 to three digits only
+        # In float16 its length is 1 to three digits only.
+        return l2_normalize(self.towers[kind]({name: batch[name] for name in names}))
+
+    def steps(self, batch_size: int) -> EncodingSteps:
+        return self.prepare_image, self.embed_images
+
+    def describe(self) -> dict[str, str]:
+        return {"config": hash_json(self.text_options)} | describe_processor(self.processor)
+
+    def text_limit(self) -> TextLimit:
+        return self.processor.tokenizer, self.text_options["max_length"]
 
     def fingerprint(self) -> str:
         return self._fingerprint

@@ -3,36 +3,27 @@
 import json
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from ..data.hashes import hex_digest
-from .encoders import DualEncoder, Encoder, SentenceEncoder, TextEncoder
-from .exported import ExportedEncoder
+from .encoders import Encoder, LoadedEncoder
 
 
 # Where a model was loaded from, and by which version, does not change what it computes.
 VOLATILE = {"_name_or_path", "name_or_path", "transformers_version", "processor_class", "auto_map", "architectures"}
-# Config fields that came later, with the values by which a model computes what it did without them: an index of before
-# still is of that model.
-ADDED = {"frame_pooling": "mean", "num_frames": 8}
 
 
 def describe_model(encoder: Encoder) -> dict[str, str]:
     """Hashes of a model's parts, by their names: equal where embeddings are."""
-    parts = {"weights": encoder.fingerprint()}
-    if isinstance(encoder, (DualEncoder, TextEncoder)):
-        fields = encoder.model.config.to_dict().items()
-        parts["config"] = hash_json({key: value for key, value in fields if key not in ADDED or ADDED[key] != value})
-    if isinstance(encoder, ExportedEncoder):
-        parts["config"] = hash_json(encoder.text_options)
-    if isinstance(encoder, (DualEncoder, ExportedEncoder)):
-        parts["image processor"] = hash_json(encoder.processor.image_processor.to_dict())
-        parts["tokenizer"] = hash_tokenizer(encoder.processor.tokenizer)
-    elif isinstance(encoder, TextEncoder):
-        parts["tokenizer"] = hash_tokenizer(encoder.tokenizer)
-    elif isinstance(encoder, SentenceEncoder):
-        parts["config"] = hex_digest([repr(encoder.model).encode()])
-    return parts
+    return {"weights": encoder.fingerprint()} | (encoder.describe() if isinstance(encoder, LoadedEncoder) else {})
+
+
+def describe_processor(processor: ProcessorMixin) -> dict[str, str]:
+    """Hashes of the two parts of a processor."""
+    return {
+        "image processor": hash_json(processor.image_processor.to_dict()),
+        "tokenizer": hash_tokenizer(processor.tokenizer),
+    }
 
 
 def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 
 STEPS = 40  # of the weight, from 0 to 1
@@ -31,13 +30,14 @@ class Fusion:
         if not 0 <= self.weight <= 1 or not self.similarity_scale > 0 or not self.logit_scale > 0:
             raise ValueError(f"a fusion needs a weight in [0, 1] and positive scales, got {self}")
 
-    def __call__(self, similarities: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    def __call__(self, similarities: np.ndarray, logits: np.ndarray) -> np.ndarray:
         """Fused scores, float64, of any shape that the two share."""
-        first, second = similarities.double() / self.similarity_scale, logits.double() / self.logit_scale
+        first = np.asarray(similarities, dtype=np.float64) / self.similarity_scale
+        second = np.asarray(logits, dtype=np.float64) / self.logit_scale
         return self.weight * first + (1 - self.weight) * second
 
     @classmethod
-    def fit(cls, similarities: torch.Tensor, logits: torch.Tensor, correct: torch.Tensor) -> "Fusion":
+    def fit(cls, similarities: np.ndarray, logits: np.ndarray, correct: np.ndarray) -> "Fusion":
         """Choose the weight that ranks the candidates of validation queries best, by mean reciprocal rank.
 
         Weights 0 and 1 are among those tried: on its own data the fusion is never worse than either stage. Scales are
@@ -50,18 +50,18 @@ class Fusion:
         Raises:
             ValueError: if no query has a correct candidate.
         """
-        if not bool(correct.any()):
+        if not correct.any():
             raise ValueError("no validation query has a correct answer among its candidates: use more candidates")
-        scales = [max(float(values.double().std(correction=0)), 1e-12) for values in (similarities, logits)]
+        scales = [max(float(np.std(values, dtype=np.float64)), 1e-12) for values in (similarities, logits)]
         tried = [cls(step / STEPS, *scales) for step in range(STEPS + 1)]
         return max(tried, key=lambda fusion: fusion.reciprocal_rank(similarities, logits, correct))
 
-    def reciprocal_rank(self, similarities: torch.Tensor, logits: torch.Tensor, correct: torch.Tensor) -> float:
+    def reciprocal_rank(self, similarities: np.ndarray, logits: np.ndarray, correct: np.ndarray) -> float:
         """Mean over queries of 1 / rank of the best correct candidate, ties counted against it."""
         fused = self(similarities, logits)
-        best = fused.masked_fill(~correct, -torch.inf).amax(dim=1, keepdim=True)
-        rank = 1 + ((fused >= best) & ~correct).sum(dim=1)
-        return float(torch.where(correct.any(dim=1), 1 / rank, 0.0).mean())
+        best = np.where(correct, fused, -np.inf).max(axis=1, keepdims=True)
+        rank = 1 + ((fused >= best) & ~correct).sum(axis=1)
+        return float(np.where(correct.any(axis=1), 1 / rank, 0.0).mean())
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,15 @@ class CandidateBudget:
         if self.max_candidates < 0 or math.isnan(self.margin):
             raise ValueError(f"a budget needs at least 0 candidates and a margin that is a number, got {self}")
 
-    def num_candidates(self, similarities: torch.Tensor) -> torch.Tensor:
+    def num_candidates(self, similarities: np.ndarray) -> np.ndarray:
         """(n,) int64 for (n, k) similarities in descending order; 0 where there would be only one."""
         near = similarities[:, :1] - similarities[:, : self.max_candidates] <= self.margin
-        count = near.sum(dim=1)
-        return torch.where(count > 1, count, 0)
+        count = near.sum(axis=1)
+        return np.where(count > 1, count, 0)
 
     @classmethod
     def from_pairs_per_query(
-        cls, similarities: torch.Tensor, pairs_per_query: float, max_candidates: int
+        cls, similarities: np.ndarray, pairs_per_query: float, max_candidates: int
     ) -> "CandidateBudget":
         """Choose the widest margin that re-ranks at most `pairs_per_query` pairs a query on average.
 
@@ -110,16 +110,16 @@ class CandidateBudget:
         """
         if pairs_per_query < 0:
             raise ValueError(f"a budget must not be negative, got {pairs_per_query}")
-        gaps = (similarities[:, :1] - similarities[:, :max_candidates]).flatten().unique()
+        gaps = np.unique(similarities[:, :1] - similarities[:, :max_candidates])
         low, high = 0, len(gaps)  # the first `low` margins are affordable
         while low < high:
             middle = (low + high) // 2
             counts = cls(max_candidates, float(gaps[middle])).num_candidates(similarities)
-            low, high = (middle + 1, high) if counts.double().mean() <= pairs_per_query else (low, middle)
+            low, high = (middle + 1, high) if counts.mean() <= pairs_per_query else (low, middle)
         return cls(max_candidates, float(gaps[low - 1]) if low else -1.0)
 
 
-def rerank_order(fused: torch.Tensor, num_candidates: int) -> np.ndarray:
+def rerank_order(fused: np.ndarray, num_candidates: int) -> np.ndarray:
     """(k,) positions of one query's candidates after both stages, best first; equal scores keep their order."""
-    reranked = torch.argsort(fused[:num_candidates], descending=True, stable=True)
-    return torch.cat([reranked, torch.arange(num_candidates, len(fused))]).numpy()
+    reranked = np.argsort(-fused[:num_candidates], kind="stable")
+    return np.concatenate([reranked, np.arange(num_candidates, len(fused))])

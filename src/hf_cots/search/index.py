@@ -9,10 +9,9 @@ import logging
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from .._errors import check_output_folder
@@ -29,7 +28,11 @@ from .gallery import FolderGallery, is_media
 from .loading import load_encoder
 from .milvus import is_milvus
 from .milvus_index import MilvusIndex
+from .vectors import nearest
 
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +64,11 @@ class ImageIndex(BaseIndex):
         ahead = ReadAhead.of_files(batch_size, files, num_frames)
         read = partial(read_media, num_frames=num_frames)
         found, problems = encode_media(encoder, read, files, batch_size, total, ahead)
-        vectors = np.array([each.vector for each in found], dtype=np.float32)
-        embeds = torch.from_numpy(vectors) if found else encoder.encode_images([])
+        vectors = [each.vector for each in found]
+        embeds = np.array(vectors, dtype=np.float32) if found else encoder.encode_images([])
         self.paths: list[Path] = [path for path, problem in zip(files, problems) if problem is None]
         self.broken: list[BrokenImage] = [problem for problem in problems if problem is not None]
-        finite = embeds.isfinite().all(dim=1)
+        finite = np.isfinite(embeds).all(axis=1)
         self.broken += [
             BrokenImage(str(path), "its embedding is not finite") for path, good in zip(self.paths, finite) if not good
         ]
@@ -83,7 +86,7 @@ class ImageIndex(BaseIndex):
         folder: Path | str,
         batch_size: int = 64,
         progress: bool = False,
-        device: str | torch.device | None = None,
+        device: "str | torch.device | None" = None,
         revision: str | None = None,
     ) -> "ImageIndex":
         """Load a model by Hub id or folder and encode every image below a folder.
@@ -116,7 +119,7 @@ class ImageIndex(BaseIndex):
 
     @staticmethod
     def open(
-        index: str | Path, model: str | Path | Encoder | None = None, device: str | torch.device | None = None
+        index: str | Path, model: str | Path | Encoder | None = None, device: "str | torch.device | None" = None
     ) -> DiskIndex | MilvusIndex:
         """Open an index on disk, or in Milvus; see [`DiskIndex.open`]."""
         if is_milvus(index):
@@ -128,10 +131,10 @@ class ImageIndex(BaseIndex):
     ) -> list[Match]:
         check_k(k)
         vector = self.embed_query(query, image, minus)
-        scores, order = torch.topk(self.embeds @ vector, min(int(k), len(self)))
+        found, scores = nearest(self.embeds, vector, int(k))
         return [
             Match(self.paths[i], score, **describe_clip(self.clips[i], vector))
-            for i, score in zip(order.tolist(), scores.tolist())
+            for i, score in zip(found[:k].tolist(), scores[:k].tolist())
         ]
 
 

@@ -6,9 +6,8 @@ A model whose file lacks weights is refused: they would be random, and so would 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     HFValidationError,
@@ -26,22 +25,32 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import is_torch_available
 
 from .._errors import describe_hub_fault
-from ..models import CookieConfig, COTSConfig, COTSProcessor, SimlaConfig, SimlaModel, fit_text_limit
+from ..models import CookieConfig, COTSConfig, COTSProcessor, SimlaConfig, fit_text_limit
 from ..models.configuration_two_tower import TwoTowerConfig
 from ..models.image_processing_cots import output_sides
 from ..models.model_files import named_damage
-from ..models.pretraining import PreTrainingModel
-from .encoders import BlipRetrieval, DualEncoder, DualTower, Encoder, SentenceEncoder, TextEncoder, set_precision
+from .encoders import Encoder, set_precision
 from .exported import is_exported, load_exported
 
 
+if TYPE_CHECKING:
+    import torch
+
+    from ..models import SimlaModel
+    from ..models.pretraining import PreTrainingModel
+    from .torch_encoders import DualEncoder, SentenceEncoder, TextEncoder
+
+Device: TypeAlias = Union[str, "torch.device", None]
 NO_REMOTE_CODE = {"trust_remote_code": False}
 
 
-def default_device() -> torch.device:
+def default_device() -> "torch.device":
     """The machine's accelerator, or the CPU."""
+    import torch
+
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
@@ -83,6 +92,19 @@ def named_errors(name: str) -> Iterator[None]:
         raise ValueError(f"{name}: {error}") from error
 
 
+def check_torch(name: str) -> None:
+    """Check that torch is installed, for a model that was not exported.
+
+    Raises:
+        ModuleNotFoundError: saying what to do.
+    """
+    if not is_torch_available():
+        raise ModuleNotFoundError(
+            f"torch is not installed, and only exported models run without it: pip install torch, or export {name} "
+            "with `hf-cots export` where it is installed"
+        )
+
+
 def _folder_or_id(name: str | Path) -> str:
     if Path(name).is_file():
         raise NotADirectoryError(f"{name} is a file: name the folder of the model")
@@ -91,7 +113,7 @@ def _folder_or_id(name: str | Path) -> str:
 
 def load_encoder(
     name: str | Path,
-    device: str | torch.device | None = None,
+    device: Device = None,
     revision: str | None = None,
     token: str | bool | None = None,
     precision: str = "float32",
@@ -115,7 +137,7 @@ def load_encoder(
         ValueError: if it is neither a dual encoder nor a text model, if the file lacks weights of it, if tokenizer or
             image processor do not fit it, or if an exported one is to run on another device than the CPU.
         ModuleNotFoundError: for an exported or a sentence-transformers model without the package that opens it; names
-            the extra to install.
+            the extra to install. For any but an exported one without torch.
 
     Example:
         >>> encoder = load_encoder("runs/demo/model")  # doctest: +SKIP
@@ -126,19 +148,20 @@ def load_encoder(
     name, hub = _folder_or_id(name), hub_options(revision, token)
     with named_errors(name), named_damage(name):
         if is_exported(name):
-            if device is not None and torch.device(device).type != "cpu":
+            if device is not None and str(device).partition(":")[0] != "cpu":
                 raise ValueError(f"{name} was exported and runs on the CPU, not on {device}")
             return set_precision(load_exported(name), precision)
+        check_torch(name)
         load = _load_sentence_encoder if _has_file(name, "modules.json", hub) else _load_transformers_encoder
         return set_precision(load(name, device, hub), precision)
 
 
 def load_reranker(
     name: str | Path,
-    device: str | torch.device | None = None,
+    device: Device = None,
     revision: str | None = None,
     token: str | bool | None = None,
-) -> tuple[SimlaModel, COTSProcessor]:
+) -> "tuple[SimlaModel, COTSProcessor]":
     """Load a SIMLA model and its processor by Hub id or folder, for [`Reranker`].
 
     Args:
@@ -156,6 +179,7 @@ def load_reranker(
     """
     name, hub = _folder_or_id(name), hub_options(revision, token)
     with named_errors(name), named_damage(name):
+        check_torch(name)
         config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE, **hub)
         if not isinstance(config, SimlaConfig):
             raise ValueError(f"{name} is '{config.model_type}' and cannot re-rank: name a SIMLA model")
@@ -165,10 +189,10 @@ def load_reranker(
 
 def load_for_pretraining(
     name: str | Path,
-    device: str | torch.device | None = None,
+    device: Device = None,
     revision: str | None = None,
     token: str | bool | None = None,
-) -> tuple[PreTrainingModel, COTSProcessor]:
+) -> "tuple[PreTrainingModel, COTSProcessor]":
     """Load a training checkpoint of COTS, COOKIE or SIMLA with all its heads, and the processor.
 
     Args:
@@ -186,6 +210,7 @@ def load_for_pretraining(
     """
     name, hub = _folder_or_id(name), hub_options(revision, token)
     with named_errors(name), named_damage(name):
+        check_torch(name)
         config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE, **hub)
         if not isinstance(config, (COTSConfig, CookieConfig, SimlaConfig)):
             raise ValueError(f"{name} is '{config.model_type}': name a checkpoint of COTS, COOKIE or SIMLA")
@@ -243,7 +268,7 @@ def hub_options(revision: str | None = None, token: str | bool | None = None) ->
 
 
 def _load_complete(
-    auto_class: Any, name: str, device: str | torch.device | None, hub: dict[str, Any], advice: str = ""
+    auto_class: Any, name: str, device: Device, hub: dict[str, Any], advice: str = ""
 ) -> PreTrainedModel:
     """The model in evaluation mode on its device, or an error that names weights that its file lacks."""
     try:
@@ -262,9 +287,9 @@ def _is_text_only(model: PreTrainedModel) -> bool:
     return model.input_modalities in ("text", ("text",))
 
 
-def _load_transformers_encoder(
-    name: str, device: str | torch.device | None, hub: dict[str, Any]
-) -> DualEncoder | TextEncoder:
+def _load_transformers_encoder(name: str, device: Device, hub: dict[str, Any]) -> "DualEncoder | TextEncoder":
+    from .torch_encoders import BlipRetrieval, DualEncoder, DualTower, TextEncoder
+
     config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE, **hub)
     is_blip_retrieval = "BlipForImageTextRetrieval" in (config.architectures or ())
     model = _load_complete(BlipRetrieval if is_blip_retrieval else AutoModel, name, device, hub)
@@ -280,13 +305,15 @@ def _load_transformers_encoder(
     return DualEncoder(model, _load_fitting_processor(name, model, hub), name)
 
 
-def _load_sentence_encoder(name: str, device: str | torch.device | None, hub: dict[str, Any]) -> SentenceEncoder:
+def _load_sentence_encoder(name: str, device: Device, hub: dict[str, Any]) -> "SentenceEncoder":
     try:
         from sentence_transformers import SentenceTransformer
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             f"{name} is a sentence-transformers model; to use it: pip install 'hf-cots[sentence-transformers]'"
         ) from None
+    from .torch_encoders import SentenceEncoder
+
     return SentenceEncoder(SentenceTransformer(name, device=str(device or default_device()), **hub).eval(), name)
 
 

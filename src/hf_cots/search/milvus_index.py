@@ -3,9 +3,9 @@
 import json
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from ..data.images import BrokenImage
 from .base import AnyQuery, Match, StoredIndex, check_k
@@ -17,6 +17,9 @@ from .milvus import IMAGES, MOST_HITS, Collection, MilvusStore
 from .milvus_where import WhereTranslator
 from .update import UpdateSummary
 
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +70,7 @@ class MilvusIndex(StoredIndex):
         options: SourceOptions | None = None,
         batch_size: int = 64,
         progress: bool = False,
-        device: str | torch.device | None = None,
+        device: "str | torch.device | None" = None,
         revision: str | None = None,
         with_columns: bool = True,
         approximate: bool | None = None,
@@ -103,7 +106,7 @@ class MilvusIndex(StoredIndex):
 
     @staticmethod
     def open(
-        uri: str, model: str | Path | Encoder | None = None, device: str | torch.device | None = None
+        uri: str, model: str | Path | Encoder | None = None, device: "str | torch.device | None" = None
     ) -> "MilvusIndex":
         """Open an index for searching; arguments and errors as for [`DiskIndex.open`] and the class."""
         if model is None:
@@ -179,7 +182,7 @@ class MilvusIndex(StoredIndex):
             self.refresh()  # another process may have added the column
             return f"{IMAGES} and {self._where.translate(where)}"
 
-    def search_vector(self, vector: torch.Tensor, k: int = 10, where: str | None = None) -> list[Match]:
+    def search_vector(self, vector: np.ndarray, k: int = 10, where: str | None = None) -> list[Match]:
         """Find the k best images for an embedding (D,) of length 1; otherwise as [`search`].
 
         Milvus' float32 scores differ from the true ones by at most half of `margin`, so that candidates are complete
@@ -188,7 +191,7 @@ class MilvusIndex(StoredIndex):
         check_k(k)
         if k > MOST_HITS:
             raise ValueError(f"Milvus finds at most {MOST_HITS} images at a time, not {k}: ask for fewer with -k")
-        condition, query = self._translate(where), vector.numpy().astype(np.float32)
+        condition, query = self._translate(where), np.asarray(vector, dtype=np.float32)
         margin = 4 * len(query) * 2.0**-24
         fetch = int(k) + MORE
         while True:

@@ -6,15 +6,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from ..data.ahead import map_ahead
 from ..data.hashes import hex_digest
 from ..data.images import BrokenImage
 from .clips import Embedded, ReadAhead, digest_file, read_media
 from .encoders import Encoder, frames_per_clip, media_steps, set_precision
 from .gallery import Gallery, place
-from .processes import own_blocks, processes
+from .processes import broadcast, gather_in_first, gather_objects, own_blocks, processes
 
 
 @dataclass
@@ -125,15 +123,8 @@ def exchange_rounds(own: Iterator[list[Loaded]], rounds: int) -> Iterator[Loaded
 
     All must call.
     """
-    state = processes()
     for _ in range(rounds):
-        block = next(own, [])
-        if state.is_main_process:
-            blocks: list[Any] = [None] * state.num_processes
-            dist.gather_object(block, blocks)
-            yield from chain(*blocks)
-        else:
-            dist.gather_object(block)
+        yield from chain(*gather_in_first(next(own, [])))
 
 
 def count_rounds(images: int, batch_size: int) -> int:
@@ -148,9 +139,7 @@ def check_same_source(gallery: Gallery) -> None:
         ValueError: if one sees others.
     """
     own = hex_digest([path.encode(errors="surrogateescape") + b"\0" for path in gallery.paths])
-    digests: list[Any] = [None] * processes().num_processes
-    dist.all_gather_object(digests, own)
-    if len(set(digests)) > 1:
+    if len(set(gather_objects([own]))) > 1:
         raise ValueError(
             f"the processes see different images in {gallery.name}: it has just changed, or their machines do not "
             "share it. Start them again, on one machine"
@@ -160,9 +149,7 @@ def check_same_source(gallery: Gallery) -> None:
 def help_to_update(encoder: Encoder, gallery: Gallery, batch_size: int) -> None:
     """Do a process's part of an update that the first one writes."""
     check_same_source(gallery)
-    task: list[Any] = [None, None, None]
-    dist.broadcast_object_list(task, src=0)
-    precision, indices, known = task
+    precision, indices, known = broadcast([None, None, None])
     prepare, embed = media_steps(set_precision(encoder, precision), batch_size)
     own = encode_own(ImageReader(gallery, prepare, known, frames_per_clip(encoder)), embed, indices, batch_size)
     for _ in exchange_rounds(own, count_rounds(len(indices), batch_size)):
@@ -178,6 +165,6 @@ def read_together(
 ) -> Iterator[Loaded]:
     """Read and encode images with the processes that [`help_to_update`], in the order of the source."""
     check_same_source(reader.gallery)
-    dist.broadcast_object_list([precision, list(indices), set(reader.known)], src=0)
+    broadcast([precision, list(indices), set(reader.known)])
     own = encode_own(reader, embed, indices, batch_size)
     yield from exchange_rounds(own, count_rounds(len(indices), batch_size))

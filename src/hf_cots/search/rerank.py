@@ -16,7 +16,8 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from ..models import CrossAttentionCache, SimlaModel, as_texts
-from .encoding import batches, check_batch_size, text_options
+from .encoding import batches, check_batch_size
+from .torch_encoders import text_options
 
 
 @dataclass
@@ -85,8 +86,8 @@ class Reranker:
         return list(self._slots)
 
     @torch.no_grad()
-    def score(self, texts: str | Sequence[str], text_rows: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        """The logit for "these belong together" of each pair, as the authors rank with: (pairs,) float32, on the CPU.
+    def score(self, texts: str | Sequence[str], text_rows: np.ndarray, images: np.ndarray) -> np.ndarray:
+        """The logit for "these belong together" of each pair, as the authors rank with: (pairs,) float32.
 
         However small the cache is, each image is encoded at most once in a call.
 
@@ -99,21 +100,20 @@ class Reranker:
             ValueError: if there are not as many texts as images, or there is no such text.
         """
         texts = as_texts(texts)
-        text_rows, images = torch.as_tensor(text_rows), torch.as_tensor(images)
-        if len(text_rows) != len(images):
-            raise ValueError(f"{len(text_rows)} texts and {len(images)} images are no pairs")
-        if len(images) == 0:
-            return torch.empty(0)
-        if not 0 <= int(text_rows.min()) <= int(text_rows.max()) < len(texts):
-            raise ValueError(f"text_rows from {text_rows.min()} to {text_rows.max()} do not fit {len(texts)} texts")
+        text_of, image_of = np.asarray(text_rows), np.asarray(images)
+        if len(text_of) != len(image_of):
+            raise ValueError(f"{len(text_of)} texts and {len(image_of)} images are no pairs")
+        if len(image_of) == 0:
+            return np.empty(0, np.float32)
+        if not 0 <= text_of.min() <= text_of.max() < len(texts):
+            raise ValueError(f"text_rows from {text_of.min()} to {text_of.max()} do not fit {len(texts)} texts")
         options = text_options(self.model, self.processor.tokenizer) | {"padding": False}
         tokens = self.processor.tokenizer(texts, **options)["input_ids"]
         lengths = np.array([len(ids) for ids in tokens])
-        text_of, image_of = text_rows.numpy(), images.numpy()
         order = np.argsort(image_of, kind="stable")
         distinct, first = np.unique(image_of[order], return_index=True)
         ends = np.append(first, len(order))
-        scores, capacity = torch.empty(len(images)), len(self._cache)
+        scores, capacity = np.empty(len(image_of), np.float32), len(self._cache)
         for start in range(0, len(distinct), capacity):
             group = distinct[start : start + capacity]
             slots = self._encode(group.tolist())
@@ -124,14 +124,19 @@ class Reranker:
                 ids = [tokens[text] for text in text_of[part].tolist()]
                 scores[part] = self._match(ids, [slots[image] for image in image_of[part].tolist()])
             self.cost.pair_seconds += self._now() - clock
-        self.cost.pairs += len(images)
+        self.cost.pairs += len(image_of)
         return scores
 
-    def _match(self, input_ids: list[list[int]], slots: list[int]) -> torch.Tensor:
+    def _match(self, input_ids: list[list[int]], slots: list[int]) -> np.ndarray:
         """(b,) logits of tokenized texts with cached images."""
         padded = self.processor.tokenizer.pad({"input_ids": input_ids}, return_tensors="pt").to(self.model.device)
         memory = self._cache.rows(self._on_device(slots))
-        return self.model.match(padded["input_ids"], padded["attention_mask"], image_cache=memory)[:, 1].float().cpu()
+        return (
+            self.model.match(padded["input_ids"], padded["attention_mask"], image_cache=memory)[:, 1]
+            .float()
+            .cpu()
+            .numpy()
+        )
 
     def _pixels(self, images: list[int]) -> torch.Tensor:
         inputs = self.processor(images=[self.read_image(image) for image in images], return_tensors="pt")

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-import torch
+import numpy as np
 from PIL import Image
 
 from ..data.images import read_image
@@ -84,15 +84,15 @@ class RerankedIndex:
 
     def rerank(self, text: str, found: list[Match], k: int) -> list[Match]:
         """Re-rank what the first stage found, best first; errors as for [`search`]."""
-        similarities = torch.tensor(
-            [match.score if match.similarity is None else match.similarity for match in found], dtype=torch.float64
+        similarities = np.array(
+            [match.score if match.similarity is None else match.similarity for match in found], dtype=np.float64
         )
         count = int(self.budget.num_candidates(similarities[None])[0])
-        images = torch.tensor([self._number(match) for match in found[:count]], dtype=torch.long)
-        logits = self.reranker.score([text], torch.zeros_like(images), images)
-        broken = [match.path for match, finite in zip(found, logits.isfinite()) if not finite]
+        images = np.array([self._number(match) for match in found[:count]], dtype=np.int64)
+        logits = self.reranker.score([text], np.zeros_like(images), images)
+        broken = [match.path for match, finite in zip(found, np.isfinite(logits)) if not finite]
         if broken:
             raise ValueError(f"the re-ranker's scores are not finite for {len(broken)} images, such as {broken[0]}")
         fused = self.fusion(similarities[:count], logits)
         matches = [replace(match, score=float(score)) for match, score in zip(found, fused)] + found[count:]
-        return [matches[i] for i in rerank_order(torch.cat([fused, similarities[count:]]), count)[:k]]
+        return [matches[i] for i in rerank_order(np.concatenate([fused, similarities[count:]]), count)[:k]]

@@ -16,6 +16,12 @@ BLOCK = 65_536  # rows that are decoded, or gathered, at a time
 MOST_CANDIDATES = 2_048  # that FAISS is asked for; beyond that all scores are computed
 
 
+def l2_normalize(vectors: np.ndarray) -> np.ndarray:
+    """(n, D) vectors of length 1, float32; computed in float64, so that a vector's result depends on it alone."""
+    exact = np.asarray(vectors, dtype=np.float64)
+    return (exact / np.maximum(np.linalg.norm(exact, axis=-1, keepdims=True), 1e-12)).astype(np.float32)
+
+
 def row_type(dim: int, dtype: str) -> np.dtype:
     """The numpy type of one kept vector.
 

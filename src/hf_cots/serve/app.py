@@ -4,7 +4,7 @@ import logging
 import pathlib
 from collections.abc import Callable, Sequence
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -17,7 +17,6 @@ from starlette.exceptions import HTTPException
 from ..data.images import BrokenImage
 from ..search.disk_index import DiskIndex
 from ..search.milvus_index import MilvusIndex
-from ..search.reranked import RerankedIndex
 from .catalog import Location
 from .clips import ClipFiles, answer_clip, draw_frame, draw_sheet, media_type_of, nearest_time
 from .engine import Busy, Engine, NotFound
@@ -35,6 +34,9 @@ from .schemas import (
     SimilarRequest,
 )
 
+
+if TYPE_CHECKING:
+    from ..search.reranked import RerankedIndex
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +75,7 @@ ImageId = Annotated[int, Path(ge=0, lt=2**63)]
 
 def create_app(
     index: DiskIndex | MilvusIndex,
-    reranker: RerankedIndex | None = None,
+    reranker: "RerankedIndex | None" = None,
     hosts: Sequence[str] | None = LOOPBACK,
     max_upload_bytes: int = 10 << 20,
 ) -> FastAPI:

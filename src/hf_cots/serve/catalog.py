@@ -5,13 +5,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
+import numpy as np
 
-from ..models.losses import l2_normalize
 from ..search.base import Match
 from ..search.disk_index import DiskIndex
 from ..search.gallery import place
 from ..search.store import DATABASE, IndexStore, quote_name
+from ..search.vectors import l2_normalize
 from ..search.where import check_expression
 from .schemas import Cell, Facet, FacetValue
 
@@ -76,13 +76,13 @@ class Catalog:
             clip = self.store.read_clips([row[2]]).get(row[2])
         return Location(place(self.root, row[0]), row[1], None if clip is None else clip.times)
 
-    def vector(self, image: int) -> torch.Tensor | None:
+    def vector(self, image: int) -> np.ndarray | None:
         """The embedding (D,) of an image; None if the index has no such row."""
         with self._lock, self.store.reading() as snapshot:
             row = self.store.database.execute("SELECT slot FROM images WHERE id = ?", (image,)).fetchone()
             if row is None or row[0] is None:
                 return None
-            return l2_normalize(torch.from_numpy(snapshot.vectors([row[0]])))[0]
+            return l2_normalize(snapshot.vectors([row[0]]))[0]
 
     def describe(self) -> tuple[int, list[str], list[str], list[Facet]]:
         """The number of images, the columns, those of text and `path`, and those that have few values, with these."""

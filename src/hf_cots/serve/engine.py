@@ -8,16 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePath
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
+import numpy as np
 
 from ..data.images import BrokenImage
 from ..search.base import Match
 from ..search.disk_index import DiskIndex
 from ..search.encoders import frames_per_clip
 from ..search.milvus_index import MilvusIndex
-from ..search.reranked import RerankedIndex
 from .catalog import Catalog, Location, write_condition
 from .clips import media_type_of
 from .images import decode_upload
@@ -34,6 +33,9 @@ from .schemas import (
     Timings,
 )
 
+
+if TYPE_CHECKING:
+    from ..search.reranked import RerankedIndex
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -81,7 +83,7 @@ class Engine:
         reranker: over that index, if there is one.
     """
 
-    def __init__(self, index: DiskIndex | MilvusIndex, reranker: RerankedIndex | None = None):
+    def __init__(self, index: DiskIndex | MilvusIndex, reranker: "RerankedIndex | None" = None):
         self.index, self.reranker = index, reranker
         self.gate = Gate(QUEUE)
         self._opening = threading.Lock()
@@ -204,7 +206,7 @@ class Engine:
             logger.warning("%s", error)
             raise BrokenImage(str(path), str(error)) from error
 
-    def _reranker(self, request: SearchRequest, text: str | None) -> RerankedIndex | None:
+    def _reranker(self, request: SearchRequest, text: str | None) -> "RerankedIndex | None":
         """The re-ranker, if the request asks for it."""
         if not request.rerank:
             return None
@@ -216,7 +218,7 @@ class Engine:
 
     def _nearest(
         self,
-        vector: torch.Tensor,
+        vector: np.ndarray,
         k: int,
         condition: str | None,
         clock: "Clock",

@@ -4,15 +4,15 @@ import threading
 import time
 from collections import Counter, OrderedDict
 
-import torch
+import numpy as np
 
 from ..data.hashes import stable_id
-from ..models.losses import l2_normalize
 from ..search.base import Match
 from ..search.gallery import place
 from ..search.milvus import IMAGES
 from ..search.milvus_index import MilvusIndex
 from ..search.milvus_where import write
+from ..search.vectors import l2_normalize
 from .catalog import Location, make_facet, most_values
 from .schemas import Facet
 
@@ -76,10 +76,10 @@ class MilvusCatalog:
         found = self._find(image, "row")
         return None if found is None else Location(place(self.root, found[0]), found[1]["row"]["hash"])
 
-    def vector(self, image: int) -> torch.Tensor | None:
+    def vector(self, image: int) -> np.ndarray | None:
         """As [`Catalog.vector`]."""
         found = self._find(image, "vector")
-        return None if found is None else l2_normalize(torch.tensor([found[1]["vector"]], dtype=torch.float32))[0]
+        return None if found is None else l2_normalize(np.array(found[1]["vector"], dtype=np.float32))
 
     def describe(self) -> tuple[int, list[str], list[str], list[Facet]]:
         """As [`Catalog.describe`]; without columns for keywords, which Milvus does not search, and without values of

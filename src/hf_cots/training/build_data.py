@@ -77,7 +77,7 @@ def build_data(arguments: DataArguments, training: COTSTrainingArguments) -> tup
         raise ValueError("--keep_mask needs a data set with a known length: leave out --streaming")
     train_pairs = load_train_data(arguments, training)
     if arguments.keep_mask:
-        apply_keep_mask(train_pairs, arguments.keep_mask)
+        apply_keep_mask(train_pairs, arguments.keep_mask)  # type: ignore[arg-type]  # no stream: refused above
     return train_pairs, load_eval_data(arguments)
 
 

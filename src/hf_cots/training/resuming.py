@@ -149,6 +149,7 @@ def read_position(folder: Path, batches: PairBatches | StreamBatches, args: Trai
             "%s does not tell its position in the data: it is taken for one of steps of %d pairs, as in this run",
             *(folder, batches.global_size * args.gradient_accumulation_steps),
         )
+    assert isinstance(batches, PairBatches)  # of a stream, `state` would be its position
     steps_per_epoch = max(1, -(-len(batches) // args.gradient_accumulation_steps))
     epoch, steps = divmod(state["global_step"], steps_per_epoch)
     return {"epoch": epoch, "offset": steps * args.gradient_accumulation_steps * batches.global_size}

@@ -16,7 +16,8 @@ from ..evaluation.retrieval.directions import rank_both
 from ..evaluation.retrieval.metrics import chance_level
 from ..evaluation.retrieval.report import RetrievalResult
 from ..models.model_files import give_default_mode
-from ..search.encoders import DIRECTIONS, DualEncoder, encode_pairs
+from ..search.encoders import DIRECTIONS, encode_pairs
+from ..search.torch_encoders import DualEncoder
 from .data_report import DataReport, check_step
 from .diagnostics import batch_accuracy, embedding_variance, similarity_to_queue
 from .full_masks import FullMasks

@@ -14,7 +14,7 @@ from hf_cots.data.keep_mask import apply_keep_mask, write_keep_mask
 from hf_cots.data.sources import load_pairs
 from hf_cots.evaluation.diagnostics.audit import Audit, audit_pairs, write_audit
 from hf_cots.models import COTSModel
-from hf_cots.search.encoders import DualEncoder
+from hf_cots.search.torch_encoders import DualEncoder
 from tests.support.cli import call, error_of, succeed
 from tests.support.worlds import all_pairs, tiny_processor
 

@@ -14,6 +14,7 @@ from hf_cots.models import read_frames
 from hf_cots.search.encoders import encode_pairs
 from hf_cots.search.loading import load_encoder
 from tests.support.cli import call, error_of, succeed
+from tests.support.embeddings import assert_close
 from tests.support.moving import COLORS, moving, write_clip_folder
 
 
@@ -48,7 +49,7 @@ def test_embeddings_are_those_of_each_clip_alone(encoder, clips, batch_size):
     pairs = load_pairs(clips, video_column="video", num_frames=3)
     encoded = encode_pairs(encoder, pairs, batch_size)
     expected = by_hand(encoder, sorted(clips.glob("*.webp")), 3)
-    torch.testing.assert_close(encoded.image_embeds, expected, rtol=1e-5, atol=1e-6)
+    assert_close(encoded.image_embeds, expected, rtol=1e-5, atol=1e-6)
     assert encoded.rows == list(range(COUNT))
 
 

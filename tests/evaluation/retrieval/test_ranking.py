@@ -11,7 +11,7 @@ from hf_cots.evaluation.retrieval.directions import rank_direction
 from hf_cots.evaluation.retrieval.metrics import concatenate
 from hf_cots.evaluation.retrieval.ranking import Scores, count_above, nearest, rank_queries
 from tests.support.brute import metrics_of_order
-from tests.support.embeddings import assert_same, many_to_many, unit
+from tests.support.embeddings import assert_close, assert_same, equal, many_to_many, unit
 from tests.support.processes import run_python
 
 
@@ -57,8 +57,8 @@ def test_a_constant_model_is_exactly_at_chance_whatever_its_vector():
 def test_equal_entries_tie_wherever_they_stand():
     queries, entry = unit(37, 200), unit(1, 200, seed=1)
     tiles = [tile for _, tile in Scores(queries, entry.expand(1003, -1)).tiles(slice(0, 37), 256)]
-    scores = torch.cat(tiles, dim=1)
-    assert torch.equal(scores, scores[:, :1].expand(-1, 1003))
+    scores = np.concatenate(tiles, axis=1)
+    assert equal(scores, np.repeat(scores[:, :1], 1003, axis=1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -66,10 +66,10 @@ def test_equal_entries_tie_wherever_they_stand():
 def test_scores_are_within_the_rounding_of_the_embeddings(dtype, length):
     queries, gallery = length * unit(9, 300, dtype=dtype), length * unit(11, 300, seed=1, dtype=dtype)
     ((_, tile),) = Scores(queries, gallery).tiles(slice(0, 9), 11)
-    exact = queries.double() @ gallery.double().T
-    assert (tile - exact).abs().max() < 5e-8 * length**2
-    row, column = torch.meshgrid(torch.arange(9), torch.arange(11), indexing="ij")
-    assert torch.equal(Scores(queries, gallery).pairs(row.flatten(), column.flatten()).view(9, 11), tile)
+    exact = (queries.double() @ gallery.double().T).numpy()
+    assert np.abs(tile - exact).max() < 5e-8 * length**2
+    row, column = np.meshgrid(np.arange(9), np.arange(11), indexing="ij")
+    assert equal(Scores(queries, gallery).pairs(row.flatten(), column.flatten()).reshape(9, 11), tile)
 
 
 def test_integers_stay_below_the_limit_of_exactness():
@@ -88,7 +88,7 @@ def test_counting_by_comparison_and_by_search_agree(monkeypatch):
     expected = (scores[:, None] > levels[..., None]).sum(dim=2), (scores[:, None] >= levels[..., None]).sum(dim=2)
     for few_levels in (ranking.FEW_LEVELS, 0):
         monkeypatch.setattr(ranking, "FEW_LEVELS", few_levels)
-        assert all(torch.equal(found, slow) for found, slow in zip(count_above(scores, levels), expected))
+        assert all(equal(found, slow) for found, slow in zip(count_above(scores.numpy(), levels.numpy()), expected))
 
 
 def test_a_query_with_very_many_answers_does_not_widen_the_levels_of_the_others(monkeypatch):
@@ -112,8 +112,8 @@ def test_nearest_equals_sorting(k):
     scores[:, 10] = scores[:, 3]
     values, order = scores.sort(dim=1, descending=True, stable=True)
     best, where = nearest(queries, gallery, k, block=4)
-    assert torch.equal(where, order[:, :k])
-    torch.testing.assert_close(best, values[:, :k], rtol=0, atol=5e-8)
+    assert equal(where, order[:, :k])
+    assert_close(best, values[:, :k], rtol=0, atol=5e-8)
 
 
 def test_a_missing_answer_is_named_in_every_shard():
@@ -128,15 +128,14 @@ def test_memory_mapped_embeddings_and_scores_are_not_held_in_memory(tmp_path):
     """205 MB of embeddings and 160 MB of scores for a process that may hold a fraction of either."""
     script = tmp_path / "measure.py"
     script.write_text(
-        "import sys, threading, numpy, torch\n"
+        "import sys, threading, numpy\n"
         "from pathlib import Path\n"
         "from hf_cots.evaluation.retrieval.ranking import rank_queries\n"
-        "torch.set_num_threads(1)\n"
         "def held():\n"
         "    status = Path('/proc/self/status').read_text()\n"
         "    return int(status.split('RssAnon:')[1].split()[0]) / 1000\n"
-        "embeds = torch.from_numpy(numpy.load(sys.argv[1], mmap_mode='c'))\n"
-        "ids = torch.arange(len(embeds))\n"
+        "embeds = numpy.load(sys.argv[1], mmap_mode='r')\n"
+        "ids = numpy.arange(len(embeds))\n"
         "rank_queries(embeds[:2], embeds[:2], ids[:2], ids[:2])\n"
         "before, peak, done = held(), 0, threading.Event()\n"
         "def watch():\n"

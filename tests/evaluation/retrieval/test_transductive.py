@@ -7,7 +7,7 @@ import torch
 from hf_cots.evaluation.retrieval import transductive
 from hf_cots.evaluation.retrieval.directions import rank_direction
 from hf_cots.evaluation.retrieval.transductive import dual_softmax, gallery_bias, querybank
-from tests.support.embeddings import assert_same, unit
+from tests.support.embeddings import assert_close, assert_same, equal, unit
 
 
 BETA = 20.0
@@ -49,7 +49,7 @@ def test_querybank_is_the_dynamic_inverted_softmax():
     assert 0 < int(met.sum()) < len(met)
     expected = ranks(torch.where(met[:, None], inverted, scores), ids)
     rescoring = querybank(texts, images, bank, BETA)
-    assert torch.equal(rescoring.biased, met)
+    assert equal(rescoring.biased, met)
     result = rank_direction(texts, images, ids, image_ids, rescoring=rescoring)
     np.testing.assert_array_equal(result.columns["rank"], expected)
     assert not np.array_equal(ranks(scores, ids), expected)
@@ -59,12 +59,12 @@ def test_querybank_is_the_dynamic_inverted_softmax():
 def test_the_bias_does_not_depend_on_the_block(block):
     texts, images, *_ = task()
     exact = (BETA * texts.double() @ images.double().T).logsumexp(dim=0) / BETA
-    torch.testing.assert_close(gallery_bias(texts, images, BETA, block), exact, rtol=0, atol=1e-7)
+    assert_close(gallery_bias(texts, images, BETA, block), exact, rtol=0, atol=1e-7)
 
 
 def test_a_steep_softmax_of_a_large_bank_does_not_overflow():
     texts, images, *_ = task()
-    assert torch.isfinite(gallery_bias(texts, images, 1e5)).all()
+    assert np.isfinite(gallery_bias(texts, images, 1e5)).all()
 
 
 def test_ranks_with_a_bias_do_not_depend_on_the_block():

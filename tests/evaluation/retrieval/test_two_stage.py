@@ -10,7 +10,7 @@ from hf_cots.evaluation.retrieval.directions import rank_direction
 from hf_cots.evaluation.retrieval.ranking import nearest
 from hf_cots.evaluation.retrieval.two_stage import rank_two_stage
 from hf_cots.search.fusion import CandidateBudget, Fusion, rerank_order
-from tests.support.embeddings import assert_same
+from tests.support.embeddings import assert_same, equal
 
 
 def data(queries=30, gallery=20, seed=0):
@@ -20,7 +20,7 @@ def data(queries=30, gallery=20, seed=0):
     gallery_ids = torch.arange(gallery)
     gallery_ids[1] = 0
     query_ids = gallery_ids[torch.randint(0, gallery, (queries,), generator=source)]
-    return q, g, query_ids, gallery_ids
+    return q.numpy(), g.numpy(), query_ids.numpy(), gallery_ids.numpy()
 
 
 def slow_ranks(q, g, query_ids, gallery_ids, candidates, fused, counts):
@@ -30,7 +30,7 @@ def slow_ranks(q, g, query_ids, gallery_ids, candidates, fused, counts):
         scored = list(zip(fused[i].tolist(), candidates[i].tolist()))[: int(counts[i])]
         first = [entry for _, entry in sorted(scored, key=lambda pair: -pair[0])]
         others = [j for j in range(len(g)) if j not in first]
-        others.sort(key=lambda j: -float(q[i].double() @ g[j].double()))
+        others.sort(key=lambda j: -float(q[i].astype(float) @ g[j].astype(float)))
         order = first + others
         ranks.append(1 + min(order.index(j) for j in range(len(g)) if gallery_ids[j] == query_ids[i]))
     return ranks
@@ -40,8 +40,8 @@ def slow_ranks(q, g, query_ids, gallery_ids, candidates, fused, counts):
 def test_ranks_equal_sorted_lists(k):
     q, g, query_ids, gallery_ids = data()
     _, candidates = nearest(q, g, k)
-    fused = torch.randn(30, k, generator=torch.Generator().manual_seed(1)).double()
-    counts = torch.randint(0, k + 1, (30,), generator=torch.Generator().manual_seed(2))
+    fused = torch.randn(30, k, generator=torch.Generator().manual_seed(1)).double().numpy()
+    counts = torch.randint(0, k + 1, (30,), generator=torch.Generator().manual_seed(2)).numpy()
     ours = rank_two_stage(q, g, query_ids, gallery_ids, candidates, fused, counts)
     expected = slow_ranks(q, g, query_ids, gallery_ids, candidates, fused, counts)
     assert ours.columns["rank"].tolist() == expected
@@ -52,18 +52,18 @@ def test_without_a_second_stage_nothing_changes():
     q, g, query_ids, gallery_ids = data()
     plain = rank_direction(q, g, query_ids, gallery_ids)
     similarities, candidates = nearest(q, g, 8)
-    nothing = torch.full((30, 8), math.nan, dtype=torch.float64)  # scores of other entries are ignored
+    nothing = np.full((30, 8), math.nan)  # scores of other entries are ignored
     for fused, count in ((nothing, 0), (similarities, 8)):
-        ours = rank_two_stage(q, g, query_ids, gallery_ids, candidates, fused, torch.full((30,), count))
+        ours = rank_two_stage(q, g, query_ids, gallery_ids, candidates, fused, np.full(30, count))
         assert_same(ours.columns, plain.columns)
 
 
 def test_equal_scores_are_ties():
     """All candidates equal: the rank of one correct answer among 6 is 3.5 on average."""
     q, g, query_ids, gallery_ids = data(gallery=6)
-    gallery_ids = torch.arange(6)
+    gallery_ids = np.arange(6)
     _, candidates = nearest(q, g, 6)
-    fused, counts = torch.zeros(30, 6).double(), torch.full((30,), 6)
+    fused, counts = np.zeros((30, 6)), np.full(30, 6)
     ours = rank_two_stage(q, g, query_ids % 6, gallery_ids, candidates, fused, counts)
     assert set(ours.columns["rank"].tolist()) == {3.5}
 
@@ -72,7 +72,7 @@ def test_a_perfect_reranker_lifts_r1_to_the_recall_of_the_candidates():
     q, g, query_ids, gallery_ids = data()
     _, candidates = nearest(q, g, 5)
     correct = gallery_ids[candidates] == query_ids[:, None]
-    ours = rank_two_stage(q, g, query_ids, gallery_ids, candidates, correct.double(), torch.full((30,), 5))
+    ours = rank_two_stage(q, g, query_ids, gallery_ids, candidates, correct.astype(float), np.full(30, 5))
     assert ours.metrics()["R@1"] == pytest.approx(rank_direction(q, g, query_ids, gallery_ids).metrics()["R@5"])
 
 
@@ -85,7 +85,7 @@ def fusion_data(noise_first, noise_second, seed=0):
     correct[torch.arange(200), torch.randint(0, 10, (200,), generator=source)] = True
     first = 0.1 * (correct + noise_first * torch.randn(200, 10, generator=source))
     second = 5 * (correct + noise_second * torch.randn(200, 10, generator=source))
-    return first.double(), second, correct
+    return first.double().numpy(), second.numpy(), correct.numpy()
 
 
 def slow_reciprocal_rank(fused, correct):
@@ -99,9 +99,9 @@ def slow_reciprocal_rank(fused, correct):
 def test_the_fitted_weight_is_the_best_of_the_grid():
     first, second, correct = fusion_data(0.5, 0.5)
     fitted = Fusion.fit(first, second, correct)
-    scales = float(first.std(correction=0)), float(second.double().std(correction=0))
+    scales = float(first.std()), float(second.astype(float).std())
     slow = [
-        slow_reciprocal_rank(w / 40 * first / scales[0] + (1 - w / 40) * second.double() / scales[1], correct)
+        slow_reciprocal_rank(w / 40 * first / scales[0] + (1 - w / 40) * second.astype(float) / scales[1], correct)
         for w in range(41)
     ]
     assert fitted.weight == pytest.approx(np.argmax(slow) / 40)
@@ -118,21 +118,21 @@ def test_a_useless_stage_gets_no_weight(noises, expected):
 def test_fusion_without_answers_or_spread():
     first, second, correct = fusion_data(0.5, 0.5)
     with pytest.raises(ValueError, match="no validation query has a correct answer"):
-        Fusion.fit(first, second, torch.zeros_like(correct))
-    constant = Fusion.fit(first, torch.ones_like(second), correct)
+        Fusion.fit(first, second, np.zeros_like(correct))
+    constant = Fusion.fit(first, np.ones_like(second), correct)
     assert constant.weight > 0
-    assert torch.isfinite(constant(first, second)).all()
+    assert np.isfinite(constant(first, second)).all()
 
 
 def test_the_default_ranks_by_the_reranker_alone():
     first, second, _ = fusion_data(0.5, 0.5)
-    assert torch.equal(Fusion()(first, second), second.double())
+    assert equal(Fusion()(first, second), second.astype(float))
 
 
 # ---------------------------------------------------------------------- candidate budget
 
 
-SIMILARITIES = torch.tensor([[0.9, 0.5, 0.4, 0.3], [0.9, 0.88, 0.87, 0.2], [0.5, 0.5, 0.49, 0.48]])
+SIMILARITIES = np.array([[0.9, 0.5, 0.4, 0.3], [0.9, 0.88, 0.87, 0.2], [0.5, 0.5, 0.49, 0.48]], np.float32)
 
 
 @pytest.mark.parametrize(
@@ -153,17 +153,17 @@ def test_candidates_within_a_margin(budget, expected):
 @pytest.mark.parametrize("average", [0, 0.5, 3, 7.25, 100])
 def test_the_budget_is_kept_and_used(average, most):
     similarities = torch.rand(50, 16, generator=torch.Generator().manual_seed(0)).double()
-    similarities = similarities.sort(dim=1, descending=True).values
+    similarities = similarities.sort(dim=1, descending=True).values.numpy()
     budget = CandidateBudget.from_pairs_per_query(similarities, average, most)
-    assert budget.num_candidates(similarities).double().mean() <= average
-    gaps = (similarities[:, :1] - similarities[:, :most]).flatten().unique()
+    assert budget.num_candidates(similarities).mean() <= average
+    gaps = np.unique(similarities[:, :1] - similarities[:, :most])
     wider = gaps[gaps > budget.margin]
     if len(wider):
-        assert CandidateBudget(most, float(wider[0])).num_candidates(similarities).double().mean() > average
+        assert CandidateBudget(most, float(wider[0])).num_candidates(similarities).mean() > average
 
 
 def test_queries_in_doubt_get_more():
-    similarities = torch.cat([SIMILARITIES[:1].expand(5, -1), SIMILARITIES[2:].expand(5, -1)])
+    similarities = SIMILARITIES[[0] * 5 + [2] * 5]
     counts = CandidateBudget.from_pairs_per_query(similarities, 2, 4).num_candidates(similarities)
     assert counts.tolist() == [0] * 5 + [4] * 5
     with pytest.raises(ValueError, match="a budget must not be negative, got -1"):
@@ -171,4 +171,4 @@ def test_queries_in_doubt_get_more():
 
 
 def test_the_order_of_one_query():
-    assert rerank_order(torch.tensor([0.1, 0.9, 0.9, 5.0]), 3).tolist() == [1, 2, 0, 3]
+    assert rerank_order(np.array([0.1, 0.9, 0.9, 5.0]), 3).tolist() == [1, 2, 0, 3]

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ...data.keep_mask import write_keep_mask
 from ...data.sources import PairDataset
 from ...search.encoders import Encoder, encode_pairs
 from ..rendering.pages import render_page, thumbnail
+from ..retrieval.ranking import slices
 
 
 THUMBNAIL = 160  # pixels
@@ -76,11 +76,13 @@ def audit_pairs(
         raise ValueError(f"{pairs.name}: no image can be read")
     images, texts, captions = encoded.image_embeds, encoded.text_embeds, np.array(encoded.captions)
     index = {row: i for i, row in enumerate(encoded.rows)}
-    own = torch.tensor([index[row] for row in pairs.first_rows()[pairs.pair_rows[captions]].tolist()])  # (texts,)
-    nearest = torch.cat([(block @ texts.t()).argmax(dim=1) for block in images.split(BLOCK)])  # (images,) text
+    own = np.array([index[row] for row in pairs.first_rows()[pairs.pair_rows[captions]].tolist()])  # (texts,)
+    nearest = np.concatenate(
+        [(images[part] @ texts.T).argmax(axis=1) for part in slices(len(images), BLOCK)]
+    )  # (images,) text
     scores, closest = np.full(len(pairs), np.nan, dtype=np.float32), np.full(len(pairs), -1)
-    scores[captions] = (images[own] * texts).sum(dim=1).numpy()
-    closest[captions] = captions[nearest[own].numpy()]
+    scores[captions] = (images[own].astype(np.float64) * texts).sum(axis=1)
+    closest[captions] = captions[nearest[own]]
     threshold = float(np.nanmean(scores, dtype=np.float64) - filter_lambda * np.nanstd(scores, dtype=np.float64))
     return Audit(scores, threshold, closest)
 

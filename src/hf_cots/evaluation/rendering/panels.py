@@ -2,25 +2,28 @@
 
 import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ...models.video_frames import VideoFrames
 
 
+if TYPE_CHECKING:
+    import torch
+
 BACKGROUND = (235, 235, 235)  # so that white images have edges
 RIGHT = (60, 160, 100)
 
 
-def to_image(pixels: torch.Tensor, side: int) -> Image.Image:
+def to_image(pixels: "torch.Tensor", side: int) -> Image.Image:
     """Convert pixels (3, height, width) in [0, 1], scaled to `side` x `side` without smoothing."""
     values = (pixels.detach().float().clamp(0, 1) * 255).round().byte()
     image = Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
     return image.resize((side, side), Image.Resampling.NEAREST)
 
 
-def contact_sheet(rows: Sequence[torch.Tensor], side: int = 72, gap: int = 4) -> Image.Image:
+def contact_sheet(rows: Sequence["torch.Tensor"], side: int = 72, gap: int = 4) -> Image.Image:
     """Draw rows of images (columns, 3, height, width) on white, each `side` pixels large."""
     step = side + gap
     sheet = Image.new("RGB", (len(rows[0]) * step + gap, len(rows) * step + gap), "white")
@@ -30,7 +33,7 @@ def contact_sheet(rows: Sequence[torch.Tensor], side: int = 72, gap: int = 4) ->
     return sheet
 
 
-def draw_panels(panels: Sequence[tuple[str, torch.Tensor]], side: int = 224, gap: int = 8) -> Image.Image:
+def draw_panels(panels: Sequence[tuple[str, "torch.Tensor"]], side: int = 224, gap: int = 8) -> Image.Image:
     """Draw panels side by side.
 
     Args:

@@ -8,16 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from accelerate.utils import gather_object
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ...data.sources import PairDataset
-from ...search.encoders import DIRECTIONS, DualEncoder, EncodedPairs, encode_pairs
-from ...search.processes import processes
+from ...search.encoders import DIRECTIONS, EncodedPairs, encode_pairs
+from ...search.processes import gather_objects, processes
 from .metrics import chance_level, concatenate, summarize
 from .protocols import mean_of_folds
-from .ranking import BLOCK, rank_queries
+from .ranking import BLOCK, as_array, rank_queries
 from .transductive import Rescoring
 
 
@@ -91,10 +89,10 @@ class DirectionResult:
 
 
 def rank_direction(
-    query_embeds: torch.Tensor,
-    gallery_embeds: torch.Tensor,
-    query_ids: torch.Tensor,
-    gallery_ids: torch.Tensor,
+    query_embeds: np.ndarray,
+    gallery_embeds: np.ndarray,
+    query_ids: np.ndarray,
+    gallery_ids: np.ndarray,
     block: int = BLOCK,
     rescoring: Rescoring | None = None,
     split_queries: bool = False,
@@ -102,7 +100,7 @@ def rank_direction(
     """Rank the correct answers of every query.
 
     Args:
-        query_embeds, gallery_embeds: (n, D) and (m, D) normalized embeddings on the CPU, memory-mapped or not.
+        query_embeds, gallery_embeds: (n, D) and (m, D) normalized embeddings, memory-mapped or not.
         query_ids, gallery_ids: (n,) and (m,) int64; equal ids belong together.
         block: queries compared at a time.
         rescoring: a transductive re-scoring of these queries and this gallery.
@@ -117,8 +115,8 @@ def rank_direction(
     bias, biased = (rescoring.bias, rescoring.biased) if rescoring else (None, None)
     columns = rank_queries(query_embeds, gallery_embeds, query_ids, gallery_ids, block, bias, biased, shard)
     if state and state.num_processes > 1:
-        columns = concatenate(gather_object([columns]))
-    return DirectionResult.from_single_gallery(columns, query_ids.numpy(), gallery_ids.numpy())
+        columns = concatenate(gather_objects([columns]))
+    return DirectionResult.from_single_gallery(columns, as_array(query_ids), as_array(gallery_ids))
 
 
 def rank_both(
@@ -163,5 +161,7 @@ def evaluate_retrieval(
         >>> evaluate_retrieval(model, processor, pairs)["text_to_image"]["R@1"]  # doctest: +SKIP
         51.7
     """
+    from ...search.torch_encoders import DualEncoder
+
     encoded = encode_pairs(DualEncoder(model, processor), pairs, batch_size, progress)
     return {name: direction.metrics() for name, direction in rank_both(encoded).items()}

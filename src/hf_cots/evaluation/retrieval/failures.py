@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...data.sources import PairDataset
 from ...search.encoders import DIRECTIONS, EncodedPairs
@@ -38,8 +37,8 @@ class Failure:
 
 def worst_failures(
     direction: DirectionResult,
-    query_embeds: torch.Tensor,
-    gallery_embeds: torch.Tensor,
+    query_embeds: np.ndarray,
+    gallery_embeds: np.ndarray,
     count: int = 20,
     shown: int = 5,
 ) -> list[Failure]:
@@ -53,15 +52,14 @@ def worst_failures(
     """
     ranks = direction.columns["rank"]
     chosen = np.argsort(-ranks, kind="stable")[:count]
-    chosen = torch.from_numpy(chosen[ranks[chosen] > 1])
+    chosen = chosen[ranks[chosen] > 1]
     if len(chosen) == 0:
         return []
-    queries, query_ids = query_embeds[chosen], torch.from_numpy(direction.query_ids)[chosen]
-    gallery_ids = torch.from_numpy(direction.gallery_ids)
+    queries, query_ids, gallery_ids = query_embeds[chosen], direction.query_ids[chosen], direction.gallery_ids
     row, entry = Positives(query_ids, gallery_ids).lookup(slice(0, len(chosen)))
     positive_scores = Scores(queries, gallery_embeds).pairs(row, entry)
     # Correct answers below the best one can be among the nearest too: at most `shown` entries are wrong and above.
-    most_positives = int(torch.bincount(row).max())
+    most_positives = int(np.bincount(row).max())
     scores, nearby = nearest(queries, gallery_embeds, shown + most_positives)
     failures = []
     for i, query in enumerate(chosen.tolist()):

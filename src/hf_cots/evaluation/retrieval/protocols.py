@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
+import numpy as np
 
 from ...data.clips import FILM_SUFFIXES
 from ...data.hashes import stable_id
@@ -151,12 +151,12 @@ def split_folds(encoded: EncodedPairs, folds: int) -> list[EncodedPairs]:
     total = len(encoded.rows) + len(encoded.broken)
     if total % folds:
         raise ValueError(f"{total} images do not divide into {folds} folds of equal size")
-    fold_of_image = torch.tensor(encoded.rows) // (total // folds)
+    fold_of_image = np.array(encoded.rows) // (total // folds)
     fold_of_id = dict(zip(encoded.image_ids.tolist(), fold_of_image.tolist()))
-    fold_of_text = torch.tensor([fold_of_id[image_id] for image_id in encoded.text_ids.tolist()])
+    fold_of_text = np.array([fold_of_id[image_id] for image_id in encoded.text_ids.tolist()])
     parts = []
     for fold in range(folds):
-        images, texts = (fold_of_image == fold).nonzero().flatten(), (fold_of_text == fold).nonzero().flatten()
+        images, texts = np.flatnonzero(fold_of_image == fold), np.flatnonzero(fold_of_text == fold)
         part = replace(
             encoded,
             image_embeds=encoded.image_embeds[images],

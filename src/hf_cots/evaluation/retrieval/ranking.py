@@ -9,9 +9,9 @@ Nothing here imports the rest of the package: this file and `metrics.py` are als
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from .metrics import TieGroups, concatenate, per_query_metrics
 
@@ -24,6 +24,14 @@ FEW_LEVELS = 8  # up to so many, comparing each score with each level is faster 
 def slices(length: int, size: int) -> Iterator[slice]:
     """Consecutive slices of at most `size` that cover `length`."""
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
+
+
+def as_array(values: Any) -> np.ndarray:
+    """An array of what is one already, or a torch tensor, on any device; numpy has no bfloat16, and takes float32."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float() if str(values.dtype) == "torch.bfloat16" else values
+    return np.asarray(values)
 
 
 class FixedPoint:
@@ -41,37 +49,38 @@ class FixedPoint:
         ValueError: if an embedding is not finite (NaN would win every comparison).
     """
 
-    def __init__(self, embeds: torch.Tensor, name: str, common: bool = False):
-        self.embeds = embeds
+    def __init__(self, embeds: np.ndarray, name: str, common: bool = False):
+        self.embeds = embeds = as_array(embeds)
         # Filled in place: small results kept between large temporaries would leave holes that the heap cannot use.
-        norms = torch.empty(len(embeds), dtype=torch.float64)
+        norms = np.empty(len(embeds))
         for part in slices(len(embeds), BLOCK):
-            norms[part] = torch.linalg.vector_norm(embeds[part].double(), dim=1)
-        broken = (~torch.isfinite(norms)).nonzero().flatten()
+            norms[part] = np.linalg.norm(embeds[part].astype(np.float64), axis=1)
+        broken = np.flatnonzero(~np.isfinite(norms))
         if len(broken):
             raise ValueError(f"{len(broken)} {name} embeddings are not finite, the first is number {int(broken[0])}")
         if common and len(norms):
-            norms = norms.max().expand_as(norms)
-        self.exponents = torch.where(norms > 0, torch.ceil(norms.log2() - 0.49), 0.0)  # (n,)
+            norms = np.full_like(norms, norms.max())
+        self.exponents = np.ceil(np.log2(np.where(norms > 0, norms, 1.0)) - 0.49)  # (n,)
 
     def __len__(self) -> int:
         return len(self.embeds)
 
-    def __getitem__(self, index: slice | torch.Tensor) -> torch.Tensor:
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
         """(b, D) float64 integers."""
         # Multiplying by a float64 factor promotes any narrower type.
-        return (self.embeds[index] * torch.exp2(FRACTION_BITS - self.exponents[index])[:, None]).round_()
+        integers = self.embeds[index] * np.exp2(FRACTION_BITS - self.exponents[index])[:, None]
+        return np.rint(integers, out=integers)
 
-    def unit(self, index: slice | torch.Tensor) -> torch.Tensor:
+    def unit(self, index: slice | np.ndarray) -> np.ndarray:
         """(b,) float64 powers of two: the value of the integer 1."""
-        return torch.exp2(self.exponents[index] - FRACTION_BITS)
+        return np.exp2(self.exponents[index] - FRACTION_BITS)
 
 
 class Scores:
     """Similarities of queries with a gallery, exact but for the rounding of the embeddings.
 
     Args:
-        query_embeds, gallery_embeds: (n, D) and (m, D) normalized embeddings, on one device.
+        query_embeds, gallery_embeds: (n, D) and (m, D) normalized embeddings.
         bias: (m,) float64 subtracted from the similarities with each gallery entry, or None.
         biased: (n,) bool, the queries for which it is subtracted; all by default.
 
@@ -81,33 +90,34 @@ class Scores:
 
     def __init__(
         self,
-        query_embeds: torch.Tensor,
-        gallery_embeds: torch.Tensor,
-        bias: torch.Tensor | None = None,
-        biased: torch.Tensor | None = None,
+        query_embeds: np.ndarray,
+        gallery_embeds: np.ndarray,
+        bias: np.ndarray | None = None,
+        biased: np.ndarray | None = None,
     ):
         if len(query_embeds) == 0 or len(gallery_embeds) == 0:
             raise ValueError(f"nothing to compare: {len(query_embeds)} queries, {len(gallery_embeds)} gallery entries")
         self.queries = FixedPoint(query_embeds, "query")
         self.gallery = FixedPoint(gallery_embeds, "gallery", common=True)
         self.bias = bias
-        self.weights = torch.ones(len(self.queries), dtype=torch.float64) if biased is None else biased.double()
+        self.weights = np.ones(len(self.queries)) if biased is None else biased.astype(np.float64)
 
-    def tiles(self, part: slice, size: int) -> Iterator[tuple[slice, torch.Tensor]]:
+    def tiles(self, part: slice, size: int) -> Iterator[tuple[slice, np.ndarray]]:
         """For the queries of `part`: slices of at most `size` gallery entries, with their (queries, size) scores."""
         queries, unit = self.queries[part], self.queries.unit(part)[:, None]
         for columns in slices(len(self.gallery), size):
-            scores = (queries @ self.gallery[columns].t()).mul_(unit * self.gallery.unit(columns)[:1])
+            scores = queries @ self.gallery[columns].T
+            scores *= unit * self.gallery.unit(columns)[:1]
             if self.bias is not None:
                 scores -= self.weights[part, None] * self.bias[None, columns]
             yield columns, scores
 
-    def pairs(self, query: torch.Tensor, entry: torch.Tensor) -> torch.Tensor:
+    def pairs(self, query: np.ndarray, entry: np.ndarray) -> np.ndarray:
         """(p,) scores of single queries with single entries, equal to those in the tiles."""
-        scores = torch.empty(len(query), dtype=torch.float64)
+        scores = np.empty(len(query))
         for part in slices(len(query), BLOCK):
             q, g = query[part], entry[part]
-            dots = (self.queries[q] * self.gallery[g]).sum(dim=1)
+            dots = (self.queries[q] * self.gallery[g]).sum(axis=1)
             scores[part] = dots * (self.queries.unit(q) * self.gallery.unit(g))
         return scores if self.bias is None else scores - self.weights[query] * self.bias[entry]
 
@@ -122,27 +132,29 @@ class Positives:
         ValueError: if a query has no correct answer in the gallery.
     """
 
-    def __init__(self, query_ids: torch.Tensor, gallery_ids: torch.Tensor):
-        sorted_ids, self.order = gallery_ids.sort(stable=True)
-        self.start = torch.searchsorted(sorted_ids, query_ids.contiguous())
-        self.count = torch.searchsorted(sorted_ids, query_ids.contiguous(), right=True) - self.start  # (n,)
-        if bool((self.count == 0).any()):
-            missing = int((self.count == 0).nonzero()[0])
-            raise ValueError(f"query {missing} has no correct answer in the gallery")
+    def __init__(self, query_ids: np.ndarray, gallery_ids: np.ndarray):
+        query_ids, gallery_ids = as_array(query_ids), as_array(gallery_ids)
+        self.order = np.argsort(gallery_ids, kind="stable")
+        sorted_ids = gallery_ids[self.order]
+        self.start = np.searchsorted(sorted_ids, query_ids)
+        self.count = np.searchsorted(sorted_ids, query_ids, side="right") - self.start  # (n,)
+        missing = np.flatnonzero(self.count == 0)
+        if len(missing):
+            raise ValueError(f"query {missing[0]} has no correct answer in the gallery")
 
-    def lookup(self, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    def lookup(self, part: slice) -> tuple[np.ndarray, np.ndarray]:
         """(p,) row within the slice, ascending, and (p,) gallery entry of each correct answer of its queries."""
         row, position = _enumerate_within_rows(self.count[part])
         return row, self.order[self.start[part][row] + position]
 
 
-def _enumerate_within_rows(count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _enumerate_within_rows(count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For rows of so many entries, the row of each entry and its position in the row."""
-    row = torch.arange(len(count)).repeat_interleave(count)
-    return row, torch.arange(len(row)) - (count.cumsum(0) - count)[row]
+    row = np.repeat(np.arange(len(count)), count)
+    return row, np.arange(len(row)) - (np.cumsum(count) - count)[row]
 
 
-def count_above(scores: torch.Tensor, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def count_above(scores: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Count the scores of each row above, and at or above, each of the row's levels.
 
     Args:
@@ -154,22 +166,27 @@ def count_above(scores: torch.Tensor, levels: torch.Tensor) -> tuple[torch.Tenso
     """
     if levels.shape[1] <= FEW_LEVELS:
         columns = [levels[:, j : j + 1] for j in range(levels.shape[1])]
-        compared = [[compare(scores, level) for level in columns] for compare in (torch.gt, torch.ge)]
-        # Bytes add up many times faster than booleans.
-        sums = [[c.view(torch.uint8).sum(dim=1, dtype=torch.int32) for c in kind] for kind in compared]
-        return torch.stack(sums[0], dim=1).long(), torch.stack(sums[1], dim=1).long()
-    ascending, (rows, bins) = levels.flip(1).contiguous(), (len(levels), levels.shape[1] + 1)
-    offsets = torch.arange(0, rows * bins, bins)[:, None]
+        sums = [
+            [_count_true(compare(scores, level)) for level in columns] for compare in (np.greater, np.greater_equal)
+        ]
+        return np.stack(sums[0], axis=1), np.stack(sums[1], axis=1)
+    ascending, bins = levels[:, ::-1], levels.shape[1] + 1
 
-    def count(right: bool) -> torch.Tensor:
-        below = torch.searchsorted(ascending, scores, right=right)  # levels that each score has passed
-        histogram = torch.bincount((below + offsets).flatten(), minlength=rows * bins).view(rows, bins)
-        return histogram[:, 1:].flip(1).cumsum(1)
+    def count(side: Literal["left", "right"]) -> np.ndarray:
+        # Of each row: how many of the levels each score has passed.
+        below = [np.searchsorted(row, values, side=side) for row, values in zip(ascending, scores)]
+        histogram = np.stack([np.bincount(passed, minlength=bins) for passed in below])
+        return np.cumsum(histogram[:, 1:][:, ::-1], axis=1)
 
-    return count(right=False), count(right=True)
+    return count("left"), count("right")
 
 
-def group_ties(row: torch.Tensor, positive_scores: torch.Tensor, tiles: Iterable[torch.Tensor]) -> TieGroups:
+def _count_true(mask: np.ndarray) -> np.ndarray:
+    """(b,) int64, how many of each row are true: as bits, which add up many times faster than booleans."""
+    return np.bitwise_count(np.packbits(mask, axis=1)).sum(axis=1, dtype=np.int64)
+
+
+def group_ties(row: np.ndarray, positive_scores: np.ndarray, tiles: Iterable[np.ndarray]) -> TieGroups:
     """Group the correct answers of each query by their score, and count the gallery entries above and level with them.
 
     Args:
@@ -178,18 +195,17 @@ def group_ties(row: torch.Tensor, positive_scores: torch.Tensor, tiles: Iterable
         tiles: (queries, size) scores with parts of the gallery, all of it together; -inf for entries that are not in
             a query's gallery.
     """
-    count = torch.bincount(row)
+    count = np.bincount(row)
     _, position = _enumerate_within_rows(count)
-    levels = torch.full((len(count), int(count.max())), torch.inf, dtype=torch.float64)
+    levels = np.full((len(count), int(count.max())), np.inf)
     levels[row, position] = positive_scores
-    levels = levels.sort(dim=1, descending=True).values
-    above, at_least = torch.zeros(2, *levels.shape, dtype=torch.int64)
+    levels = -np.sort(-levels, axis=1)
+    above, at_least = np.zeros((2, *levels.shape), dtype=np.int64)
     for tile in tiles:
         for total, counted in zip((above, at_least), count_above(tile, levels)):
             total += counted
-    level, above, at_least = levels.numpy(), above.numpy(), at_least.numpy()
-    is_positive = np.isfinite(level)
-    first = is_positive & np.c_[np.ones(len(level), dtype=bool), level[:, 1:] != level[:, :-1]]
+    is_positive = np.isfinite(levels)
+    first = is_positive & np.c_[np.ones(len(levels), dtype=bool), levels[:, 1:] != levels[:, :-1]]
     correct = np.bincount(np.cumsum(first[is_positive]) - 1)
     return TieGroups(np.nonzero(first)[0], above[first], (at_least - above)[first], correct)
 
@@ -209,15 +225,14 @@ def _tie_groups(scores: Scores, positives: Positives, queries: slice, block: int
         start += size
 
 
-@torch.no_grad()
 def rank_queries(
-    query_embeds: torch.Tensor,
-    gallery_embeds: torch.Tensor,
-    query_ids: torch.Tensor,
-    gallery_ids: torch.Tensor,
+    query_embeds: np.ndarray,
+    gallery_embeds: np.ndarray,
+    query_ids: np.ndarray,
+    gallery_ids: np.ndarray,
     block: int = BLOCK,
-    bias: torch.Tensor | None = None,
-    biased: torch.Tensor | None = None,
+    bias: np.ndarray | None = None,
+    biased: np.ndarray | None = None,
     shard: tuple[int, int] = (0, 1),
 ) -> dict[str, np.ndarray]:
     """Compute each query's metrics in one direction.
@@ -225,8 +240,8 @@ def rank_queries(
     Memory beyond the embeddings: a few numbers a query, and a block of `block` x 4 `block` scores.
 
     Args:
-        query_embeds, gallery_embeds: (n, D) and (m, D) normalized embeddings on the CPU; memory-mapped ones, such as
-            `torch.from_numpy(np.load(path, mmap_mode="c"))`, are read block by block.
+        query_embeds, gallery_embeds: (n, D) and (m, D) normalized embeddings, arrays or tensors; memory-mapped ones,
+            such as `np.load(path, mmap_mode="r")`, are read block by block.
         query_ids, gallery_ids: (n,) and (m,) int64; equal ids belong together.
         block: queries compared at a time.
         bias, biased: as in [`Scores`].
@@ -251,13 +266,12 @@ def rank_queries(
     return columns
 
 
-@torch.no_grad()
 def nearest(
-    query_embeds: torch.Tensor,
-    gallery_embeds: torch.Tensor,
+    query_embeds: np.ndarray,
+    gallery_embeds: np.ndarray,
     k: int = 1,
     block: int = BLOCK,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Find the k best gallery entries of each query: scores and indices, (n, min(k, m)) float64 and int64.
 
     Of equal scores the lowest index comes first.
@@ -265,24 +279,23 @@ def nearest(
     scores = Scores(query_embeds, gallery_embeds)
     values, indices = [], []
     for part in slices(len(query_embeds), block):
-        best = torch.empty(part.stop - part.start, 0, dtype=torch.float64)
-        where = torch.empty(part.stop - part.start, 0, dtype=torch.int64)
+        best = np.empty((part.stop - part.start, 0))
+        where = np.empty((part.stop - part.start, 0), dtype=np.int64)
         for columns, tile in scores.tiles(part, 4 * block):
-            seen = torch.cat([where, torch.arange(columns.start, columns.stop).expand(len(tile), -1)], dim=1)
-            best, order = _first_best(torch.cat([best, tile], dim=1), k)
-            where = seen.gather(1, order)
+            new = np.broadcast_to(np.arange(columns.start, columns.stop), tile.shape)
+            best, order = _first_best(np.concatenate([best, tile], axis=1), k)
+            where = np.take_along_axis(np.concatenate([where, new], axis=1), order, axis=1)
         values.append(best)
         indices.append(where)
-    return torch.cat(values), torch.cat(indices)
+    return np.concatenate(values), np.concatenate(indices)
 
 
-def _first_best(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    if k == 1:  # many times faster than sorting
-        return scores.max(dim=1, keepdim=True)
-    best, order = scores.sort(dim=1, descending=True, stable=True)
-    return best[:, :k], order[:, :k]
+def _first_best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    # The maximum is found many times faster than by sorting.
+    best = scores.argmax(axis=1, keepdims=True) if k == 1 else np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, best, axis=1), best
 
 
-def first_occurrences(ids: torch.Tensor) -> torch.Tensor:
+def first_occurrences(ids: np.ndarray) -> np.ndarray:
     """(k,) ascending indices of the first occurrence of each of the k distinct ids."""
-    return torch.from_numpy(np.sort(np.unique(ids.numpy(), return_index=True)[1]))
+    return np.sort(np.unique(ids, return_index=True)[1])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
+import numpy as np
 
 from ...data.hashes import weights_fingerprint
 from ...data.sources import PairDataset
@@ -44,13 +44,13 @@ class ScoredCandidates:
     """
 
     side: Side
-    similarities: torch.Tensor
-    candidates: torch.Tensor
-    logits: torch.Tensor
+    similarities: np.ndarray
+    candidates: np.ndarray
+    logits: np.ndarray
     search_seconds: float
     pair_seconds: dict[int, float]
 
-    def correct(self) -> torch.Tensor:
+    def correct(self) -> np.ndarray:
         """(n, K) bool: which candidates are correct answers."""
         return self.side.gallery_ids[self.candidates] == self.side.query_ids[:, None]
 
@@ -79,16 +79,16 @@ def score_candidates(
     similarities, index = nearest(side.query_embeds, side.gallery_embeds, most)
     search_seconds = time.perf_counter() - clock
     captions = [pairs.caption(caption) for caption in encoded.captions]
-    rows = torch.tensor(encoded.rows)
-    logits = torch.empty(index.shape)
+    rows = np.array(encoded.rows)
+    logits = np.empty(index.shape, np.float32)
     pair_seconds: dict[int, float] = {}
     before, start = reranker.cost.pair_seconds, 0
     for k in ks:
         stop = min(k, most)
         entries = index[:, start:stop].flatten()
-        queries = torch.arange(len(index)).repeat_interleave(stop - start)
+        queries = np.repeat(np.arange(len(index)), stop - start)
         text, image = (queries, entries) if direction == "text_to_image" else (entries, queries)
-        logits[:, start:stop] = reranker.score(captions, text, rows[image]).view(len(index), stop - start)
+        logits[:, start:stop] = reranker.score(captions, text, rows[image]).reshape(len(index), stop - start)
         pair_seconds[k] = reranker.cost.pair_seconds - before
         start = stop
     return ScoredCandidates(side, similarities, index, logits, search_seconds, pair_seconds)
@@ -212,7 +212,7 @@ class RerankEvaluation:
         costs: dict[str, dict[str, float]] = {}
         for name, parts in scored.items():
             total_seconds = sum(part.pair_seconds[max(self.ks)] for part in parts)
-            seconds_per_pair = total_seconds / sum(part.logits.numel() for part in parts)
+            seconds_per_pair = total_seconds / sum(part.logits.size for part in parts)
             budget = self._choose_budget(parts, seconds_per_pair)
             ranked |= self._rank({name: parts}, fusions, budget)
             pairs = sum(int(budget.num_candidates(part.similarities).sum()) for part in parts)
@@ -229,7 +229,7 @@ class RerankEvaluation:
             most = min(most, int(self.latency / 1000 / seconds_per_pair))
         if self.budget is None:
             return CandidateBudget(most)
-        similarities = torch.cat([part.similarities[:, :most] for part in parts])
+        similarities = np.concatenate([part.similarities[:, :most] for part in parts])
         return CandidateBudget.from_pairs_per_query(similarities, self.budget, most)
 
     def _image_cost(self, cost: Cost) -> dict[str, float]:

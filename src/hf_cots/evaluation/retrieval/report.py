@@ -3,12 +3,14 @@
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import is_torch_available
 
 from ...data.images import BrokenImage
 from ...data.sources import PairDataset
@@ -186,8 +188,19 @@ def environment(processes: int = 1) -> dict[str, Any]:
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": installed_versions(PACKAGES),
         "machine": platform.platform(),
-        "device": str(default_device()),
+        "device": str(default_device()) if is_torch_available() else "cpu",
         "processes": processes,
     }
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of packages, without those that are not installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -5,25 +5,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from ..._errors import check_output_file
 from ...data.fingerprint import data_fingerprint
 from ...data.report import DATA_REPORT, report_data
 from ...data.sources import PairDataset, load_pairs
-from ...search.encoders import (
-    DualEncoder,
-    Encoder,
-    SentenceEncoder,
-    TextEncoder,
-    encode_pairs,
-    frames_per_clip,
-    precision_of,
-)
-from ...search.encoding import text_options
-from ...search.exported import ExportedEncoder
+from ...search.encoders import Encoder, LoadedEncoder, encode_pairs, frames_per_clip, precision_of
 from ...search.loading import load_encoder
 from ...search.processes import processes
 from ..rendering.plots import draw_recall_cost
@@ -31,7 +19,6 @@ from .failures import write_failures
 from .overlap import check_overlap
 from .per_query_table import query_table_path, read_query_table, write_query_table
 from .protocols import load_protocol
-from .recall_cost import RerankEvaluation
 from .report import (
     RetrievalResult,
     build_report,
@@ -44,24 +31,10 @@ from .report import (
 from .significance import RESAMPLES
 
 
+if TYPE_CHECKING:
+    from .recall_cost import RerankEvaluation
+
 logger = logging.getLogger(__name__)
-
-
-def find_tokenizer(encoder: Encoder) -> tuple[PreTrainedTokenizerBase | None, int | None]:
-    """An encoder's tokenizer and the number of tokens at which it cuts texts, if it has any."""
-    if isinstance(encoder, SentenceEncoder):
-        tokenizer = encoder.model.tokenizer
-        return (
-            (tokenizer, encoder.model.max_seq_length)
-            if isinstance(tokenizer, PreTrainedTokenizerBase)
-            else (None, None)
-        )
-    if isinstance(encoder, ExportedEncoder):
-        return encoder.processor.tokenizer, encoder.text_options["max_length"]
-    if not isinstance(encoder, (DualEncoder, TextEncoder)):
-        return None, None
-    tokenizer = encoder.processor.tokenizer if isinstance(encoder, DualEncoder) else encoder.tokenizer
-    return tokenizer, text_options(encoder.model, tokenizer)["max_length"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +84,7 @@ class EvaluationRun:
     batch_size: int = 64
     resamples: int = RESAMPLES
     seed: int = 0
-    rerank: RerankEvaluation | None = None
+    rerank: "RerankEvaluation | None" = None
     revision: str | None = None
     precision: str = "float32"
     video_column: str | None = None
@@ -147,7 +120,7 @@ class EvaluationRun:
         other = self._open_other(fingerprint) if self.compare else None
         if state.is_main_process:
             file = None if self.output is None else self.output.with_suffix(f".{DATA_REPORT}")
-            tokenizer, limit = find_tokenizer(encoder)
+            tokenizer, limit = encoder.text_limit() if isinstance(encoder, LoadedEncoder) else (None, None)
             report_data(train_pairs or bank_pairs, pairs, tokenizer, file, limit)
 
         result = self._evaluate(encoder, pairs, folds)

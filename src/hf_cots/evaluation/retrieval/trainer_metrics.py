@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 import numpy as np
-import torch
 from transformers import EvalPrediction
 from transformers.utils import ModelOutput
 
 from ...search.encoders import EncodedPairs
 from .directions import rank_both
 from .metrics import rsum
-from .ranking import first_occurrences
+from .ranking import as_array, first_occurrences
 
 
 EMBEDS = ("image_embeds", "text_embeds")
@@ -56,7 +55,7 @@ class RetrievalMetrics:
         self.order = [name for name in names if name in EMBEDS]
         self.ignore_keys = [name for name in names if name not in EMBEDS and name != "loss"]
         self.one_image_per_id = one_image_per_id
-        self._batches: list[dict[str, torch.Tensor]] = []
+        self._batches: list[dict[str, np.ndarray]] = []
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> Mapping[str, float]:
         """Collect predictions; with the last batch, compute the metrics of all that were collected.
@@ -75,9 +74,11 @@ class RetrievalMetrics:
         self._batches.append(self._validate(prediction))
         if not compute_result:
             return {}
-        images, texts, ids = (torch.cat([batch[name] for batch in self._batches]) for name in (*EMBEDS, "image_ids"))
+        images, texts, ids = (
+            np.concatenate([batch[name] for batch in self._batches]) for name in (*EMBEDS, "image_ids")
+        )
         self._batches = []
-        first = first_occurrences(ids) if self.one_image_per_id else torch.arange(len(ids))
+        first = first_occurrences(ids) if self.one_image_per_id else np.arange(len(ids))
         encoded = EncodedPairs(images[first], texts, ids[first], ids, rows=[], captions=[], broken=[])
         # Trainer calls in all processes, with the same predictions.
         ranked = rank_both(encoded, split_queries=True)
@@ -85,7 +86,7 @@ class RetrievalMetrics:
         flat = {f"{name}_{metric}": value for name, values in results.items() for metric, value in values.items()}
         return flat | {"rsum": rsum(results)}
 
-    def _validate(self, prediction: EvalPrediction) -> dict[str, torch.Tensor]:
+    def _validate(self, prediction: EvalPrediction) -> dict[str, np.ndarray]:
         embeds, ids = prediction.predictions, prediction.label_ids
         shapes = [tuple(np.shape(each)) for each in embeds] if isinstance(embeds, (tuple, list)) else []
         if len(shapes) != 2 or shapes[0] != shapes[1] or len(shapes[0]) != 2:
@@ -96,4 +97,4 @@ class RetrievalMetrics:
         if isinstance(ids, (tuple, list)) or np.shape(ids) != shapes[0][:1]:
             raise ValueError("labels must be one image id a pair: set label_names=['image_ids'] in TrainingArguments")
         named = dict(zip(self.order, embeds)) | {"image_ids": ids}
-        return {name: torch.as_tensor(each).cpu() for name, each in named.items()}
+        return {name: as_array(each) for name, each in named.items()}

@@ -12,7 +12,7 @@ block by block.
 
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 
 from .ranking import BLOCK, Scores, nearest, slices
 
@@ -28,11 +28,11 @@ class Rescoring:
     """
 
     label: str
-    bias: torch.Tensor
-    biased: torch.Tensor | None = None
+    bias: np.ndarray
+    biased: np.ndarray | None = None
 
 
-def dual_softmax(query_embeds: torch.Tensor, gallery_embeds: torch.Tensor, beta: float = 20.0) -> Rescoring:
+def dual_softmax(query_embeds: np.ndarray, gallery_embeds: np.ndarray, beta: float = 20.0) -> Rescoring:
     """Rank by the softmax over the gallery times the softmax over the queries (Rocco et al., 2018, section 3.2).
 
     Its logarithm is 2 beta s(q, g) - beta c(g) - a term of q, with the test queries as bank, and ranks as
@@ -48,7 +48,7 @@ def dual_softmax(query_embeds: torch.Tensor, gallery_embeds: torch.Tensor, beta:
 
 
 def querybank(
-    query_embeds: torch.Tensor, gallery_embeds: torch.Tensor, bank_embeds: torch.Tensor, beta: float = 20.0
+    query_embeds: np.ndarray, gallery_embeds: np.ndarray, bank_embeds: np.ndarray, beta: float = 20.0
 ) -> Rescoring:
     """Querybank normalization with the dynamic inverted softmax (Bogolin et al., CVPR 2022, section 3.3).
 
@@ -62,16 +62,13 @@ def querybank(
     """
     bias = gallery_bias(bank_embeds, gallery_embeds, beta)
     hubs = nearest(bank_embeds, gallery_embeds)[1]
-    biased = torch.isin(nearest(query_embeds, gallery_embeds)[1][:, 0], hubs)
+    biased = np.isin(nearest(query_embeds, gallery_embeds)[1][:, 0], hubs)
     return Rescoring(
         f"transductive: querybank normalisation with {len(bank_embeds)} queries, beta {beta:g}", bias, biased
     )
 
 
-@torch.no_grad()
-def gallery_bias(
-    bank_embeds: torch.Tensor, gallery_embeds: torch.Tensor, beta: float, block: int = BLOCK
-) -> torch.Tensor:
+def gallery_bias(bank_embeds: np.ndarray, gallery_embeds: np.ndarray, beta: float, block: int = BLOCK) -> np.ndarray:
     """Compute c(g) = 1/beta log sum over the bank of exp(beta s(b, g)), block by block.
 
     Args:
@@ -88,10 +85,13 @@ def gallery_bias(
     if not beta > 0:
         raise ValueError(f"beta must be above 0, got {beta}")
     scores = Scores(bank_embeds, gallery_embeds)
-    logs = torch.full((len(gallery_embeds),), -torch.inf, dtype=torch.float64)
+    logs = np.full(len(gallery_embeds), -np.inf)
     for part in slices(len(bank_embeds), block):
         for columns, tile in scores.tiles(part, 4 * block):
-            logs[columns] = torch.logaddexp(logs[columns], tile.mul_(beta).logsumexp(dim=0))
+            tile *= beta
+            highest = tile.max(axis=0)
+            added = np.log(np.exp(tile - highest).sum(axis=0)) + highest
+            logs[columns] = np.logaddexp(logs[columns], added)
     # Vector units may round the exponential of a number differently in the last column than in the first. Rounded to
     # 40 fraction bits it is the same for equal entries, so that they still tie.
-    return (logs / beta * 2.0**40).round_() / 2.0**40
+    return np.rint(logs / beta * 2.0**40) / 2.0**40

@@ -4,7 +4,7 @@ All other gallery entries follow behind the candidates in the first stage's orde
 search is defined.
 """
 
-import torch
+import numpy as np
 
 from .directions import DirectionResult
 from .metrics import concatenate, per_query_metrics
@@ -15,13 +15,13 @@ BLOCK = 256  # queries ranked at a time
 
 
 def rank_two_stage(
-    query_embeds: torch.Tensor,
-    gallery_embeds: torch.Tensor,
-    query_ids: torch.Tensor,
-    gallery_ids: torch.Tensor,
-    candidates: torch.Tensor,
-    fused: torch.Tensor,
-    num_candidates: torch.Tensor,
+    query_embeds: np.ndarray,
+    gallery_embeds: np.ndarray,
+    query_ids: np.ndarray,
+    gallery_ids: np.ndarray,
+    candidates: np.ndarray,
+    fused: np.ndarray,
+    num_candidates: np.ndarray,
 ) -> DirectionResult:
     """Rank the correct answers of every query after both stages.
 
@@ -35,16 +35,14 @@ def rank_two_stage(
     columns = []
     for part in slices(len(query_embeds), BLOCK):
         ((_, first),) = scores.tiles(part, len(gallery_embeds))
-        reranked = torch.arange(candidates.shape[1]) < num_candidates[part, None]
+        reranked = np.arange(candidates.shape[1]) < num_candidates[part, None]
         final = lift_candidates(first, candidates[part], fused[part], reranked)
         row, entry = positives.lookup(part)
         columns.append(per_query_metrics(group_ties(row, final[row, entry], [final]), len(final)))
-    return DirectionResult.from_single_gallery(concatenate(columns), query_ids.numpy(), gallery_ids.numpy())
+    return DirectionResult.from_single_gallery(concatenate(columns), query_ids, gallery_ids)
 
 
-def lift_candidates(
-    scores: torch.Tensor, candidates: torch.Tensor, fused: torch.Tensor, reranked: torch.Tensor
-) -> torch.Tensor:
+def lift_candidates(scores: np.ndarray, candidates: np.ndarray, fused: np.ndarray, reranked: np.ndarray) -> np.ndarray:
     """Lift the scores of re-ranked candidates above all others, in the order of their fused scores.
 
     Args:
@@ -54,12 +52,12 @@ def lift_candidates(
     Returns:
         (b, m) scores.
     """
-    lowest = fused.masked_fill(~reranked, torch.inf).amin(dim=1, keepdim=True)
-    rows = torch.arange(len(scores))[:, None].expand_as(candidates)[reranked]
-    others = scores.clone()
-    others[rows, candidates[reranked]] = -torch.inf
-    floor = others.amax(dim=1, keepdim=True)
-    floor = torch.where(floor.isinf(), 0.0, floor)  # where all are re-ranked
-    final = scores.clone()
+    lowest = np.where(reranked, fused, np.inf).min(axis=1, keepdims=True)
+    rows = np.broadcast_to(np.arange(len(scores))[:, None], candidates.shape)[reranked]
+    others = scores.copy()
+    others[rows, candidates[reranked]] = -np.inf
+    floor = others.max(axis=1, keepdims=True)
+    floor = np.where(np.isinf(floor), 0.0, floor)  # where all are re-ranked
+    final = scores.copy()
     final[rows, candidates[reranked]] = (floor + 1 + fused - lowest)[reranked]
     return final

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...data.images import BrokenImage
 from ...search.encoders import Encoder, encode_rows
@@ -34,7 +33,7 @@ class LabelledEmbeddings:
         broken: images that could not be read.
     """
 
-    embeds: torch.Tensor
+    embeds: np.ndarray
     labels: list[str]
     groups: list
     broken: list[BrokenImage]
@@ -118,18 +117,18 @@ def evaluate_image_retrieval(
     for part in slices(len(labels), max(1, SCORES_AT_ONCE // len(pool_labels))):
         allowed = groups[part, None] != pool_groups[None, :]  # (b, m)
         correct = allowed & (labels[part, None] == pool_labels[None, :])  # (b, m)
-        answered = correct.any(dim=1).nonzero().flatten()
+        answered = np.flatnonzero(correct.any(axis=1))
         if not len(answered):
             continue
         (_, tile), allowed, correct = next(scores.tiles(part, len(pool_labels))), allowed[answered], correct[answered]
-        tile = tile[answered].masked_fill(~allowed, -torch.inf)  # (answered, m)
-        row, entry = correct.nonzero(as_tuple=True)
+        tile = np.where(allowed, tile[answered], -np.inf)  # (answered, m)
+        row, entry = np.nonzero(correct)
         ties = group_ties(row, tile[row, entry], [tile])
         columns.append(per_query_metrics(ties, len(answered)))
-        counts.append(torch.stack([answered + part.start, allowed.sum(dim=1), correct.sum(dim=1)]))
+        counts.append(np.stack([answered + part.start, allowed.sum(axis=1), correct.sum(axis=1)]))
     if not counts:
         raise ValueError(f"none of {len(labels)} images has another of its label in its gallery")
-    asked, sizes, positives = torch.cat(counts, dim=1).numpy()
+    asked, sizes, positives = np.concatenate(counts, axis=1)
     return ImageRetrievalResult(
         columns=concatenate(columns),
         gallery=sizes,
@@ -140,8 +139,8 @@ def evaluate_image_retrieval(
     )
 
 
-def _encode_keys(first: list, second: list) -> tuple[torch.Tensor, torch.Tensor]:
+def _encode_keys(first: list, second: list) -> tuple[np.ndarray, np.ndarray]:
     """Integers for the keys of two lists: equal for equal keys."""
     index: dict = {}
-    codes = [torch.tensor([index.setdefault(key, len(index)) for key in keys]) for keys in (first, second)]
+    codes = [np.array([index.setdefault(key, len(index)) for key in keys]) for keys in (first, second)]
     return codes[0], codes[1]

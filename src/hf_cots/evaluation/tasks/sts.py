@@ -143,8 +143,10 @@ def evaluate_sts(encoder: Encoder, pairs: TextPairs) -> STSResult:
         ValueError: if all scores, or all cosines, are equal, so that there is no correlation; or if an embedding is
             not finite.
     """
-    first, second = (encoder.encode_texts(texts).double() for texts in (pairs.first, pairs.second))
-    cosines = (first * second).sum(dim=1).numpy()
+    first, second = (
+        np.asarray(encoder.encode_texts(texts), dtype=np.float64) for texts in (pairs.first, pairs.second)
+    )
+    cosines = (first * second).sum(axis=1)
     broken = np.flatnonzero(~np.isfinite(cosines))
     if len(broken):
         raise ValueError(f"{pairs.name}: {len(broken)} embeddings are not finite, the first in row {broken[0]}")

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...data.images import BrokenImage
-from ...models.losses import l2_normalize
 from ...search.encoders import Encoder, encode_rows
+from ...search.vectors import l2_normalize
 from ..retrieval.ranking import BLOCK, Scores, slices
 from .bootstrap import task_metrics
 from .labelled_images import LabelledImages
@@ -56,13 +55,14 @@ def read_class_names(path: Path | str | None, data: LabelledImages) -> dict[str,
     return names
 
 
-def class_embeddings(encoder: Encoder, names: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
+def class_embeddings(encoder: Encoder, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
     """Average the normalized embeddings of each class's descriptions: (classes, D) float32, normalized."""
     texts = [template.replace("{}", name) for name in names for template in templates]
-    return l2_normalize(encoder.encode_texts(texts).view(len(names), len(templates), -1).mean(dim=1))
+    embeds = np.asarray(encoder.encode_texts(texts))
+    return l2_normalize(embeds.reshape(len(names), len(templates), -1).mean(axis=1))
 
 
-def top_k_probability(scores: torch.Tensor, correct: torch.Tensor, k: int) -> torch.Tensor:
+def top_k_probability(scores: np.ndarray, correct: np.ndarray, k: int) -> np.ndarray:
     """Probability that the correct class is among the first k if ties are broken at random.
 
     Args:
@@ -72,10 +72,10 @@ def top_k_probability(scores: torch.Tensor, correct: torch.Tensor, k: int) -> to
     Returns:
         (n,) float64.
     """
-    own = scores.gather(1, correct[:, None])
-    above = (scores > own).sum(dim=1)
-    tied = (scores == own).sum(dim=1)  # itself included
-    return ((k - above) / tied.double()).clamp(0, 1)
+    own = np.take_along_axis(scores, correct[:, None], axis=1)
+    above = (scores > own).sum(axis=1)
+    tied = (scores == own).sum(axis=1)  # itself included
+    return np.clip((k - above) / tied, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -149,10 +149,10 @@ def evaluate_zero_shot(
     class_embeds = class_embeddings(encoder, list(names.values()), templates)  # (classes, D)
     rows = range(len(data.labels))
     image_embeds, read, broken = encode_rows(encoder, data.images, rows, batch_size, progress)
-    correct = torch.tensor([class_index[data.labels[row]] for row in read])
+    correct = np.array([class_index[data.labels[row]] for row in read])
     scores, hits = Scores(image_embeds, class_embeds), {f"top{k}": np.empty(len(read)) for k in TOP}
     for part in slices(len(read), BLOCK):
         for _, tile in scores.tiles(part, len(classes)):  # one tile (b, classes)
             for k in TOP:
-                hits[f"top{k}"][part] = 100 * top_k_probability(tile, correct[part], k).numpy()
-    return ZeroShotResult(hits, correct.numpy(), classes, read, broken)
+                hits[f"top{k}"][part] = 100 * top_k_probability(tile, correct[part], k)
+    return ZeroShotResult(hits, correct, classes, read, broken)
