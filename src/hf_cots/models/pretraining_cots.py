@@ -12,7 +12,6 @@ own, which is the same as long as nothing accumulates.
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -71,28 +70,6 @@ class COTSForPreTrainingOutput(ModelOutput):
     text_model_output: BaseModelOutputWithPooling | None = None
 
 
-def takes_clips(forward: Callable[..., ModelOutput]) -> Callable[..., ModelOutput]:
-    """Let a forward take clips in place of images, which it finds in `self.clips`: `pixel_values_videos`
-    (n, frames, 3, image_size, image_size), where nothing is masked, and `frame_mask` (n, frames), false where a clip
-    has no frame."""
-
-    @functools.wraps(forward)
-    def wrapped(
-        self: "COTSForPreTraining",
-        *args: Any,
-        pixel_values_videos: torch.FloatTensor | None = None,
-        frame_mask: torch.BoolTensor | None = None,
-        **kwargs: Any,
-    ) -> ModelOutput:
-        self.clips = {"pixel_values_videos": pixel_values_videos, "frame_mask": frame_mask}
-        try:
-            return forward(self, *args, **kwargs)
-        finally:
-            self.clips = {}
-
-    return wrapped
-
-
 class COTSForPreTraining(PreTrainingModel):
     """[`COTSModel`] with momentum encoder, queues, token heads and image tokenizer.
 
@@ -108,7 +85,6 @@ class COTSForPreTraining(PreTrainingModel):
     def __init__(self, config: COTSConfig):
         super().__init__(config)
         self.check_mask_token(config)
-        self.clips: Batch = {}  # of the forward under way, of `takes_clips`
         image_size = feature_size(config.vision_config, config.image_pooling)
         text_size = feature_size(config.text_config, config.text_pooling)
         self.cots = COTSModel(config, use_mask_token=config.mvm_weight > 0)
@@ -270,7 +246,6 @@ class COTSForPreTraining(PreTrainingModel):
     # ------------------------------------------------------------------ forward: features, losses, their sum
 
     @takes_output_options
-    @takes_clips
     def forward(
         self,
         pixel_values: torch.FloatTensor | None = None,
@@ -283,6 +258,8 @@ class COTSForPreTraining(PreTrainingModel):
         masked_positions: dict[str, torch.Tensor] | None = None,
         codebook_indices: torch.LongTensor | None = None,
         features: dict[str, torch.Tensor] | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        frame_mask: torch.BoolTensor | None = None,
         step: Step | None = None,
     ) -> COTSForPreTrainingOutput:
         """The losses of one micro-batch of n pairs.
@@ -298,7 +275,8 @@ class COTSForPreTraining(PreTrainingModel):
             features: `image_features` and `text_features` (n, [`feature_size`]), global features of frozen towers that
                 were computed before training; `pixel_values` and `input_ids` may then be left out. Of clips,
                 `frame_features` (n, frames, [`feature_size`]) in place of `image_features`.
-            pixel_values_videos, frame_mask: of [`takes_clips`].
+            pixel_values_videos: (n, frames, 3, image_size, image_size), clips in place of images, where nothing is
+                masked; frame_mask: (n, frames), false where a clip has no frame.
             step: of [`begin_step`]. In training without one forward is a step of its own; in evaluation the queues
                 stay as they are.
 
@@ -306,7 +284,7 @@ class COTSForPreTraining(PreTrainingModel):
             ValueError: if pixels or texts are needed and not given, or if clips are to be masked.
         """
         batch = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
-        batch |= self.clips
+        batch |= {"pixel_values_videos": pixel_values_videos, "frame_mask": frame_mask}
         batch |= {"image_ids": image_ids, "features": features, "codebook_indices": codebook_indices}
         batch |= {"bool_masked_pos": bool_masked_pos, "masked_input_ids": masked_input_ids}
         batch |= {"bool_masked_words": bool_masked_words, "masked_positions": masked_positions}
