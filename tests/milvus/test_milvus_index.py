@@ -15,6 +15,7 @@ from hf_cots.search import milvus, update
 from hf_cots.search.disk_index import select_images
 from hf_cots.search.gallery import SourceOptions
 from tests.support.cli import call, error_of, succeed
+from tests.support.clip_files import BLUE, write_mixed_folder
 from tests.support.kills import run_killed
 from tests.support.pixel_encoder import PixelEncoder, write_folder, write_image
 from tests.support.sources import check_images_follow_the_data_set
@@ -426,3 +427,22 @@ def test_errors_are_one_line(world, server, uri):
     assert f"no index at {uri}" in error_of(call("serve", uri, "--port", 0))
     line = error_of(call("index", world.model, world.imagefolder, "--to", uri, "--dtype", "float16"))
     assert "keeps float32 vectors" in line
+
+
+def test_clips_are_found_as_in_a_folder(encoder, uri, tmp_path):
+    folder = write_mixed_folder(tmp_path / "mixed")
+    disk, remote = ImageIndex.build(encoder, folder, tmp_path / "index"), ImageIndex.build(encoder, folder, uri)
+    query = Image.new("RGB", (8, 8), BLUE)
+
+    def found(index):
+        return [(match.path, match.moment, match.duration, match.times) for match in index.search(query)]
+
+    assert found(remote) == found(disk)
+    assert remote.count_clips() == disk.count_clips() == 3
+    (folder / "film.mp4").rename(folder / "renamed.mp4")
+    (folder / "moving.webp").unlink()
+    for index in (disk, remote):
+        counts = index.update().counts()
+        assert (counts["moved"], counts["deleted"], counts["encoded"]) == (1, 1, 0)
+    assert found(remote) == found(disk)
+    assert remote.count_clips() == 2

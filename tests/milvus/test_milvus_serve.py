@@ -12,6 +12,7 @@ from hf_cots.search.gallery import SourceOptions
 from hf_cots.serve import milvus_catalog
 from tests.serve.conftest import BASE, STYLES, client_of
 from tests.support.cli import succeed
+from tests.support.clip_files import write_mixed_folder
 from tests.support.pixel_encoder import PixelEncoder, write_folder, write_image
 from tests.support.simla_world import simla_folder
 from tests.support.worlds import noise, write_json_lines, write_parquet
@@ -148,3 +149,18 @@ def test_the_command_and_the_re_ranker(world, uri, monkeypatch):
     index = ImageIndex.open(uri, load_encoder(world.model))
     expected = RerankedIndex.from_index(index, str(simla_folder(world))).search("a red circle", 5)
     assert [result["path"] for result in answer.json()["results"]] == [match.path.name for match in expected]
+
+
+def test_clips(tmp_path, uri):
+    folder = write_mixed_folder(tmp_path / "mixed")
+    given = []
+    for to in (uri, tmp_path / "index"):
+        client = client_of(ImageIndex.build(PixelEncoder(), folder, to))
+        results = client.get("/api/search", params={"text": "a"}).json()["results"]
+        films = [result for result in results if result["path"] == "film.mp4"]
+        clip = films[0]["clip"]
+        addresses = (films[0]["image"], films[0]["thumbnail"], clip["sheet"])
+        given.append([client.get("/api/info").json()["clips"], clip["moment"], clip["times"]])
+        given[-1] += [client.get(address).content for address in addresses]
+    assert given[0] == given[1]
+    assert given[0][0] == 3

@@ -1,5 +1,6 @@
 """Clips in an index: a few frames of each, its embedding, and the moment at which it fits a query best."""
 
+import base64
 import io
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -54,6 +55,22 @@ def unpack_clip(times: bytes, duration: float, vectors: bytes) -> ClipFrames:
     """What [`pack_clip`] has packed."""
     seconds = tuple(np.frombuffer(times, "<f8").tolist())
     return ClipFrames(seconds, duration, np.frombuffer(vectors, FRAME_TYPE).reshape(len(seconds), -1))
+
+
+def clip_to_json(times: bytes, duration: float, vectors: bytes) -> dict[str, Any]:
+    """What [`pack_clip`] has packed, as JSON can hold it."""
+    return {
+        "times": np.frombuffer(times, "<f8").tolist(),
+        "duration": duration,
+        "vectors": base64.b64encode(vectors).decode(),
+    }
+
+
+def clip_from_json(clip: dict[str, Any]) -> ClipFrames:
+    """The inverse of [`clip_to_json`]."""
+    return unpack_clip(
+        np.array(clip["times"], "<f8").tobytes(), clip["duration"], base64.b64decode(clip["vectors"], validate=True)
+    )
 
 
 class PreparedClip(NamedTuple):

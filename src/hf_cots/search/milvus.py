@@ -4,7 +4,8 @@
     vector    of the image, float32; zeros where there is none
     found     whether searches find it: not an image that cannot be used, nor the index itself
     columns   those of the source, as {"c0": ..., "c1": ...}; what is missing is left out
-    row       hash, size, time and description of the image, or why it cannot be used; or what is known of the index
+    row       hash, size, time and description of the image, or why it cannot be used, and the frames of a clip; or
+              what is known of the index
 
 An update copies all but the vectors into a temporary SQLite database, works on that as on an index in a folder, and
 writes what a transaction changed to Milvus before it is committed. Each entity is complete in itself: after a kill the
@@ -23,8 +24,9 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
+from .clips import clip_from_json, clip_to_json
 from .milvus_where import write
-from .store import SCHEMA, WITHOUT_CLIPS, IndexStore
+from .store import CLIPS, SCHEMA, WITHOUT_CLIPS, IndexStore
 from .vectors import row_type
 
 
@@ -34,6 +36,7 @@ ROWS_AT_ONCE = 500  # with vectors in one message, of at most 64 MB
 SCANNED_AT_ONCE = 4_000  # without vectors
 MOST_HITS = 16_384  # of one search
 LONGEST_TEXT = 65_535  # bytes of a path, or of the columns of an image
+ROW_BYTES = 1_000  # of what is kept of an image beside its columns, at most
 FIELDS = {"path", "vector", "found", "columns", "row"}
 IMAGES = "found == true"
 # What is in Milvus, and what differs from it.
@@ -246,6 +249,8 @@ class MilvusStore(IndexStore):
         self.database.execute("BEGIN")
         self.set_meta(**self.meta)
         self.add_columns(affinities)
+        if self.holds_clips():
+            self.database.execute(CLIPS)
         names = self.column_names()
         for image, entity in enumerate(self.collection.scan(["row", "columns"]), start=1):
             row, path = entity["row"], entity["path"]
@@ -254,6 +259,8 @@ class MilvusStore(IndexStore):
             self.database.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?)", values)
             self.database.execute("INSERT INTO remote VALUES (?, ?)", (path, slot))
             self.write_columns(image, {names[int(key[1:])]: cell for key, cell in entity["columns"].items()})
+            if row.get("clip") is not None:
+                self.write_clips({row["hash"]: clip_from_json(row["clip"])}, int(self.meta["num_frames"]))
         self.database.executemany("INSERT INTO contents(hash, slot) VALUES (?, ?)", slots.items())
         self.database.execute("INSERT INTO batches VALUES (-1, ?, 0)", (len(slots) + 1,))  # the next slot
         self.database.execute("COMMIT")
@@ -302,6 +309,7 @@ class MilvusStore(IndexStore):
         entities = []
         for path, image, slot, digest, size, mtime, reason, described, _ in changed:
             row = {"hash": digest, "size": size, "mtime": mtime, "reason": reason, "described": described}
+            row |= self._read_clip(digest, path)
             vector = none if slot is None else vectors[slot]
             entities.append({"path": check_path(path), "vector": vector, "found": slot is not None, "row": row})
             entities[-1]["columns"] = self._read_columns(image, path)
@@ -332,6 +340,24 @@ class MilvusStore(IndexStore):
         if not vectors.keys() >= slots:
             raise OSError(f"{self.name}: another process writes the index: try again when it has ended")
         return vectors
+
+    def _read_clip(self, digest: str, path: str) -> dict[str, Any]:
+        """What belongs to a clip, as Milvus keeps it; nothing of an image.
+
+        Raises:
+            ValueError: if it is too large.
+        """
+        select = "SELECT times, duration, vectors FROM clips WHERE hash = ?"
+        found = self.database.execute(select, (digest,)).fetchone() if self.holds_clips() else None
+        if found is None:
+            return {}
+        clip = clip_to_json(*found)
+        if len(json.dumps(clip)) > LONGEST_TEXT - ROW_BYTES:
+            raise ValueError(
+                f"{path}: its {len(clip['times'])} frames have more bytes than Milvus keeps: take an index in a "
+                "folder, or a model with a lower num_frames"
+            )
+        return {"clip": clip}
 
     def _read_columns(self, image: int, path: str) -> dict[str, Any]:
         """The columns of an image as Milvus keeps them.

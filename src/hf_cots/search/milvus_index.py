@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data.images import BrokenImage
-from .base import AnyQuery, Match, StoredIndex, check_k
+from .base import AnyQuery, Match, StoredIndex, check_k, describe_clip
 from .building import bring_up_to_date, check_model, check_not_empty, name_model
+from .clips import ClipFrames, clip_from_json
 from .encoders import Encoder
 from .gallery import Gallery, SourceOptions, open_gallery, place
 from .loading import load_encoder
-from .milvus import IMAGES, MOST_HITS, Collection, MilvusStore
+from .milvus import IMAGES, MOST_HITS, Collection, MilvusStore, among
 from .milvus_where import WhereTranslator
 from .update import UpdateSummary
 
@@ -211,10 +212,23 @@ class MilvusIndex(StoredIndex):
         scores = (kept * query.astype(np.float64)).sum(axis=1).tolist()
         best = sorted(zip(scores, hits), key=lambda pair: (-pair[0], pair[1][0]))[:k]
         keys = {name: f"c{i}" for i, name in enumerate(self.columns)}
+        clips = self._read_clips([path for _, (path, *_) in best])
         return [
-            Match(place(self.root, path), score, {name: cells.get(key) for name, key in keys.items()})
+            Match(
+                place(self.root, path),
+                score,
+                {name: cells.get(key) for name, key in keys.items()},
+                **describe_clip(clips.get(path), vector),
+            )
             for score, (path, _, _, cells) in best
         ]
+
+    def _read_clips(self, paths: list[str]) -> dict[str, ClipFrames]:
+        """What is kept of the clips among some images."""
+        if "num_frames" not in self.meta or not paths:
+            return {}
+        found = self.collection.query(among(paths), ["path", "row"])
+        return {entity["path"]: clip_from_json(entity["row"]["clip"]) for entity in found if entity["row"].get("clip")}
 
 
 def read_existing(collection: Collection) -> tuple[dict[str, str], list[tuple[str, str]]]:

@@ -74,7 +74,10 @@ class MilvusCatalog:
     def locate(self, image: int) -> Location | None:
         """As [`Catalog.locate`]."""
         found = self._find(image, "row")
-        return None if found is None else Location(place(self.root, found[0]), found[1]["row"]["hash"])
+        if found is None:
+            return None
+        path, row = found[0], found[1]["row"]
+        return Location(place(self.root, path), row["hash"], tuple(row["clip"]["times"]) if row.get("clip") else None)
 
     def vector(self, image: int) -> np.ndarray | None:
         """As [`Catalog.vector`]."""
