@@ -12,36 +12,57 @@ from tests.support.processes import ENVIRONMENT, run_python
 
 
 @pytest.fixture(scope="module")
-def clients(world):
-    """What the clients of `hub_client.py` found, with the package and without it; and the Hub."""
+def place(world):
+    """A Hub, and the folder of its user."""
     folder = world.root / "user"
     shutil.copytree(world.imagefolder, folder / "images")
     shutil.copytree(world.model, folder / "model")
     write_sentence_clip(folder / "sentence-clip")
-    found = {}
     with hub() as server:
         server.add("org/sentence-clip", folder / "sentence-clip")
         server.add("datasets/org/pairs", folder / "images")
-        for mode in ("with", "without"):
-            output = folder / f"{mode}.json"
-            variables = ENVIRONMENT | server.variables(folder / f"home-{mode}")
-            done = run_python(SCRIPTS / "hub_client.py", folder, mode, output, env=variables)
-            assert output.exists(), done.stderr[-3000:]
-            found |= {f"{name}, {mode} the package": each for name, each in json.loads(output.read_text()).items()}
-    return found, server, folder
+        yield server, folder
 
 
-def test_every_client_gets_the_numbers_of_the_local_folder(clients):
-    found, *_ = clients
+def run_clients(place, mode):
+    """What the clients of `hub_client.py` found: a mapping of differences each, or an error."""
+    server, folder = place
+    output = folder / f"{mode}.json"
+    variables = ENVIRONMENT | server.variables(folder / f"home-{mode}")
+    done = run_python(SCRIPTS / "hub_client.py", folder, mode, output, env=variables)
+    assert output.exists(), done.stderr[-3000:]
+    found = json.loads(output.read_text())
     for name, differences in found.items():
-        print(f"{name:50} {differences}")
+        print(f"{name}, {mode} the package".ljust(50), differences)
+    return found
+
+
+@pytest.fixture(scope="module")
+def owner(place):
+    return run_clients(place, "with")
+
+
+@pytest.fixture(scope="module")
+def anybody(place, owner):
+    return run_clients(place, "without")
+
+
+def check(found, clients):
     assert {name: error for name, error in found.items() if isinstance(error, str)} == {}
-    assert len(found) == 18
+    assert len(found) == clients
     assert {name: each for name, each in found.items() if any(each.values())} == {}
 
 
-def test_what_was_uploaded_is_the_folder(clients):
-    _, server, folder = clients
+def test_every_client_gets_the_numbers_of_the_local_folder(owner):
+    check(owner, 13)
+
+
+def test_so_does_everybody_without_the_package(anybody):
+    check(anybody, 5)
+
+
+def test_what_was_uploaded_is_the_folder(place, owner):
+    server, folder = place
     local = {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
     for name in ("org/published", "org/uploaded"):
         files = server.files(name)
@@ -51,9 +72,9 @@ def test_what_was_uploaded_is_the_folder(clients):
     assert b'from_pretrained("org/published"' in server.files("org/published")["README.md"]
 
 
-def test_weights_came_from_the_other_host_once_and_without_the_token(clients):
+def test_weights_came_from_the_other_host_once_and_without_the_token(place, owner, anybody):
     """The stub refuses the token there. Each of the two caches takes the weights of a repository once."""
-    _, server, _ = clients
+    server, _ = place
     files = [server.files(name).items() for name in ("org/published", "org/sentence-clip")]
     weights = {f"/cdn/{sha256(data)}" for each in files for path, data in each if path.endswith(".safetensors")}
     gets = [path for method, path, _ in server.log if method == "GET" and path in weights]

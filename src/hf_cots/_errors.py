@@ -60,7 +60,8 @@ RUNTIME_ERRORS = re.compile(
 )
 # What to do about an error of the Hub, the most specific first: classes of exceptions, and what a server answered.
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN (--token)"
-AGAIN = "run it again; what was downloaded whole is kept, and HF_HUB_OFFLINE=1 takes that alone"
+AGAIN = "run it again; what came over whole is kept"
+NETWORK = f"check the network (and HF_ENDPOINT, if it is set), then {AGAIN}; HF_HUB_OFFLINE=1 takes it from the cache"
 HUB_HINTS = {
     "huggingface_hub.errors.GatedRepoError": f"it is gated: ask for access on its page, then {LOG_IN}",
     "huggingface_hub.errors.RepositoryNotFoundError": f"if it is private or gated, {LOG_IN}",
@@ -69,10 +70,10 @@ HUB_HINTS = {
     "huggingface_hub.errors.OfflineModeIsEnabled": "it is not in the cache, and HF_HUB_OFFLINE forbids to download it",
     "answer 401": f"the token is not valid: {LOG_IN}",
     "answer 403": f"the token has no right to this: take one that has, and {LOG_IN}",
-    "answer 429": f"that were too many requests: wait some minutes, or {LOG_IN}",
+    "answer 429": f"it limits requests: wait some minutes, or {LOG_IN}",
     "answer 5xx": f"the fault is the Hub's: wait a while, then {AGAIN}",
-    "httpx.TransportError": f"check the network (and HF_ENDPOINT, if it is set), then {AGAIN}",
-    "httpx2.TransportError": f"check the network (and HF_ENDPOINT, if it is set), then {AGAIN}",
+    "httpx.TransportError": NETWORK,
+    "httpx2.TransportError": NETWORK,
     "huggingface_hub.errors.LocalEntryNotFoundError": "it is not in the cache, and the Hub is not reached",
 }
 TRANSPORT_ERRORS = {"httpx.TransportError", "httpx2.TransportError"}

@@ -15,6 +15,9 @@ from tests.support.processes import ENVIRONMENT, run_python
 from tests.support.words import tiny_processor
 
 
+SHOWS_IMAGES = "queries.png shows images of the evaluation data: delete it if they must not be public"
+
+
 @pytest.fixture(scope="module")
 def trained(world, tmp_path_factory):
     """A model that was trained with evaluation, in its folder."""
@@ -46,7 +49,7 @@ def test_a_trained_model_has_all_that_is_published(trained, world):
     assert recipe["max_steps"] == 1
     assert recipe["train_data"] == world.imagefolder.name
     assert str(world.root) not in (trained / "recipe.yaml").read_text()
-    assert check_folder(trained) == []
+    assert check_folder(trained) == [SHOWS_IMAGES]
 
 
 @pytest.mark.parametrize("kind", ["simla", "cookie"])
@@ -94,6 +97,8 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
 def test_faults_of_the_card_are_named(model):
     card = model / "README.md"
     text = card.read_text()
+    assert check_card(model) == [SHOWS_IMAGES]
+    (model / "queries.png").unlink()
     assert check_card(model) == []
     card.write_text(text.replace("license: cc0-1.0", "license: unknown"))
     assert "names no license" in check_card(model)[0]

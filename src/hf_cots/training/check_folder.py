@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from ..models.cards import UNKNOWN_LICENSE, read_card
 from . import isolated
+from .record import QUERIES
 
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -64,6 +65,8 @@ def check_card(folder: Path) -> list[str]:
         )
     if not data.eval_results:
         notes.append("the card has no results: train with --eval_data, or add them")
+    if (folder / QUERIES).is_file():
+        notes.append(f"{QUERIES} shows images of the evaluation data: delete it if they must not be public")
     return notes
 
 
