@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from hf_cots.data.sets.clips import SIDES, write_clip_set
 from hf_cots.data.sets.packages import EMOJIBASE, FLUENT_ANIMATED, fetch_package
-from hf_cots.demo.clips import FRAMES, SETTINGS, ZERO_SHOT, Setting, measure, write_rows
+from hf_cots.demo.clips import FRAMES, SETTINGS, WITH_IMAGE_TOWER, ZERO_SHOT, Setting, measure, write_rows
 
 from .ablation.results import Results
 from .machine import machine
@@ -35,7 +35,7 @@ from .machine import machine
 
 RESULTS = Path("benchmarks/results/video.jsonl")
 FOLDS, SEEDS = 3, 3
-WITH_IMAGE_TOWER = tuple(Setting(frames, "mean", image_tower=True) for frames in (1, 8))
+FIRST = (1, 8)  # numbers of frames whose runs with the image tower come first
 KS = (1, 5, 10)
 METRICS = (*(f"R@{k}" for k in KS), "MRR")
 RESAMPLES = 5000
@@ -67,7 +67,8 @@ def write_folds(folder: Path) -> None:
 
 def list_runs(seeds: int) -> Iterator[tuple[Setting, int, int]]:
     """Setting, seed and fold of each run, the cheap and informative ones first."""
-    for settings in (SETTINGS, WITH_IMAGE_TOWER):
+    expensive = sorted(WITH_IMAGE_TOWER, key=lambda each: (each.pooling != "mean", each.num_frames not in FIRST))
+    for settings in (SETTINGS, expensive):
         for seed in range(seeds):
             for setting in settings:
                 if seed == 0 or setting.pooling != ZERO_SHOT:
@@ -178,14 +179,16 @@ def parts_of(queries: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def compared() -> list[tuple[Setting, Setting]]:
     """Settings and those that they are compared with: more frames, fine-tuning, attention."""
-    more = [
-        (Setting(frames, pooling), Setting(1, pooling)) for pooling in (ZERO_SHOT, "mean") for frames in FRAMES[1:]
-    ]
-    tuned = [(Setting(frames, "mean"), Setting(frames, ZERO_SHOT)) for frames in FRAMES]
-    attention = [(Setting(frames, "attention"), Setting(frames, "mean")) for frames in FRAMES[1:]]
-    one, eight = WITH_IMAGE_TOWER
-    tower = [(each, Setting(each.num_frames, "mean")) for each in WITH_IMAGE_TOWER]
-    return [*more, (eight, one), *tuned, *attention, *tower]
+
+    def one(pooling: str, tower: bool = False) -> dict[int, Setting]:
+        return {frames: Setting(frames, pooling, tower) for frames in FRAMES}
+
+    zero_shot, mean, attention = one(ZERO_SHOT), one("mean"), one("attention")
+    tower, tower_attention = one("mean", True), one("attention", True)
+    more = [(each[frames], each[1]) for each in (zero_shot, mean, tower) for frames in FRAMES[1:]]
+    tuned = [(each[n], other[n]) for each, other in ((mean, zero_shot), (tower, mean)) for n in FRAMES]
+    attended = [(each[n], other[n]) for each, other in ((attention, mean), (tower_attention, tower)) for n in FRAMES]
+    return [*more, *tuned, *attended]
 
 
 def collect(results: Results, folder: Path) -> dict[str, Any]:
@@ -252,7 +255,8 @@ def write_markdown(report: dict[str, Any]) -> str:
 INTRODUCTION = """{clips} clips of {concepts} concepts in three folds by concept, galleries of {sizes} clips: each
 clip is tested once, by models that were fine-tuned on the clips of the other two folds. The image model has seen
 pictures of all but {unseen_concepts} of the concepts, in other drawing styles. Percent, means over seeds, with 95%
-intervals over concepts. "Back" is from video to text. Measured on {machine[processor]}, one thread, by `make video` ([benchmarks/video.py](../video.py))."""
+intervals over concepts. "Back" is from video to text. Measured on {machine[processor]}, one thread, by
+`make video` ([benchmarks/video.py](../video.py))."""
 
 
 def main() -> None:
