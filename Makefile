@@ -50,7 +50,7 @@ demo-video: $(BIN)/.installed runs/demo/model/config.json
 
 video: $(BIN)/.installed runs/demo/model/config.json
 	$(BIN)/python -m benchmarks.video run runs/demo/model $(if $(MINUTES),--minutes $(MINUTES))
-	$(BIN)/python -m benchmarks.video summary --output benchmarks/results/video.md
+	$(BIN)/python -m benchmarks.video summary
 
 test: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile

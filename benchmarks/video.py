@@ -1,7 +1,7 @@
 """Text-to-video on animated emoji: an image model as it is, and fine-tuned on clips, with 1, 4, 8 and 12 frames.
 
     python -m benchmarks.video run runs/demo/model --minutes 40
-    python -m benchmarks.video summary --output benchmarks/results/video.md
+    python -m benchmarks.video summary
 
 Needs the extra `demo`. The clip set (`hf-cots data clips`) is made first, and 165 MB are downloaded.
 
@@ -14,6 +14,7 @@ seeds stay together. A run that is recorded is not repeated.
 
 import argparse
 import hashlib
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ import pyarrow.parquet as pq
 
 from hf_cots.data.sets.clips import SIDES, write_clip_set
 from hf_cots.data.sets.packages import EMOJIBASE, FLUENT_ANIMATED, fetch_package
-from hf_cots.demo.clips import FRAMES, SETTINGS, ZERO_SHOT, Setting, measure, write_rows
+from hf_cots.demo.clips import FRAMES, SETTINGS, WITH_IMAGE_TOWER, ZERO_SHOT, Setting, measure, write_rows
 
 from .ablation.results import Results
 from .machine import machine
@@ -34,8 +35,9 @@ from .machine import machine
 
 RESULTS = Path("benchmarks/results/video.jsonl")
 FOLDS, SEEDS = 3, 3
-WITH_IMAGE_TOWER = tuple(Setting(frames, "mean", image_tower=True) for frames in (1, 8))
+FIRST = (1, 8)  # numbers of frames whose runs with the image tower come first
 KS = (1, 5, 10)
+METRICS = (*(f"R@{k}" for k in KS), "MRR")
 RESAMPLES = 5000
 DIRECTIONS = {"text_to_image": "text to video", "image_to_text": "video to text"}
 
@@ -65,7 +67,8 @@ def write_folds(folder: Path) -> None:
 
 def list_runs(seeds: int) -> Iterator[tuple[Setting, int, int]]:
     """Setting, seed and fold of each run, the cheap and informative ones first."""
-    for settings in (SETTINGS, WITH_IMAGE_TOWER):
+    expensive = sorted(WITH_IMAGE_TOWER, key=lambda each: (each.pooling != "mean", each.num_frames not in FIRST))
+    for settings in (SETTINGS, expensive):
         for seed in range(seeds):
             for setting in settings:
                 if seed == 0 or setting.pooling != ZERO_SHOT:
@@ -153,16 +156,12 @@ class Resampling:
         drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
         self.weights = drawn[:, groups]  # (resamples, queries)
 
-    def interval(self, values: np.ndarray) -> tuple[float, float, float]:
+    def interval(self, values: np.ndarray) -> list[float]:
         """Mean of one value a query, and its 95% interval; resamples without any query are left out."""
         totals = self.weights.sum(axis=1)
         means = (self.weights @ values)[totals > 0] / totals[totals > 0]
         low, high = np.quantile(means, [0.025, 0.975])
-        return float(values.mean()), float(low), float(high)
-
-
-def cell(found: tuple[float, float, float], sign: str = "") -> str:
-    return f"{found[0]:{sign}.1f} [{found[1]:{sign}.1f}, {found[2]:{sign}.1f}]"
+        return [float(values.mean()), float(low), float(high)]
 
 
 def parts_of(queries: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -178,65 +177,86 @@ def parts_of(queries: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def summarize(results: Results, folder: Path) -> str:
-    """The tables of what is recorded, in Markdown."""
-    queries = read_queries(folder)
-    lines = results.lines()
-    chance = {k: np.mean([line["chance"][f"R@{k}"] for line in lines]) for k in KS}
-    text = ["# Text to video on animated emoji", "", INTRODUCTION.format(**describe(queries, lines))]
+def compared() -> list[tuple[Setting, Setting]]:
+    """Settings and those that they are compared with: more frames, fine-tuning, attention."""
+
+    def one(pooling: str, tower: bool = False) -> dict[int, Setting]:
+        return {frames: Setting(frames, pooling, tower) for frames in FRAMES}
+
+    zero_shot, mean, attention = one(ZERO_SHOT), one("mean"), one("attention")
+    tower, tower_attention = one("mean", True), one("attention", True)
+    more = [(each[frames], each[1]) for each in (zero_shot, mean, tower) for frames in FRAMES[1:]]
+    tuned = [(each[n], other[n]) for each, other in ((mean, zero_shot), (tower, mean)) for n in FRAMES]
+    attended = [(each[n], other[n]) for each, other in ((attention, mean), (tower_attention, tower)) for n in FRAMES]
+    return [*more, *tuned, *attended]
+
+
+def collect(results: Results, folder: Path) -> dict[str, Any]:
+    """All figures: of each part of the queries, metrics of the settings and of their differences, text to video (and
+    R@1 back), each as mean and 95% interval."""
+    queries, lines = read_queries(folder), results.lines()
+    report: dict[str, Any] = {
+        "clips": len(queries["fold"]),
+        "concepts": len(np.unique(queries["concept"])),
+        "unseen_concepts": len(np.unique(queries["concept"][queries["unseen"]])),
+        "galleries": [int((queries["fold"] == fold).sum()) for fold in range(FOLDS)],
+        "chance": {f"R@{k}": float(np.mean([line["chance"][f"R@{k}"] for line in lines])) for k in KS},
+        "machine": lines[0]["machine"],
+        "parts": {},
+    }
+    settings = [each for each in (*SETTINGS, *WITH_IMAGE_TOWER) if count_seeds(results, each)]
+    found = {(each, way): hits(results, each, way) for each in settings for way in DIRECTIONS}
     for part, chosen in parts_of(queries).items():
         resampling = Resampling(queries["concept"][chosen])
-        concepts = len(np.unique(queries["concept"][chosen]))
-        text += ["", f"## {part}: {int(chosen.sum())} clips of {concepts} concepts", ""]
+
+        def measured(values: np.ndarray, chosen=chosen, resampling=resampling) -> dict[str, list[float]]:
+            return {name: resampling.interval(values[chosen, i]) for i, name in enumerate(METRICS)}
+
+        report["parts"][part] = {
+            "clips": int(chosen.sum()),
+            "concepts": len(np.unique(queries["concept"][chosen])),
+            "settings": {
+                str(each): measured(found[each, "text_to_image"])
+                | {"R@1 back": measured(found[each, "image_to_text"])["R@1"], "seeds": count_seeds(results, each)}
+                for each in settings
+            },
+            "differences": {
+                f"{one} less {other}": measured(found[one, "text_to_image"] - found[other, "text_to_image"])
+                for one, other in compared()
+                if one in settings and other in settings
+            },
+        }
+    return report
+
+
+def cell(found: list[float], sign: str = "") -> str:
+    return f"{found[0]:{sign}.1f} [{found[1]:{sign}.1f}, {found[2]:{sign}.1f}]"
+
+
+def write_markdown(report: dict[str, Any]) -> str:
+    """The tables of a report."""
+    chance = [f"{report['chance'][f'R@{k}']:.1f}" for k in KS]
+    sizes = ", ".join(map(str, report["galleries"]))
+    text = ["# Text to video on animated emoji", "", INTRODUCTION.format(sizes=sizes, **report)]
+    for part, found in report["parts"].items():
+        text += ["", f"## {part}: {found['clips']} clips of {found['concepts']} concepts", ""]
         text += ["| | R@1 | R@5 | R@10 | MRR | R@1 back | seeds |", "|---|---|---|---|---|---|---|"]
-        for setting in (*SETTINGS, *WITH_IMAGE_TOWER):
-            there, back = (hits(results, setting, direction) for direction in DIRECTIONS)
-            if there is None or back is None:
-                continue
-            cells = [cell(resampling.interval(there[chosen, i])) for i in range(len(KS) + 1)]
-            cells += [cell(resampling.interval(back[chosen, 0])), str(count_seeds(results, setting))]
-            text.append(f"| {setting} | {' | '.join(cells)} |")
+        for name, values in found["settings"].items():
+            cells = [cell(values[metric]) for metric in (*METRICS, "R@1 back")]
+            text.append(f"| {name} | {' | '.join(cells)} | {values['seeds']} |")
         if part == "All clips":
-            text.append(f"| chance | {' | '.join(f'{chance[k]:.1f}' for k in KS)} | | {chance[1]:.1f} | |")
-        text += ["", *list_differences(results, chosen, resampling)]
+            text.append(f"| chance | {' | '.join(chance)} | | {chance[0]} | |")
+        text += ["", "| difference, text to video | R@1 | R@5 | R@10 | MRR |", "|---|---|---|---|---|"]
+        for name, values in found["differences"].items():
+            text.append(f"| {name} | {' | '.join(cell(values[metric], '+') for metric in METRICS)} |")
     return "\n".join(text) + "\n"
 
 
-INTRODUCTION = """{clips} clips of {concepts} concepts in three folds by concept, galleries of {galleries} clips: each
+INTRODUCTION = """{clips} clips of {concepts} concepts in three folds by concept, galleries of {sizes} clips: each
 clip is tested once, by models that were fine-tuned on the clips of the other two folds. The image model has seen
-pictures of all but {unseen} of the concepts, in other drawing styles. Percent, means over seeds, with 95% intervals
-over concepts. "Back" is from video to text. Measured on {processor}, one thread, {cpu_minutes} CPU minutes in all, by
+pictures of all but {unseen_concepts} of the concepts, in other drawing styles. Percent, means over seeds, with 95%
+intervals over concepts. "Back" is from video to text. Measured on {machine[processor]}, one thread, by
 `make video` ([benchmarks/video.py](../video.py))."""
-
-
-def describe(queries: dict[str, np.ndarray], lines: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "clips": len(queries["fold"]),
-        "concepts": len(np.unique(queries["concept"])),
-        "unseen": len(np.unique(queries["concept"][queries["unseen"]])),
-        "galleries": ", ".join(str(int((queries["fold"] == fold).sum())) for fold in range(FOLDS)),
-        "processor": lines[0]["machine"]["processor"],
-        "cpu_minutes": round(sum(line["cpu_seconds"] for line in lines) / 60),
-    }
-
-
-def list_differences(results: Results, chosen: np.ndarray, resampling: Resampling) -> list[str]:
-    """What more frames, fine-tuning and attention change, query by query."""
-    pairs = [
-        *((Setting(frames, pooling), Setting(1, pooling)) for pooling in (ZERO_SHOT, "mean") for frames in FRAMES[1:]),
-        *((Setting(frames, "mean"), Setting(frames, ZERO_SHOT)) for frames in FRAMES),
-        *((Setting(frames, "attention"), Setting(frames, "mean")) for frames in FRAMES[1:]),
-        tuple(reversed(WITH_IMAGE_TOWER)),
-        *((setting, Setting(setting.num_frames, ZERO_SHOT)) for setting in WITH_IMAGE_TOWER),
-    ]
-    rows = []
-    for better, base in pairs:
-        one, other = (hits(results, setting, "text_to_image") for setting in (better, base))
-        if one is not None and other is not None:
-            cells = [cell(resampling.interval((one - other)[chosen, i]), "+") for i in range(len(KS) + 1)]
-            rows.append(f"| {better} less {base} | {' | '.join(cells)} |")
-    heading = ["| difference, text to video | R@1 | R@5 | R@10 | MRR |", "|---|---|---|---|---|"]
-    return [*heading, *rows] if rows else []
 
 
 def main() -> None:
@@ -246,7 +266,8 @@ def main() -> None:
     running.add_argument("model", help="the image model: that of make demo")
     running.add_argument("--seeds", type=int, default=SEEDS)
     running.add_argument("--minutes", type=float, help="start no run after so long")
-    summary.add_argument("--output", type=Path, required=True)
+    summary.add_argument("--output", type=Path, default=RESULTS.with_suffix(".md"))
+    summary.add_argument("--card", type=Path, default=Path("model_cards/cots-video/results.json"))
     for verb in (running, summary):
         verb.add_argument("--work", type=Path, default=Path("runs/video"))
         verb.add_argument("--results", type=Path, default=RESULTS)
@@ -256,7 +277,9 @@ def main() -> None:
         run(arguments.model, arguments.work, results, arguments.seeds, arguments.minutes)
     else:
         write_folds(arguments.work)
-        arguments.output.write_text(summarize(results, arguments.work), encoding="utf-8")
+        report = collect(results, arguments.work)
+        arguments.output.write_text(write_markdown(report), encoding="utf-8")
+        arguments.card.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

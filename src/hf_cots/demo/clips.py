@@ -22,6 +22,7 @@ from ..train import build_trainer
 from ..training.arguments import parse_recipe, read_recipe
 from ..training.trainer import COTSTrainer
 from .recipe import RECIPES
+from .training import is_faster_in_bfloat16
 
 
 CLIPS = "clips.yaml"
@@ -29,15 +30,12 @@ FRAMES = (1, 4, 8, 12)
 ZERO_SHOT = "zero-shot"
 
 
-# Flags that train the image tower, too, on crops of frames from random times.
-IMAGE_TOWER = {
-    "freeze": ["text"],
-    "min_scale": 0.5,
-    "flip": 0.0,
-    "frame_jitter": True,
-    "max_steps": 40,
-    "per_device_train_batch_size": 16,
-    "vision_learning_rate": 3.0e-5,
+# Flags that train the projections alone, on stored features of frames.
+PROJECTIONS = {
+    "freeze": ["vision", "text"],
+    "max_steps": 50,
+    "per_device_train_batch_size": 64,
+    "vision_learning_rate": None,
 }
 
 
@@ -69,6 +67,9 @@ SETTINGS = tuple(
     for frames in FRAMES
     if frames > 1 or pooling != "attention"
 )
+WITH_IMAGE_TOWER = tuple(
+    Setting(each.num_frames, each.pooling, image_tower=True) for each in SETTINGS if each.pooling != ZERO_SHOT
+)
 
 
 def load_clips(path: Path, num_frames: int) -> PairDataset:
@@ -99,7 +100,7 @@ def build_clip_trainer(
         "config_overrides": recipe["config_overrides"] | {"frame_pooling": setting.pooling},
         "seed": seed,
     }
-    flags |= IMAGE_TOWER if setting.image_tower else {}
+    flags |= {"bf16": is_faster_in_bfloat16()} if setting.image_tower else PROJECTIONS
     return build_trainer(*parse_recipe(recipe, **(flags | changes)))
 
 
