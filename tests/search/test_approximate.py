@@ -9,10 +9,10 @@ import signal
 
 import numpy as np
 import pytest
-import torch.nn.functional as F
 
 from hf_cots import ImageIndex
 from hf_cots.search import approximate, disk_index, update, vectors
+from hf_cots.search.vectors import l2_normalize
 from tests.search.test_disk_index_safety import FORK
 from tests.support.cli import call, error_of, succeed
 from tests.support.kills import run_killed
@@ -60,11 +60,11 @@ def test_the_recall_is_that_of_its_answers(photos, tmp_path, dtype):
     """Measured on all images, since there are so few, and on their names."""
     index = build(photos, tmp_path / "index", recall=0.8, dtype=dtype)
     measured = index.approximation()
-    embeds = index.embeds.double()
+    embeds = index.embeds.astype(float)
     scores, found = {}, {}
-    texts = F.normalize(PixelEncoder().encode_texts([path.stem for path in index.paths]), dim=1)
+    texts = l2_normalize(PixelEncoder().encode_texts([path.stem for path in index.paths]))
     for kind, queries in (("images", index.embeds), ("texts", texts)):
-        scores[kind] = (queries.double() @ embeds.T).sort(dim=1, descending=True).values
+        scores[kind] = -np.sort(-(queries.astype(float) @ embeds.T), axis=1)
         found[kind] = [index.search_vector(query, 10) for query in queries]
         hits = [
             sum(match.score >= row[9] - 1e-9 for match in matches)

@@ -1,10 +1,10 @@
-"""Exact search over kept vectors, against brute force in float64."""
+"""Search over kept vectors, exact and by signs, against brute force in float64."""
 
 import numpy as np
 import pytest
 
 from hf_cots.search import vectors
-from hf_cots.search.vectors import DTYPES, nearest, pack, packing_error, unpack
+from hf_cots.search.vectors import DTYPES, nearest, nearest_by_signs, pack, packing_error, sign_bits, unpack
 
 
 def unit(count, dim=24, seed=0):
@@ -81,5 +81,31 @@ def test_the_packing_error_bounds_every_score(dtype, most):
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(ValueError, match="float32, float16, int8, not as 'int4'"):
+    with pytest.raises(ValueError, match="float32, float16, int8, binary, not as 'int4'"):
         vectors.row_type(4, "int4")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [12, 24, 32, 64])
+def test_the_search_by_signs_scores_the_rows_of_the_fewest_other_signs(monkeypatch, dtype, dim):
+    monkeypatch.setattr(vectors, "BLOCK", 300)
+    rows, allowed = pack(unit(1000, dim), dtype), np.random.default_rng(1).random(1000) < 0.7
+    bits, decoded = sign_bits(rows), unpack(rows)
+    assert (bits.dtype, bits.shape) == (np.uint8, (1000, -(-dim // 8)))
+    for query in unit(5, dim, seed=2):
+        for mask in (None, allowed):
+            others = [int(((query > 0) != (row > 0)).sum()) for row in decoded]
+            counted = np.arange(1000) if mask is None else np.flatnonzero(mask)
+            found, scores = nearest_by_signs(rows, bits, query, 10, 100, mask)
+            exact = decoded.astype(np.float64) @ query.astype(np.float64)
+            np.testing.assert_allclose(scores, exact[found], atol=1e-12)
+            assert scores.tolist() == sorted(scores, reverse=True)
+            hundredth = sorted(others[i] for i in counted)[99]
+            assert all(others[i] <= hundredth for i in found)
+            surely = [i for i in counted if others[i] < hundredth]  # of those that are level any may be left out
+            assert scores[0] >= max(exact[surely]) - 1e-12
+            assert (
+                nearest_by_signs(rows, bits, query, 10, 1000, mask)[0].tolist()
+                == nearest(rows, query, 10, mask)[0].tolist()
+            )
+    assert len(nearest_by_signs(rows[:0], bits[:0], unit(1, dim)[0], 10, 100)[0]) == 0

@@ -26,7 +26,8 @@ IndexPrecision = Annotated[
     str | None, typer.Option(help="Precision to encode in: float32 (the default), bfloat16, or auto (by the GPU).")
 ]
 VectorType = Annotated[
-    str | None, typer.Option(help="Precision of the vectors: float32 (the default), float16 or int8.")
+    str | None,
+    typer.Option(help="Precision of the vectors: float32 (the default), float16, int8, or binary (by signs)."),
 ]
 
 
@@ -85,7 +86,7 @@ def _report(built: "DiskIndex | MilvusIndex", to: str, as_json: bool) -> None:
     note_skipped(built.summary.broken)
     error = float(built.meta.get("error", 0))
     if error:
-        print_note(f"{built.meta['dtype']} changes scores by at most {error:.2g}", "dim")
+        print_note(f"{built.meta['dtype'].replace('binary', 'int8')} changes scores by at most {error:.2g}", "dim")
     measured = built.approximation() if isinstance(built, DiskIndex) else None
     if measured is not None:
         print_note(str(measured), "dim")

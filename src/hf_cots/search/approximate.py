@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -44,35 +44,29 @@ POINTS_PER_CLUSTER = 50  # on which they are found; FAISS wants 39 at least
 
 
 @dataclass(frozen=True)
-class Approximation:
-    """What an index notes of its inverted file.
+class Measurement:
+    """What an index notes of a search that is not exact.
 
     Attributes:
-        file, checksum: its name and CRC-32.
         vectors, end: the vectors' file that it is of, and the slot after its last one.
         live: how many of the slots had an image.
-        trained: how many vectors there were when the clusters were found.
         target: the recall that was asked for.
-        nprobe: how many clusters a search for 10, or for 100, looks into: `{"10": ..., "100": ...}`.
         recall: the part of the 10, or 100, best that is found: `{"10": {"images": ..., "texts": ...}, "100": ...}`.
         milliseconds, exact_milliseconds: of a search for 10, when it was measured.
     """
 
-    file: str
-    checksum: int
+    EFFORT: ClassVar[str]  # the field that says how much a search looks at
     vectors: str
     end: int
     live: int
-    trained: int
     target: float
-    nprobe: dict[str, int]
     recall: dict[str, dict[str, float]]
     milliseconds: float
     exact_milliseconds: float
 
     def measured(self) -> dict[str, Any]:
         """What a user wants to know."""
-        names = ("target", "recall", "nprobe", "milliseconds", "exact_milliseconds")
+        names = ("target", "recall", self.EFFORT, "milliseconds", "exact_milliseconds")
         return {name: value for name, value in asdict(self).items() if name in names}
 
     def recall_at(self, k: int) -> tuple[int, float]:
@@ -87,6 +81,23 @@ class Approximation:
         ]
         times = f"{self.milliseconds:.2g} ms a search, exactly {self.exact_milliseconds:.2g} ms"
         return f"approximate search, measured {'; '.join(recalls)}; {times}"
+
+
+@dataclass(frozen=True)
+class Approximation(Measurement):
+    """What an index notes of its inverted file.
+
+    Attributes:
+        file, checksum: its name and CRC-32.
+        trained: how many vectors there were when the clusters were found.
+        nprobe: how many clusters a search for 10, or for 100, looks into: `{"10": ..., "100": ...}`.
+    """
+
+    EFFORT: ClassVar[str] = "nprobe"
+    file: str
+    checksum: int
+    trained: int
+    nprobe: dict[str, int]
 
 
 def read_approximation(store: IndexStore) -> Approximation | None:
@@ -120,6 +131,13 @@ def check_approximate(count: int, approximate: bool | None, recall: float | None
     if load_faiss() is None:
         raise ModuleNotFoundError("faiss is not installed; for --approximate: pip install 'hf-cots[search]'")
     return target
+
+
+class Search(Protocol):
+    """A search that may be approximate."""
+
+    def nearest(self, snapshot: Snapshot, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Find the k rows with the largest dot products, or nearly; as `vectors.nearest`."""
 
 
 class ApproximateSearch:
@@ -214,7 +232,7 @@ def update_approximate(store: IndexStore, encoder: Encoder) -> Approximation | N
         logger.warning("%s has fewer than %d different images: they are searched exactly", store.folder, MIN_VECTORS)
     elif target:
         approximation = _usable(store, target)
-        if approximation is None or _changed(approximation, snapshot) > CHANGED_FRACTION * snapshot.count:
+        if approximation is None or count_changes(approximation, snapshot) > CHANGED_FRACTION * snapshot.count:
             approximation = _write(store, snapshot, target, encoder, approximation)
     if approximation is None and "approximate" in store.meta:
         with store.transaction() as database:
@@ -234,10 +252,10 @@ def _usable(store: IndexStore, target: float) -> Approximation | None:
     return approximation if path.is_file() and file_checksum(path) == approximation.checksum else None
 
 
-def _changed(approximation: Approximation, snapshot: Snapshot) -> int:
-    """How many vectors were added or deleted since an inverted file was measured."""
-    added = len(snapshot.rows) - approximation.end
-    return added + (approximation.live + added - snapshot.count)
+def count_changes(measured: Measurement, snapshot: Snapshot) -> int:
+    """How many vectors were added or deleted since a search was measured."""
+    added = len(snapshot.rows) - measured.end
+    return added + (measured.live + added - snapshot.count)
 
 
 def _write(
@@ -259,7 +277,7 @@ def _write(
         if snapshot.live is not None:
             vectors[~snapshot.live[first : first + BLOCK]] = 0  # damaged ones may hold NaN
         inverted.add(vectors)
-    search, queries = ApproximateSearch(inverted, {}), _queries(store, snapshot, encoder)
+    search, queries = ApproximateSearch(inverted, {}), draw_queries(store, snapshot, encoder)
     recalls = _choose(search, snapshot, queries, target)
     if recalls is None:
         logger.warning("%s is searched exactly: no approximate search reaches recall %g", store.folder, target)
@@ -277,8 +295,8 @@ def _write(
         target=target,
         nprobe={str(k): nprobe for k, nprobe in search.nprobe.items()},
         recall={str(k): recall for k, recall in recalls.items()},
-        milliseconds=_milliseconds(lambda query: search.nearest(snapshot, query, 10), every),
-        exact_milliseconds=_milliseconds(lambda query: nearest(snapshot.rows, query, 10, snapshot.live), every[::64]),
+        milliseconds=time_search(lambda query: search.nearest(snapshot, query, 10), every),
+        exact_milliseconds=time_search(lambda query: nearest(snapshot.rows, query, 10, snapshot.live), every[::64]),
     )
     with store.transaction():
         store.set_meta(approximate=json.dumps(asdict(approximation)))
@@ -339,7 +357,7 @@ def _draw(snapshot: Snapshot, count: int) -> np.ndarray:
 # ---------------------------------------------------------------------- measuring
 
 
-def _queries(store: IndexStore, snapshot: Snapshot, encoder: Encoder) -> dict[str, np.ndarray]:
+def draw_queries(store: IndexStore, snapshot: Snapshot, encoder: Encoder) -> dict[str, np.ndarray]:
     """Embeddings of images and of texts of an index, of each up to [`QUERIES`]."""
     texts = np.asarray(encoder.encode_texts(_texts(store)))
     queries = {"images": snapshot.vectors(_draw(snapshot, QUERIES)), "texts": texts[np.isfinite(texts).all(axis=1)]}
@@ -370,15 +388,14 @@ def _choose(
 ) -> dict[int, dict[str, float]] | None:
     """Give a search, for each number of results, the least `nprobe` with which the recall of all kinds of queries
     reaches a target, some standard errors below its mean; returns the means, or None if none does."""
-    least = {kind: _least_scores(snapshot, embeds) for kind, embeds in queries.items()}
+    least = {kind: least_scores(snapshot, embeds) for kind, embeds in queries.items()}
     means = {}
     for k in MEASURED_RESULTS:
 
         def reaches(nprobe: int, k: int = k) -> bool:
             search.nprobe[k] = nprobe
-            recalls = {kind: _recalls(search, snapshot, queries[kind], k, least[kind][k]) for kind in queries}
-            sure = [each.mean() - STANDARD_ERRORS * each.std() / len(each) ** 0.5 for each in recalls.values()]
-            enough = min(sure) >= target
+            recalls = {kind: find_recalls(search, snapshot, queries[kind], k, least[kind][k]) for kind in queries}
+            enough = are_sure(recalls, target)
             if enough:
                 means[k] = {kind: float(each.mean()) for kind, each in recalls.items()}
             return enough
@@ -395,7 +412,13 @@ def _choose(
     return means
 
 
-def _least_scores(snapshot: Snapshot, queries: np.ndarray) -> dict[int, np.ndarray]:
+def are_sure(recalls: dict[str, np.ndarray], target: float) -> bool:
+    """Whether the recall of all kinds of queries reaches a target, some standard errors below its mean."""
+    sure = [each.mean() - STANDARD_ERRORS * each.std() / len(each) ** 0.5 for each in recalls.values()]
+    return min(sure) >= target
+
+
+def least_scores(snapshot: Snapshot, queries: np.ndarray) -> dict[int, np.ndarray]:
     """For each number of results, the (n,) exact scores that an image needs to be among them."""
     faiss = load_faiss()
     slots: np.ndarray = np.empty((len(queries), 0), dtype=np.int64)
@@ -413,15 +436,13 @@ def _least_scores(snapshot: Snapshot, queries: np.ndarray) -> dict[int, np.ndarr
     return {k: np.array([each[:k][-1] for each in exact]) for k in MEASURED_RESULTS}
 
 
-def _recalls(
-    search: ApproximateSearch, snapshot: Snapshot, queries: np.ndarray, k: int, least: np.ndarray
-) -> np.ndarray:
+def find_recalls(search: Search, snapshot: Snapshot, queries: np.ndarray, k: int, least: np.ndarray) -> np.ndarray:
     """Of each query, the part of the k best that is found; images with equal scores are as good as one another."""
     found = [search.nearest(snapshot, query, k)[1][:k] for query in queries]
     return np.array([(scores >= score).sum() for scores, score in zip(found, least)]) / min(k, snapshot.count)
 
 
-def _milliseconds(search: Callable[[np.ndarray], object], queries: np.ndarray) -> float:
+def time_search(search: Callable[[np.ndarray], object], queries: np.ndarray) -> float:
     start = time.perf_counter()
     for query in queries:
         search(query)

@@ -19,7 +19,8 @@ from ..data.shards import replace_file
 from .approximate import (
     MAX_RESULTS,
     ApproximateSearch,
-    Approximation,
+    Measurement,
+    Search,
     check_approximate,
     read_approximation,
     update_approximate,
@@ -30,6 +31,7 @@ from .encoders import Encoder
 from .gallery import Gallery, SourceOptions, open_gallery, place
 from .keywords import WINDOW, KeywordTable, KeywordTables, check_columns, fuse
 from .loading import load_encoder
+from .signs import check_binary, read_signs, update_signs
 from .store import IndexStore, Snapshot, is_index, quote_name
 from .update import UpdateSummary
 from .vectors import load_faiss, nearest
@@ -74,7 +76,7 @@ class DiskIndex(StoredIndex):
         self.root = root or (Path(kept) if kept else None)
         self.summary = UpdateSummary()
         self._lock = threading.Lock()
-        self._approximate: tuple[str | None, ApproximateSearch | None] = None, None  # of the index's note of it
+        self._approximate: tuple[str | None, Search | None] = None, None  # of the index's note of it
         self._keywords = KeywordTables()
 
     @staticmethod
@@ -103,7 +105,8 @@ class DiskIndex(StoredIndex):
             model, device, revision: see [`load_encoder`]; or an encoder.
             source: a folder of images, or a data set as [`load_pairs`] reads it; or an opened one.
             to: folder of the index; made if it is not there.
-            dtype: of the vectors, "float32", "float16" or "int8"; if None that of the index, or else float32.
+            dtype: of the vectors, "float32", "float16", "int8", or "binary", which is int8 and searched by signs, not
+                quite exactly; if None that of the index, or else float32.
             options: how a data set is read.
             batch_size: images in a forward pass.
             progress: show a progress bar.
@@ -133,10 +136,11 @@ class DiskIndex(StoredIndex):
 
         gallery = source if isinstance(source, Gallery) else open_gallery(source, options, with_columns)
         target = check_approximate(len(gallery.paths), approximate, recall)
+        check_binary(dtype)
         asked = {} if approximate is None else {"approximate_target": str(target)}
         encoder = load_encoder(model, device, revision) if isinstance(model, (str, Path)) else model
         summary = bring_up_to_date(
-            open_store, encoder, gallery, dtype, precision, batch_size, progress, also=update_approximate, **asked
+            open_store, encoder, gallery, dtype, precision, batch_size, progress, also=update_searches, **asked
         )
         index = DiskIndex(to, encoder, gallery.root)
         index.summary = summary
@@ -301,19 +305,25 @@ class DiskIndex(StoredIndex):
             if columns:
                 self._read_words(snapshot.version, columns)
 
-    def approximation(self, k: int = 10, where: str | None = None, exact: bool = False) -> Approximation | None:
+    def approximation(self, k: int = 10, where: str | None = None, exact: bool = False) -> Measurement | None:
         """The measured recall of a search; None if it is exact. With a filter, or for more than 100, it always is."""
         with self._lock, self.store.reading():
-            used = self._open_approximate(k, where, exact) is not None
-            return read_approximation(self.store) if used else None
+            used = self._open_approximate(k, where, exact)
+            if used is None:
+                return None
+            return read_approximation(self.store) if isinstance(used, ApproximateSearch) else read_signs(self.store)
 
-    def _open_approximate(self, k: int, where: str | None, exact: bool) -> ApproximateSearch | None:
+    def _open_approximate(self, k: int, where: str | None, exact: bool) -> Search | None:
         """What a search is to use instead of all vectors."""
-        if exact or where is not None or k > MAX_RESULTS or not float(self.store.meta.get("approximate_target", 0)):
+        meta = self.store.meta
+        inverted = float(meta.get("approximate_target", 0)) > 0
+        if exact or where is not None or k > MAX_RESULTS or not (inverted or self.store.dtype == "binary"):
             return None
-        noted = f"{self.store.meta['file']} {self.store.meta.get('approximate')}"
+        noted = f"{meta['file']} {meta.get('approximate')} {meta.get('signs')}"
         if self._approximate[0] != noted:
-            self._approximate = noted, ApproximateSearch.open(self.store)
+            search: Search | None = ApproximateSearch.open(self.store) if inverted else None
+            signs = read_signs(self.store) if search is None else None
+            self._approximate = noted, signs.open() if signs else search
         return self._approximate[1]
 
     def search_vector(
@@ -416,6 +426,12 @@ class DiskIndex(StoredIndex):
         """The same of the images whose slot or id is one of some numbers."""
         ends = (f"AND {quote_name(key)} IN ({part})" for part in in_parts(numbers))
         return [row for end in ends for row in self._select(where, begin, end)]
+
+
+def update_searches(store: IndexStore, encoder: Encoder) -> None:
+    """Bring what an index has beside its vectors for searches that are not exact up to date with them."""
+    update_approximate(store, encoder)
+    update_signs(store, encoder)
 
 
 def in_parts(numbers: Iterable[int]) -> Iterator[str]:

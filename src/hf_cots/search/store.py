@@ -18,6 +18,7 @@ import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -26,7 +27,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from .clips import ClipFrames, pack_clip, unpack_clip
-from .vectors import row_type, unpack
+from .vectors import row_type, sign_bits, unpack
 
 
 logger = logging.getLogger(__name__)
@@ -91,6 +92,11 @@ class Snapshot:
     def __init__(self, version: int, rows: np.ndarray, live: np.ndarray | None):
         self.version, self.rows, self.live = version, rows, live
         self.count = len(rows) if live is None else int(live.sum())
+
+    @cached_property
+    def bits(self) -> np.ndarray:
+        """The signs of all vectors; see [`sign_bits`]."""
+        return sign_bits(self.rows)
 
     def vectors(self, slots: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n, D) float32 of some slots."""

@@ -251,7 +251,7 @@ class DualEncoder(ModelEncoder):
         return embed_clips(self.model, clips, self.precision) if pools_frames(self.model) else None
 
     def steps(self, batch_size: int) -> EncodingSteps:
-        return partial(prepare_image, self.processor), partial(embed_images, self.model, precision=self.precision)
+        return partial(prepare_image, self.processor), lambda each: embed_images(self.model, each, self.precision)
 
     def describe(self) -> dict[str, str]:
         return {"config": hash_config(self.model)} | describe_processor(self.processor)

@@ -1,8 +1,9 @@
-"""Vectors in three precisions, and exact search over them.
+"""Vectors in four precisions, and search over them.
 
 `float32` vectors are kept as they are. `float16` rounds each number. `int8` keeps 127 steps up to a vector's largest
 number, and a scale by which the decoded vector has length 1 again. In each, the search is exact over the vectors as
-they are kept: candidates are found in float32, with FAISS where it is installed, and ordered in float64.
+they are kept: candidates are found in float32, with FAISS where it is installed, and ordered in float64. `binary`
+keeps what int8 keeps, and its searches look for candidates by the signs alone, one bit a number.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from functools import cache
 import numpy as np
 
 
-DTYPES = ("float32", "float16", "int8")
+DTYPES = ("float32", "float16", "int8", "binary")
 BLOCK = 65_536  # rows that are decoded, or gathered, at a time
 MOST_CANDIDATES = 2_048  # that FAISS is asked for; beyond that all scores are computed
 
@@ -30,14 +31,14 @@ def row_type(dim: int, dtype: str) -> np.dtype:
     """
     if dtype not in DTYPES:
         raise ValueError(f"vectors are kept as {', '.join(DTYPES)}, not as {dtype!r}")
-    if dtype == "int8":
+    if dtype in ("int8", "binary"):
         return np.dtype([("scale", "<f4"), ("values", "i1", (dim,))])
     return np.dtype(("<f4" if dtype == "float32" else "<f2", (dim,)))
 
 
 def pack(embeds: np.ndarray, dtype: str) -> np.ndarray:
     """Encode (n, D) float32 vectors of length 1 as they are kept."""
-    if dtype != "int8":
+    if dtype in ("float32", "float16"):
         return np.ascontiguousarray(embeds, dtype="<f4" if dtype == "float32" else "<f2")
     largest = np.abs(embeds).max(axis=1, keepdims=True, initial=1e-30)
     rows = np.empty(len(embeds), dtype=row_type(embeds.shape[1], dtype))
@@ -128,6 +129,34 @@ def rank(rows: np.ndarray, query: np.ndarray, found: np.ndarray, k: int) -> tupl
     found, exact = found[order], exact[order]
     keep = exact >= exact[min(k, len(exact)) - 1] if len(exact) else slice(0)
     return found[keep], exact[keep]
+
+
+def sign_bits(rows: np.ndarray) -> np.ndarray:
+    """(n, D / 8) uint8, one bit for each number of kept vectors: whether it is above 0."""
+    values = rows["values"] if rows.dtype.names else rows
+    parts = [np.packbits(values[start : start + BLOCK] > 0, axis=1) for start in range(0, len(values), BLOCK)]
+    return np.concatenate(parts) if parts else np.packbits(np.empty(values.shape, dtype=bool), axis=1)
+
+
+def nearest_by_signs(
+    rows: np.ndarray, bits: np.ndarray, query: np.ndarray, k: int, candidates: int, allowed: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find nearly the k rows with the largest dot products: of those whose signs differ least from the query's, the
+    best by their exact scores.
+
+    Args:
+        rows, query, k, allowed: as for [`nearest`], which says what is returned.
+        bits: of the rows; see [`sign_bits`].
+        candidates: how many of them are scored.
+    """
+    width = next(size for size in (8, 4, 2, 1) if bits.shape[1] % size == 0)  # bytes that are compared at a time
+    words, asked = (each.view(f"u{width}") for each in (bits, np.packbits(query > 0)[None]))
+    differing = np.bitwise_count(words ^ asked).sum(axis=1, dtype=np.int32)
+    if allowed is not None:
+        differing[~allowed] = 8 * bits.shape[1] + 1
+    count = min(max(candidates, k), len(rows))
+    found = np.argpartition(differing, count - 1)[:count] if count else np.empty(0, dtype=np.int64)
+    return rank(rows, query, found if allowed is None else found[allowed[found]], k)
 
 
 def _candidates(
