@@ -33,6 +33,7 @@ from hf_cots.data.sources import PairDataset, load_pairs
 from hf_cots.demo.recipe import text_tower_folder
 from hf_cots.evaluation.retrieval.directions import DirectionResult, rank_both
 from hf_cots.evaluation.retrieval.metrics import KS
+from hf_cots.evaluation.retrieval.ranking import nearest
 from hf_cots.evaluation.retrieval.recall_cost import ScoredCandidates, score_candidates
 from hf_cots.evaluation.retrieval.significance import compare
 from hf_cots.search.encoders import DIRECTIONS, EncodedPairs, encode_pairs
@@ -155,9 +156,8 @@ def measure_steps(recipes: dict[str, Any], name: str, folder: Path) -> dict[str,
 def by_embeddings(encoded: EncodedPairs, other: EncodedPairs, direction: str) -> ScoredCandidates:
     """The candidates of one dual encoder, scored by another one in the place of a re-ranker."""
     side, second = encoded.side(direction), other.side(direction)
-    scores = side.query_embeds.double() @ side.gallery_embeds.double().t()
-    similarities, index = scores.topk(min(K, scores.shape[1]), dim=1)
-    logits = (second.query_embeds @ second.gallery_embeds.t()).gather(1, index)
+    similarities, index = nearest(side.query_embeds, side.gallery_embeds, K)
+    logits = np.take_along_axis(second.query_embeds @ second.gallery_embeds.T, index, axis=1)
     return ScoredCandidates(side, similarities, index, logits, 0.0, {})
 
 

@@ -17,6 +17,7 @@ from ..data.frozen_features import StoredFeaturePairs
 from ..data.report import DATA_REPORT
 from ..data.sources import PairDataset
 from ..evaluation.rendering.panels import as_picture, draw_queries
+from ..evaluation.retrieval.ranking import nearest
 from ..evaluation.retrieval.report import PACKAGES, RetrievalResult
 from .pair_trainer import PairTrainer
 
@@ -112,10 +113,11 @@ def write_record(folder: Path, trainer: PairTrainer, train_data: str) -> dict[st
 def write_queries(folder: Path, result: RetrievalResult, pairs: PairDataset) -> None:
     """Write `queries.png`: captions of the evaluation data, evenly spaced, and what the model finds for each."""
     encoded = result.parts[0]
-    chosen = torch.linspace(0, len(encoded.captions) - 1, min(SHOWN_QUERIES, len(encoded.captions))).long().tolist()
-    scores, best = (encoded.text_embeds[chosen] @ encoded.image_embeds.T).topk(min(SHOWN_IMAGES, len(encoded.rows)))
+    count = min(SHOWN_QUERIES, len(encoded.captions))
+    chosen = np.linspace(0, len(encoded.captions) - 1, count).astype(np.int64)
+    scores, best = nearest(encoded.text_embeds[chosen], encoded.image_embeds, SHOWN_IMAGES)
     rows = []
-    for query, values, images in zip(chosen, scores.tolist(), best.tolist()):
+    for query, values, images in zip(chosen.tolist(), scores.tolist(), best.tolist()):
         right = [bool(encoded.image_ids[image] == encoded.text_ids[query]) for image in images]
         found = [as_picture(pairs.read_row(encoded.rows[image]), CLIP_SIDE) for image in images]
         titles = [f"{value:.2f}" for value in values]
