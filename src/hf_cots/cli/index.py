@@ -8,7 +8,7 @@ import typer
 
 from .._errors import note_on_interrupt, print_note
 from .app import app, note_skipped
-from .options import BatchSize, Encoder, ImageColumn, Revision, Separator, Split, Token
+from .options import BatchSize, Encoder, ImageColumn, Revision, Separator, Split, Token, VideoColumn
 
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def index(
     recall: Recall = None,
     precision: IndexPrecision = None,
     image_column: ImageColumn = "image",
+    video_column: VideoColumn = None,
     split: Split = "train",
     separator: Separator = None,
     batch_size: BatchSize = 64,
@@ -61,7 +62,7 @@ def index(
     from ..search.milvus import is_milvus
     from ..search.processes import processes
 
-    about_source = {"options": SourceOptions(image_column, split, separator), "revision": revision}
+    about_source = {"options": SourceOptions(video_column or image_column, split, separator), "revision": revision}
     about_index: dict[str, Any] = {
         "dtype": dtype,
         "approximate": approximate,
