@@ -62,7 +62,7 @@ def test_its_searches_and_its_server_find_the_same(folders):
 def test_its_evaluation_is_the_same(folders):
     beside, without = (json.loads((folder / "report.json").read_text()) for folder in folders)
     packages = beside.pop("environment")["packages"].keys() - without.pop("environment")["packages"].keys()
-    assert {"torch", "accelerate"} <= packages
+    assert {"torch", "accelerate"} <= packages or not PYTHON  # imports that are hidden are installed all the same
     assert beside == without
     assert beside["transductive"]
 

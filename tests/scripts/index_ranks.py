@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from hf_cots import ImageIndex
@@ -24,7 +25,7 @@ for step in ("build", "update"):
     state.wait_for_everyone()
     index = ImageIndex.build(model, photos, output / "index", batch_size=4, device="cpu")
     counts.append(index.summary.counts())
-    torch.save(index.embeds, output / f"{step}-{state.process_index}.pt")
+    np.save(output / f"{step}-{state.process_index}.npy", index.embeds)
     index.store.close()
 if state.is_main_process:
     (output / "counts.json").write_text(json.dumps(counts))

@@ -144,7 +144,7 @@ class BaseIndex(ABC):
         if isinstance(query, str):
             if not query.strip():
                 raise ValueError("the query is empty")
-            embeds = self.encoder.encode_texts([query])
+            embeds = np.asarray(self.encoder.encode_texts([query]))
         elif isinstance(query, (Path, bytes, Image.Image, np.ndarray, VideoFrames)) or is_torch_tensor(query):
             embeds = self._embed_media(query)
         else:

@@ -150,8 +150,10 @@ def nearest_by_signs(
         candidates: how many of them are scored.
     """
     width = next(size for size in (8, 4, 2, 1) if bits.shape[1] % size == 0)  # bytes that are compared at a time
-    words, asked = (each.view(f"u{width}") for each in (bits, np.packbits(query > 0)[None]))
-    differing = np.bitwise_count(words ^ asked).sum(axis=1, dtype=np.int32)
+    words, (asked,) = (each.view(f"u{width}") for each in (bits, np.packbits(query > 0)[None]))
+    differing = np.zeros(len(rows), dtype=np.int32)
+    for column, word in zip(words.T, asked):  # numpy adds up long columns faster than short rows
+        differing += np.bitwise_count(column ^ word)
     if allowed is not None:
         differing[~allowed] = 8 * bits.shape[1] + 1
     count = min(max(candidates, k), len(rows))
