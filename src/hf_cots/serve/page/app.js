@@ -18,6 +18,7 @@ let results = [];
 let opened = -1;
 let latest = 0; // number of the last request; answers of earlier ones are dropped
 let pending = null;
+let sheetOf = null; // the card whose frames are shown
 let keywords = []; // the columns of the last search by keyword
 
 function emptyState() {
@@ -248,16 +249,24 @@ function drawCard(result, number) {
 function showSheet(card, clip) {
   const box = $("sheet");
   const best = clip.times.findIndex((time) => Math.abs(time - clip.moment) < 1e-6);
-  const width = Math.min(innerWidth - 16, Math.max(clip.times.length, 2) * FRAME_WIDTH + 14);
   box.querySelector("img").src = clip.sheet;
   box.querySelector("ol").replaceChildren(...clip.times.map((time, i) => element("li", { className: i === best ? "best" : "" }, seconds(time))));
-  const at = card.getBoundingClientRect();
-  const height = (width - 14) / clip.times.length + 38;
+  box.hidden = false;
+  sheetOf = card;
+  placeSheet();
+}
+
+function placeSheet() {
+  const box = $("sheet");
+  if (box.hidden) return;
+  const count = box.querySelectorAll("li").length;
+  const width = Math.min(innerWidth - 16, count * FRAME_WIDTH + 14);
+  const height = (width - 14) / count + 38;
+  const at = sheetOf.getBoundingClientRect();
   const below = at.bottom + 6 + height < innerHeight;
-  box.style.width = `${clip.times.length === 1 ? FRAME_WIDTH + 14 : width}px`;
+  box.style.width = `${width}px`;
   box.style.left = `${Math.max(8, Math.min(innerWidth - 8 - width, at.left + at.width / 2 - width / 2))}px`;
   box.style.top = `${below ? at.bottom + 6 : Math.max(8, at.top - 6 - height)}px`;
-  box.hidden = false;
 }
 
 function hideSheet() {
@@ -495,7 +504,8 @@ function listen() {
   $("close").addEventListener("click", () => $("detail").close());
   $("detail").addEventListener("click", (event) => { if (event.target === $("detail")) $("detail").close(); });
   $("detail").addEventListener("close", () => { stopVideo(); focusCard(opened); });
-  document.addEventListener("scroll", hideSheet, { passive: true });
+  document.addEventListener("scroll", placeSheet, { passive: true });
+  window.addEventListener("resize", placeSheet);
   $("previous").addEventListener("click", () => openDetail(opened - 1));
   $("next").addEventListener("click", () => openDetail(opened + 1));
   $("detail-similar").addEventListener("click", () => moreLike(results[opened].id));
