@@ -30,6 +30,9 @@ SOURCES = {
     ],
     "model_cards/cots-scratch/README.md": ["benchmarks/results/ablation.md", "benchmarks/results/ablation.jsonl"],
     "model_cards/cots-warm/README.md": ["benchmarks/results/ablation.md", "benchmarks/results/ablation.jsonl"],
+    "model_cards/cots-video/README.md": [
+        *("model_cards/cots-video/results.json", "model_cards/cots-video/demo.json"),
+    ],
     "model_cards/simla-emoji/README.md": ["benchmarks/results/simla_rerank.json"],
 }
 # Figures that no results file holds, and why.

@@ -46,7 +46,7 @@ def finished(world, tmp_path_factory):
 def test_results_of_each_setting(finished):
     output, summary = finished
     assert json.loads((output / "results.json").read_text()) == summary
-    trained = [f"8 frames, {parts}" for parts in ("projections, attention", "image tower and projections, mean")]
+    trained = [f"8 frames, {parts}" for parts in ("projections, attention", "projections, mean")]
     assert list(summary["settings"]) == ["4 frames, zero-shot", *trained]
     assert summary["clips"] == {"train": 12, "test": 10, "motion": 5}, "the dark hand does not train"
     for report in summary["settings"].values():
@@ -57,7 +57,7 @@ def test_results_of_each_setting(finished):
 def test_stored_features_give_the_figures_of_evaluation(finished, tmp_path):
     """The model that was saved, on its test clips."""
     output, summary = finished
-    report = summary["settings"]["8 frames, image tower and projections, mean"]
+    report = summary["settings"]["8 frames, projections, mean"]
     encoder, pairs = load_encoder(str(output / "model"), device="cpu"), load_clips(output / "data" / "test.parquet", 8)
     for found in (evaluate_encoder(encoder, pairs), evaluate_stored(encoder, pairs, tmp_path)):
         for direction, metrics in found.metrics().items():

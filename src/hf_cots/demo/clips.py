@@ -30,12 +30,14 @@ FRAMES = (1, 4, 8, 12)
 ZERO_SHOT = "zero-shot"
 
 
-# Flags that train the projections alone, on stored features of frames.
-PROJECTIONS = {
-    "freeze": ["vision", "text"],
-    "max_steps": 50,
-    "per_device_train_batch_size": 64,
-    "vision_learning_rate": None,
+# Flags that train the image tower, too, on crops of the frames.
+IMAGE_TOWER = {
+    "freeze": ["text"],
+    "min_scale": 0.5,
+    "flip": 0.0,
+    "max_steps": 30,
+    "per_device_train_batch_size": 16,
+    "vision_learning_rate": 3.0e-5,
 }
 
 
@@ -67,9 +69,6 @@ SETTINGS = tuple(
     for frames in FRAMES
     if frames > 1 or pooling != "attention"
 )
-WITH_IMAGE_TOWER = tuple(
-    Setting(each.num_frames, each.pooling, image_tower=True) for each in SETTINGS if each.pooling != ZERO_SHOT
-)
 
 
 def load_clips(path: Path, num_frames: int) -> PairDataset:
@@ -100,7 +99,8 @@ def build_clip_trainer(
         "config_overrides": recipe["config_overrides"] | {"frame_pooling": setting.pooling},
         "seed": seed,
     }
-    flags |= {"bf16": is_faster_in_bfloat16()} if setting.image_tower else PROJECTIONS
+    if setting.image_tower:
+        flags |= IMAGE_TOWER | {"bf16": is_faster_in_bfloat16()}
     return build_trainer(*parse_recipe(recipe, **(flags | changes)))
 
 
