@@ -12,7 +12,6 @@ from hf_cots.data.sources import load_pairs
 from hf_cots.search.loading import load_encoder
 from hf_cots.train import train
 from tests.support.dual_folders import DUAL_ENCODERS, TEXTS, many_images, write_clip, write_siglip
-from tests.support.embeddings import equal
 from tests.support.runs import assert_same_checkpoints, assert_same_weights, make_trainer
 from tests.support.worlds import SIDE
 
@@ -60,7 +59,7 @@ def test_it_starts_with_the_sources_embeddings(world, sources, tmp_path, kind):
     assert (ours.padding, ours.tokenizer.model_max_length) == (theirs.padding, theirs.tokenizer.model_max_length)
     expected = embeddings(COTSModel.from_dual_encoder(str(sources(kind))), theirs)
     for found, wanted in zip(embeddings(trainer.model.cots, ours), expected):
-        assert equal(found, wanted)
+        assert torch.equal(found, wanted)
     momentum = trainer.model.momentum_encoder.state_dict()
     assert_same_weights(momentum, {name: trainer.model.cots.state_dict()[name] for name in momentum})
 
@@ -148,11 +147,11 @@ def test_a_run_from_start_to_search(world, sources, tmp_path, kind):
     theirs = COTSProcessor.from_dual_encoder(sources(kind))
     assert encoder.processor.padding == theirs.padding
     for name, rows in theirs(images=many_images(), text=list(TEXTS), return_tensors="pt").items():
-        assert equal(encoder.processor(images=many_images(), text=list(TEXTS), return_tensors="pt")[name], rows)
+        assert torch.equal(encoder.processor(images=many_images(), text=list(TEXTS), return_tensors="pt")[name], rows)
     start = COTSModel.from_dual_encoder(str(sources(kind)))
     for tower in ("vision_model", "text_model"):
         before, after = (getattr(model, tower).state_dict() for model in (start, encoder.model))
-        assert [name for name in after if not equal(before[name], after[name])], tower
+        assert [name for name in after if not torch.equal(before[name], after[name])], tower
 
 
 def test_a_trained_model_is_continued_with_its_preprocessing(world, sources, tmp_path):
