@@ -35,7 +35,11 @@ def test_names_shapes_and_types(pairs):
         "masked_input_ids": ((3, length), torch.int64),
         "bool_masked_words": ((3, length), torch.bool),
     }
+    positions = batch.pop("masked_positions")
     assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in batch.items()} == expected
+    assert positions["rows"].tolist() == [0, 1, 2]
+    for name, mask in (("patches", "bool_masked_pos"), ("words", "bool_masked_words")):
+        assert positions[name].tolist() == np.flatnonzero(batch[mask].numpy()).tolist()
     assert batch["image_ids"].tolist() == [int(pairs.image_ids[row]) for row in (0, 17, 5)]
     assert len(set(batch["image_ids"].tolist())) == 3
     assert batch["attention_mask"].sum(dim=1).tolist() == [5, 6, 5]
@@ -72,6 +76,7 @@ def test_an_item_does_not_depend_on_the_other_items(pairs):
     crowd = collate([pairs[(1, i)] for i in (16, 4, 9)])
     length = alone["input_ids"].shape[1]
     assert crowd["input_ids"].shape[1] > length
+    alone.pop("masked_positions")  # of the batch, not of an item
     for name, rows in alone.items():
         row = crowd[name][1]
         assert torch.equal(row[:length] if rows.shape[1:] == (length,) else row, rows[0]), name
@@ -98,6 +103,8 @@ def test_items_that_are_none_are_dropped(pairs):
 def test_a_batch_of_no_pairs_has_every_column(pairs, items):
     wanted, empty = collator()([pairs[3]]), collator()(items)
     assert wanted.keys() == empty.keys()
+    positions, of_none = wanted.pop("masked_positions"), empty.pop("masked_positions")
+    wanted, empty = wanted | positions, empty | of_none
     for name in wanted:
         assert len(empty[name]) == 0
         assert empty[name].dtype == wanted[name].dtype
