@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from hf_cots.models import VideoFrames, read_frames
-from hf_cots.models.video_frames import _Film
+from hf_cots.models.video_frames import _VideoFile
 from tests.support import clips
 from tests.support.clips import assert_same_images, make_animation, make_film, middles, picture, slow_frames
 
@@ -110,14 +110,14 @@ def hour(tmp_path_factory) -> Path:
 def test_of_an_hour_little_is_decoded(hour, monkeypatch):
     """At most the frames from one key frame to the next for each time, and so much memory."""
     read = []
-    packets = _Film._packets
+    packets = _VideoFile._packets
 
     def counted(self, position):
         for packet in packets(self, position):
             read.append(packet.pts)
             yield packet
 
-    monkeypatch.setattr(_Film, "_packets", counted)
+    monkeypatch.setattr(_VideoFile, "_packets", counted)
     clip = read_frames(hour)
     monkeypatch.undo()
     assert clip.duration == pytest.approx(3600, abs=8)
@@ -222,7 +222,7 @@ def test_no_frames(tmp_path):
 def test_no_clips_at_all(tmp_path):
     for content in (b"", b"no clip", bytes(1000), b"#EXTM3U\n#EXTINF:1,\n/etc/hostname\n"):
         (tmp_path / "none.mp4").write_bytes(content)
-        with pytest.raises(ValueError, match=r"none\.mp4: neither an image nor a film"):
+        with pytest.raises(ValueError, match=r"none\.mp4: neither an image nor a video file"):
             read_frames(tmp_path / "none.mp4")
     for path in (tmp_path / "missing.mp4", tmp_path, "https://example.org/a.mp4"):
         with pytest.raises(FileNotFoundError, match="no such clip"):
@@ -260,7 +260,7 @@ def test_too_many_pixels(films, tmp_path, monkeypatch):
 
 def test_without_pyav(films, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    with pytest.raises(ModuleNotFoundError, match="reading films needs PyAV: pip install av"):
+    with pytest.raises(ModuleNotFoundError, match="reading video files needs PyAV: pip install av"):
         read_frames(films["mp4"])
     assert isinstance(read_frames(make_animation(tmp_path / "a.gif")), VideoFrames)
 

@@ -34,7 +34,7 @@ def make_film(
     rotation: int | None = None,
     **options: str,
 ) -> Path | io.BytesIO:
-    """Write a film whose frames begin at these seconds.
+    """Write a video file whose frames begin at these seconds.
 
     Args:
         key_frames: so many frames from one key frame to the next.
@@ -81,7 +81,7 @@ def make_animation(
 
 
 def decode_everything(path: Path | bytes) -> tuple[list[Fraction], list[Image.Image]]:
-    """When each frame of a film begins, and all of them, in the order in which they are shown."""
+    """When each frame of a video begins, and all of them, in the order in which they are shown."""
     with av.open(io.BytesIO(path) if isinstance(path, bytes) else str(path)) as file:
         stream = file.streams.video[0]
         frames = sorted(file.decode(stream), key=lambda frame: frame.pts)
@@ -90,7 +90,7 @@ def decode_everything(path: Path | bytes) -> tuple[list[Fraction], list[Image.Im
 
 
 def slow_frames(path: Path | bytes, times: Sequence[Fraction]) -> list[Image.Image]:
-    """The frame of a film that is shown at each time: the last that has begun."""
+    """The frame of a video that is shown at each time: the last that has begun."""
     starts, images = decode_everything(path)
     return [images[max([i for i, start in enumerate(starts) if start <= time], default=0)] for time in times]
 

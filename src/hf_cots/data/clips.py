@@ -1,4 +1,4 @@
-"""Reading clips that may be broken: films and animated images, in place of the image of a pair."""
+"""Reading clips that may be broken: video files and animated images, in place of the image of a pair."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +9,12 @@ from ..models.video_frames import VideoFrames, read_frames
 from .images import MAX_ASPECT, BrokenImage, BrokenImageReport
 
 
-FILM_SUFFIXES = (".mp4", ".m4v", ".webm", ".mkv", ".mov", ".avi")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".webm", ".mkv", ".mov", ".avi")
 ANIMATION_SUFFIXES = (".gif", ".webp")  # which may be still images too
 
 
 def is_clip(path: Path | str) -> bool:
-    """Whether a file is a clip: a film, by its suffix, or a gif or webp with more than one frame, by its content."""
+    """Whether a file is a clip: a video, by its suffix, or a gif or webp with more than one frame, by its content."""
     suffix = Path(path).suffix.lower()
     if suffix in ANIMATION_SUFFIXES:
         try:
@@ -22,7 +22,7 @@ def is_clip(path: Path | str) -> bool:
                 return getattr(opened, "is_animated", False)
         except Exception:  # what is wrong with it is said where it is read
             return False
-    return suffix in FILM_SUFFIXES
+    return suffix in VIDEO_SUFFIXES
 
 
 def read_clip(
@@ -35,14 +35,14 @@ def read_clip(
     """Read frames of a clip, as [`read_frames`] does.
 
     Args:
-        source: path or bytes of a film, an animated image or a still one. A path is never a URL.
+        source: path or bytes of a video file, an animated image or a still one. A path is never a URL.
         num_frames, times: as there.
         name: what to call the clip in errors; the path if not given.
         report: told of clips that are used, but unusual.
 
     Raises:
         BrokenImage: whatever is wrong with it (missing, cut off, no pictures, too many pixels, one pixel wide, ...).
-        ModuleNotFoundError: if it is a film and PyAV is not installed.
+        ModuleNotFoundError: if it is a video file and PyAV is not installed.
     """
     name = name or (str(source) if not isinstance(source, bytes) else "clip without a name")
     try:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .clips import ANIMATION_SUFFIXES, FILM_SUFFIXES
+from .clips import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
 from .folders import SIDECARS, is_image, is_metadata, looks_like_metadata, walk_files
 from .tables import TABLE_SUFFIXES, data_suffix
 
@@ -58,7 +58,7 @@ class Source:
 
 def may_be_clip(path: Path) -> bool:
     """Whether a file is a clip by its name: what a gif or webp holds is seen where it is read."""
-    return path.suffix.lower() in (*FILM_SUFFIXES, *ANIMATION_SUFFIXES)
+    return path.suffix.lower() in (*VIDEO_SUFFIXES, *ANIMATION_SUFFIXES)
 
 
 def resolve(data: str | Path, split: str = "train", clips: bool = False) -> Source:

@@ -236,7 +236,7 @@ class PairDataset(PairSource):
         seed: of augmentation and masks.
         report: JSON-lines file for broken images; without one they are only logged as warnings.
         name: what errors call the data.
-        num_frames: the column holds clips (files of films or animated images, their paths or bytes), and items carry
+        num_frames: the column holds clips (video files or animated images, their paths or bytes), and items carry
             so many frames of one ([`VideoFrames`]) as `"video"`, in place of an `"image"`. What is said of images
             holds for clips.
         frame_jitter: items take each frame at a random time of its segment, not in the middle.

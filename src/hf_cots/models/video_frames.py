@@ -1,7 +1,7 @@
 """Frames of clips: N of them at given times, without decoding a whole file and in memory that does not grow with it.
 
-Films (mp4, webm, mkv, mov, avi) are read with PyAV, which is FFmpeg: it seeks to the last key frame before each wanted
-time, and decodes from there. Animated images (gif, webp, png) are read with PIL, frame after frame.
+Video files (mp4, webm, mkv, mov, avi) are read with PyAV, which is FFmpeg: it seeks to the last key frame before each
+wanted time, and decodes from there. Animated images (gif, webp, png) are read with PIL, frame after frame.
 """
 
 import bisect
@@ -26,7 +26,7 @@ from .image_processing_cots import load_image, open_image, to_rgb
 # What PyAV may take a file for: those that say where their key frames are. Playlists would open further files.
 FORMATS = "mov,matroska,avi"
 ANIMATIONS = ("GIF", "WEBP", "PNG", "AVIF")  # of PIL's formats with several frames; those of TIFF or MPO are pages
-FILMS = ("MPEG",)  # which PIL knows by name, and cannot read
+VIDEO_FORMATS = ("MPEG",)  # which PIL knows by name, and cannot read
 SHORTEST = Fraction(11, 1000)  # seconds; a frame of an animation that is shorter lasts [`USUAL`], as in browsers
 USUAL = Fraction(1, 10)
 # How a picture must be turned, by the signs of the first four entries a, b, c, d of its display matrix.
@@ -74,7 +74,7 @@ def read_frames(
     the same frames, those that decoding all of it would give.
 
     Args:
-        source: path or bytes of a film, of an animated image or of a still one; or images, of which each lasts a
+        source: path or bytes of a video file, of an animated image or of a still one; or images, of which each lasts a
             second. A path is never a URL.
         num_frames: times are the middles of so many equal parts of the clip.
         times: seconds from the first frame, in any order, in place of the middles.
@@ -83,7 +83,7 @@ def read_frames(
         OSError: if there is no such file.
         ValueError: naming the clip, if it has no frames, is damaged or cut off before the last time, or if a time lies
             outside of it.
-        ModuleNotFoundError: if it is a film and PyAV is not installed.
+        ModuleNotFoundError: if it is a video file and PyAV is not installed.
 
     Example:
 
@@ -108,12 +108,12 @@ def read_frames(
             with open_image(source) as opened:
                 if opened.format in ANIMATIONS and getattr(opened, "is_animated", False):
                     return _read_animation(opened, wanted)
-                if opened.format not in FILMS:
+                if opened.format not in VIDEO_FORMATS:
                     still = Fraction(0)
                     return _collect([load_image(source)], wanted.within(still), still, lambda time: 0)
         except UnidentifiedImageError:
             pass
-        return _read_film(source, wanted)
+        return _read_video(source, wanted)
 
 
 @dataclass(frozen=True)
@@ -217,19 +217,19 @@ def _walk(opened: Image.Image, numbers: set[int]) -> tuple[dict[int, Image.Image
     return images, durations
 
 
-# ---------------------------------------------------------------------- films
+# ---------------------------------------------------------------------- video files
 
 
-def _read_film(source: Path | bytes, wanted: _Times) -> VideoFrames:
+def _read_video(source: Path | bytes, wanted: _Times) -> VideoFrames:
     """The frames of a file that PyAV reads."""
-    with _Film(source) as film:
-        times = wanted.within(film.duration)
-        shown = film.read(sorted(set(times)))
-        return _collect(shown, times, film.duration, lambda time: time)
+    with _VideoFile(source) as video:
+        times = wanted.within(video.duration)
+        shown = video.read(sorted(set(times)))
+        return _collect(shown, times, video.duration, lambda time: time)
 
 
-class _Film:
-    """An open film: its pictures at given times, in seconds from its first picture.
+class _VideoFile:
+    """An open video file: its pictures at given times, in seconds from its first picture.
 
     Raises:
         ModuleNotFoundError: if PyAV is not installed.
@@ -240,7 +240,7 @@ class _Film:
         try:
             import av
         except ModuleNotFoundError:
-            raise ModuleNotFoundError("reading films needs PyAV: pip install av", name="av") from None
+            raise ModuleNotFoundError("reading video files needs PyAV: pip install av", name="av") from None
         _check_length(source)
         # "file:" keeps names such as "concat:a|b" or "https://..." from being understood as anything but a file's.
         file = io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}"
@@ -248,7 +248,7 @@ class _Film:
             self.container: Any = av.open(file, options={"format_whitelist": FORMATS})
         except (av.error.InvalidDataError, av.error.ArgumentError, EOFError):
             raise ValueError(
-                "neither an image nor a film in mp4, mov, mkv, webm or avi, or its index is missing"
+                "neither an image nor a video file in mp4, mov, mkv, webm or avi, or its index is missing"
             ) from None
         try:
             self.stream = self._find_stream()
@@ -259,7 +259,7 @@ class _Film:
             self.container.close()
             raise
 
-    def __enter__(self) -> "_Film":
+    def __enter__(self) -> "_VideoFile":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -372,8 +372,8 @@ def _make_image(frame: Any) -> Image.Image:
 
 
 def _check_length(source: Path | bytes) -> None:
-    """See to it that a film is as long as its outermost parts say: a download that broke off may still be played up
-    to there.
+    """See to it that a video file is as long as its outermost parts say: a download that broke off may still be played
+    up to there.
 
     Raises:
         ValueError: saying how much there is, if it is not.

@@ -68,7 +68,7 @@ class COTSVideoProcessor(BaseVideoProcessor):
         """Sample frames and process them.
 
         Args:
-            videos: one clip or a list of them. A clip is a path or the bytes of a film or an animated image, a
+            videos: one clip or a list of them. A clip is a path or the bytes of a video file or an animated image, a
                 [`VideoFrames`], a list of images, or an array (frames, height, width, 3). Images in memory, of which
                 each counts as a second, are sampled like files; with `do_sample_frames=False` all are taken.
             kwargs: `num_frames`, `times`, `return_tensors`, and what [`COTSImageProcessor`] takes.

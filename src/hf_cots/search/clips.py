@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image
 
-from ..data.clips import ANIMATION_SUFFIXES, FILM_SUFFIXES, read_clip
+from ..data.clips import ANIMATION_SUFFIXES, VIDEO_SUFFIXES, read_clip
 from ..data.folders import IMAGE_SUFFIXES
 from ..data.hashes import hex_digest
 from ..data.images import BrokenImage, read_image
@@ -98,7 +98,7 @@ class Embedded(NamedTuple):
 
 def is_video(path: str | Path) -> bool:
     """Whether a file has the suffix of a video, which is a clip whatever is in it."""
-    return Path(path).suffix.lower() in FILM_SUFFIXES
+    return Path(path).suffix.lower() in VIDEO_SUFFIXES
 
 
 def is_clip(source: Path | bytes, name: str | Path | None = None) -> bool:
@@ -215,7 +215,7 @@ class ReadAhead:
     @classmethod
     def of_files(cls, most: int, names: Iterable[str | Path], num_frames: int) -> "ReadAhead":
         """For files, of which the first are taken for clips if any has the name of one, as a GIF has."""
-        maybe = any(Path(name).suffix.lower() in (*FILM_SUFFIXES, *ANIMATION_SUFFIXES) for name in names)
+        maybe = any(Path(name).suffix.lower() in (*VIDEO_SUFFIXES, *ANIMATION_SUFFIXES) for name in names)
         return cls(most, num_frames if maybe else 1)
 
     def note(self, prepared: Any) -> int:

@@ -24,7 +24,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from ...data.clips import FILM_SUFFIXES
+from ...data.clips import VIDEO_SUFFIXES
 from ...data.hashes import stable_id
 from ...data.sources import NUM_FRAMES, PairDataset
 from ...data.tables import read_rows
@@ -352,5 +352,5 @@ def _build_clips(
 
 def _find_clip(root: Path, video: str) -> str:
     """The file of a video, whatever its format; the usual name of one that is not there, which is reported."""
-    names = [f"{video}{suffix}" for suffix in FILM_SUFFIXES]
+    names = [f"{video}{suffix}" for suffix in VIDEO_SUFFIXES]
     return next((name for name in names if (root / name).is_file()), names[0])
