@@ -429,7 +429,7 @@ class PairDataset(PairSource):
             pair = candidate % len(self)
             row, seed = int(self.pair_rows[pair]), mix(self.seed, epoch, pair)
             try:
-                media = self.read_row(row, seed)
+                media = self.read_row(row, seed) if self.frame_jitter else self.read_row(row)
             except BrokenImage as broken:
                 skip_image(broken, self.report)
                 continue
