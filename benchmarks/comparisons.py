@@ -96,7 +96,7 @@ def encode_plainly(model: CLIPModel, processor: CLIPProcessor, items: list, size
     return torch.cat(embeds)
 
 
-def compare_encoding(folder: Path, images: int, rounds: int) -> dict[str, Any]:
+def compare_encoding(folder: Path, images: int, texts: int, rounds: int) -> dict[str, Any]:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Transformer
 
@@ -108,7 +108,7 @@ def compare_encoding(folder: Path, images: int, rounds: int) -> dict[str, Any]:
     for path, data in zip(paths, make_jpegs(images)):
         path.write_bytes(data)
     rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(WORDS, length)) for length in rng.integers(3, 40, 2_000)]
+    captions = [" ".join(rng.choice(WORDS, length)) for length in rng.integers(3, 40, texts)]
     sides = {
         "encode_images": {
             "ours": lambda: encoder.encode_images(paths),
@@ -118,9 +118,9 @@ def compare_encoding(folder: Path, images: int, rounds: int) -> dict[str, Any]:
             ),
         },
         "encode_texts": {
-            "ours": lambda: encoder.encode_texts(texts),
-            "transformers": lambda: encode_plainly(model, processor, texts, 256),
-            "sentence-transformers": lambda: sentences.encode(texts, batch_size=256, normalize_embeddings=True),
+            "ours": lambda: encoder.encode_texts(captions),
+            "transformers": lambda: encode_plainly(model, processor, captions, 256),
+            "sentence-transformers": lambda: sentences.encode(captions, batch_size=256, normalize_embeddings=True),
         },
     }
     report: dict[str, Any] = {}
@@ -225,27 +225,28 @@ def compare_reranking(gallery: int, rounds: int) -> dict[str, Any]:
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)) for i in range(gallery)
     ]
     reranker = Reranker(model, processor, lambda index: images[index])
-    query, every, few = " ".join(WORDS[:8]), torch.arange(gallery), torch.arange(16)
+    query, every, few = " ".join(WORDS[:8]), np.arange(gallery), np.arange(16)
     pixels = processor(images=images, return_tensors="pt")["pixel_values"]
     tokens = processor.tokenizer([query], return_tensors="pt")
 
     @torch.no_grad()
-    def full() -> torch.Tensor:
+    def full() -> np.ndarray:
         parts = [model.match(tokens["input_ids"], tokens["attention_mask"], part) for part in pixels.split(64)]
-        return torch.cat(parts)[:, 1]
+        return torch.cat(parts)[:, 1].numpy()
 
     sides = {
-        "ours": lambda: reranker.score(query, torch.zeros_like(few), few),
-        "the gallery, cached": lambda: reranker.score(query, torch.zeros_like(every), every),
+        "ours": lambda: reranker.score(query, np.zeros_like(few), few),
+        "the gallery, cached": lambda: reranker.score(query, np.zeros_like(every), every),
         "the gallery, full model": full,
     }
-    difference = float((sides["the gallery, cached"]() - sides["the gallery, full model"]()).abs().max())
+    difference = float(np.abs(sides["the gallery, cached"]() - sides["the gallery, full model"]()).max())
     return {"rerank": compare(sides, rounds) | {"gallery": gallery, "largest_difference": round(difference, 7)}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=128, help="that are encoded")
+    parser.add_argument("--texts", type=int, default=500, help="that are encoded")
     parser.add_argument("--vectors", type=int, default=100_000, help="of the index")
     parser.add_argument("--gallery", type=int, default=1_000, help="that SIMLA reads")
     parser.add_argument("--rounds", type=int, default=3)
@@ -257,7 +258,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         for part in (
-            lambda: compare_encoding(Path(name), options.images, options.rounds),
+            lambda: compare_encoding(Path(name), options.images, options.texts, options.rounds),
             lambda: compare_evaluation(options.rounds),
             lambda: compare_search(options.vectors, options.rounds),
             lambda: compare_reranking(options.gallery, options.rounds),
