@@ -23,6 +23,7 @@ SOURCES = {
         *("benchmarks/results/ablation.md", "benchmarks/results/icons.md", "benchmarks/results/fine_tuning.md"),
         *("model_cards/cookie-emoji/ablation.md", "model_cards/cots-emoji/results.json"),
         *("benchmarks/results/rerank_at_scale.md", "benchmarks/results/video.md"),
+        *("benchmarks/results/comparisons.json",),
     ],
     "model_cards/cookie-emoji/README.md": ["model_cards/cookie-emoji/ablation.md"],
     "model_cards/cots-emoji/README.md": ["model_cards/cots-emoji/results.json"],
