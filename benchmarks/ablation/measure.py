@@ -183,7 +183,7 @@ def final_losses(history: list[dict[str, float]], steps: int) -> dict[str, float
     """Average the log over the last part of the run."""
     logs = [entry for entry in history if "grad_norm" in entry]
     last = [entry for entry in logs if entry["step"] > (1 - LAST) * steps] or logs[-1:]
-    skipped = {"step", "epoch", "learning_rate", "pairs_per_second", "broken_images"}
+    skipped = {"step", "epoch", "learning_rate", "pairs_per_second", "data_wait_share", "mfu", "broken_images"}
     return {name: round(statistics.mean(e[name] for e in last), 5) for name in last[0] if name not in skipped}
 
 

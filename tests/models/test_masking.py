@@ -60,12 +60,13 @@ def test_mix_is_deterministic_fits_int64_and_depends_on_order_and_every_part():
 
 def test_streams_of_one_seed_are_independent_and_keep_their_numbers():
     """Another number would change what every seed means, and so every run that is resumed."""
-    names = "PATCH_MASK TOKEN_MASK MASKED_FRACTION AUGMENTATION IMAGE_VIEW TEXT_VIEW OTHER_CAPTION HARD_NEGATIVE"
+    names = "PATCH_MASK TOKEN_MASK MASKED_FRACTION AUGMENTATION IMAGE_VIEW TEXT_VIEW OTHER_CAPTION HARD_NEGATIVE "
+    names += "FRAME_TIMES"
     assert {name: int(stream) for name, stream in RandomStream.__members__.items()} == {
         name: number for number, name in enumerate(names.split(), start=1)
     }
     draws = np.array([[generator(mix(s), stream).random() for stream in RandomStream] for s in range(300)])
-    assert np.abs(np.corrcoef(draws.T) - np.eye(8)).max() < 0.2
+    assert np.abs(np.corrcoef(draws.T) - np.eye(9)).max() < 0.2
 
 
 def test_same_seed_same_masks_and_another_seed_others():

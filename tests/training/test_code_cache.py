@@ -16,7 +16,7 @@ from tests.support.runs import assert_same_weights
 from tests.support.worlds import checkpoint, log_history
 
 
-TIMES = ("pairs_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+TIMES = ("pairs_per_second", "data_wait_share", "train_runtime", "train_samples_per_second", "train_steps_per_second")
 
 
 @pytest.fixture(scope="module")

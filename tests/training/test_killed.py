@@ -20,7 +20,7 @@ from tests.support.runs import assert_same_checkpoints
 from tests.support.worlds import all_pairs, log_history
 
 
-TIMES = {"pairs_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+TIMES = {"pairs_per_second", "data_wait_share", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
 # The summary of transformers at the end covers the steps since the last start, by design.
 SINCE_THE_START = {"train_loss", "total_flos"}
 
