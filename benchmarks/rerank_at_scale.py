@@ -8,7 +8,7 @@ Two sets: `toned`, emoji of people whose names differ in skin tone and gender (`
 tower three models go on for the same time: `clip`, the plain contrast; `momentum`, COTS's instance level; `simla`,
 whose text stack begins with the lower half of MiniLM. The dual encoder that is better on validation concepts proposes
 64 candidates; the weight of the two scores is fitted there too. Beside it, as a control, the other dual encoder in the
-place of a re-ranker: an ensemble gains as well. Of the toned emoji also R@1 among the siblings of a concept, which
+place of a re-ranker: an ensemble gains as well. Of the toned emoji also R@1 among the variants of a concept, which
 differ in attributes only.
 
 One line per set and seed in `benchmarks/results/rerank_at_scale.jsonl`. A recorded one is not repeated, nor is a
@@ -25,7 +25,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from transformers import AutoModel, AutoProcessor, ViTModel
 
 from hf_cots.data.hashes import is_in_fraction
 from hf_cots.data.sets.packages import EMOJIBASE, ICONIFY, fetch_package
@@ -35,7 +34,6 @@ from hf_cots.evaluation.retrieval.directions import DirectionResult, rank_both
 from hf_cots.evaluation.retrieval.metrics import KS
 from hf_cots.evaluation.retrieval.ranking import nearest
 from hf_cots.evaluation.retrieval.recall_cost import ScoredCandidates, score_candidates
-from hf_cots.evaluation.retrieval.significance import compare
 from hf_cots.search.encoders import DIRECTIONS, EncodedPairs, encode_pairs
 from hf_cots.search.fusion import CandidateBudget, Fusion
 from hf_cots.search.loading import load_encoder, load_reranker
@@ -48,7 +46,9 @@ from hf_cots.training.timed_steps import Stepper
 from .ablation.icons import icons_file, write_icons
 from .ablation.measure import commit
 from .ablation.results import Results
+from .ablation.summary import bootstrap_interval, markdown_row, p_value
 from .machine import machine
+from .simla_rerank import write_towers
 from .toned_emoji import write_toned_emoji
 
 
@@ -57,7 +57,6 @@ GALLERIES = {"toned": ("test", "new_style"), "icons": ("test",)}
 K = 64
 VALIDATION = 400  # icons
 SYSTEMS = ("best", "clip", "momentum", "ensemble re-ranks", "simla re-ranks", "simla alone re-ranks")
-RESAMPLES = 10_000
 ROUNDS, WARM_UP = 24, 4  # of the timed steps
 
 
@@ -122,21 +121,6 @@ def train_model(recipes: dict[str, Any], kind: str, name: str, steps: int, seed:
     return model
 
 
-def write_towers(start: Path, folder: Path) -> None:
-    """Write the image tower of `start`, and the lower three layers of MiniLM without dropout for SIMLA."""
-    vision, text = folder / "towers" / "vision", folder / "towers" / "text"
-    if text.is_dir():
-        return
-    cots, processor = (auto.from_pretrained(start) for auto in (AutoModel, AutoProcessor))
-    tower = ViTModel(cots.config.vision_config, add_pooling_layer=False)
-    tower.load_state_dict(cots.vision_model.state_dict())
-    tower.save_pretrained(vision)
-    processor.image_processor.save_pretrained(vision)
-    plain = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    AutoModel.from_pretrained(text_tower_folder(), num_hidden_layers=3, **plain).save_pretrained(text)
-    processor.tokenizer.save_pretrained(text)
-
-
 def measure_steps(recipes: dict[str, Any], name: str, folder: Path) -> dict[str, int]:
     """How many steps each model takes in the time of `clip`'s: measured by steps in turn, in one process, once."""
     path, steps = folder / "steps.json", recipes["steps"][name]
@@ -167,7 +151,7 @@ def summarize(direction: DirectionResult) -> dict[str, Any]:
     return {f"R@{k}": metrics[f"R@{k}"] for k in KS} | {"ranks": direction.columns["rank"].tolist()}
 
 
-def sibling_recall(scores: np.ndarray, concepts: list[str]) -> list[bool]:
+def variant_recall(scores: np.ndarray, concepts: list[str]) -> list[bool]:
     """Whether each query's own entry, on the diagonal, is the best of its concept. (n, n) scores; ties do not."""
     names = np.array(concepts)
     among = np.where(names[:, None] == names[None], scores, -np.inf)
@@ -209,7 +193,6 @@ class Systems:
     def evaluate(self, pairs: PairDataset) -> dict[str, Any]:
         """R@k of each dual encoder alone, and of the best one re-ranked by SIMLA and by the other one."""
         encoded = self.encode(pairs)
-        line: dict[str, Any] = {}
         ranked = {kind: rank_both(part) for kind, part in encoded.items()}
         for system in ("simla", "ensemble"):
             ranked[f"{system} re-ranks"] = {}
@@ -221,20 +204,13 @@ class Systems:
                 if system == "simla":
                     alone = part.rank(Fusion(), CandidateBudget(K))
                     ranked["simla alone re-ranks"][name] = DirectionResult.from_folds([alone])
-        line["systems"] = {
+        return {
             system: {name: summarize(each) for name, each in directions.items()}
             for system, directions in ranked.items()
         }
-        best = ranked[self.best]
-        line["differences"] = {
-            system: {name: one["R@1"] for name, one in compare(ranked[system], best).items() if name in DIRECTIONS}
-            for system in ranked
-            if system != self.best
-        }
-        return line
 
-    def siblings(self, pairs: PairDataset, concepts: list[str]) -> dict[str, dict[str, list[bool]]]:
-        """Whether each image, and each name, is the best among the siblings of its concept; one image per name."""
+    def variants(self, pairs: PairDataset, concepts: list[str]) -> dict[str, dict[str, list[bool]]]:
+        """Whether each image, and each name, is the best among the variants of its concept; one image per name."""
         encoded = self.encode(pairs)
         images = {kind: part.image_embeds.astype(np.float64) for kind, part in encoded.items()}
         texts = {kind: part.text_embeds.astype(np.float64) for kind, part in encoded.items()}
@@ -254,7 +230,7 @@ class Systems:
                 fusion = self.fusions[system, name]
                 systems[f"{system} re-ranks"] = fusion(scores[self.best], other)
             for system, matrix in systems.items():
-                found.setdefault(system, {})[name] = sibling_recall(matrix.T if flip else matrix, concepts)
+                found.setdefault(system, {})[name] = variant_recall(matrix.T if flip else matrix, concepts)
         return found
 
 
@@ -262,7 +238,8 @@ def measure(recipes: dict[str, Any], name: str, seed: int, work: Path) -> dict[s
     """Train the models of one set and seed, and evaluate all systems."""
     folder = prepare(name, work)
     start = train_model(recipes, "start", name, recipes["start"]["steps"][name], 0, folder)
-    write_towers(start, folder)
+    if not (folder / "towers" / "text").is_dir():
+        write_towers(start, folder / "towers")
     steps = measure_steps(recipes, name, folder)
     folders = {kind: train_model(recipes, kind, name, count, seed, folder) for kind, count in steps.items()}
     systems = Systems(folders, load(folder, "validation"))
@@ -279,28 +256,14 @@ def measure(recipes: dict[str, Any], name: str, seed: int, work: Path) -> dict[s
     }
     for gallery in GALLERIES[name]:
         pairs = load(folder, gallery)
-        line["galleries"][gallery] = systems.evaluate(pairs) | {"pairs": len(pairs)}
+        line["galleries"][gallery] = {"pairs": len(pairs), "systems": systems.evaluate(pairs)}
         if name == "toned":
             concepts = pairs.table["concept"]
-            line["galleries"][gallery]["siblings"] = systems.siblings(pairs, list(concepts))
+            line["galleries"][gallery]["variants"] = systems.variants(pairs, list(concepts))
     return line
 
 
 # ---------------------------------------------------------------------- summary
-
-
-def mean_recall(lines: list[dict[str, Any]], gallery: str, system: str, direction: str) -> str:
-    """R@1 over the seeds: mean and standard deviation."""
-    values = [line["galleries"][gallery]["systems"][pick(line, system)][direction]["R@1"] for line in lines]
-    return f"{np.mean(values):.1f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.1f}"
-
-
-def mean_sibling_recall(lines: list[dict[str, Any]], gallery: str, system: str, direction: str) -> str:
-    """R@1 among siblings over the seeds: mean and standard deviation."""
-    values = [
-        100 * float(np.mean(line["galleries"][gallery]["siblings"][pick(line, system)][direction])) for line in lines
-    ]
-    return f"{np.mean(values):.1f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.1f}"
 
 
 def pick(line: dict[str, Any], system: str) -> str:
@@ -308,26 +271,40 @@ def pick(line: dict[str, Any], system: str) -> str:
     return line["best"] if system == "best" else system
 
 
-def paired_difference(
-    lines: list[dict[str, Any]], gallery: str, system: str, direction: str, among_siblings: bool = False
-) -> str:
-    """R@1 of a system less that of the best dual encoder, over all seeds together: difference, 95% interval of a
-    bootstrap over queries, and p of the paired randomization test."""
-    differences = []
-    for line in lines:
-        part = line["galleries"][gallery]
-        if among_siblings:
-            rights = [np.array(part["siblings"][name][direction]) for name in (system, line["best"])]
-        else:
-            rights = [np.array(part["systems"][name][direction]["ranks"]) == 1 for name in (system, line["best"])]
-        differences.append(rights[0].astype(float) - rights[1])
-    by_query = np.mean(differences, axis=0)  # seeds of a query go together
-    rng = np.random.Generator(np.random.Philox(key=[0, 0x7272]))
-    drawn = by_query[rng.integers(len(by_query), size=(RESAMPLES, len(by_query)))].mean(axis=1)
-    flipped = (by_query * rng.choice([-1.0, 1.0], size=(RESAMPLES, len(by_query)))).mean(axis=1)
-    beyond = int((np.abs(flipped) >= abs(by_query.mean()) - 1e-12).sum())
-    low, high = 100 * np.quantile(drawn, [0.025, 0.975])
-    return f"{100 * by_query.mean():+.1f} [{low:+.1f}, {high:+.1f}], p {(beyond + 1) / (RESAMPLES + 1):.2g}"
+def first_is_right(line: dict[str, Any], gallery: str, system: str, direction: str, variants: bool) -> np.ndarray:
+    """(queries,) float64, 100 where a system's first result is right, in the gallery or among the variants of its
+    concept."""
+    part, name = line["galleries"][gallery], pick(line, system)
+    if variants:
+        return 100.0 * np.array(part["variants"][name][direction])
+    return 100.0 * (np.array(part["systems"][name][direction]["ranks"]) == 1)
+
+
+def cells(lines: list[dict[str, Any]], gallery: str, system: str, direction: str, variants: bool) -> list[str]:
+    """R@1, mean and standard deviation over the seeds; and what it is more than the best dual encoder's."""
+    right = np.stack([first_is_right(line, gallery, system, direction, variants) for line in lines])
+    means = right.mean(axis=1)
+    spread = f"{means.mean():.1f} ± {means.std(ddof=1) if len(means) > 1 else 0:.1f}"
+    if system == "best":
+        return [spread, ""]
+    best = np.stack([first_is_right(line, gallery, "best", direction, variants) for line in lines])
+    differences = (right - best) / right.shape[1]  # (seeds, queries), whose sum over queries is the difference
+    low, high = bootstrap_interval(differences)
+    total = differences.mean(axis=0)
+    return [spread, f"{total.sum():+.1f} [{low:+.1f}, {high:+.1f}], p {p_value(total):.2g}"]
+
+
+def direction_table(lines: list[dict[str, Any]], gallery: str, direction: str) -> list[str]:
+    """The systems of one gallery and direction."""
+    kinds = [False, True] if "variants" in lines[0]["galleries"][gallery] else [False]
+    head = [direction.replace("_", " ")]
+    for variants in kinds:
+        head += ["R@1 among variants" if variants else "R@1", "less the best's"]
+    text = [markdown_row(head), "|---" * len(head) + "|"]
+    for system in SYSTEMS:
+        columns = [cells(lines, gallery, system, direction, variants) for variants in kinds]
+        text.append(markdown_row([system, *(cell for pair in columns for cell in pair)]))
+    return [*text, ""]
 
 
 def summarize_results(lines: list[dict[str, Any]]) -> str:
@@ -336,8 +313,8 @@ def summarize_results(lines: list[dict[str, Any]]) -> str:
         "# Does re-ranking add to the best dual encoder of the same time?",
         "",
         "Written by `python -m benchmarks.rerank_at_scale`, whose first lines describe it. R@1 in percent, mean and",
-        "standard deviation over seeds; differences to the best dual encoder over all seeds' queries, with 95%",
-        "intervals and the p of a paired randomization test.",
+        "standard deviation over seeds; differences to the best dual encoder, with 95% intervals over seeds and",
+        "queries, and the p of a paired randomization test.",
     ]
     for name, galleries in GALLERIES.items():
         of_set = [line for line in lines if line["set"] == name]
@@ -346,23 +323,8 @@ def summarize_results(lines: list[dict[str, Any]]) -> str:
             best = ", ".join(line["best"] for line in of_set)
             text += ["", f"## {name}, {gallery}: {pairs} pairs, seeds {seeds}", ""]
             text += [f"Steps {of_set[0]['steps']}. The best dual encoder by seed: {best}.", ""]
-            siblings = "siblings" in of_set[0]["galleries"][gallery]
             for direction in DIRECTIONS:
-                head = ["R@1", "less the best's"] + (["R@1 among siblings", "less the best's"] if siblings else [])
-                text += [
-                    f"| {direction.replace('_', ' ')} | " + " | ".join(head) + " |",
-                    "|---" * (len(head) + 1) + "|",
-                ]
-                for system in SYSTEMS:
-                    cells = [mean_recall(of_set, gallery, system, direction)]
-                    cells += ["" if system == "best" else paired_difference(of_set, gallery, system, direction)]
-                    if siblings:
-                        cells += [mean_sibling_recall(of_set, gallery, system, direction)]
-                        cells += [
-                            "" if system == "best" else paired_difference(of_set, gallery, system, direction, True)
-                        ]
-                    text += [f"| {system} | " + " | ".join(cells) + " |"]
-                text += [""]
+                text += direction_table(of_set, gallery, direction)
     return "\n".join(text).rstrip() + "\n"
 
 

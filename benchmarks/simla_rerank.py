@@ -128,10 +128,10 @@ def train_cots(work: Path, steps: int) -> None:
     train.train([word for name, value in settings.items() for word in (f"--{name}", str(value))])
 
 
-def write_towers(work: Path) -> tuple[Path, Path]:
-    """Write SIMLA's initial towers: the COTS's image encoder, and the lower three layers of MiniLM without dropout."""
-    vision, text = work / "towers" / "vision", work / "towers" / "text"
-    cots, processor = (auto.from_pretrained(work / "cots" / "model") for auto in (AutoModel, AutoProcessor))
+def write_towers(model: Path, folder: Path) -> tuple[Path, Path]:
+    """Write SIMLA's initial towers: a COTS's image encoder, and the lower three layers of MiniLM without dropout."""
+    vision, text = folder / "vision", folder / "text"
+    cots, processor = (auto.from_pretrained(model) for auto in (AutoModel, AutoProcessor))
     tower = ViTModel(cots.config.vision_config, add_pooling_layer=False)
     tower.load_state_dict(cots.vision_model.state_dict())
     tower.save_pretrained(vision)
@@ -144,7 +144,7 @@ def write_towers(work: Path) -> tuple[Path, Path]:
 
 def train_simla(work: Path, steps: int | None) -> None:
     """Train the second stage, in `simla/model`."""
-    vision, text = write_towers(work)
+    vision, text = write_towers(work / "cots" / "model", work / "towers")
     flags = ["--vision", vision, "--text", text, "--train_data", work / "fit.jsonl", "--output_dir", work / "simla"]
     train.train([str(RECIPE), *map(str, flags), *(["--max_steps", str(steps)] if steps else [])])
 

@@ -1,9 +1,9 @@
 """Emoji of people in all skin tones and genders: images that differ in attributes, not in what they show.
 
-"woman mechanic: medium-dark skin tone" has 17 siblings: six tones, the yellow one included, of woman, man and person.
-Couples have a tone for each of the two. Four drawing styles: Twemoji and OpenMoji come with Python packages, Noto and
-Fluent with the npm package `@iconify/json`. The split is by concept, so that no sibling of a test image trains; the
-fourth style never trains.
+"woman mechanic: medium-dark skin tone" is one of 18 variants: six tones, the yellow one included, of woman,
+man and person. Couples have a tone for each of the two. Four drawing styles: Twemoji and OpenMoji come with Python
+packages, Noto and Fluent with the npm package `@iconify/json`. The split is by concept, so that no variant of a test
+image trains; the fourth style never trains.
 
     train.parquet        three styles, concepts that train
     validation.parquet   Twemoji, other concepts

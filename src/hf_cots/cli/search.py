@@ -41,7 +41,6 @@ def search(
     """
     from ..search.base import check_k
     from ..search.disk_index import DiskIndex
-    from ..search.index import ImageIndex, open_folder
     from ..search.milvus import is_milvus
     from ..search.store import is_index
 
@@ -50,12 +49,7 @@ def search(
     _check_columns(of_index, is_milvus(source), where, hybrid)
     check_k(k)
     check_output_file(sheet)
-    index: BaseIndex
-    if of_index:
-        index = ImageIndex.open(source)
-    else:
-        index, broken = open_folder(source, Path(words.pop(0)), revision, progress=True)
-        note_skipped(broken)
+    index = _open_index(source, None if of_index else Path(words.pop(0)), revision)
     columns = None if hybrid is None else [name.strip() for name in hybrid.split(",") if name.strip()]
     every = exact and isinstance(index, DiskIndex)  # others are searched exactly anyway
     given: dict[str, Any] = {"image": image, "minus": minus, "where": where, "hybrid": columns, "exact": every or None}
@@ -72,6 +66,17 @@ def search(
         _draw(matches, index, sheet)
     for line in [_as_json(matches)] if as_json else map(_as_line, matches):
         typer.echo(line)
+
+
+def _open_index(source: str, folder: Path | None, revision: str | None) -> "BaseIndex":
+    """The index, or that of a model and a folder."""
+    from ..search.index import ImageIndex, open_folder
+
+    if folder is None:
+        return ImageIndex.open(source)
+    index, broken = open_folder(source, folder, revision, progress=True)
+    note_skipped(broken)
+    return index
 
 
 def _draw(matches: list["Match"], index: "BaseIndex", sheet: Path) -> None:

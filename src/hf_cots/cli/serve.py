@@ -3,7 +3,7 @@
 import ipaddress
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,10 @@ from .._errors import note_on_interrupt, print_note
 from .app import app, note_skipped
 from .options import Revision, Token
 
+
+if TYPE_CHECKING:
+    from ..search.disk_index import DiskIndex
+    from ..search.milvus_index import MilvusIndex
 
 CONNECTIONS = 128  # at a time
 
@@ -33,31 +37,12 @@ def serve(
     token: Token = None,
 ) -> None:
     """Serve a search page, and the same as JSON, over an index, or over a folder whose index is in the cache."""
-    from ..search.base import BaseIndex
     from ..search.clips import describe_count
-    from ..search.disk_index import DiskIndex
-    from ..search.index import ImageIndex, open_folder
-    from ..search.milvus import is_milvus
-    from ..search.milvus_index import MilvusIndex
-    from ..search.store import is_index
     from ..serve import create_app
     from ..serve.guard import LOOPBACK
 
     listener = listen(host, port)  # an error here comes before the work, not after
-    index: BaseIndex
-    if folder is None:
-        if not (is_index(source) or is_milvus(source)):
-            raise ValueError(
-                f"{source} is no index (`hf-cots index` makes one), or the folder after a model is missing"
-            )
-        index = ImageIndex.open(source)
-    else:
-        if is_index(source) or is_milvus(source):
-            raise ValueError(f"{source} is an index: name it alone, or a model and a folder")
-        index, broken = open_folder(source, folder, revision, progress=True)
-        note_skipped(broken)
-    if not isinstance(index, (DiskIndex, MilvusIndex)):
-        raise ValueError("the cache cannot be written: set HF_COTS_CACHE, or make an index with `hf-cots index`")
+    index = open_index(source, folder, revision)
     reranker = None
     if rerank:
         from ..search.reranked import RerankedIndex
@@ -73,6 +58,36 @@ def serve(
     typer.echo(f"{count} at http://{f'[{name}]' if ':' in name else name}:{port} (Ctrl-C ends)")
     with note_on_interrupt(lambda: "the index is as it was"):
         run(served, listener)
+
+
+def open_index(source: str, folder: Path | None, revision: str | None) -> "DiskIndex | MilvusIndex":
+    """The index, or that of a model and a folder, which is brought up to date first.
+
+    Raises:
+        ValueError: saying what is missing, or too much.
+    """
+    from ..search.base import BaseIndex
+    from ..search.disk_index import DiskIndex
+    from ..search.index import ImageIndex, open_folder
+    from ..search.milvus import is_milvus
+    from ..search.milvus_index import MilvusIndex
+    from ..search.store import is_index
+
+    index: BaseIndex
+    if folder is None:
+        if not (is_index(source) or is_milvus(source)):
+            raise ValueError(
+                f"{source} is no index (`hf-cots index` makes one), or the folder after a model is missing"
+            )
+        index = ImageIndex.open(source)
+    else:
+        if is_index(source) or is_milvus(source):
+            raise ValueError(f"{source} is an index: name it alone, or a model and a folder")
+        index, broken = open_folder(source, folder, revision, progress=True)
+        note_skipped(broken)
+    if not isinstance(index, (DiskIndex, MilvusIndex)):
+        raise ValueError("the cache cannot be written: set HF_COTS_CACHE, or make an index with `hf-cots index`")
+    return index
 
 
 def listen(host: str, port: int) -> socket.socket:
