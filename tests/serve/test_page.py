@@ -353,7 +353,7 @@ def test_a_video_plays_from_the_moment_if_it_is_long(browser, tmp_path):
         until(lambda: script("return !arguments[0].paused && arguments[0].videoWidth == 32", video))
         page.press(Keys.ARROW_LEFT if at else Keys.ARROW_RIGHT)
         sheet = f"/sheet/{expected[1 - at].id}"
-        until(lambda: page.one("#detail-image").get_attribute("src").endswith(sheet))
+        until(lambda: (page.one("#detail-image").get_attribute("src") or "").endswith(sheet))
         assert page.one("#detail-image").is_displayed()
         page.press(Keys.ESCAPE)
         assert script("return document.querySelector('#detail-video').getAttribute('src')") is None
