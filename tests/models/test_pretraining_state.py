@@ -26,6 +26,19 @@ def trained(**fields):
     return model
 
 
+def test_parameters_are_those_of_any_module():
+    """In their order, a shared one once, and lazily as `dtype` asks for the first alone."""
+    model = make()
+    model.cots.text_projection.weight = model.cots.visual_projection.weight
+    expected = list(torch.nn.Module.parameters(model))
+    assert [id(one) for one in model.parameters()] == [id(one) for one in expected]
+    assert len(expected) == len(set(map(id, expected)))
+    model.mvm_bias = torch.nn.Parameter(torch.zeros(2))
+    assert [id(one) for one in model.parameters(recurse=False)] == [
+        id(one) for one in torch.nn.Module.parameters(model, recurse=False)
+    ]
+
+
 def assert_frozen(model):
     for name in ("momentum_encoder", "image_tokenizer"):
         module = getattr(model, name)

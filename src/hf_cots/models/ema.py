@@ -33,9 +33,9 @@ def update_momentum(
         get_ema_multi_avg_fn(momentum)(targets, sources, None)
     statistics = dict(running_statistics(momentum_encoder, skip))
     if statistics:
-        trained = dict(online.named_buffers())
+        measured = dict(running_statistics(online, skip))
         for name, buffer in statistics.items():
-            buffer.copy_(trained[name])
+            buffer.copy_(measured[name])
 
 
 def running_statistics(module: nn.Module, skip: tuple[str, ...] = ()) -> Iterator[tuple[str, torch.Tensor]]:

@@ -37,19 +37,21 @@ class ContrastRows:
 
     Args:
         image_to_text, text_to_image: (n, 1 + Q) logits; the own positive is in column 0.
-        positives: (n, 1 + Q) bool, column 0 and every other positive of the query.
+        positives: (n, 1 + Q) bool, column 0 and every other positive of the query; None where there is no other.
         keys_image_to_text, keys_text_to_image: (n, 1 + Q) logits of the momentum keys in place of the queries, without
             gradient, where soft targets are wanted.
     """
 
     image_to_text: torch.Tensor
     text_to_image: torch.Tensor
-    positives: torch.Tensor
+    positives: torch.Tensor | None = None
     keys_image_to_text: torch.Tensor | None = None
     keys_text_to_image: torch.Tensor | None = None
 
 
-def negative_mask(own: torch.Tensor, same_image: torch.Tensor, treatment: str) -> tuple[torch.Tensor, torch.Tensor]:
+def negative_mask(
+    own: torch.Tensor, same_image: torch.Tensor, treatment: str
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Which entries are left out, and which are positives beside column 0.
 
     Args:
@@ -57,11 +59,12 @@ def negative_mask(own: torch.Tensor, same_image: torch.Tensor, treatment: str) -
         treatment: `config.same_image`.
 
     Returns:
-        (n, Q) bool `left_out`, and (n, 1 + Q) bool `positives`.
+        (n, Q) bool `left_out`, and (n, 1 + Q) bool `positives` or None, as in [`ContrastRows`].
     """
-    also_positive = same_image & ~own if treatment == "positive" else torch.zeros_like(own)
+    if treatment != "positive":
+        return own | same_image, None
     first = own.new_ones(len(own), 1)
-    return (own | same_image) & ~also_positive, torch.cat([first, also_positive], dim=1)
+    return own, torch.cat([first, same_image & ~own], dim=1)
 
 
 def truncate(embeds: torch.Tensor, dim: int | None) -> torch.Tensor:
@@ -154,13 +157,28 @@ def instance_losses(
         logit_bias: (1,) the sigmoid loss's bias.
     """
     if config.contrast == "sigmoid":
-        i2t = sigmoid_loss(rows.image_to_text, rows.positives, logit_bias)
-        t2i = sigmoid_loss(rows.text_to_image, rows.positives, logit_bias)
+        i2t = sigmoid_loss(rows.image_to_text, _positives(rows), logit_bias)
+        t2i = sigmoid_loss(rows.text_to_image, _positives(rows), logit_bias)
         return (i2t + t2i) / 2
-    one_hot = contrast_targets(rows.positives, rows.image_to_text.dtype)
-    i2t = instance_loss(rows.image_to_text, soft_targets(one_hot, rows.keys_image_to_text, alpha))
-    t2i = instance_loss(rows.text_to_image, soft_targets(one_hot, rows.keys_text_to_image, alpha))
+    i2t = instance_loss(rows.image_to_text, _targets(rows, rows.keys_image_to_text, alpha))
+    t2i = instance_loss(rows.text_to_image, _targets(rows, rows.keys_text_to_image, alpha))
     return (i2t + t2i) / 2 if config.contrast == "in_batch" else i2t + t2i
+
+
+def _targets(rows: ContrastRows, key_logits: torch.Tensor | None, alpha: torch.Tensor | float) -> torch.Tensor | None:
+    """(n, 1 + Q) target distributions, or None where all of it is on column 0."""
+    if rows.positives is None and key_logits is None:
+        return None
+    return soft_targets(contrast_targets(_positives(rows), rows.image_to_text.dtype), key_logits, alpha)
+
+
+def _positives(rows: ContrastRows) -> torch.Tensor:
+    """(n, 1 + Q) bool."""
+    if rows.positives is not None:
+        return rows.positives
+    first = torch.zeros_like(rows.image_to_text, dtype=torch.bool)
+    first[:, 0] = True
+    return first
 
 
 def instance_term(

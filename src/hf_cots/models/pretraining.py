@@ -11,7 +11,7 @@ One optimizer step, one order, which `PairTrainer` keeps:
 import functools
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +31,7 @@ from .queues import KeyCenter, KeyQueue, ScoreQueue
 from .step import Batch, Keys, Step
 from .token_level import codebook_pixels, draw_masks_by_index, find_masked
 from .tower_layers import frozen_modules
-from .towers import is_frozen
+from .towers import every_parameter, is_frozen
 
 
 def batch_size(batch: Batch) -> int:
@@ -443,6 +443,10 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
         followers = [momentum_encoder for momentum_encoder, _ in self.ema_pairs]
         untrained = [part for part in (*followers, self.image_tokenizer) if part is not None]
         return not any(part.training or not is_frozen(part) for part in untrained)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Those of every module, found faster: Trainer asks for them twice in a step."""
+        return every_parameter(self) if recurse else super().parameters(recurse=False)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.get_input_embeddings()

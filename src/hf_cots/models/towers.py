@@ -5,7 +5,7 @@ import copy
 import copyreg
 import functools
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import torch
@@ -202,19 +202,22 @@ def _interpolate_relative_positions(
     return torch.cat([distances.flatten(2)[0].T, table[-3:]])
 
 
-def is_frozen(tower: nn.Module) -> bool:
-    """Whether no parameter of a tower is trained.
-
-    It is asked in every step. `parameters()` names each one on its way, which takes longer than a step on stored
-    features may; so this walks through the modules' own tables.
-    """
-    modules = [tower]
+def every_parameter(module: nn.Module) -> Iterator[nn.Parameter]:
+    """What `parameters()` yields, which names each one on its way: that takes longer than many a step on stored
+    features, and a step asks several times."""
+    modules, seen = [module], set()
     while modules:
         module = modules.pop()
-        if any(parameter is not None and parameter.requires_grad for parameter in module._parameters.values()):
-            return False
-        modules += [child for child in module._modules.values() if child is not None]
-    return True
+        for parameter in module._parameters.values():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield parameter
+        modules += [child for child in reversed(module._modules.values()) if child is not None]
+
+
+def is_frozen(tower: nn.Module) -> bool:
+    """Whether no parameter of a tower is trained."""
+    return not any(parameter.requires_grad for parameter in every_parameter(tower))
 
 
 def pooled(

@@ -48,9 +48,9 @@ class Stepper:
         for batch in batches:
             trainer.training_step(self.model, batch, items)
         if trainer.args.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), trainer.args.max_grad_norm)
+            trainer.accelerator.clip_grad_norm_(self.model.parameters(), trainer.args.max_grad_norm)
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         trainer.model.end_step()
         if trainer.args.device.type == "cuda":
             torch.cuda.synchronize()

@@ -32,6 +32,7 @@ from .weight_averaging import AverageWeights, WeightAverage
 # Parts that a LoRA checkpoint leaves out: the adapters have peft's own file, the rest is as it was loaded.
 FROM_TOWERS = ("lora_", "vision_model.", "text_model.", "image_tokenizer.")
 BESIDE_ADAPTERS = "cots_state.safetensors"
+QUEUE_QUERIES = 16  # of a micro-batch, whose similarity to the queue is logged: enough for a mean over all its keys
 
 
 def to_channels_last(batch: dict[str, Any]) -> dict[str, Any]:
@@ -261,6 +262,7 @@ class COTSTrainer(PairTrainer):
         self._record("text_embedding_variance", embedding_variance(texts), some)
         # With enqueue_before_loss=False the step's own keys are not in the queue yet.
         if self.model.key_queue is not None and self.model.config.enqueue_before_loss:
+            images, ids = images[:QUEUE_QUERIES], ids[:QUEUE_QUERIES]
             for name, value in similarity_to_queue(self.model, images, ids, self.model.step_pairs).items():
                 self._record(name, value, some)
 
