@@ -237,7 +237,7 @@ def test_the_next_readable_pair_replaces_a_broken_one_with_a_warning(broken, cap
     pairs = load_pairs(str(broken[0]))
     assert not caplog.text
     assert pairs[(4, 1)]["caption"] == "caption of good1.png"
-    assert f"skipping unreadable image {broken[0].parent}/truncated.png: " in caplog.text
+    assert f"skipping unreadable {broken[0].parent}/truncated.png: " in caplog.text
     assert pairs[(4, 1)]["seed"] == pairs[(4, 2)]["seed"]
     assert pairs[len(pairs) - 1]["caption"] == "caption of good0.png"  # after the last comes the first
 

@@ -56,9 +56,9 @@ console = Console()
 
 
 def note_skipped(images: Iterable[Any]) -> None:
-    """Say on stderr which images could not be read, and why."""
+    """Say on stderr which images or clips could not be read, and why."""
     for image in images:
-        print_note(f"skipping unreadable image {image}", "yellow")
+        print_note(f"skipping unreadable {image}", "yellow")
 
 
 def write_json(report: dict[str, Any], output: Path) -> None:

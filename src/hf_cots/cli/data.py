@@ -7,7 +7,18 @@ import typer
 
 from .._errors import check_output_folder
 from .app import app
-from .options import CaptionColumn, Encoder, ImageColumn, Pairs, Revision, Separator, Split, Token
+from .options import (
+    CaptionColumn,
+    Encoder,
+    ImageColumn,
+    NumFrames,
+    Pairs,
+    Revision,
+    Separator,
+    Split,
+    Token,
+    VideoColumn,
+)
 
 
 PANEL = "Data"
@@ -43,17 +54,22 @@ def audit(
     ] = 2.0,
     shown: Annotated[int, typer.Option(min=1, help="Images on the page.")] = 100,
     output: Annotated[Path, typer.Option(help="Folder for the table, the keep-mask and the page.")] = Path("audit"),
+    video_column: VideoColumn = None,
+    num_frames: NumFrames = None,
     revision: Revision = None,
     token: Token = None,
 ) -> None:
-    """Rank the pairs whose image and caption match least: a table, a keep-mask for training, a page of images."""
+    """Rank the pairs whose image (or clip) and caption match least: a table, a keep-mask for training, a page."""
     from ..data.sources import load_pairs
     from ..evaluation.diagnostics.audit import audit_pairs, write_audit
+    from ..search.encoders import frames_per_clip
     from ..search.loading import load_encoder
 
     check_output_folder(output)
-    pairs = load_pairs(data, image_column, caption_column, split=split, separator=separator)
-    result = audit_pairs(load_encoder(model, revision=revision), pairs, filter_lambda, progress=True)
+    pairs = load_pairs(data, image_column, caption_column, split=split, separator=separator, video_column=video_column)
+    encoder = load_encoder(model, revision=revision)
+    pairs.num_frames = pairs.num_frames and (num_frames or frames_per_clip(encoder))
+    result = audit_pairs(encoder, pairs, filter_lambda, progress=True)
     files = write_audit(result, pairs, output, shown)
     typer.echo(f"{len(pairs)} pairs, {int((~result.kept).sum())} suspect; see {files['suspects.html']}")
     typer.echo(f"to train without them: --keep_mask {files['keep_mask.json']}")

@@ -16,6 +16,7 @@ from .options import (
     Encoder,
     ImageColumn,
     LabeledImages,
+    NumFrames,
     Pairs,
     Precision,
     ResultsFile,
@@ -43,9 +44,6 @@ Protocol = Annotated[
 ]
 ImageRoot = Annotated[Path | None, typer.Option(help="Folder of the protocol's images or clips.")]
 IdChecksum = Annotated[str | None, typer.Option(help="Checksum that the protocol's ids must have.")]
-NumFrames = Annotated[
-    int | None, typer.Option(min=1, help="Frames of a clip; by default as many as the model's config says, or 8.")
-]
 Results = Annotated[
     Path | None, typer.Option(help="JSON file for the results; the per-query table and the page lie beside it.")
 ]

@@ -31,6 +31,9 @@ VideoColumn = Annotated[
     str | None,
     typer.Option(help="Column of clips or of paths to them, in place of images; of a folder of clips, video."),
 ]
+NumFrames = Annotated[
+    int | None, typer.Option(min=1, help="Frames of a clip; by default as many as the model's config says, or 8.")
+]
 CaptionColumn = Annotated[
     str,
     typer.Option(

@@ -98,11 +98,11 @@ class BrokenImageReport:
 
 
 def skip_image(broken: BrokenImage, report: BrokenImageReport | None = None) -> None:
-    """Say that an image is skipped: in the report, or without one in a warning."""
+    """Say that an image or a clip is skipped: in the report, or without one in a warning."""
     if report is not None:
         report.add(broken.name, broken.reason)
     else:
-        logger.warning("skipping unreadable image %s: %s", broken.name, broken.reason)
+        logger.warning("skipping unreadable %s: %s", broken.name, broken.reason)
 
 
 def read_image(

@@ -53,6 +53,28 @@ def test_embeddings_are_those_of_each_clip_alone(encoder, clips, batch_size):
     assert encoded.rows == list(range(COUNT))
 
 
+def test_audit_of_clips(world, clips, encoder, tmp_path):
+    """The scores of the command are those of the clips' and captions' embeddings."""
+    args = [
+        "audit",
+        world.model,
+        clips,
+        "--video-column",
+        "video",
+        "--num-frames",
+        "3",
+        "--output",
+        tmp_path / "audit",
+    ]
+    assert f"{COUNT} pairs" in succeed(*args).stdout
+    encoded = encode_pairs(encoder, load_pairs(clips, video_column="video", num_frames=3))
+    lines = [json.loads(line) for line in (tmp_path / "audit/suspects.jsonl").read_text().splitlines()]
+    scores = {line["pair"]: line["score"] for line in lines}
+    expected = (encoded.image_embeds * encoded.text_embeds).sum(axis=1)
+    assert_close(torch.tensor([scores[pair] for pair in range(COUNT)]), torch.tensor(expected), rtol=0, atol=2e-5)
+    assert (tmp_path / "audit/suspects.html").read_text().count("data:image/jpeg") == COUNT
+
+
 def test_broken_clips_are_left_out(encoder, tmp_path):
     pairs = load_pairs(write_clip_folder(tmp_path / "clips", COUNT, broken=2), video_column="video")
     result = evaluate_encoder(encoder, pairs)
