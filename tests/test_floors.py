@@ -27,6 +27,7 @@ FLOORS = {
     "hf_cots.demo": 6,
     "hf_cots.train": 6,
     "hf_cots.train_dvae": 6,
+    "hf_cots.distill_text": 6,
     "hf_cots": 7,  # cli, __init__, __main__
     "benchmarks": 8,
 }

@@ -75,6 +75,41 @@ def truncate(
 
 
 @converters.command()
+def text_tower(
+    source: Annotated[str, typer.Argument(help="A COTS: Hub id or folder.")],
+    tower: Annotated[Path, typer.Argument(help="Folder of the text tower that was distilled from the model's own.")],
+    output: Folder,
+    license: Annotated[str | None, typer.Option(help=LICENSE_HELP)] = None,
+    revision: Revision = None,
+    token: Token = None,
+) -> None:
+    """Write a COTS with a distilled text tower, as of hf-cots distill-text, in place of its own."""
+    from transformers import AutoProcessor, AutoTokenizer
+
+    from ..conversion.text_tower import fit_tokenizer, replace_text_tower
+    from ..models import COTSModel
+    from ..search.loading import hub_options, named_errors
+    from ..training.arguments import check_license
+    from ..training.model_card import write_model_card
+
+    check_license(license)
+    check_output_folder(output)
+    with named_errors(source):
+        model = COTSModel.from_pretrained(source, **hub_options(revision))
+        processor = AutoProcessor.from_pretrained(source, **hub_options(revision))
+    replaced = replace_text_tower(model, tower)
+    processor.tokenizer = fit_tokenizer(AutoTokenizer.from_pretrained(tower), processor.tokenizer)
+    replaced.save_pretrained(output)
+    processor.save_pretrained(output)
+    origin = Path(source).name if Path(source).exists() else source
+    training = (
+        f"{origin} with another text tower, {tower.name}, which was distilled from its own; not trained further."
+    )
+    write_model_card(output, replaced.config, training, license=license)
+    typer.echo(f"{output}: {source} with the text tower of {tower}")
+
+
+@converters.command()
 def dalle(
     encoder: Annotated[Path, typer.Argument(help="https://cdn.openai.com/dall-e/encoder.pkl, downloaded.")],
     decoder: Annotated[

@@ -88,6 +88,23 @@ def clips(
 
 
 @data_app.command()
+def translations(
+    output: Folder,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of the concepts that are held out.")] = 0,
+    offline: Offline = False,
+) -> None:
+    """Make a table of the emoji's names and keywords in English and 96 languages; downloads two npm packages (11 MB) once.
+
+    The concepts that are held out are those of the emoji set."""
+    from ..data.sets.packages import CLDR, CLDR_DERIVED, fetch_package
+    from ..data.sets.translations import write_translation_set
+
+    check_output_folder(output)
+    files = fetch_package(CLDR, offline), fetch_package(CLDR_DERIVED, offline)
+    say_counts(write_translation_set(output, files, seed=seed), output)
+
+
+@data_app.command()
 def openclipart(
     output: Folder,
     deb: Annotated[

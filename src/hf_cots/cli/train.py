@@ -30,6 +30,14 @@ def train_tokenizer(context: typer.Context) -> None:
     main(context.args)
 
 
+@app.command(rich_help_panel=PANEL, context_settings=PASS_ON, add_help_option=False)
+def distill_text(context: typer.Context) -> None:
+    """Distill a text tower into one for several languages, from translation pairs (python -m hf_cots.distill_text)."""
+    from ..distill_text import main
+
+    main(context.args)
+
+
 @app.command(rich_help_panel=PANEL, context_settings=PASS_ON)
 def tokenize(
     context: typer.Context,

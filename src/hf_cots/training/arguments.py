@@ -320,6 +320,70 @@ class DVAETrainingArguments(TrainingArguments):
         watch_in_the_right_direction(self)
 
 
+@dataclass
+class TeacherArguments:
+    """The text tower that is distilled, and the vocabulary of the student, which starts from it."""
+
+    _argument_group_name = "Model"
+
+    teacher: str = HfArg(help="Text tower with a WordPiece tokenizer, or a COTS that has one: Hub id or folder.")
+    vocab_size: int = HfArg(
+        default=30_000,
+        help="Pieces to learn from the translations; those that the teacher lacks are added to its own.",
+    )
+
+    def __post_init__(self) -> None:
+        check_range("vocab_size", self.vocab_size, 1)
+
+
+@dataclass
+class TranslationArguments:
+    """The translation pairs to train and evaluate on."""
+
+    _argument_group_name = "Data"
+
+    train_data: str = HfArg(help="Translation pairs: Hub id, folder, Parquet, CSV, TSV or JSON lines; globs work.")
+    eval_data: str | None = HfArg(default=None, help="Evaluation data, in any of the forms of --train_data.")
+    train_split: str = HfArg(default="train", help="Split to train on, of a Hub data set.")
+    eval_split: str = HfArg(default="test", help="Split to evaluate on, of a Hub data set.")
+    english_column: str = HfArg(default="english", help="Column of the English texts.")
+    translation_column: str = HfArg(default="translation", help="Column of their translations.")
+    language_column: str | None = HfArg(
+        default="language", help='Column of the translations\' languages; "" if there is none.'
+    )
+    languages: list[str] = HfArg(default_factory=list, help="Languages to train on; by default all.")
+    separator: str | None = HfArg(
+        default=None, help="Separator of CSV files (a character, or tab); by default that of the header."
+    )
+    max_text_length: int = HfArg(default=128, help="Maximum number of tokens of a text; the rest is cut.")
+
+    def __post_init__(self) -> None:
+        check_range("max_text_length", self.max_text_length, 1)
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The column arguments of [`load_translations`]."""
+        names = ("english_column", "translation_column", "separator")
+        return {name: getattr(self, name) for name in names} | {"language_column": self.language_column or None}
+
+
+@dataclass
+class DistillationTrainingArguments(TrainingArguments):
+    """transformers' training arguments with values for a student that starts from its teacher."""
+
+    remove_unused_columns: bool = HfArg(default=False, help="Must be off: items are texts, not columns.")
+    learning_rate: float = HfArg(default=1e-4, help="Learning rate of the layers, which are the teacher's.")
+    embedding_learning_rate: float = HfArg(default=1e-3, help="Learning rate of the words' embeddings.")
+    lr_scheduler_type: str = HfArg(default="cosine", help="Schedule of the learning rates.")
+    logging_steps: float = HfArg(default=10, help="Log every this many steps; below 1, a fraction of all steps.")
+
+    def __post_init__(self):
+        check_range("embedding_learning_rate", self.embedding_learning_rate, 0)
+        choose_best_by(self, "accuracy", smaller_is_better=("mse",))
+        super().__post_init__()
+        watch_in_the_right_direction(self)
+
+
 # ---------------------------------------------------------------------- recipes
 
 
@@ -470,6 +534,18 @@ def parse_image_tokenizer_arguments(
     model, images, training = parse_flags(kinds, argv, "Train an image tokenizer on images.")
     model.config = parse_mapping("config", model.config)
     return model, images, training
+
+
+def parse_distillation_arguments(
+    argv: list[str] | None = None,
+) -> tuple[TeacherArguments, TranslationArguments, DistillationTrainingArguments]:
+    """Parse the arguments of `hf_cots.distill_text`: flags, or a recipe file with flags on top.
+
+    Raises:
+        As [`parse_arguments`].
+    """
+    kinds = (TeacherArguments, TranslationArguments, DistillationTrainingArguments)
+    return parse_flags(kinds, argv, "Distill a text tower into one for several languages.")  # type: ignore[return-value]
 
 
 def parse_recipe(

@@ -19,6 +19,7 @@ from ..data.frozen_features import StoredFeaturePairs
 from ..data.hashes import hex_digest
 from ..data.sources import PairDataset
 from ..data.streams import PairStream, StreamBatches
+from ..data.translations import TranslationPairs
 from ..models.renamed_fields import RENAMED_BUFFERS
 from .checkpoints import read_state
 
@@ -33,6 +34,7 @@ ADAPTERS = "adapter_model.safetensors"
 SEEDS = ("seed", "data_seed")
 FROM_OPTIMIZER = (
     *("optim", "learning_rate", "vision_learning_rate", "text_learning_rate", "layer_decay", "weight_decay"),
+    "embedding_learning_rate",
     *("adam_beta1", "adam_beta2", "adam_epsilon"),
 )
 # Another value takes effect from here on.
@@ -89,6 +91,8 @@ def describe_data(data: Any) -> dict[str, Any]:
         data.table.load_state_dict(data.start)
         rows = [pair for row in first_of(data.table) for pair in data.split_row(row, 0, 0)]
         return {"streaming": True, "pairs": None, "digest": digest((pair.caption, pair.cell) for pair in rows)}
+    if isinstance(data, TranslationPairs):
+        return {"streaming": False, "pairs": len(data), "digest": data.fingerprint()}
     if not isinstance(data, PairDataset):
         return {"streaming": False, "pairs": len(data), "digest": None}
     chosen = sorted({index * len(data) // SAMPLED for index in range(SAMPLED)})

@@ -100,6 +100,20 @@ EMOJIBASE = Package(
     "MIT",
     "Yvgb5AWoHViHV/gq1qr5ZAarcBip+B27/ZLRsUJkbgAEaLlZ/fof9g882LTpmEpyhBNEC0m2SEmItljHsTygjA==",
 )
+CLDR = Package(
+    "cldr-annotations-full",
+    "48.2.0",
+    6.5,
+    "Unicode-3.0",
+    "DV7A+rEcgUSNTRsVGNGqBZRmAkGfwhGHO5Q1dRwzBoBnVrHWp804JP7/QJdEc66iHmx3+zLWVIMCFLm0lW7PUQ==",
+)
+CLDR_DERIVED = Package(
+    "cldr-annotations-derived-full",
+    "48.2.0",
+    4.2,
+    "Unicode-3.0",
+    "log62km+AOzI7n/NEuNNFV0mg9DWnt67EYCh1RwxZq9dyRuyteB586LT83Ke8TchEfnwI9cIk2P31zO4nTvZmw==",
+)
 FLUENT_ANIMATED = Package(
     "@lobehub/fluent-emoji-anim-1",
     "1.0.0",
