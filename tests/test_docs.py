@@ -8,7 +8,7 @@ import pytest
 from transformers import HfArgumentParser
 from typer.main import get_command
 
-from hf_cots import train, train_dvae
+from hf_cots import distill_text, train, train_dvae
 from hf_cots.cli import app
 from hf_cots.training import arguments
 from tests.support.cli import succeed
@@ -21,7 +21,7 @@ TEXTS = [*PAGES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "model_cards").glob("
 RECIPES = sorted((ROOT / "model_cards").glob("*/*.yaml"))
 BLOCK = re.compile(r"(<!-- run -->\n)?```(python|bash)\n(.*?)```", re.DOTALL)
 FLAG = re.compile(r"(?<![\w-])--[a-zA-Z][\w-]*")
-PROGRAMS = {"hf_cots.train": train, "hf_cots.train_dvae": train_dvae}
+PROGRAMS = {"hf_cots.train": train, "hf_cots.train_dvae": train_dvae, "hf_cots.distill_text": distill_text}
 NOT_OURS = {"--nproc-per-node", "--no-deps"}  # torchrun's, pip's
 
 
@@ -87,6 +87,7 @@ def test_contributing_names_files_that_exist():
 
 TRAIN = (arguments.ModelArguments, arguments.DataArguments, arguments.COTSTrainingArguments)
 TRAIN_DVAE = (arguments.ImageTokenizerArguments, arguments.ImageArguments, arguments.DVAETrainingArguments)
+DISTILL = (arguments.TeacherArguments, arguments.TranslationArguments, arguments.DistillationTrainingArguments)
 COMMAND = re.compile(r"(hf-cots|(?:python|torchrun\b.*?) -m hf_cots(?:\.\w+)?)\b((?: [^`#\n]*)?)")
 
 
@@ -105,6 +106,8 @@ def known_flags():
     train_flags, dvae_flags = (set(HfArgumentParser(kinds)._option_string_actions) for kinds in (TRAIN, TRAIN_DVAE))
     flags |= {"hf-cots train": train_flags, "hf_cots.train": train_flags}
     flags |= {"hf-cots train-tokenizer": dvae_flags, "hf_cots.train_dvae": dvae_flags}
+    distill_flags = set(HfArgumentParser(DISTILL)._option_string_actions)
+    flags |= {"hf-cots distill-text": distill_flags, "hf_cots.distill_text": distill_flags}
     flags["hf-cots tokenize"] |= train_flags  # after a training recipe
     return flags
 

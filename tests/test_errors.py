@@ -283,6 +283,7 @@ SCRIPTS = {
     "hf_cots": ["evaluate", "gone-model", "gone.csv"],
     "hf_cots.train": ["gone.yaml"],
     "hf_cots.train_dvae": ["gone.yaml"],
+    "hf_cots.distill_text": ["gone.yaml"],
     "conversion/convert_simla.py": ["gone.pth", "--output", "o"],
     "conversion/convert_flava_codebook.py": ["./gone", "--output", "o"],
     "conversion/convert_dalle_dvae.py": ["gone.pkl", "--output", "o"],

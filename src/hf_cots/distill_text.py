@@ -8,7 +8,6 @@ tower for `--text` of training, and for `hf-cots convert text-tower`, which puts
 the teacher.
 """
 
-
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from .conversion.text_tower import tower_fingerprint

@@ -93,7 +93,7 @@ def translations(
     seed: Annotated[int, typer.Option(help="Seed of the choice of the concepts that are held out.")] = 0,
     offline: Offline = False,
 ) -> None:
-    """Make a table of the emoji's names and keywords in English and 96 languages; downloads two npm packages (11 MB) once.
+    """Make a table of the emoji's names and keywords in 105 languages; downloads two npm packages (11 MB) once.
 
     The concepts that are held out are those of the emoji set."""
     from ..data.sets.packages import CLDR, CLDR_DERIVED, fetch_package

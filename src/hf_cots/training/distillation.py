@@ -31,7 +31,7 @@ def pool_tokens(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tens
 
 
 class TextCollator:
-    """Tokenizes the items of [`TranslationPairs`]: `parts` of a batch, by the length of their texts, which would all be
+    """Tokenizes the items of [`TranslationPairs`]: `parts` of a batch by the length of their texts, which would all be
     padded to the longest one otherwise.
 
     Args:
@@ -90,6 +90,7 @@ class DistillationTrainer(PairTrainer):
 
     def __init__(self, *args, targets: torch.Tensor, eval_targets: torch.Tensor | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        self.optimizer: torch.optim.Optimizer | None
         self.targets, self.eval_targets = targets, eval_targets
 
     def create_optimizer(self, model: Any = None):

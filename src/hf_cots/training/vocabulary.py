@@ -1,7 +1,7 @@
 """A text tower's vocabulary, extended by the words of other languages.
 
-What is there stays: English texts keep their tokens and embeddings, but for words that are now one token. A new token's
-embedding begins as the mean of those of the English tokens that it is aligned with in the translation pairs.
+What is there stays: English texts keep their tokens and embeddings, but for words that are now one token. The
+embedding of a new token begins as the mean of those of the English tokens with which the translation pairs align it.
 """
 
 import copy

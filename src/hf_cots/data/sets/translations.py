@@ -70,7 +70,12 @@ def write_translation_set(
         ModuleNotFoundError: if a package of the extra `demo` is missing.
         ValueError: naming a package's file that holds no annotations.
     """
-    settings = {"test_fraction": test_fraction, "seed": seed, "files": [file.name for file in files], "format": FORMAT}
+    settings: dict[str, Any] = {
+        "test_fraction": test_fraction,
+        "seed": seed,
+        "files": [file.name for file in files],
+        "format": FORMAT,
+    }
     report_file = folder / "report.json"
     written = json.loads(report_file.read_text(encoding="utf-8")) if report_file.is_file() else {}
     if written.get("settings") == settings:
@@ -131,7 +136,7 @@ def list_texts(entry: dict[str, list[str]], pair: EmojiPair | None, banned: set[
         banned: in lower case; no name and no keyword is one of them.
     """
     names = [pair.text] if pair is not None else entry.get("tts", [])[:1]
-    found = {"name": name for name in names if name.casefold() not in banned}
+    found = {"name": names[0]} if names and names[0].casefold() not in banned else {}
     keywords = [word for word in entry.get("default", []) if word.casefold() not in banned and word not in names]
     return found | ({"keywords": ", ".join(keywords[:MOST_KEYWORDS])} if keywords else {})
 
