@@ -35,6 +35,7 @@ SOURCES = {
     "model_cards/cots-video/README.md": [
         *("model_cards/cots-video/results.json", "model_cards/cots-video/demo.json"),
     ],
+    "model_cards/minilm-multilingual/README.md": ["benchmarks/results/multilingual.json"],
     "model_cards/simla-emoji/README.md": ["benchmarks/results/simla_rerank.json"],
 }
 # Figures that no results file holds, and why.

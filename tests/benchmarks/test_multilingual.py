@@ -1,0 +1,42 @@
+"""Searches in several languages: galleries, queries, and recalls by hand."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from benchmarks.multilingual import FURTHER, LANGUAGES, read_gallery, read_queries, recalls
+from tests.support.paths import ROOT
+
+
+def test_gallery_and_queries(tmp_path):
+    rows = [
+        {"text": text, "style": style, "concept": text, "image": {"bytes": b"", "path": text}}
+        for text, style in (("dog", "twemoji"), ("cat", "openmoji"), ("cat", "twemoji"), ("cat", "twemoji"))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test.parquet")
+    gallery = read_gallery(tmp_path)
+    assert [row["text"] for row in gallery] == ["dog", "cat"]
+    (tmp_path / "t").mkdir()
+    pairs = [{"english": "cat", "translation": "gato", "language": "es"}]
+    pq.write_table(pa.Table.from_pylist(pairs), tmp_path / "t" / "test.parquet")
+    queries = read_queries(tmp_path / "t", gallery)
+    assert queries["en"] == [(0, "dog"), (1, "cat")]
+    assert queries["es"] == [(1, "gato")]
+    assert queries["ko"] == []
+
+
+def test_recalls_are_means_over_towers():
+    found = recalls(np.array([[1, 2, 11], [2, 2, 1]]), ["a", "a", "b"])
+    assert (found["R@1"], found["R@5"], found["R@10"]) == pytest.approx((100 / 3, 250 / 3, 250 / 3))
+    low, high = found["intervals"]["R@1"]
+    assert low <= found["R@1"] <= high
+    assert low == pytest.approx(25)  # concept a alone, drawn twice
+    assert high == pytest.approx(50)  # b alone
+
+
+def test_the_recipe_leaves_out_what_is_tested_as_not_trained():
+    recipe = yaml.safe_load((ROOT / "model_cards/minilm-multilingual/recipe.yaml").read_text(encoding="utf-8"))
+    assert set(LANGUAGES) - set(recipe["languages"]) == {"en", "it", "ko"}
+    assert set(FURTHER).isdisjoint(recipe["languages"])
