@@ -7,7 +7,13 @@ import pytest
 import yaml
 
 from hf_cots import COTSImageTokenizerConfig
-from hf_cots.training.arguments import parse_arguments, parse_image_tokenizer_arguments, parse_recipe, to_flags
+from hf_cots.training.arguments import (
+    parse_arguments,
+    parse_distillation_arguments,
+    parse_image_tokenizer_arguments,
+    parse_recipe,
+    to_flags,
+)
 from tests.support.paths import ROOT
 
 
@@ -163,6 +169,22 @@ def test_help_shows_our_flags_in_groups_before_those_of_transformers(capsys):
 
 
 CARDS = ROOT / "model_cards"
+DISTILL = CARDS / "minilm-multilingual" / "recipe.yaml"
+
+
+def test_the_recipe_of_the_multilingual_tower_parses(caplog):
+    teacher, data, training = parse_distillation_arguments([str(DISTILL), "--teacher", "some/tower"])
+    assert (teacher.teacher, training.embedding_learning_rate) == ("some/tower", 1e-3)
+    assert "it" not in data.languages
+    assert not caplog.messages
+
+
+def test_rates_and_sizes_of_a_distillation_are_checked():
+    needed = ["--teacher", "t", "--train_data", "d", "--output_dir", "o"]
+    for flag, value in (("embedding_learning_rate", "-1"), ("vocab_size", "0"), ("max_text_length", "0")):
+        with pytest.raises(ValueError, match=flag):
+            parse_distillation_arguments([*needed, f"--{flag}", value])
+    assert parse_distillation_arguments([*needed, "--language_column", ""])[1].columns["language_column"] is None
 
 
 @pytest.mark.parametrize("recipe", sorted(CARDS.glob("dvae-*/recipe.yaml")), ids=str)
@@ -173,14 +195,13 @@ def test_every_recipe_of_an_image_tokenizer_parses(recipe):
     assert training.max_steps > 0
 
 
-@pytest.mark.parametrize("recipe", sorted({*CARDS.glob("*/*.yaml")} - {*CARDS.glob("dvae-*/*")}), ids=str)
+@pytest.mark.parametrize("recipe", sorted({*CARDS.glob("*/*.yaml")} - {*CARDS.glob("dvae-*/*"), DISTILL}), ids=str)
 def test_every_recipe_of_the_model_cards_parses(recipe, caplog):
     # transformers refuses bf16 on a machine without a GPU unless the CPU is asked for
     model, data, training = parse_recipe(recipe, use_cpu=True)
-    assert model.vision or model.model or recipe.parent.name == "cots-emoji", "named on the command line"
-    assert model.text or model.model or recipe.parent.name in ("cots-emoji", "cookie-emoji", "cots-icons"), (
-        "named on the command line"
-    )
+    named = ("cots-emoji", "minilm-multilingual")  # on the command line
+    assert model.vision or model.model or recipe.parent.name in named
+    assert model.text or model.model or recipe.parent.name in (*named, "cookie-emoji", "cots-icons")
     assert data.train_data
     assert training.learning_rate > 0
     assert not caplog.messages, "no old names"
