@@ -105,8 +105,10 @@ cots-icons: icons
 multilingual: $(BIN)/.installed runs/demo/model/config.json
 	$(BIN)/hf-cots data translations runs/translations
 	$(BIN)/python -m hf_cots.train model_cards/minilm-multilingual/emoji.yaml --text "$$($(BIN)/python -c '$(TEXT_TOWER)')" --vision "$$($(BIN)/python -c '$(IMAGE_TOWER)')"
-	$(BIN)/hf-cots distill-text model_cards/minilm-multilingual/recipe.yaml --teacher "$$($(BIN)/python -c '$(TEXT_TOWER)')"
-	$(BIN)/python -m benchmarks.multilingual runs/multilingual/seed-0/model $(if $(wildcard runs/cots-icons/model),--icons runs/cots-icons/model)
+	for seed in 0 1; do \
+		$(BIN)/hf-cots distill-text model_cards/minilm-multilingual/recipe.yaml --teacher "$$($(BIN)/python -c '$(TEXT_TOWER)')" \
+			--seed $$seed --output_dir runs/multilingual/seed-$$seed || exit 1; done
+	$(BIN)/python -m benchmarks.multilingual runs/multilingual/seed-0/model runs/multilingual/seed-1/model $(if $(wildcard runs/cots-icons/model),--icons runs/cots-icons/model)
 
 soak: $(BIN)/.installed
 	$(BIN)/python -m pytest -m "soak and not milvus" -s
