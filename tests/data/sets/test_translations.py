@@ -43,7 +43,7 @@ def packages(tmp_path_factory):
     )
     files |= annotations(
         {
-            CLAPPING: entry("manos aplaudiendo", "aplauso"),
+            CLAPPING: entry("Manos aplaudiendo", "aplauso"),
             WAVING: entry("mano que saluda", "hola", "manos aplaudiendo"),
             ARROW: entry("flecha", "Flecha"),
             "🏆": {"default": ["premio"]},
@@ -76,7 +76,7 @@ def test_rows(written):
         ("waving hand", "mano que saluda", "es", "name"),
     ]
     assert [(row["english"], row["translation"], row["language"]) for row in rows["test"]] == [
-        ("clapping hands", "manos aplaudiendo", "es")
+        ("clapping hands", "Manos aplaudiendo", "es")
     ]
     assert "LICENSE V3" in (folder / "LICENSES.md").read_text()
 
