@@ -66,7 +66,9 @@ def test_the_projection_follows_from_its_assumptions(record):
 
 def test_a_projection_by_hand(monkeypatch):
     """16 GPUs of two nodes: 15/16 of the gradients twice, and the keys of 15 others."""
-    monkeypatch.setattr(growth, "ASSUMED", growth.ASSUMED | {"pairs_of_a_gpu": 10, "peak_tflops": 100, "utilization": 0.5})
+    monkeypatch.setattr(
+        growth, "ASSUMED", growth.ASSUMED | {"pairs_of_a_gpu": 10, "peak_tflops": 100, "utilization": 0.5}
+    )
     row = growth.project(16, parameters=10**8, flops_of_a_pair=1e12)
     assert row["ms_work"] == 200
     assert row["ms_gradients"] == 30  # 750 MB at 25 GB/s
