@@ -263,7 +263,7 @@ def answer_point(kind: str, *values: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queues", type=int, nargs="*", default=[2**10, 2**12, 2**14, 2**16, 2**18, 2**20])
-    parser.add_argument("--images", type=int, nargs="*", default=[112, 224, 384, 512])
+    parser.add_argument("--images", type=int, nargs="*", default=[112, 224, 384])
     parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--galleries", type=int, nargs="*", default=[10**3, 10**4, 10**5, 10**6, 10**7])
     parser.add_argument("--point", nargs="+", metavar="KIND", help="measure one point in this process")

@@ -202,7 +202,8 @@ def test_temperature_is_initialised_from_the_config(tmp_path):
 
 
 def test_bf16_autocast_gives_finite_float32_losses():
-    model = COTSForPreTraining(tiny_config()).train()
+    # The keys of an untrained model are nearly equal, and what is left of them when they are centered is rounding.
+    model = COTSForPreTraining(tiny_config(center_keys=False)).train()
     reference = copy.deepcopy(model)
     batch = tiny_batch()
     with torch.autocast("cpu", dtype=torch.bfloat16):
