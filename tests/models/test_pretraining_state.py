@@ -316,11 +316,11 @@ def test_text_without_words_trains():
 
 
 def test_training_lowers_the_loss_and_learns_the_pairs():
-    """Forty steps on eight pairs: the loss halves and each image finds its text."""
+    """Eighty steps on eight pairs: the loss halves and each image finds its text."""
     model = COTSForPreTraining(tiny_config(temperature=0.2, task_weight=0.1, momentum=0.9)).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     batch, losses = tiny_batch() | {"image_ids": torch.arange(8)}, []
-    for _ in range(40):
+    for _ in range(80):
         loss = model(**batch).loss
         optimizer.zero_grad()
         loss.backward()
