@@ -95,7 +95,8 @@ def measure_queue(size: int, pairs: int = 64) -> dict[str, Any]:
     for rows in (model.key_queue.image_keys, model.key_queue.text_keys):
         torch.nn.functional.normalize(rows.normal_(), out=rows)
     model.key_queue.filled.fill_(size)
-    features = {f"{kind}_features": torch.randn(pairs, 384) for kind in ("image", "text")}
+    towers = {"image": model.config.vision_config, "text": model.config.text_config}
+    features = {f"{kind}_features": torch.randn(pairs, tower.hidden_size) for kind, tower in towers.items()}
     batch = {"features": features, "image_ids": torch.arange(1, pairs + 1)}
 
     def step() -> None:

@@ -18,8 +18,6 @@ def record():
 
 def test_a_queue_is_measured_by_what_it_holds(monkeypatch):
     monkeypatch.setattr(growth, "small_config", lambda **fields: tiny_config(**fields))
-    width = tiny_config().vision_config.hidden_size
-    monkeypatch.setattr(torch, "randn", lambda rows, _, draw=torch.randn: draw(rows, width))
     small, large = (growth.measure_queue(size, pairs=4) for size in (64, 128))
     dim = tiny_config().projection_dim
     assert small["queue_megabytes"] == round((64 * (2 * 4 * dim + 2 * 8) + 2 * 8) / 1e6, 1)
@@ -74,5 +72,5 @@ def test_a_projection_by_hand(monkeypatch):
     assert row["ms_work"] == 200
     assert row["ms_gradients"] == 30  # 750 MB at 25 GB/s
     assert row["ms_keys"] == round(15 * (10 * 2064 + 8) / 25e9 * 1000, 2)
-    assert row["efficiency_one_after_another"] == 0.869
+    assert row["efficiency_one_after_another"] == 0.87
     assert row["efficiency_overlapped"] == 1.0
