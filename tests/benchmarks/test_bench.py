@@ -1,5 +1,7 @@
 """The benchmarks that `make bench` and `make bench-gpu` run, as far as seconds allow."""
 
+import argparse
+import importlib
 import json
 import subprocess
 import sys
@@ -33,6 +35,24 @@ def test_each_benchmark_is_a_module_that_takes_an_output(monkeypatch, tmp_path):
     assert lines[0]["report"] == {"of": "data_loading"}
     assert lines[0]["machine"].keys() >= {"processor", "cores", *bench.LIBRARIES}
     assert [line["error"] for line in lines if "error" in line] == [["no such thing"]]
+
+
+class ParsedError(Exception):
+    """The flags are good, and what follows is not to run."""
+
+
+@pytest.mark.parametrize("name", bench.BENCHMARKS)
+def test_a_benchmark_has_the_flags_that_it_is_started_with(name, monkeypatch):
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_end(parser):
+        parse(parser)
+        raise ParsedError
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_end)
+    monkeypatch.setattr(sys, "argv", [name, *bench.BENCHMARKS[name], "--output", "report.json"])
+    with pytest.raises(ParsedError):
+        importlib.import_module(f"benchmarks.{name}").main()
 
 
 def test_an_unknown_benchmark_is_refused(monkeypatch, capsys):

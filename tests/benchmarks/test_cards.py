@@ -10,7 +10,8 @@ from transformers import BertConfig, ViTConfig
 
 from benchmarks import cards
 from benchmarks.ablation.results import Results
-from hf_cots import CookieConfig, CookieModel
+from benchmarks.growth import small_config
+from hf_cots import CookieConfig, CookieModel, COTSModel
 from tests.support.paths import ROOT
 
 
@@ -178,6 +179,13 @@ def test_the_parameters_of_cookie_base():
     text = (CARDS / "cookie-base" / "README.md").read_text(encoding="utf-8")
     assert f"{sum(each.numel() for each in model.parameters()):,} parameters at inference" in text
     assert f"{sum(each.numel() for each in model.transformer.parameters()):,} of them in the shared" in text
+
+
+def test_the_parameters_of_cots_small():
+    with torch.device("meta"):
+        model = COTSModel(small_config())
+    text = (CARDS / "cots-small" / "README.md").read_text(encoding="utf-8")
+    assert f"{sum(each.numel() for each in model.parameters()):,} parameters at" in text
 
 
 # ---------------------------------------------------------------------- the writing itself

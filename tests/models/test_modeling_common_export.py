@@ -64,6 +64,7 @@ def test_the_text_tower_without_a_mask(cls):
 def test_the_exporters_of_transformers(cls):
     """Both towers in one program, all sizes open."""
     exporters = pytest.importorskip("transformers.exporters")
+    pytest.importorskip("torch", "2.11", "what the exporters of transformers ask for")
     model = make_loud(cls)
     exported = exporters.DynamoExporter().export(
         model, batch_of(cls, pairs=4), config=exporters.DynamoConfig(dynamic=True)

@@ -422,7 +422,9 @@ def test_the_command_line(world, tmp_path, monkeypatch):
     assert all(row.keys() >= {"path", "score"} for row in found)
     image = sorted(world.imagefolder.glob("*.png"))[5]
     alone = succeed("search", to, "--image", image, "-k", 1, "--sheet", tmp_path / "sheet.png").stdout
-    assert alone.split()[1] == str(image)
+    # In int8 an untrained model may take another image for nearly the same.
+    best = ImageIndex.open(to).search(image=str(image), k=1)[0]
+    assert alone.split()[:2] == [f"{best.score:.4f}", str(best.path)]
     assert Image.open(tmp_path / "sheet.png").size[0] > 100
     both = succeed("search", to, "a red circle", "--image", image, "--minus", "black", "-k", 2)
     assert len(both.stdout.splitlines()) == 2

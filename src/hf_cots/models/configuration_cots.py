@@ -97,7 +97,7 @@ class COTSConfig(TwoTowerConfig):
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="vit", init_kwargs={"image_size": 384}),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert"),
-        "image_tokenizer_config": COTSImageTokenizerConfig,
+        "image_tokenizer_config": SubConfigSpec(config_class=COTSImageTokenizerConfig),
     }
     keys_to_ignore_at_inference = ["kept", "image_embeds", "text_embeds"]
     loss_terms = ("instance", "mvm", "mlm", "task")

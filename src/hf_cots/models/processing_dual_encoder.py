@@ -51,18 +51,25 @@ def load_dual_processor(source: str, **hub: Any) -> tuple[ProcessorMixin, PreTra
     return processor, config
 
 
+def text_defaults(processor: ProcessorMixin) -> dict[str, Any]:
+    """The options with which a processor calls its tokenizer where none are given."""
+    options = getattr(processor, "text_kwargs", None)
+    if options is None:  # transformers 5.20 keeps them in a class beside the processor's
+        defaults = getattr(getattr(processor, "valid_processor_kwargs", None), "_defaults", {})
+        options = defaults.get("text_kwargs")
+    return options or {}
+
+
 def pads_to_full_length(processor: ProcessorMixin, config: PreTrainedConfig) -> bool:
     """Whether a dual encoder's texts are padded to its full length: by its processor's default, as ALIGN's, or by how
     it was trained, as SigLIP."""
-    defaults = getattr(processor, "text_kwargs", None) or {}
-    return defaults.get("padding") == "max_length" or config.model_type in PADDED_TO_FULL_LENGTH
+    return text_defaults(processor).get("padding") == "max_length" or config.model_type in PADDED_TO_FULL_LENGTH
 
 
 def text_limit(processor: ProcessorMixin, config: PreTrainedConfig) -> int:
     """Tokens at which a dual encoder's texts are cut: the least of what tokenizer, processor and text tower allow."""
-    defaults = getattr(processor, "text_kwargs", None) or {}
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    limits = (processor.tokenizer.model_max_length, defaults.get("max_length"), positions)
+    limits = (processor.tokenizer.model_max_length, text_defaults(processor).get("max_length"), positions)
     return min(limit for limit in limits if isinstance(limit, int) and limit > 0)
 
 

