@@ -9,6 +9,7 @@ import torch
 
 from hf_cots.models import pretraining_cots
 from hf_cots.models.instance_level import compare_with_queue
+from hf_cots.models.losses import l2_normalize
 from tests.support import reference
 from tests.support.reference_simla import gelu, normal
 from tests.support.steps import assert_close, data, descend, gradients, make, run_step
@@ -26,9 +27,10 @@ def reference_loss(model, batch, queue_before):
     config, tau, n = model.config, model.config.temperature, len(batch["input_ids"])
     online, momentum = model.cots, model.momentum_encoder
 
-    def features(net):
-        image = net.vision_model(pixel_values=batch["pixel_values"]).last_hidden_state[:, 0]
-        text = net.text_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    def features(net, **masks):
+        image = net.vision_model(pixel_values=batch["pixel_values"], **masks).last_hidden_state[:, 0]
+        ids = batch["masked_input_ids" if masks else "input_ids"]
+        text = net.text_model(input_ids=ids, attention_mask=batch["attention_mask"])
         return image, text.last_hidden_state[:, 0]
 
     def embeds(net, image, text):
@@ -36,7 +38,7 @@ def reference_loss(model, batch, queue_before):
         text = text @ net.text_projection.weight.T + net.text_projection.bias
         return image / image.norm(dim=1, keepdim=True), text / text.norm(dim=1, keepdim=True)
 
-    g_image, g_text = features(online)
+    g_image, g_text = features(online, **({"bool_masked_pos": batch["bool_masked_pos"]} if config.single_pass else {}))
     images, texts = embeds(online, g_image, g_text)
     with torch.no_grad():
         image_keys, text_keys = embeds(momentum, *features(momentum))
@@ -82,12 +84,18 @@ def reference_loss(model, batch, queue_before):
     }
 
 
-@pytest.mark.parametrize("center", [True, False])
-@pytest.mark.parametrize("fresh", [True, False])
-def test_loss_and_gradient_equal_the_formulas(center, fresh):
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"center_keys": center, "enqueue_before_loss": fresh} for center in (True, False) for fresh in (True, False)),
+        {"single_pass": True},
+    ],
+    ids=str,
+)
+def test_loss_and_gradient_equal_the_formulas(fields):
     """The second of two steps, with a wrapped queue: every term and the gradient of every parameter."""
     weights = {"instance_weight": 0.9, "mvm_weight": 0.5, "mlm_weight": 0.7, "task_weight": 0.3}
-    model = make(center_keys=center, enqueue_before_loss=fresh, queue_size=12, filter_lambda=None, **weights)
+    model = make(queue_size=12, filter_lambda=None, **fields, **weights)
     first, second = data(model, seed=0), data(model, seed=1)
     run_step(model, first, [8])
     model.end_step()
@@ -108,6 +116,50 @@ def test_loss_and_gradient_equal_the_formulas(center, fresh):
     total.backward()
     assert_close(gradients(model), gradients(again), rtol=1e-7, atol=1e-9)
     assert sum(bool(gradient.abs().max() > 1e-8) for gradient in gradients(again).values()) > 60
+
+
+def count_rows(model):
+    """How many images and texts the online towers encode from now on, in lists that grow."""
+    images, texts = [], []
+    encode_image, encode_text = model.cots.encode_image, model.cots.encode_text
+    model.cots.encode_image = lambda pixels, *a, **k: images.append(len(pixels)) or encode_image(pixels, *a, **k)
+    model.cots.encode_text = lambda ids, *a, **k: texts.append(len(ids)) or encode_text(ids, *a, **k)
+    return images, texts
+
+
+@pytest.mark.parametrize(("single_pass", "rows"), [(False, [8, 3]), (True, [8])])
+def test_a_single_pass_encodes_each_pair_once(single_pass, rows):
+    """Three of eight pairs are masked; the others' losses and the tower's output for them are as without masks."""
+    model = make(single_pass=single_pass, masked_fraction=0.4, filter_lambda=None)
+    batch = data(model)
+    some = torch.arange(8) < 3
+    batch["bool_masked_pos"] = torch.rand(8, model.config.num_patches).argsort(dim=1) < 2
+    batch["bool_masked_pos"] &= some[:, None]
+    batch["bool_masked_words"][:, 1] = True
+    batch["bool_masked_words"] &= some[:, None]
+    batch["masked_input_ids"] = batch["input_ids"].masked_fill(batch["bool_masked_words"], 103)
+    plain = make(masked_fraction=0.4, filter_lambda=None, mvm_weight=0, mlm_weight=0)
+    plain.load_state_dict(model.state_dict(), strict=False)
+    images, texts = count_rows(model)
+    output = model(**batch)
+    assert (images, texts) == (rows, rows)
+    embeds = plain(**batch).image_embeds
+    same = (output.image_embeds - embeds).abs().amax(dim=1) < 1e-9
+    assert same.tolist() == [not single_pass] * 3 + [True] * 5
+
+
+def test_a_single_pass_of_a_frozen_tower_compares_unmasked_texts():
+    model = make(single_pass=True, filter_lambda=None)
+    model.cots.text_model.requires_grad_(False)
+    model.train()
+    batch = data(model)
+    images, texts = count_rows(model)
+    output = model(**batch)
+    assert (images, texts) == ([8], [8, 8])
+    clean = model.cots.encode_text(batch["input_ids"], batch["attention_mask"]).pooler_output
+    expected = l2_normalize(model.cots.text_projection(clean))
+    torch.testing.assert_close(output.text_embeds, expected, rtol=1e-9, atol=1e-10)
+    assert float(output.loss_mlm) > 0
 
 
 @pytest.mark.parametrize("sizes", [[4, 4, 4, 4], [5, 5, 6], [1, 15], [1] * 16], ids=str)

@@ -77,6 +77,10 @@ class COTSConfig(TwoTowerConfig):
     Token level
         patch_mask_ratio (`float`, defaults to 0.4 [M]), word_mask_ratio (`float`, defaults to 0.15 [M]).
         masked_fraction (`float`, defaults to 1.0 [D]): fraction of the pairs that take the masked passes.
+        single_pass (`bool`, defaults to `False` [D]): a masked pair takes its masked passes alone, and the contrast
+            compares what they give, so that the token level costs its heads only. The paper compares unmasked images
+            and texts, which are passed again. Momentum keys are of unmasked ones in any case, and so are the features
+            of a frozen tower, whose masked pass stays apart.
 
     Filter
         filter_lambda (`float` or `None`, defaults to 2.0 [D]): a pair is dropped if its momentum similarity lies more
@@ -136,6 +140,7 @@ class COTSConfig(TwoTowerConfig):
     patch_mask_ratio: float | int = 0.4
     word_mask_ratio: float | int = 0.15
     masked_fraction: float | int = 1.0
+    single_pass: bool = False
 
     filter_lambda: float | int | None = 2.0
     filter_warmup_steps: int = 1_000
@@ -215,6 +220,8 @@ class COTSConfig(TwoTowerConfig):
             raise ValueError(
                 "instance_weight, mvm_weight, mlm_weight and task_weight are all 0: nothing to learn from"
             )
+        if self.single_pass and not self.uses_masks:
+            raise ValueError("single_pass=True needs mvm_weight > 0 or mlm_weight > 0: nothing is masked without them")
         if self.task_weight > 0 and self.instance_weight == 0:
             raise ValueError("task_weight > 0 needs instance_weight > 0: alone, the task level has a trivial optimum")
 

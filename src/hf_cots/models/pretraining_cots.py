@@ -43,6 +43,9 @@ from .token_level import TokenHead, take_masked, token_term
 from .tower_properties import describe_tower
 from .towers import feature_size, is_frozen
 
+# What a batch may bring of its masks, and forward else draws.
+GIVEN_MASKS = ("bool_masked_pos", "masked_input_ids", "bool_masked_words", "masked_positions", "attention_mask")
+
 
 @dataclass
 class COTSForPreTrainingOutput(ModelOutput):
@@ -300,9 +303,11 @@ class COTSForPreTraining(PreTrainingModel):
         elif self.config.instance_weight > 0:
             terms |= self.contrast_terms(contrasted, step)  # L_I2T + L_T2I, and L_task
         if self.config.mvm_weight > 0:
-            terms["mvm"] = self.mvm_term(batch, text_features, step)  # L_MVM
+            states = image.last_hidden_state if self._masks_pass("mvm", step.image_features) else None
+            terms["mvm"] = self.mvm_term(batch, text_features, step, states)  # L_MVM
         if self.config.mlm_weight > 0:
-            terms["mlm"] = self.mlm_term(batch, image_features, step)  # L_MLM
+            states = text.last_hidden_state if self._masks_pass("mlm", step.text_features) else None
+            terms["mlm"] = self.mlm_term(batch, image_features, step, states)  # L_MLM
         return COTSForPreTrainingOutput(
             **self.loss_and_terms(terms, step, contrasted),  # L
             kept=step.kept,
@@ -314,7 +319,8 @@ class COTSForPreTraining(PreTrainingModel):
 
     def tower_outputs(self, batch: Batch, step: Step) -> tuple[BaseModelOutputWithPooling, BaseModelOutputWithPooling]:
         """The streams' outputs for the unmasked image and text, of which `pooler_output` is g^I and g^T,
-        (n, [`feature_size`]) before projection; of a frozen tower there may be nothing else."""
+        (n, [`feature_size`]) before projection; of a frozen tower there may be nothing else. With
+        `config.single_pass`, for images and texts as they are masked."""
         image = BaseModelOutputWithPooling(pooler_output=step.image_features)
         text = BaseModelOutputWithPooling(pooler_output=step.text_features)
         options = self.output_options
@@ -323,10 +329,22 @@ class COTSForPreTraining(PreTrainingModel):
         elif batch.get("pixel_values_videos") is not None:
             image = self.cots.encode_video(batch["pixel_values_videos"], batch.get("frame_mask"))
         elif step.image_features is None or (options and batch["pixel_values"] is not None):
-            image = self.cots.encode_image(batch["pixel_values"], **options)
+            masked = batch["bool_masked_pos"] if self._masks_pass("mvm", step.image_features) else None
+            image = self.cots.encode_image(batch["pixel_values"], masked, **options)
         if step.text_features is None or (options and batch["input_ids"] is not None):
-            text = self.cots.encode_text(batch["input_ids"], batch.get("attention_mask"), **options)
+            words = "masked_input_ids" if self._masks_pass("mlm", step.text_features) else "input_ids"
+            text = self.cots.encode_text(batch[words], batch.get("attention_mask"), **options)
         return image, text
+
+    def _masks_pass(self, level: str, frozen_features: torch.Tensor | None) -> bool:
+        """Whether the one pass of a stream is that of its masked inputs; a frozen tower has features of the unmasked
+        ones already.
+
+        Args:
+            level: `"mvm"` for images, `"mlm"` for texts.
+            frozen_features: the stream's in the step.
+        """
+        return self.config.single_pass and self.config.loss_weights[level] > 0 and frozen_features is None
 
     def embed(self, image_features: torch.Tensor, text_features: torch.Tensor) -> dict[str, torch.Tensor]:
         """f^I and f^T, (n, projection_dim) each, normalized."""
@@ -382,6 +400,8 @@ class COTSForPreTraining(PreTrainingModel):
 
     def contrast_embeds(self, batch: Batch, step: Step) -> dict[str, torch.Tensor]:
         """The normalized embeddings (n, projection_dim) that the contrast compares, for gradient caching."""
+        if self.config.single_pass:
+            batch = self.with_masks(dict.fromkeys(GIVEN_MASKS) | batch, step)
         image, text = self.tower_outputs(batch, step)
         return self.embed(image.pooler_output, text.pooler_output)
 
@@ -391,23 +411,34 @@ class COTSForPreTraining(PreTrainingModel):
 
     # ------------------------------------------------------------------ token level
 
-    def mvm_term(self, batch: Batch, text_features: torch.Tensor, step: Step) -> torch.Tensor:
+    def mvm_term(
+        self, batch: Batch, text_features: torch.Tensor, step: Step, states: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """`L_MVM = -1/N_B sum_i 1/|M_i| sum_{j in M_i} log p(c_ij | image_i masked, g^T_i)`: the codes of masked
-        patches."""
+        patches. `states` (n, 1 + patches, hidden) are those of the masked images, if there was a pass for them."""
         rows, positions = batch["masked_positions"]["rows"], batch["masked_positions"]["patches"]
         masked, pixels = batch["bool_masked_pos"][rows], batch["pixel_values"][rows]  # (rows, patches), (rows, 3, ...)
         codes = batch["codebook_indices"]
         codes = self.image_codes(pixels) if codes is None else codes[rows]  # (rows, patches)
-        hidden = self.cots.encode_image(pixels, bool_masked_pos=masked).last_hidden_state
+        if states is None:
+            hidden = self.cots.encode_image(pixels, bool_masked_pos=masked).last_hidden_state
+        else:
+            hidden = states[rows]
         logits = self.predict_codes(hidden, masked, text_features[rows], positions)  # (total masked, codes)
         return token_term(logits, codes, masked, positions, rows, step, self.config.masked_fraction)
 
-    def mlm_term(self, batch: Batch, image_features: torch.Tensor, step: Step) -> torch.Tensor:
-        """`L_MLM = -1/N_B sum_i 1/|W_i| sum_{j in W_i} log p(w_ij | text_i masked, g^I_i)`: masked words."""
+    def mlm_term(
+        self, batch: Batch, image_features: torch.Tensor, step: Step, states: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`L_MLM = -1/N_B sum_i 1/|W_i| sum_{j in W_i} log p(w_ij | text_i masked, g^I_i)`: masked words. `states`
+        (n, length, hidden) are those of the masked texts, if there was a pass for them."""
         rows, positions = batch["masked_positions"]["rows"], batch["masked_positions"]["words"]
         masked, targets = batch["bool_masked_words"][rows], batch["input_ids"][rows]  # (rows, length)
-        attention_mask = None if batch["attention_mask"] is None else batch["attention_mask"][rows]
-        hidden = self.cots.encode_text(batch["masked_input_ids"][rows], attention_mask).last_hidden_state
+        if states is None:
+            attention_mask = None if batch["attention_mask"] is None else batch["attention_mask"][rows]
+            hidden = self.cots.encode_text(batch["masked_input_ids"][rows], attention_mask).last_hidden_state
+        else:
+            hidden = states[rows]
         logits = self.predict_words(hidden, masked, image_features[rows], positions)  # (total masked, vocabulary)
         return token_term(logits, targets, masked, positions, rows, step, self.config.masked_fraction)
 
