@@ -16,8 +16,8 @@ from .plan import Recipes, Run
 from .sets import AblationSet
 
 
-ROUNDS, WARM_UP = 9, 2  # at least so many, of which the first ones pay for allocations and do not count
-SECONDS = 20.0  # that the rounds take at least: steps on stored features are short, and their medians need many
+ROUNDS, WARM_UP = 10, 2  # at least so many, of which the first ones pay for allocations and do not count
+SECONDS = 20.0  # that the rounds take at least: steps on stored features are short, and their means need many
 
 
 class Step(NamedTuple):
@@ -28,8 +28,8 @@ class Step(NamedTuple):
 
 
 def measure_cost(recipes: Recipes, run: Run, data: AblationSet, work: Path, smoke: bool = False) -> dict[str, Any]:
-    """Measure a step of the run's row with its set, towers and batch: median `seconds`, and the median `ratio` to a
-    step of the baseline.
+    """Measure a step of the run's row with its set, towers and batch: median `seconds`, and the `ratio` of its mean to
+    that of a step of the baseline (steps of one row may differ: `token_every`).
 
     Steps of both rows alternate, so that other load on the machine affects both alike. With one thread the ratio is
     that of processor time, which other load hardly changes. Measured once and kept in `work/timing.json`, with the
@@ -48,7 +48,7 @@ def measure_cost(recipes: Recipes, run: Run, data: AblationSet, work: Path, smok
         taken = taken[WARM_UP:]
         known[key] = {
             "seconds": statistics.median(row[-1].wall for row in taken),
-            "ratio": statistics.median(getattr(row[-1], clock) / getattr(row[0], clock) for row in taken),
+            "ratio": sum(getattr(row[-1], clock) for row in taken) / sum(getattr(row[0], clock) for row in taken),
             "clock": clock,
         }
         path.write_text(json.dumps(known, indent=1) + "\n")

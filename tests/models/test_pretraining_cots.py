@@ -148,6 +148,29 @@ def test_a_single_pass_encodes_each_pair_once(single_pass, rows):
     assert same.tolist() == [not single_pass] * 3 + [True] * 5
 
 
+def test_the_token_level_in_every_third_step():
+    """There it weighs three times as much; in other steps nothing is masked, and what it alone trains has a gradient
+    of 0. In evaluation it is always there, at its own weight."""
+    model, always = make(token_every=3, filter_lambda=None), make(filter_lambda=None)
+    batch = data(model)
+    images, texts = count_rows(model)
+    for number in (1, 2, 3):
+        output, expected = model(**batch), always(**batch)
+        output.loss.backward()
+        due = number == 3
+        assert (images, texts) == ([8] * (1 + due), [8] * (1 + due))
+        for name in ("loss_mvm", "loss_mlm"):
+            torch.testing.assert_close(output[name], 3 * due * expected[name])
+        torch.testing.assert_close(output.loss_instance, expected.loss_instance)
+        only_tokens = {n: g for n, g in gradients(model).items() if n.startswith(("mvm_", "mlm_")) or "mask_token" in n}
+        assert len(only_tokens) >= 12
+        assert all(bool(gradient.any()) == due for gradient in only_tokens.values())
+        assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+        images.clear(), texts.clear(), model.zero_grad()
+    model.eval(), always.eval()
+    torch.testing.assert_close(model(**batch).loss_mvm, always(**batch).loss_mvm)
+
+
 def test_a_single_pass_of_a_frozen_tower_compares_unmasked_texts():
     model = make(single_pass=True, filter_lambda=None)
     model.cots.text_model.requires_grad_(False)
@@ -163,11 +186,14 @@ def test_a_single_pass_of_a_frozen_tower_compares_unmasked_texts():
 
 
 @pytest.mark.parametrize("sizes", [[4, 4, 4, 4], [5, 5, 6], [1, 15], [1] * 16], ids=str)
-@pytest.mark.parametrize("fresh", [True, False])
-def test_accumulation_is_exact(sizes, fresh):
+@pytest.mark.parametrize(
+    "options",
+    [{"enqueue_before_loss": True}, {"enqueue_before_loss": False}, {"token_every": 2, "single_pass": True}],
+    ids=str,
+)
+def test_accumulation_is_exact(sizes, options):
     """Three steps of 1 x 16 and of micro-batches: gradients, queues, counters and all weights agree to 1e-10."""
-    fields = {"queue_size": 24, "similarity_queue_size": 16, "filter_lambda": 0.5, "enqueue_before_loss": fresh}
-    whole = make(**fields)
+    whole = make(queue_size=24, similarity_queue_size=16, filter_lambda=0.5, **options)
     parts = copy.deepcopy(whole)
     for step in range(3):
         batch, losses = data(whole, 16, seed=step), []

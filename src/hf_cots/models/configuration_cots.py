@@ -77,6 +77,9 @@ class COTSConfig(TwoTowerConfig):
     Token level
         patch_mask_ratio (`float`, defaults to 0.4 [M]), word_mask_ratio (`float`, defaults to 0.15 [M]).
         masked_fraction (`float`, defaults to 1.0 [D]): fraction of the pairs that take the masked passes.
+        token_every (`int`, defaults to 1 [D]): the token level is part of every n-th optimizer step, where it weighs n
+            times as much. With `masked_fraction=1` and n = 4 as many pairs are masked as with 0.25 in every step, in
+            passes and products of four times as many rows, which cost less.
         single_pass (`bool`, defaults to `False` [D]): a masked pair takes its masked passes alone, and the contrast
             compares what they give, so that the token level costs its heads only. The paper compares unmasked images
             and texts, which are passed again. Momentum keys are of unmasked ones in any case, and so are the features
@@ -140,6 +143,7 @@ class COTSConfig(TwoTowerConfig):
     patch_mask_ratio: float | int = 0.4
     word_mask_ratio: float | int = 0.15
     masked_fraction: float | int = 1.0
+    token_every: int = 1
     single_pass: bool = False
 
     filter_lambda: float | int | None = 2.0
@@ -184,7 +188,7 @@ class COTSConfig(TwoTowerConfig):
     def validate_ranges(self):
         """Part of the strict validation: each number within the range in which its formula means something."""
         self.check_at_least(1, "projection_dim", "projection_hidden_dim", "queue_size", "similarity_queue_size")
-        self.check_at_least(1, "num_frames")
+        self.check_at_least(1, "num_frames", "token_every")
         self.check_at_least(0, "instance_weight", "mvm_weight", "mlm_weight", "task_weight")
         self.check_at_least(0, "filter_warmup_steps", "momentum_warmup_steps", "soft_target_warmup_steps")
         if self.filter_lambda is not None and self.filter_lambda < 0:

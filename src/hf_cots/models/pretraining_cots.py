@@ -302,12 +302,7 @@ class COTSForPreTraining(PreTrainingModel):
             terms |= step.cached.terms
         elif self.config.instance_weight > 0:
             terms |= self.contrast_terms(contrasted, step)  # L_I2T + L_T2I, and L_task
-        if self.config.mvm_weight > 0:
-            states = image.last_hidden_state if self._masks_pass("mvm", step.image_features) else None
-            terms["mvm"] = self.mvm_term(batch, text_features, step, states)  # L_MVM
-        if self.config.mlm_weight > 0:
-            states = text.last_hidden_state if self._masks_pass("mlm", step.text_features) else None
-            terms["mlm"] = self.mlm_term(batch, image_features, step, states)  # L_MLM
+        terms |= self.token_terms(batch, image, text, step)  # L_MVM, and L_MLM
         return COTSForPreTrainingOutput(
             **self.loss_and_terms(terms, step, contrasted),  # L
             kept=step.kept,
@@ -344,7 +339,8 @@ class COTSForPreTraining(PreTrainingModel):
             level: `"mvm"` for images, `"mlm"` for texts.
             frozen_features: the stream's in the step.
         """
-        return self.config.single_pass and self.config.loss_weights[level] > 0 and frozen_features is None
+        masked = self.config.single_pass and self.masks_now and self.config.loss_weights[level] > 0
+        return masked and frozen_features is None
 
     def embed(self, image_features: torch.Tensor, text_features: torch.Tensor) -> dict[str, torch.Tensor]:
         """f^I and f^T, (n, projection_dim) each, normalized."""
@@ -411,6 +407,45 @@ class COTSForPreTraining(PreTrainingModel):
 
     # ------------------------------------------------------------------ token level
 
+    @property
+    def masks_now(self) -> bool:
+        """Whether the token level is part of the step under way, see `config.token_every`; in evaluation it always
+        is."""
+        every = self.config.token_every
+        return self.config.uses_masks and (every == 1 or not self.training or self.host_steps() % every == 0)
+
+    @property
+    def masked_fraction(self) -> float:
+        """Which fraction of all pairs takes the masked passes, by which its losses are scaled up."""
+        return self.config.masked_fraction / (self.config.token_every if self.training else 1)
+
+    def token_terms(
+        self, batch: Batch, image: BaseModelOutputWithPooling, text: BaseModelOutputWithPooling, step: Step
+    ) -> dict[str, torch.Tensor]:
+        """`L_MVM` and `L_MLM` of a micro-batch, scalars, with the streams' outputs of [`tower_outputs`]."""
+        levels = [level for level in ("mvm", "mlm") if self.config.loss_weights[level] > 0]
+        if not self.masks_now:
+            return {level: self._no_term(level) for level in levels}
+        terms = {}
+        if "mvm" in levels:
+            states = image.last_hidden_state if self._masks_pass("mvm", step.image_features) else None
+            terms["mvm"] = self.mvm_term(batch, text.pooler_output, step, states)
+        if "mlm" in levels:
+            states = text.last_hidden_state if self._masks_pass("mlm", step.text_features) else None
+            terms["mlm"] = self.mlm_term(batch, image.pooler_output, step, states)
+        return terms
+
+    def _no_term(self, level: str) -> torch.Tensor:
+        """0, with a gradient of 0 for what this level alone trains: in every rank's backward pass every parameter must
+        take part."""
+        patches = level == "mvm"
+        own = [
+            parameter
+            for name, parameter in self.named_parameters()
+            if name.startswith(f"{level}_") or (patches and name.endswith("mask_token"))
+        ]
+        return torch.stack([0 * parameter.sum() for parameter in own]).sum()
+
     def mvm_term(
         self, batch: Batch, text_features: torch.Tensor, step: Step, states: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -425,7 +460,7 @@ class COTSForPreTraining(PreTrainingModel):
         else:
             hidden = states[rows]
         logits = self.predict_codes(hidden, masked, text_features[rows], positions)  # (total masked, codes)
-        return token_term(logits, codes, masked, positions, rows, step, self.config.masked_fraction)
+        return token_term(logits, codes, masked, positions, rows, step, self.masked_fraction)
 
     def mlm_term(
         self, batch: Batch, image_features: torch.Tensor, step: Step, states: torch.Tensor | None = None
@@ -440,7 +475,7 @@ class COTSForPreTraining(PreTrainingModel):
         else:
             hidden = states[rows]
         logits = self.predict_words(hidden, masked, image_features[rows], positions)  # (total masked, vocabulary)
-        return token_term(logits, targets, masked, positions, rows, step, self.config.masked_fraction)
+        return token_term(logits, targets, masked, positions, rows, step, self.masked_fraction)
 
     def predict_codes(
         self,
