@@ -110,9 +110,10 @@ def test_activation_checkpointing_changes_nothing():
     assert_close(gradients[1], gradients[0])
 
 
-def test_the_token_level_goes_along():
+@pytest.mark.parametrize("single_pass", [False, True])
+def test_the_token_level_goes_along(single_pass):
     """COTS's masked passes stay within their micro-batch; the contrast, and the gradient it sends, are of the step."""
-    fields = {"contrast": "in_batch", "mvm_weight": 0.5, "mlm_weight": 0.5}
+    fields = {"contrast": "in_batch", "mvm_weight": 0.5, "mlm_weight": 0.5, "single_pass": single_pass}
     batch = cots_batch(8)
     model = tiny_cots(**fields)
     model(**batch).loss.backward()
