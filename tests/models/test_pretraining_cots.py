@@ -171,6 +171,57 @@ def test_the_token_level_in_every_third_step():
     torch.testing.assert_close(model(**batch).loss_mvm, always(**batch).loss_mvm)
 
 
+@pytest.mark.parametrize(
+    ("fields", "shared"),
+    [
+        ({"momentum": 0.0}, [True, True, True]),
+        ({"momentum": 0.0, "token_every": 2, "single_pass": True}, [True, False, True]),
+        ({"momentum": 0.5}, [False, False, False]),
+        ({"momentum": 0.0, "contrast": "in_batch"}, [False, False, False]),  # neither keys nor scores
+    ],
+    ids=str,
+)
+def test_with_a_momentum_of_0_one_pass_serves_keys_and_losses(fields, shared, monkeypatch):
+    """Losses, gradients, weights and queues are those of two passes."""
+    model = make(filter_lambda=None, **fields)
+    model.reset_momentum()
+    twice = copy.deepcopy(model)
+    monkeypatch.setattr(twice, "_keys_are_online", lambda: False)
+    for number in range(3):
+        batch, calls = data(model, seed=number), []
+        if model.momentum_encoder is not None:
+            for name in ("encode_image", "encode_text"):
+                monkeypatch.setattr(model.momentum_encoder, name, note_call(calls, type(model.cots), name, model))
+        losses = []
+        for one in (model, twice):
+            one.zero_grad()
+            losses.append(run_step(one, batch, [8])[0])
+        assert losses[0] == pytest.approx(losses[1], rel=1e-10)
+        if model.momentum_encoder is not None:
+            assert calls == ([] if shared[number] else ["encode_image", "encode_text"])
+        assert_close(gradients(model), gradients(twice), rtol=1e-9, atol=1e-10)
+        descend(model), descend(twice)
+        assert_close(model.state_dict(), twice.state_dict())
+
+
+def note_call(calls, kind, name, model):
+    def method(*args, **kwargs):
+        calls.append(name)
+        return getattr(kind, name)(model.momentum_encoder, *args, **kwargs)
+
+    return method
+
+
+def test_a_tower_with_dropout_makes_its_keys_in_a_pass_of_its_own():
+    """Keys are free of dropout."""
+    model = make(momentum=0.0, filter_lambda=None)
+    model.cots.text_model.config.hidden_dropout_prob = 0.1
+    (step,) = model.begin_step([data(model)])
+    assert step.text_features is None
+    assert step.image_features.requires_grad
+    assert not step.image_keys.requires_grad
+
+
 def test_a_single_pass_of_a_frozen_tower_compares_unmasked_texts():
     model = make(single_pass=True, filter_lambda=None)
     model.cots.text_model.requires_grad_(False)
@@ -188,12 +239,18 @@ def test_a_single_pass_of_a_frozen_tower_compares_unmasked_texts():
 @pytest.mark.parametrize("sizes", [[4, 4, 4, 4], [5, 5, 6], [1, 15], [1] * 16], ids=str)
 @pytest.mark.parametrize(
     "options",
-    [{"enqueue_before_loss": True}, {"enqueue_before_loss": False}, {"token_every": 2, "single_pass": True}],
+    [
+        {"enqueue_before_loss": True},
+        {"enqueue_before_loss": False},
+        {"token_every": 2, "single_pass": True, "momentum": 0.0},
+    ],
     ids=str,
 )
 def test_accumulation_is_exact(sizes, options):
     """Three steps of 1 x 16 and of micro-batches: gradients, queues, counters and all weights agree to 1e-10."""
     whole = make(queue_size=24, similarity_queue_size=16, filter_lambda=0.5, **options)
+    if whole.config.momentum == 0:
+        whole.reset_momentum()  # as it is after each step
     parts = copy.deepcopy(whole)
     for step in range(3):
         batch, losses = data(whole, 16, seed=step), []

@@ -41,7 +41,7 @@ from .step import Batch, Keys, Step
 from .task_level import task_term
 from .token_level import TokenHead, take_masked, token_term
 from .tower_properties import describe_tower
-from .towers import feature_size, is_frozen
+from .towers import feature_size, is_frozen, is_same_in_training
 
 # What a batch may bring of its masks, and forward else draws.
 GIVEN_MASKS = ("bool_masked_pos", "masked_input_ids", "bool_masked_words", "masked_positions", "attention_mask")
@@ -152,7 +152,8 @@ class COTSForPreTraining(PreTrainingModel):
                 texts.
         """
         threshold = self.filter_threshold()  # of the state before this step
-        features = [self.momentum_features(self._with_frozen_features(batch)) for batch in micro_batches]
+        one = len(micro_batches) == 1  # of several, the activations would take the memory of all
+        features = [self.momentum_features(self._with_own_features(batch, one)) for batch in micro_batches]
         steps, keys = self.assign_pair_index(micro_batches, features)
         # Adaptive momentum filter: pair i is kept iff s_i = k^I_i . k^T_i >= mu - lambda * sigma.
         steps = [self._filtered(step, pair_scores(step.image_keys, step.text_keys) >= threshold) for step in steps]
@@ -209,20 +210,34 @@ class COTSForPreTraining(PreTrainingModel):
             "text_keys": l2_normalize(encoder.text_projection(text)),
         }
 
-    def _with_frozen_features(self, batch: Batch) -> Batch:
-        """The batch with the features of towers that are not trained. Such a tower is its own momentum encoder, and
-        one pass through it serves keys and losses alike."""
+    def _with_own_features(self, batch: Batch, share: bool) -> Batch:
+        """The batch with the features of towers that are their own momentum encoders, so that one pass serves keys and
+        losses alike: towers that are not trained, and, where passes may be shared, those with a momentum of 0."""
         features = dict(batch.get("features") or {})
         missing = {"image_features", "text_features"} - features.keys()
         images, texts = batch.get("pixel_values"), batch.get("input_ids")
-        if "image_features" in missing and images is not None and is_frozen(self.cots.vision_model):
+        towers = self.cots.vision_model, self.cots.text_model
+        frozen_images, frozen_texts = map(is_frozen, towers)
+        if "image_features" in missing and images is not None and frozen_images:
             features["image_features"] = self._image_features(self.cots, batch)
         clips = batch.get("pixel_values_videos")
-        if clips is not None and "frame_features" not in features and is_frozen(self.cots.vision_model):
+        if clips is not None and "frame_features" not in features and frozen_images:
             features["frame_features"] = self.cots.encode_frames(clips, batch.get("frame_mask"))
-        if "text_features" in missing and texts is not None and is_frozen(self.cots.text_model):
+        if "text_features" in missing and texts is not None and frozen_texts:
             features["text_features"] = self._text_features(self.cots, batch)
+        if share and self._keys_are_online():
+            with torch.enable_grad():
+                if images is not None and "image_features" not in features and is_same_in_training(towers[0]):
+                    features["image_features"] = self._image_features(self.cots, batch).to(self.dtype)
+                if texts is not None and "text_features" not in features and is_same_in_training(towers[1]):
+                    features["text_features"] = self._text_features(self.cots, batch).to(self.dtype)
         return batch | {"features": features}
+
+    def _keys_are_online(self) -> bool:
+        """Whether the momentum encoder equals the online one, in a step whose passes see what its keys do."""
+        masked = self.config.single_pass and self.masks_in(self.host_steps() + 1)
+        sharded = isinstance(self, FSDPModule)  # gathers its shards for its own forward
+        return self.training and self.config.momentum == 0 and bool(self.ema_pairs) and not masked and not sharded
 
     def filter_threshold(self) -> torch.Tensor:
         """The score below which the step about to begin drops a pair: `mu - lambda * sigma`, or minus infinity while
@@ -407,12 +422,16 @@ class COTSForPreTraining(PreTrainingModel):
 
     # ------------------------------------------------------------------ token level
 
+    def masks_in(self, number: int) -> bool:
+        """Whether the token level is part of a training step, counted from 1."""
+        return self.config.uses_masks and number % self.config.token_every == 0
+
     @property
     def masks_now(self) -> bool:
-        """Whether the token level is part of the step under way, see `config.token_every`; in evaluation it always
-        is."""
-        every = self.config.token_every
-        return self.config.uses_masks and (every == 1 or not self.training or self.host_steps() % every == 0)
+        """Whether the token level is part of the step under way; in evaluation it always is."""
+        if self.config.token_every == 1 or not self.training:
+            return self.config.uses_masks
+        return self.masks_in(self.host_steps())
 
     @property
     def masked_fraction(self) -> float:

@@ -215,6 +215,15 @@ def every_parameter(module: nn.Module) -> Iterator[nn.Parameter]:
         modules += [child for child in reversed(module._modules.values()) if child is not None]
 
 
+def is_same_in_training(tower: PreTrainedModel) -> bool:
+    """Whether a tower computes in training what it computes in evaluation: without dropout, stochastic depth and batch
+    normalization."""
+    if any("drop" in name and isinstance(rate, int | float) and rate > 0 for name, rate in vars(tower.config).items()):
+        return False
+    dropout, norm = nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase
+    return not any(isinstance(m, norm) or (isinstance(m, dropout) and m.p > 0) for m in tower.modules())
+
+
 def is_frozen(tower: nn.Module) -> bool:
     """Whether no parameter of a tower is trained."""
     return not any(parameter.requires_grad for parameter in every_parameter(tower))
