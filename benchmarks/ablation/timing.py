@@ -17,6 +17,7 @@ from .sets import AblationSet
 
 
 ROUNDS, WARM_UP = 10, 2  # at least so many, of which the first ones pay for allocations and do not count
+GROUP = 8  # steps among which equally many have the token level, whatever a row's `token_every`
 SECONDS = 20.0  # that the rounds take at least: steps on stored features are short, and their means need many
 
 
@@ -43,7 +44,11 @@ def measure_cost(recipes: Recipes, run: Run, data: AblationSet, work: Path, smok
         steppers = [Stepper(create_trainer(recipes, one, data, work / "timing", one.steps, smoke)) for one in alike]
         clock = "processor" if torch.get_num_threads() == 1 and not torch.cuda.is_available() else "wall"
         taken: list[list[Step]] = []
-        while len(taken) < ROUNDS or sum(seconds for row in taken for seconds, _ in row) < SECONDS:
+        while (
+            len(taken) < ROUNDS
+            or (len(taken) - WARM_UP) % GROUP
+            or sum(seconds for row in taken for seconds, _ in row) < SECONDS
+        ):
             taken.append([timed_step(stepper) for stepper in steppers])
         taken = taken[WARM_UP:]
         known[key] = {
