@@ -87,7 +87,11 @@ def reference_loss(model, batch, queue_before):
 @pytest.mark.parametrize(
     "fields",
     [
-        *({"center_keys": center, "enqueue_before_loss": fresh} for center in (True, False) for fresh in (True, False)),
+        *(
+            {"center_keys": center, "enqueue_before_loss": fresh}
+            for center in (True, False)
+            for fresh in (True, False)
+        ),
         {"single_pass": True},
     ],
     ids=str,
@@ -162,7 +166,9 @@ def test_the_token_level_in_every_third_step():
         for name in ("loss_mvm", "loss_mlm"):
             torch.testing.assert_close(output[name], 3 * due * expected[name])
         torch.testing.assert_close(output.loss_instance, expected.loss_instance)
-        only_tokens = {n: g for n, g in gradients(model).items() if n.startswith(("mvm_", "mlm_")) or "mask_token" in n}
+        only_tokens = {
+            n: g for n, g in gradients(model).items() if n.startswith(("mvm_", "mlm_")) or "mask_token" in n
+        }
         assert len(only_tokens) >= 12
         assert all(bool(gradient.any()) == due for gradient in only_tokens.values())
         assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)

@@ -43,6 +43,7 @@ from .token_level import TokenHead, take_masked, token_term
 from .tower_properties import describe_tower
 from .towers import feature_size, is_frozen, is_same_in_training
 
+
 # What a batch may bring of its masks, and forward else draws.
 GIVEN_MASKS = ("bool_masked_pos", "masked_input_ids", "bool_masked_words", "masked_positions", "attention_mask")
 

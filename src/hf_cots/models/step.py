@@ -47,8 +47,8 @@ class Step:
             ranks, is the mean over all its pairs; 0 for a pair that the filter drops.
         image_keys, text_keys: (n, D) momentum keys; None for a model without momentum encoder.
         kept: (n,) bool, which pairs the adaptive momentum filter keeps.
-        image_features, text_features: (n, hidden) global features of towers that are not trained; and with their graph,
-            of trained ones whose pass serves the keys as well.
+        image_features, text_features: (n, hidden) global features of towers that are not trained; with their graph,
+            also of trained ones whose pass serves the keys.
         frame_features: (n, frames, hidden) the same of the frames of clips.
         momentum_image_states: (n, 1 + patches, hidden) states of SIMLA's momentum image encoder.
         cached: with gradient caching, the contrast of the whole step.
