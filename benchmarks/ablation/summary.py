@@ -198,8 +198,9 @@ def noise_table(rows: Rows) -> list[str]:
 def markdown(lines: list[Line], title: str = "Does COTS beat the plain recipe?") -> str:
     """Write batches of all sizes side by side, then all groups, each with its table."""
     text = [f"# {title}", ""]
-    clocks = " Where texts are stored, seconds are the processor's." if any("processor_seconds" in x for x in lines) else ""
-    text += [f"{describe_runs(lines)} Recalls in percent, on unseen concepts.{clocks}", ""]
+    by_processor = any("processor_seconds" in line for line in lines)
+    clock = " Where texts are stored, seconds are the processor's." if by_processor else ""
+    text += [f"{describe_runs(lines)} Recalls in percent, on unseen concepts.{clock}", ""]
     found = group_lines(lines)
     text += batch_tables(found)
     for key, rows in found.items():

@@ -217,28 +217,29 @@ class COTSForPreTraining(PreTrainingModel):
         features = dict(batch.get("features") or {})
         missing = {"image_features", "text_features"} - features.keys()
         images, texts = batch.get("pixel_values"), batch.get("input_ids")
-        towers = self.cots.vision_model, self.cots.text_model
-        frozen_images, frozen_texts = map(is_frozen, towers)
-        if "image_features" in missing and images is not None and frozen_images:
+        vision, text = self.cots.vision_model, self.cots.text_model
+        if "image_features" in missing and images is not None and is_frozen(vision):
             features["image_features"] = self._image_features(self.cots, batch)
         clips = batch.get("pixel_values_videos")
-        if clips is not None and "frame_features" not in features and frozen_images:
+        if clips is not None and "frame_features" not in features and is_frozen(vision):
             features["frame_features"] = self.cots.encode_frames(clips, batch.get("frame_mask"))
-        if "text_features" in missing and texts is not None and frozen_texts:
+        if "text_features" in missing and texts is not None and is_frozen(text):
             features["text_features"] = self._text_features(self.cots, batch)
         if share and self._keys_are_online():
             with torch.enable_grad():
-                if images is not None and "image_features" not in features and is_same_in_training(towers[0]):
+                if images is not None and "image_features" not in features and is_same_in_training(vision):
                     features["image_features"] = self._image_features(self.cots, batch).to(self.dtype)
-                if texts is not None and "text_features" not in features and is_same_in_training(towers[1]):
+                if texts is not None and "text_features" not in features and is_same_in_training(text):
                     features["text_features"] = self._text_features(self.cots, batch).to(self.dtype)
         return batch | {"features": features}
 
     def _keys_are_online(self) -> bool:
         """Whether the momentum encoder equals the online one, in a step whose passes see what its keys do."""
+        if self.config.momentum > 0 or not self.training or not self.ema_pairs:
+            return False
         masked = self.config.single_pass and self.masks_in(self.host_steps() + 1)
         sharded = isinstance(self, FSDPModule)  # gathers its shards for its own forward
-        return self.training and self.config.momentum == 0 and bool(self.ema_pairs) and not masked and not sharded
+        return not masked and not sharded
 
     def filter_threshold(self) -> torch.Tensor:
         """The score below which the step about to begin drops a pair: `mu - lambda * sigma`, or minus infinity while
