@@ -177,7 +177,7 @@ def _positives(rows: ContrastRows) -> torch.Tensor:
     if rows.positives is not None:
         return rows.positives
     first = torch.zeros_like(rows.image_to_text, dtype=torch.bool)
-    first[:, 0] = True
+    first[:, 0].fill_(True)  # assigned, the value would be copied to a GPU, and waited for
     return first
 
 
