@@ -84,7 +84,7 @@ test-milvus soak-milvus: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "milvus and $(if $(filter soak%,$@),,not )soak" tests/milvus
 
 # What an exported model needs to be indexed, searched, served and evaluated; docs/export.md has the same line.
-NO_TORCH := "transformers>=5.20" "datasets>=4.5" "pillow>=11" "jinja2>=3.1" "scipy>=1.14" "onnxruntime>=1.22" "faiss-cpu>=1.11" "fastapi>=0.115" "uvicorn>=0.34" "python-multipart>=0.0.20"
+NO_TORCH := "transformers>=5.20" "datasets>=4.5" "pillow>=11" "jinja2>=3.1" "scipy>=1.14" "onnxruntime>=1.22" "faiss-cpu>=1.11" "fastapi>=0.116" "starlette>=0.45.3" "uvicorn>=0.34" "python-multipart>=0.0.20"
 NO_TORCH_VENV := .venv-no-torch
 test-no-torch: $(BIN)/.installed
 	test -x $(NO_TORCH_VENV)/bin/python || $(PYTHON) -m venv $(NO_TORCH_VENV)

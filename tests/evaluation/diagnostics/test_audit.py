@@ -49,7 +49,7 @@ def trained(world, clean):
     """The folder of a model that has learned the clean world."""
     folder = world.root / "trained"
     off = {"contrast": "in_batch", "mvm_weight": 0.0, "mlm_weight": 0.0, "task_weight": 0.0, "filter_lambda": None}
-    settings = {"max_steps": 150, "learning_rate": 2e-3, "per_device_train_batch_size": 20, "logging_steps": 50}
+    settings = {"max_steps": 300, "learning_rate": 2e-3, "per_device_train_batch_size": 20, "logging_steps": 50}
     hf_cots.train.train(world.flags(folder, off, train_data=clean, image_tokenizer=None, **settings))
     return folder / "model"
 
