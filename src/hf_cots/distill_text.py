@@ -8,6 +8,8 @@ tower for `--text` of training, and for `hf-cots convert text-tower`, which puts
 the teacher.
 """
 
+import logging
+
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from .conversion.text_tower import tower_fingerprint
@@ -33,6 +35,8 @@ from .training.names import data_name
 from .training.program import guarded_output, run_program
 from .training.vocabulary import add_embeddings, extend_tokenizer
 
+
+logger = logging.getLogger(__name__)
 
 TEXTS_AT_ONCE = 256  # of the teacher
 
@@ -95,10 +99,14 @@ def build_trainer(
     eval_targets = None if eval_pairs is None else embed_texts(model, collator, eval_pairs.sources, TEXTS_AT_ONCE)
     extended = extend_tokenizer(tokenizer, pairs.translations, teacher_arguments.vocab_size)
     add_embeddings(model, tokenizer, extended, pairs.english(), pairs.translations)
+    students = TextCollator(extended, max_length)
+    cut = collator.count_cut(pairs.sources) + students.count_cut(pairs.translations)
+    if cut:
+        logger.warning("%s: %d texts have more than %d tokens and are cut", pairs.name, cut, max_length)
     trainer = DistillationTrainer(
         model=model,
         args=training,
-        data_collator=TextCollator(extended, max_length),
+        data_collator=students,
         train_dataset=pairs.with_sources(),
         eval_dataset=eval_pairs,
         processing_class=extended,

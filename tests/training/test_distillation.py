@@ -81,6 +81,20 @@ def test_the_loss_is_the_mean_squared_error(world, table, tmp_path):
     assert loss.item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-4)
 
 
+def test_texts_that_are_cut_are_counted(world, table, tmp_path, caplog):
+    """A color and a shape are two words or more, and four tokens with those of begin and end."""
+    trainer, _ = make_trainer(world, table, tmp_path, max_text_length=4)
+    pairs = trainer.train_dataset
+    tokens = [len(trainer.processing_class(text)["input_ids"]) for text in pairs.translations[: -len(pairs.sources)]]
+    teacher = AutoTokenizer.from_pretrained(world.towers()[1])
+    cut = sum(n > 4 for n in tokens) + sum(len(teacher(text)["input_ids"]) > 4 for text in pairs.sources)
+    assert cut > 0
+    assert f"{cut} texts have more than 4 tokens and are cut" in caplog.text
+    caplog.clear()
+    make_trainer(world, table, tmp_path)
+    assert "are cut" not in caplog.text
+
+
 def test_english_texts_are_items_once(world, table, tmp_path):
     trainer, _ = make_trainer(world, table, tmp_path, languages=["de"])
     pairs = trainer.train_dataset

@@ -1,7 +1,7 @@
 """`hf-cots convert`: checkpoints of other projects as folders of ours, and back."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,9 @@ from .._errors import check_output_file, check_output_folder
 from .app import app
 from .options import Revision, Token
 
+
+if TYPE_CHECKING:
+    from ..models import COTSModel, COTSProcessor
 
 converters = typer.Typer(no_args_is_help=True)
 app.add_typer(
@@ -21,6 +24,22 @@ app.add_typer(
 LICENSE_HELP = "License of the weights for the model card, as the Hub names it: that of the source."
 Folder = Annotated[Path, typer.Option("--output", help="Folder to write.")]
 TokenizerSize = Annotated[int, typer.Option(help="Side of its images in pixels, 8 per patch of the image tower.")]
+
+
+def _load_cots(source: str, revision: str | None) -> tuple["COTSModel", "COTSProcessor"]:
+    from transformers import AutoProcessor
+
+    from ..models import COTSModel
+    from ..search.loading import hub_options, named_errors
+
+    with named_errors(source):
+        model = COTSModel.from_pretrained(source, **hub_options(revision))
+        return model, AutoProcessor.from_pretrained(source, **hub_options(revision))
+
+
+def _public_name(source: str) -> str:
+    """What a card calls a source: a Hub id, or a folder's name without where it lies."""
+    return Path(source).name if Path(source).exists() else source
 
 
 @converters.command()
@@ -41,8 +60,7 @@ def dual_encoder(
     check_output_folder(output)
     with named_errors(source):
         model, differences = convert_dual_encoder(source, output, **hub_options(revision))
-    origin = Path(source).name if Path(source).exists() else source
-    training = f"Converted from {origin}, of which it has all weights; it was not trained further."
+    training = f"Converted from {_public_name(source)}, of which it has all weights; it was not trained further."
     write_model_card(output, model.config, training, license=license)
     worst = ", ".join(f"{difference:.1g} ({kind}s)" for kind, difference in differences.items())
     typer.echo(f"{output}: the largest difference from the embeddings of {source} is {worst}")
@@ -57,16 +75,10 @@ def truncate(
     token: Token = None,
 ) -> None:
     """Write a COTS with smaller embeddings: the first dimensions, normalized again (see nested_dims in training)."""
-    from transformers import AutoProcessor
-
-    from ..models import COTSModel
-    from ..search.loading import hub_options, named_errors
     from ..training.model_card import tell_of_truncation
 
     check_output_folder(output)
-    with named_errors(source):
-        model = COTSModel.from_pretrained(source, **hub_options(revision))
-        processor = AutoProcessor.from_pretrained(source, **hub_options(revision))
+    model, processor = _load_cots(source, revision)
     before = model.config.projection_dim
     model.truncated(dim).save_pretrained(output)
     processor.save_pretrained(output)
@@ -84,26 +96,22 @@ def text_tower(
     token: Token = None,
 ) -> None:
     """Write a COTS with a distilled text tower, as of hf-cots distill-text, in place of its own."""
-    from transformers import AutoProcessor, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from ..conversion.text_tower import fit_tokenizer, replace_text_tower
-    from ..models import COTSModel
-    from ..search.loading import hub_options, named_errors
     from ..training.arguments import check_license
     from ..training.model_card import write_model_card
 
     check_license(license)
     check_output_folder(output)
-    with named_errors(source):
-        model = COTSModel.from_pretrained(source, **hub_options(revision))
-        processor = AutoProcessor.from_pretrained(source, **hub_options(revision))
+    model, processor = _load_cots(source, revision)
     replaced = replace_text_tower(model, tower)
     processor.tokenizer = fit_tokenizer(AutoTokenizer.from_pretrained(tower), processor.tokenizer)
     replaced.save_pretrained(output)
     processor.save_pretrained(output)
-    origin = Path(source).name if Path(source).exists() else source
     training = (
-        f"{origin} with another text tower, {tower.name}, which was distilled from its own; not trained further."
+        f"{_public_name(source)} with another text tower, {tower.name}, which was distilled from its own; "
+        "not trained further."
     )
     write_model_card(output, replaced.config, training, license=license)
     typer.echo(f"{output}: {source} with the text tower of {tower}")

@@ -62,13 +62,13 @@ def audit(
     """Rank the pairs whose image (or clip) and caption match least: a table, a keep-mask for training, a page."""
     from ..data.sources import load_pairs
     from ..evaluation.diagnostics.audit import audit_pairs, write_audit
-    from ..search.encoders import frames_per_clip
+    from ..search.encoders import choose_frames
     from ..search.loading import load_encoder
 
     check_output_folder(output)
     pairs = load_pairs(data, image_column, caption_column, split=split, separator=separator, video_column=video_column)
     encoder = load_encoder(model, revision=revision)
-    pairs.num_frames = pairs.num_frames and (num_frames or frames_per_clip(encoder))
+    choose_frames(pairs, encoder, num_frames)
     result = audit_pairs(encoder, pairs, filter_lambda, progress=True)
     files = write_audit(result, pairs, output, shown)
     typer.echo(f"{len(pairs)} pairs, {int((~result.kept).sum())} suspect; see {files['suspects.html']}")

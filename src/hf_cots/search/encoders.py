@@ -214,6 +214,18 @@ def frames_per_clip(encoder: Encoder) -> int:
     return encoder.num_frames if isinstance(encoder, LoadedEncoder) else NUM_FRAMES
 
 
+def choose_frames(pairs: PairDataset, encoder: Encoder, num_frames: int | None) -> None:
+    """Read `num_frames` of each clip, or by default [`frames_per_clip`]; of images nothing is chosen.
+
+    Raises:
+        ValueError: if the pairs are of images, and a number is given.
+    """
+    if pairs.num_frames is not None:
+        pairs.num_frames = num_frames or frames_per_clip(encoder)
+    elif num_frames is not None:
+        raise ValueError(f"--num-frames is for clips, and {pairs.name} has images: name clips with --video-column")
+
+
 def media_steps(
     encoder: Encoder, batch_size: int
 ) -> tuple[Callable[[Media], Any], Callable[[list[Any]], list[Embedded]]]:

@@ -47,6 +47,13 @@ class TextCollator:
         options = {"padding": True, "truncation": True, "max_length": self.max_length, "return_tensors": "pt"}
         return dict(self.tokenizer(list(texts), return_token_type_ids=False, **options))
 
+    def count_cut(self, texts: Sequence[str]) -> int:
+        """How many texts have more than `max_length` tokens."""
+        if not texts:
+            return 0
+        lengths = map(len, self.tokenizer(list(texts), return_token_type_ids=False)["input_ids"])
+        return sum(length > self.max_length for length in lengths)
+
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, torch.Tensor]]]:
         order = sorted(items, key=lambda item: len(item["text"]))
         size = -(-len(order) // PARTS)

@@ -75,6 +75,13 @@ def test_audit_of_clips(world, clips, encoder, tmp_path):
     assert (tmp_path / "audit/suspects.html").read_text().count("data:image/jpeg") == COUNT
 
 
+@pytest.mark.parametrize("verb", ["audit", "evaluate"])
+def test_frames_of_images_are_refused(world, verb, tmp_path):
+    message = error_of(call(verb, world.model, world.imagefolder, "--num-frames", 3, "--output", tmp_path / "out"))
+    assert "--num-frames is for clips" in message
+    assert "--video-column" in message
+
+
 def test_broken_clips_are_left_out(encoder, tmp_path):
     pairs = load_pairs(write_clip_folder(tmp_path / "clips", COUNT, broken=2), video_column="video")
     result = evaluate_encoder(encoder, pairs)

@@ -24,7 +24,7 @@ from ..hashes import is_in_fraction
 from .emoji import SKIN_TONES, EmojiPair, list_emoji_pairs
 from .emoji_styles import collect_names, find_held_out_names, list_entries, make_captions, make_key
 from .packages import read_members
-from .parquet import BOOL, STRING, STRINGS, write_parquet
+from .parquet import BOOL, STRING, STRINGS, finished_report, write_parquet
 
 
 SIDES = ("train", "test")
@@ -149,10 +149,8 @@ def write_clip_set(
     """
     settings = {"test_fraction": test_fraction, "seed": seed, "keywords": emojibase is not None, "format": FORMAT}
     report_file = folder / "report.json"
-    written = json.loads(report_file.read_text(encoding="utf-8")) if report_file.is_file() else {}
-    if written.get("settings") == settings:
+    if written := finished_report(report_file, settings):
         return written["pairs"]
-    report_file.unlink(missing_ok=True)
     rows, dropped = make_rows(clips, emojibase, test_fraction, seed)
     counts = {side: write_parquet(folder / f"{side}.parquet", rows[side], FEATURES, ROWS_IN_GROUP) for side in SIDES}
     (folder / "LICENSES.md").write_text(LICENSES, encoding="utf-8")

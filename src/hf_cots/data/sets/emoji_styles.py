@@ -29,7 +29,7 @@ from .emoji import (
 from .folders import rasterize
 from .iconify import IconSet, describe_license, make_svg, read_collections, read_sets, render_svg
 from .packages import read_members
-from .parquet import BOOL, STRING, STRINGS, encode_png, write_parquet
+from .parquet import BOOL, STRING, STRINGS, encode_png, finished_report, write_parquet
 
 
 PYTHON_STYLES = ("twemoji", "openmoji")
@@ -294,10 +294,8 @@ def write_emoji_styles(
         "format": FORMAT,
     }
     report_file = folder / "report.json"
-    written = json.loads(report_file.read_text(encoding="utf-8")) if report_file.is_file() else {}
-    if written.get("settings") == settings:
+    if written := finished_report(report_file, settings):
         return written["pairs"]
-    report_file.unlink(missing_ok=True)
     find_package("emoji")
     pairs, names, licenses = collect_pairs(styles, iconify, emojibase, size, progress)
     sides, dropped = split_pairs(pairs, test_fraction, seed)

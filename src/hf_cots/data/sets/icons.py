@@ -28,7 +28,7 @@ from .icon_keywords import read_keywords
 from .icon_words import FEWEST_SETS, Vocabulary, choose_held_out, split_words, stem
 from .iconify import LICENSES, describe_license, name_license, read_collections, read_sets
 from .packages import EMOJIBASE, Package, read_members
-from .parquet import STRING, STRINGS, ParquetFile
+from .parquet import STRING, STRINGS, ParquetFile, finished_report
 
 
 logger = logging.getLogger(__name__)
@@ -349,10 +349,8 @@ def write_icon_set(
     settings: dict[str, Any] = {"size": size, "seed": seed, "format": FORMAT}
     settings["packages"] = [*sorted(package.file_name for package in keyword_packages), iconify.name]
     report_file = folder / "report.json"
-    written = json.loads(report_file.read_text(encoding="utf-8")) if report_file.is_file() else {}
-    if written.get("settings") == settings:
+    if written := finished_report(report_file, settings):
         return written["rows"]
-    report_file.unlink(missing_ok=True)
     collections = read_collections(iconify)
     kinds = sort_sets(collections)
     work = begin_work(folder, settings)

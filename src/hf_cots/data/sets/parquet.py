@@ -1,6 +1,7 @@
 """Parquet files of the data sets: images as PNG within the table, as `datasets` and the Hub's viewer show them."""
 
 import io
+import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +17,16 @@ from PIL import Image
 ROWS_IN_GROUP = 1000  # few enough for a viewer to read one, enough to compress
 STRING, BOOL = datasets.Value("string"), datasets.Value("bool")
 STRINGS = datasets.List(STRING)
+
+
+def finished_report(report_file: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The report of a set that is complete with these settings. One of other settings is removed, so that a set that
+    is cut off while it is made anew has none."""
+    report = json.loads(report_file.read_text(encoding="utf-8")) if report_file.is_file() else {}
+    if report.get("settings") == settings:
+        return report
+    report_file.unlink(missing_ok=True)
+    return None
 
 
 def encode_png(image: Image.Image) -> bytes:

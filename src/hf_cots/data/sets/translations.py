@@ -15,7 +15,7 @@ from ..hashes import is_in_fraction
 from .emoji import SKIN_TONES, EmojiPair, list_emoji_pairs
 from .emoji_styles import MOST_KEYWORDS, list_entries, make_key
 from .packages import read_members
-from .parquet import STRING, write_parquet
+from .parquet import STRING, finished_report, write_parquet
 
 
 SIDES = ("train", "test")
@@ -77,10 +77,8 @@ def write_translation_set(
         "format": FORMAT,
     }
     report_file = folder / "report.json"
-    written = json.loads(report_file.read_text(encoding="utf-8")) if report_file.is_file() else {}
-    if written.get("settings") == settings:
+    if written := finished_report(report_file, settings):
         return written["pairs"]
-    report_file.unlink(missing_ok=True)
     rows, dropped = make_rows(read_annotations(files), test_fraction, seed)
     check_no_leak(rows)
     counts = {side: write_parquet(folder / f"{side}.parquet", rows[side], FEATURES) for side in SIDES}

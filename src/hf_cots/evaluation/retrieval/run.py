@@ -11,7 +11,7 @@ from ..._errors import check_output_file
 from ...data.fingerprint import data_fingerprint
 from ...data.report import DATA_REPORT, report_data
 from ...data.sources import PairDataset, load_pairs
-from ...search.encoders import Encoder, LoadedEncoder, encode_pairs, frames_per_clip, precision_of
+from ...search.encoders import Encoder, LoadedEncoder, choose_frames, encode_pairs, precision_of
 from ...search.loading import load_encoder
 from ...search.processes import processes
 from ..rendering.plots import draw_recall_cost
@@ -115,7 +115,7 @@ class EvaluationRun:
         train_pairs = self._open_pairs(self.check_overlap, "train") if self.check_overlap else None
         encoder = load_encoder(self.model, revision=self.revision, precision=self.precision)
         for each in filter(None, (pairs, bank_pairs)):
-            each.num_frames = each.num_frames and (self.num_frames or frames_per_clip(encoder))
+            choose_frames(each, encoder, self.num_frames)
         fingerprint = data_fingerprint(pairs)
         other = self._open_other(fingerprint) if self.compare else None
         if state.is_main_process:
