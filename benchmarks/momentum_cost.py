@@ -64,7 +64,7 @@ def main() -> None:
                 parameter.lerp_(online[name], 1 - model.config.momentum)
 
     keys = torch.randn(2, arguments.batch_size, model.config.projection_dim, device=arguments.device)
-    ids = torch.arange(arguments.batch_size, device=arguments.device)
+    numbers = torch.arange(arguments.batch_size, device=arguments.device)
     for step in range(arguments.steps + 1):
         batch = random_batch(model.config, arguments.batch_size, arguments.text_length)
         batch = send_to_device(batch, arguments.device)
@@ -79,7 +79,7 @@ def main() -> None:
         for _ in range(5):
             timed("momentum_update", model.update_momentum)
             timed("momentum_update_one_by_one", one_by_one)
-            timed("enqueue", lambda: model.key_queue.enqueue(*keys, ids))
+            timed("enqueue", lambda: model.key_queue.enqueue(*keys, image_ids=numbers, pair_index=numbers))
         print(f"step {step} of {arguments.steps}: {seconds['step_without_update'][-1]:.1f} s", flush=True)
         if step == 0:
             seconds.clear()  # the first step pays for allocations

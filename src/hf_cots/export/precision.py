@@ -61,9 +61,10 @@ def _quantize(path: Path, kind: str) -> None:
     tools.logger.setLevel(logging.ERROR)
     model = onnx.load(str(path))
     before = weight_bytes(model)
-    quantizer = tools.MatMulNBitsQuantizer(
-        model, bits=8, block_size=BLOCK_SIZE, is_symmetric=True, accuracy_level=INT8_ACTIVATIONS
+    settings = tools.DefaultWeightOnlyQuantConfig(  # the quantizer itself takes the bits since onnxruntime 1.24 only
+        bits=8, block_size=BLOCK_SIZE, is_symmetric=True, accuracy_level=INT8_ACTIVATIONS
     )
+    quantizer = tools.MatMulNBitsQuantizer(model, algo_config=settings)
     quantizer.process()
     share = 1 - weight_bytes(quantizer.model.model) / before
     if share < SMALLEST_SHARE:
