@@ -14,7 +14,7 @@ help:
 	@echo "make video   measure that in three folds and with three seeds"
 	@echo "make test    run the tests"
 	@echo "make test-min  run the tests with the lowest versions that pyproject.toml allows (downloads 4 GB)"
-	@echo "make bench   the small benchmarks on this machine, in about 20 minutes; make bench-gpu: training on its GPU"
+	@echo "make bench   the small benchmarks on this machine, in about ten minutes; make bench-gpu: training on its GPU"
 	@echo "make test-milvus  run the tests of an index in Milvus, against one that is started for them (downloads 58 MB)"
 	@echo "make test-no-torch  run exported models in an environment without torch, and compare (downloads 220 MB)"
 	@echo "make icons   make the icon set and the emoji set of npm packages (runs/icons; downloads 135 MB)"

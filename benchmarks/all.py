@@ -3,7 +3,7 @@
     make bench
     python -m benchmarks.all data_loading comparisons
 
-Each runs in a process of its own, at a size that keeps all of them together under about 20 minutes on two cores. What
+Each runs in a process of its own, at a size that keeps all of them together at about ten minutes on two cores. What
 each of them reports is a ratio, or holds one, of things that were measured side by side in one process: machines
 compare by those. A line for each, with the machine and the versions, is appended to `benchmarks/results/bench.jsonl`;
 recorded results of the full sizes, in files of their own, stay as they are.

@@ -25,11 +25,13 @@ def measure_tasks(encoder: Encoder, data: AblationSet) -> dict[str, Any]:
     """Measure text matching and image retrieval on the cross-modal test set.
 
     Returns:
-        `images`: image retrieval, across drawing styles (emoji) or within a category (openclipart). `names` (emoji):
-        retrieval of a name by its other wordings. `sts`, if the package with STS-Benchmark is installed: cosines and
-        human scores.
+        `images`: image retrieval, across drawing styles (emoji) or within a category (openclipart), but not for icons:
+        those of unseen words have a name each. `names` (emoji): retrieval of a name by its other wordings. `sts`, if
+        the package with STS-Benchmark is installed: cosines and human scores.
     """
-    tasks: dict[str, Any] = {"images": summarize(image_retrieval(encoder, data))}
+    tasks: dict[str, Any] = {}
+    if data.name != "icons":
+        tasks["images"] = summarize(image_retrieval(encoder, data))
     if data.name == "emoji":
         tasks["names"] = summarize(retrieve_names(encoder, data.folder / "test" / "metadata.jsonl"))
     sts = sts_benchmark()
