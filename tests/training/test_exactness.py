@@ -93,7 +93,8 @@ def test_weights_momentum_weights_and_queues_agree(runs, precision, way):
     assert int(wanted["key_queue.pointer"]) == 14
     for name in wanted.keys() - whole:
         error = (given[name].double() - wanted[name].double()).norm() / wanted[name].double().norm().clamp(min=1e-3)
-        assert error < ROOM[precision], f"{name}: {error}"
+        # The gradient of a key's bias in attention is rounding, which Adam makes steps of: 2.4e-10 with torch 2.8.
+        assert error < ROOM[precision] * (10 if name.endswith(("key.bias", "k_proj.bias")) else 1), f"{name}: {error}"
 
 
 @pytest.mark.parametrize("precision", TRAINERS)
