@@ -6,13 +6,16 @@
 All levels, bf16, fused AdamW, random pixels that are on the device already, 32 tokens, with and without torch.compile.
 The batch is doubled until the memory ends; each case is measured in a process of its own, and all of them twice, so
 that the difference of the two readings shows how far a figure can be trusted. `mfu` is the operations of a step
-(counted without computing them, once each) over what the GPU can do, of `--peak_tflops` or the maker's figure.
+(counted without computing them, once each) over what the GPU can do, of `--peak_tflops` or the maker's figure. At the
+smallest batch a profile names the three costliest operations that are no matrix products, with their share of the
+device's time.
 
 A line with the GPU and the versions is appended to `benchmarks/results/gpu.jsonl`.
 """
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -21,6 +24,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from hf_cots import COTSConfig, COTSForPreTraining
 from hf_cots.models.masking import draw_masks
@@ -31,6 +36,7 @@ from .machine import machine
 
 
 LENGTH = 32
+PRODUCTS = re.compile(r"::(\w*mm|matmul|linear|\w*conv\w*|\w*attention\w*)$")  # names of operations
 PEAKS = PEAKS | {"H200": 989, "B200": 2250, "A10": 125, "T4": 65}
 
 
@@ -81,7 +87,7 @@ class Training:
             torch.cuda.synchronize()
 
 
-def measure(config: COTSConfig, pairs: int, device: str, compiled: bool, steps: int = 10) -> dict[str, float]:
+def measure(config: COTSConfig, pairs: int, device: str, compiled: bool, steps: int = 10) -> dict[str, Any]:
     """Pairs a second and peak memory of training at one batch size.
 
     Raises:
@@ -96,17 +102,32 @@ def measure(config: COTSConfig, pairs: int, device: str, compiled: bool, steps: 
     return facts
 
 
+def find_costliest(training: Training, count: int = 3) -> dict[str, float]:
+    """The costliest operations of a step that are no matrix products, and the share of the device's time that each
+    takes."""
+    on_gpu = training.device == "cuda"
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu) as recorded:
+        training.seconds(2)
+    events = [event for event in recorded.key_averages() if event.device_type == DeviceType.CPU]
+    # A kernel's time counts for the operation that launched it.
+    taken = {event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in events}
+    others = sorted((name for name in taken if not PRODUCTS.search(name)), key=lambda name: -taken[name])
+    return {name: round(taken[name] / sum(taken.values()), 3) for name in others[:count]}
+
+
 def find_peak(name: str) -> float | None:
     """The maker's dense bf16 TFLOPS of a GPU, longer names first."""
     return next((PEAKS[known] for known in sorted(PEAKS, key=len, reverse=True) if known in name), None)
 
 
-def run_case(side: int, compiled: bool, first: int) -> list[dict[str, float]]:
+def run_case(side: int, compiled: bool, first: int) -> list[dict[str, Any]]:
     """Batches of `first` pairs and twice as many, and so on, until one is too large."""
     config, found, pairs = COTSConfig().at_image_size(side), [], first
     while True:
         try:
             found.append(measure(config, pairs, "cuda", compiled))
+            if pairs == first:
+                found[0]["costliest"] = find_costliest(Training(config, first, "cuda", compiled))
         except torch.OutOfMemoryError:
             return found
         torch.cuda.empty_cache()

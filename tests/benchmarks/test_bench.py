@@ -84,6 +84,13 @@ def test_training_is_measured_at_a_batch_size():
     assert facts["pairs_per_second"] > 0
 
 
+def test_the_costliest_operations_are_no_matrix_products():
+    costliest = gpu.find_costliest(gpu.Training(tiny_config(), 4, "cpu", compiled=False))
+    assert len(costliest) == 3
+    assert not [name for name in costliest if name.startswith("aten::") and ("mm" in name or "conv" in name)]
+    assert 0 < min(costliest.values()) <= sum(costliest.values()) < 1
+
+
 @pytest.mark.parametrize(
     ("name", "peak"), [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA A100-SXM4", 312), ("other", None)]
 )
