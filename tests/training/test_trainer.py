@@ -97,7 +97,7 @@ def test_accumulation_gives_the_state_of_one_large_batch(world, one_batch_of_eig
     """Weights, momentum weights, queues and counters after three steps with all four levels on.
 
     SGD, because Adam divides by the gradient's own size: where that is all but zero, rounding decides the sign of a
-    whole step.
+    whole step. What centered keys decide, the task level and the norm of the gradient, has more room, as the keys.
     """
     settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": count}
     state, lines = run(world, tmp_path, optim="sgd", learning_rate=0.01, **settings)
@@ -108,7 +108,8 @@ def test_accumulation_gives_the_state_of_one_large_batch(world, one_batch_of_eig
     assert_close_states(state, expected)
     for line, wanted in zip(lines, expected_lines):
         for name in ("loss", "loss_instance", "loss_mvm", "loss_mlm", "loss_task", "grad_norm", "filter_drop_rate"):
-            assert line[name] == pytest.approx(wanted[name], rel=2e-4, abs=2e-5), name
+            room = 1e-3 if name in ("loss_task", "grad_norm") else 2e-4
+            assert line[name] == pytest.approx(wanted[name], rel=room, abs=2e-5), name
 
 
 def test_micro_batches_of_unequal_size_are_exact(world, tmp_path):
@@ -200,7 +201,7 @@ def test_a_lora_run_resumes_with_all_that_it_trained(world, tmp_path):
 
 WAYS = {
     "bf16": {"bf16": True},
-    "activation_checkpointing": {"activation_checkpointing": True},
+    "gradient_checkpointing": {"gradient_checkpointing": True},
     "compiled": {"torch_compile": True, "torch_compile_backend": "aot_eager"},
     "accumulated": {"gradient_accumulation_steps": 2},
     "lora": {"lora_rank": 2},
@@ -234,7 +235,7 @@ def test_a_step_in_every_way(world, tmp_path, way):
     assert line["loss_mvm"] > 0
 
 
-@pytest.mark.parametrize("way", ["activation_checkpointing", "compiled", "workers"])
+@pytest.mark.parametrize("way", ["gradient_checkpointing", "compiled", "workers"])
 def test_ways_that_must_not_change_the_result(world, tmp_path, way):
     plain, _ = run(world, tmp_path / "plain", optim="sgd", learning_rate=0.01, max_steps=2)
     other, _ = run(world, tmp_path / "other", optim="sgd", learning_rate=0.01, max_steps=2, **WAYS[way])

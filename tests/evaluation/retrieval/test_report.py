@@ -72,7 +72,8 @@ def test_everything_to_reproduce_it_is_there(whole, world, other_model):
     assert (report["data"]["rows"], report["data"]["captions"], report["data"]["left_out"]) == (40, 40, [])
     assert report["statistics"]["seed"] == 3
     assert report["statistics"]["resamples"] == 50
-    assert report["environment"]["packages"]["torch"] == torch.__version__
+    torch_version = report["environment"]["packages"]["torch"]
+    assert torch_version in (torch.__version__, torch.__version__.split("+")[0])  # PyPI's names no CUDA version
     assert report["environment"]["command"]
 
 
