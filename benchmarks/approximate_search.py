@@ -16,6 +16,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +111,7 @@ def measure(folder: Path, count: int) -> dict:
     errors: dict[str, dict[str, float]] = {"10": {}, "100": {}}
     for kind, queries in fresh.items():
         for k in (10, 100):
-            times[str(k)][kind] = cpu_milliseconds(
-                lambda query, k=k: search.nearest(snapshot, query, k), queries[:TIMED]
-            )
+            times[str(k)][kind] = cpu_milliseconds(partial(search.nearest, snapshot, k=k), queries[:TIMED])
             recalls[str(k)][kind], errors[str(k)][kind] = recall(search, snapshot, queries, k)
     return {
         "vectors": count,

@@ -102,7 +102,7 @@ def compare_encoding(folder: Path, images: int, texts: int, rounds: int) -> dict
 
     model = write_clip(folder / "clip")
     processor = CLIPProcessor.from_pretrained(folder / "clip")
-    encoder = load_encoder(str(folder / "clip"), device="cpu")
+    encoder: Any = load_encoder(str(folder / "clip"), device="cpu")
     sentences = SentenceTransformer(modules=[Transformer(str(folder / "clip"))], device="cpu")
     paths = [folder / f"{i}.jpg" for i in range(images)]
     for path, data in zip(paths, make_jpegs(images)):
@@ -191,8 +191,8 @@ def compare_evaluation(rounds: int) -> dict[str, Any]:
         return results
 
     sides = {"ours": ours, "ranx": with_ranx, "sentence-transformers": with_sentence_transformers}
-    found = {name: [round(value, 4) for value in run()] for name, run in sides.items()}
-    return {"evaluate": compare(sides, rounds) | {"R@1_of_both_directions": found}}
+    recalls = {name: [round(value, 4) for value in run()] for name, run in sides.items()}
+    return {"evaluate": compare(sides, rounds) | {"R@1_of_both_directions": recalls}}
 
 
 # ---------------------------------------------------------------------- search and re-ranking

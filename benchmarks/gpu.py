@@ -159,8 +159,8 @@ def main() -> None:
                 command = [sys.executable, "-m", "benchmarks.gpu", *flags]
                 output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 found = json.loads(output.splitlines()[-1])
-                for facts in found if peak else []:
-                    facts["mfu"] = round(facts["pairs_per_second"] * flops / (peak * 1e12), 3)
+                for facts in found:
+                    facts["mfu"] = peak and round(facts["pairs_per_second"] * flops / (peak * 1e12), 3)
                 cases.setdefault(f"{side} {how}", []).append(found)
                 print(reading, side, how, json.dumps(found), flush=True)
     report = {"what": __doc__.splitlines()[0], "peak_tflops": peak, "readings": cases, "machine": machine("cuda")}

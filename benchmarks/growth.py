@@ -47,7 +47,7 @@ from .momentum_cost import random_batch
 DIM, LENGTH, MOST = 256, 32, 6e9
 NO_TOKENS = {"mvm_weight": 0, "mlm_weight": 0}
 # What the projection assumes: the maker's dense bf16 peak, and one direction of the links of one GPU.
-ASSUMED = {
+ASSUMED: dict[str, Any] = {
     "gpu": "A100 SXM",
     "peak_tflops": 312,
     "utilization": 0.35,
@@ -186,10 +186,12 @@ def measure_gallery(count: int, dtype: str) -> dict[str, Any]:
     queries = draws.standard_normal((max(3, min(50, 5_000_000 // count)), DIM), dtype=np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     bits = sign_bits(rows) if dtype == "binary" else np.empty(0)
-    if dtype == "binary":
-        search = lambda query: nearest_by_signs(rows, bits, query, 10, candidates=1_000)  # noqa: E731
-    else:
-        search = lambda query: nearest(rows, query, 10)  # noqa: E731
+
+    def search(query: np.ndarray) -> Any:
+        if dtype == "binary":
+            return nearest_by_signs(rows, bits, query, 10, candidates=1_000)
+        return nearest(rows, query, 10)
+
     search(queries[0])
     searched = bits.nbytes or rows.nbytes  # by signs the rows themselves stay on the disk
     return {"cpu_ms": cpu_milliseconds(search, queries), "megabytes": round(searched / 1e6, 1)}
@@ -253,7 +255,7 @@ def run_point(kind: str, *values: str) -> dict[str, Any]:
 def answer_point(kind: str, *values: str) -> None:
     """Measure, print, and end at once: gloo aborts now and then while the interpreter shuts down."""
     torch.set_num_threads(1)
-    measures = {"queue": measure_queue, "image": measure_image, "ranks": measure_ranks}
+    measures: dict[str, Any] = {"queue": measure_queue, "image": measure_image, "ranks": measure_ranks}
     found = measure_gallery(int(values[0]), values[1]) if kind == "gallery" else measures[kind](int(values[0]))
     if found is not None:
         print(json.dumps(found), flush=True)

@@ -168,7 +168,8 @@ def main() -> None:
         "unseen words": read_gallery(arguments.icons / "test.parquet"),
         "known words, unseen styles": read_gallery(arguments.icons / "test_new_styles.parquet", trained),
     }
-    model, sentences = load_encoder(str(arguments.model)), load_encoder(text_tower_folder())
+    model: Any = load_encoder(str(arguments.model))
+    sentences = load_encoder(text_tower_folder())
     report: dict[str, Any] = {"machine": machine()}
     report["parameters"] = {
         name: sum(each.numel() for each in part.parameters()) for name, part in model.model.named_children()

@@ -118,7 +118,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "image_tokenizer_cost.json")
     arguments = parser.parse_args()
     if arguments.trained:
-        result = {"codes_equal_to_float32": compare_codes(*arguments.trained, arguments.device)}
+        tokenizer, images = arguments.trained
+        result = {"codes_equal_to_float32": compare_codes(tokenizer, images, arguments.device)}
     else:
         result = measure_times(arguments)
     written = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}

@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from hf_cots.data.sets.emoji import write_emoji_set
 from hf_cots.demo.data import load_gallery
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "precision.json")
     arguments = parser.parse_args()
 
-    report = {"what": f"the demo's model, {arguments.steps} steps of 64", "runs": {}}
+    report: dict[str, Any] = {"what": f"the demo's model, {arguments.steps} steps of 64", "runs": {}}
     if arguments.output.is_file():
         report["runs"] = json.loads(arguments.output.read_text())["runs"]
     report["machine"] = machine()

@@ -117,7 +117,7 @@ def train_model(recipes: dict[str, Any], kind: str, name: str, steps: int, seed:
         print(f"{name}: {kind}, seed {seed}, {steps} steps", flush=True)
         trainer = build_trainer(*parse_recipe(flags))
         trainer.train()
-        save_for_inference(trainer, {}, flags["train_data"], None)
+        save_for_inference(trainer, None, None, flags["train_data"])
     return model
 
 

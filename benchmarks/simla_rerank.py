@@ -26,6 +26,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,7 @@ def times(work: Path, queries: int) -> dict[str, Any]:
     np.testing.assert_allclose(rerank_full_pass(0, 64), rerank_cached(0)[:64], rtol=0, atol=1e-4)
     seconds = {
         "two_streams": median_seconds(two_streams, queries),
-        **{f"both_{k}": median_seconds(lambda query, k=k: both(query, k), queries) for k in (16, 64, 256)},
+        **{f"both_{k}": median_seconds(partial(both, k=k), queries) for k in (16, 64, 256)},
         "rerank_cached": median_seconds(rerank_cached, RERANKED),
         "rerank_full_pass": median_seconds(rerank_full_pass, RERANKED),
     }
@@ -246,7 +247,10 @@ def main() -> None:
     if not (work / "simla" / "model").is_dir():
         train_simla(work, arguments.simla_steps)
     result: dict[str, Any] = {"machine": machine(), "load_before": os.getloadavg()[0]}
-    measures = {"times": lambda: times(work, arguments.queries), **{s: lambda s=s: recall(work, s) for s in SETS}}
+    measures = {
+        "times": partial(times, work, arguments.queries),
+        **{name: partial(recall, work, name) for name in SETS},
+    }
     for name, measure in measures.items():
         result[name] = measure()
         arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def load(kind: str, work: Path, steps: int) -> dict[str, np.ndarray]:
     path = work / "small_vectors" / f"{kind}-{steps}.npz"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **train(kind, work, steps))
+        arrays: dict[str, Any] = train(kind, work, steps)
+        np.savez(path, **arrays)
     return dict(np.load(path))
 
 
@@ -106,7 +108,7 @@ def measure(data: dict[str, np.ndarray]) -> dict[str, Any]:
             rows = pack(gallery, dtype)
             about = {"dims": dim, "dtype": dtype, "bytes": rows[:1].nbytes}
             found = compare(find_best(unpack(rows), queries), exact, data)
-            taken = time_search(lambda query, rows=rows: nearest(rows, query, K), queries)
+            taken = time_search(partial(nearest, rows, k=K), queries)
             report["rows"].append(about | found | {"ms": taken})
         bits = sign_bits(rows)  # of the vectors in int8, which order the candidates
         for count in CANDIDATES:

@@ -94,7 +94,7 @@ def run(model: str, folder: Path, results: Results, seeds: int, minutes: float |
         began, wall = time.process_time(), time.monotonic()
         result, _ = measure(model, own / "train.parquet", own / "test.parquet", folder / "runs", setting, seed)
         taken = time.process_time() - began
-        line = {
+        line: dict[str, Any] = {
             "run": name,
             "num_frames": setting.num_frames,
             "pooling": setting.pooling,
@@ -129,9 +129,9 @@ def read_queries(folder: Path) -> dict[str, np.ndarray]:
     return {name: np.array(values) for name, values in columns.items()}
 
 
-def hits(results: Results, setting: Setting, direction: str) -> np.ndarray | None:
+def hits(results: Results, setting: Setting, direction: str) -> np.ndarray:
     """(queries, metrics) of a setting: R@K in percent and the reciprocal rank times 100, the mean over the seeds of
-    which all folds are recorded; None if there is no such seed."""
+    which all folds are recorded, at least one."""
     lines = {line["run"]: line for line in results.lines()}
     seeds = []
     for seed in range(SEEDS):
@@ -139,7 +139,7 @@ def hits(results: Results, setting: Setting, direction: str) -> np.ndarray | Non
         if all(name in lines for name in names):
             ranks = np.concatenate([lines[name]["ranks"][direction] for name in names])
             seeds.append(100 * np.stack([*(ranks <= k for k in KS), 1 / ranks], axis=1))
-    return np.mean(seeds, axis=0) if seeds else None
+    return np.mean(seeds, axis=0)
 
 
 def count_seeds(results: Results, setting: Setting) -> int:

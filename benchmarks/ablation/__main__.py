@@ -6,7 +6,7 @@ A run recorded in the results file is not repeated; one that was killed starts a
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -61,7 +61,7 @@ def run(
     """Train the runs that are not recorded yet, the most informative first."""
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     recipes, table = Recipes(recipe_file), Results(results_file)
-    dimensions = {"sets": sets, "inits": inits, "rows": rows, "batches": batches, "steps": steps}
+    dimensions: dict[str, Any] = {"sets": sets, "inits": inits, "rows": rows, "batches": batches, "steps": steps}
     dimensions |= {"budgets": budgets, "noises": noises, "seeds": seeds}
     runs = recipes.runs(smoke, **dimensions)
     finished = table.finished()

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -119,7 +120,8 @@ class AblationSet:
         folder, draft = self.folder / "image_tokenizer", self.folder / "image_tokenizer.draft"
         if not folder.is_dir():
             everything = replace(self, train_pairs=None).train_file(0, 0)
-            changes = {"train_data": str(everything), "output_dir": str(draft)} | (SMOKE_TOKENIZER if smoke else {})
+            changes: dict[str, Any] = {"train_data": str(everything), "output_dir": str(draft)}
+            changes |= SMOKE_TOKENIZER if smoke else {}
             train_image_tokenizer(self.folder, **changes).rename(folder)
             shutil.rmtree(draft)
         return folder

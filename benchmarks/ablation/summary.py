@@ -31,7 +31,7 @@ def recall_by_name(line: Line, direction: str, k: int) -> np.ndarray:
 
 def rsum_by_name(line: Line) -> np.ndarray:
     """Compute (names,) float64: what each name adds to rsum, in percent points."""
-    total = sum(recall_by_name(line, direction, k) for direction in DIRECTIONS for k in KS)
+    total = np.sum([recall_by_name(line, direction, k) for direction in DIRECTIONS for k in KS], axis=0)
     return 100 * total / len(total)
 
 
