@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModel, AutoProcessor, ViTModel
+from transformers import AutoModel, AutoProcessor, AutoTokenizer, ViTModel
 
 from hf_cots import train
 from hf_cots.data.hashes import is_in_fraction
@@ -137,10 +137,15 @@ def write_towers(model: Path, folder: Path) -> tuple[Path, Path]:
     tower.load_state_dict(cots.vision_model.state_dict())
     tower.save_pretrained(vision)
     processor.image_processor.save_pretrained(vision)
-    plain = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    AutoModel.from_pretrained(text_tower_folder(), num_hidden_layers=3, **plain).save_pretrained(text)
-    processor.tokenizer.save_pretrained(text)
+    write_half_of_minilm(text)
     return vision, text
+
+
+def write_half_of_minilm(folder: Path) -> None:
+    """Write the lower three layers of MiniLM, without dropout, and its tokenizer."""
+    plain = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    AutoModel.from_pretrained(text_tower_folder(), num_hidden_layers=3, **plain).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(text_tower_folder()).save_pretrained(folder)
 
 
 def train_simla(work: Path, steps: int | None) -> None:
