@@ -1,12 +1,16 @@
 """Searches in several languages: galleries, queries, and recalls by hand."""
 
+import io
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 
-from benchmarks.multilingual import FURTHER, LANGUAGES, read_gallery, read_queries, recalls
+from benchmarks.multilingual import FURTHER, LANGUAGES, measure, read_gallery, read_queries, recalls
+from tests.support.known_encoder import KnownEncoder
 from tests.support.paths import ROOT
 
 
@@ -34,6 +38,34 @@ def test_recalls_are_means_over_towers():
     assert low <= found["R@1"] <= high
     assert low == pytest.approx(25)  # concept a alone, drawn twice
     assert high == pytest.approx(50)  # b alone
+
+
+def test_a_model_may_be_measured_with_its_own_tower_alone(tmp_path):
+    gallery = []
+    for name, color in (("dog", (255, 0, 0)), ("cat", (0, 255, 0))):
+        buffer = io.BytesIO()
+        Image.new("RGB", (2, 2), color).save(buffer, "png")
+        gallery.append({"text": name, "concept": name, "image": {"bytes": buffer.getvalue()}})
+    pairs = [
+        {"english": english, "translation": f"{english} in {language}", "language": language}
+        for english in ("dog", "cat")
+        for language in (*LANGUAGES[1:], *FURTHER)
+    ]
+    pq.write_table(pa.Table.from_pylist(pairs), tmp_path / "test.parquet")
+    vectors = {(255, 0, 0): [1, 0], (0, 255, 0): [0, 1], "dog": [1, 0], "cat": [0, 1]}
+    vectors |= {pair["translation"]: [1, 0] for pair in pairs}  # all are a dog
+    report = measure("known", KnownEncoder(vectors), [], gallery, tmp_path)
+    assert "distilled" not in report
+    assert [report["own"][language]["R@1"] for language in ("en", "es", "hi")] == [100, 50, 50]
+
+
+def test_the_two_emoji_models_differ_in_their_text_tower_alone():
+    cards = ROOT / "model_cards"
+    first, second = (
+        yaml.safe_load((cards / name / "emoji.yaml").read_text(encoding="utf-8"))
+        for name in ("minilm-multilingual", "e5-multilingual")
+    )
+    assert {key for key in first | second if first.get(key) != second.get(key)} == {"output_dir"}
 
 
 def test_the_recipe_leaves_out_what_is_tested_as_not_trained():
