@@ -429,10 +429,10 @@ def test_the_command_line(world, tmp_path, monkeypatch):
     both = succeed("search", to, "a red circle", "--image", image, "--minus", "black", "-k", 2)
     assert len(both.stdout.splitlines()) == 2
     assert "no column 'licence'" in error_of(call("search", to, "red", "--where", "licence = 1"))
-    assert "name it and one text, in quotes" in error_of(call("search", to, "red", "circle"))
+    assert "give one text after it, in quotes" in error_of(call("search", to, "red", "circle"))
     assert "is no index" in error_of(call("search", tmp_path / "nothing", "red"))
     line = error_of(call("search", world.model, world.imagefolder, "red", "--where", "path = 'a'"))
-    assert "--where filters an index" in line
+    assert "--where needs an index" in line
 
 
 def test_a_folder_is_searched_through_an_index_in_the_cache(world, tmp_path, monkeypatch):

@@ -296,4 +296,4 @@ def test_the_command_line(world, tmp_path):
     assert "no column 'nam'; the index has name, tags, path" in error_of(call("search", to, "red", "--hybrid", "nam"))
     assert "names no column" in error_of(call("search", to, "red", "--hybrid", " , "))
     line = error_of(call("search", world.model, world.imagefolder, "red", "--hybrid", "path"))
-    assert "--hybrid searches the columns of an index" in line
+    assert "--hybrid needs an index" in line

@@ -110,7 +110,7 @@ def test_faults_of_the_card_are_named(model):
 
 
 def test_a_check_alone_uploads_nothing(trained):
-    assert "may be published" in succeed("publish", trained, "org/tiny", "--check-only").output
+    assert "is ready to publish" in succeed("publish", trained, "org/tiny", "--check-only").output
 
 
 def test_flags_as_they_were_given(tmp_path):
