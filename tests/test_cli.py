@@ -213,7 +213,7 @@ TRAIN = ("--train_data", "x", "--output_dir", "OUTPUT")
         ((*EVALUATE, "--beta", "0", "--dual-softmax"), "beta must be above 0"),
         ((*EVALUATE, "--protocol", "coco-5k"), "needs --image-root"),
         ((*EVALUATE, "--caption-column", "words"), "no column 'words'"),
-        (("train", *TRAIN, "--vision", "x"), "name exactly one source of the model"),
+        (("train", *TRAIN, "--vision", "x"), "give exactly one source for the model"),
         (("train-tokenizer", *TRAIN, "--train_data", "/nothing.csv"), "no such file or folder: /nothing.csv"),
         (("classify", "MODEL", "/nothing"), "no such file or folder: /nothing"),
         ((*CLASSIFY, "--template", "a photo"), "the template 'a photo' has no {}"),
@@ -237,7 +237,7 @@ def test_errors_are_one_line(world, colour_folders, tmp_path, monkeypatch, argum
 
 def test_embeddings_are_truncated(world, tmp_path):
     done = succeed("convert", "truncate", world.model, "--dim", 8, "--output", tmp_path / "s")
-    assert "embeddings of 8 dimensions, of 16" in done.output
+    assert "embeddings truncated from 16 to 8 dimensions" in done.output
     whole, small = (load_encoder(str(folder)).encode_texts(["a dog"]) for folder in (world.model, tmp_path / "s"))
     expected = torch.nn.functional.normalize(torch.from_numpy(whole[:, :8]), dim=1)
     torch.testing.assert_close(torch.from_numpy(small), expected, rtol=1e-5, atol=1e-6)

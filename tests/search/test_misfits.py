@@ -89,7 +89,7 @@ def test_a_tokenizer_of_another_model(world, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens([f"word{i}" for i in range(50)])
     tokenizer.save_pretrained(folder)
-    with pytest.raises(ValueError, match=r"the tokenizer has \d+ tokens, the text tower only \d+"):
+    with pytest.raises(ValueError, match=r"the tokenizer has \d+ tokens, but the text tower only \d+"):
         load_encoder(str(folder))
 
 
@@ -131,7 +131,7 @@ def test_training_from_an_incomplete_model(world, tmp_path):
     kept = {name: rows for name, rows in weights.items() if not name.startswith("text_projection")}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     flags = world.flags(tmp_path / "run", {"mvm_weight": 0, "mlm_weight": 0}, model=folder, vision=None, text=None)
-    with pytest.raises(ValueError, match=r"m: the file lacks weights of the model: cots\.text_projection"):
+    with pytest.raises(ValueError, match=r"m: the file is missing weights of the model: cots\.text_projection"):
         train.train([flag for flag in flags if flag])
 
 

@@ -173,11 +173,11 @@ def test_the_text_stack_reads_without_separator(world):
     [
         ("simla", {"similarity_queue_size": 8}, {}, "no field of SimlaConfig: similarity_queue_size"),
         ("simla", {}, {"image_tokenizer": None}, "mim_weight > 0 needs a trained image tokenizer"),
-        ("simla", {}, {"lora_rank": 2}, "--lora_rank is for COTS"),
-        ("cookie", {"queue_size": 8}, {}, "no field of CookieConfig: queue_size"),
+        ("simla", {}, {"lora_rank": 2}, "--lora_rank is only supported by COTS"),
+        ("cookie", {"queue_size": 8}, {}, "CookieConfig has no field queue_size"),
         ("cookie", {}, {"image_tokenizer": "org/dvae"}, "masks no patches"),
-        ("cookie", {}, {"lora_rank": 2}, "--lora_rank is for COTS"),
-        ("cookie", {}, {"code_cache": "codes"}, "--code_cache is for masked image modeling"),
+        ("cookie", {}, {"lora_rank": 2}, "--lora_rank is only supported by COTS"),
+        ("cookie", {}, {"code_cache": "codes"}, "--code_cache is only for masked image modeling"),
         ("cookie", {"text_view": "other_caption"}, {"streaming": True}, "leave out --streaming"),
     ],
 )
