@@ -186,7 +186,7 @@ def test_evaluate_takes_a_split_in_karpathys_layout(world, tmp_path):
     checksum = report["data"]["id_checksum"]
     succeed("evaluate", world.model, tmp_path / "mine.json", *flags, "--id-checksum", checksum)
     refused = call("evaluate", world.model, tmp_path / "mine.json", *flags, "--id-checksum", "0" * 64)
-    assert f"have the checksum {checksum}, not {'0' * 64}" in error_of(refused)
+    assert f"have the checksum {checksum}, but {'0' * 64} is expected" in error_of(refused)
 
 
 @pytest.mark.parametrize("verb", ["train", "train-tokenizer"])
@@ -205,13 +205,13 @@ TRAIN = ("--train_data", "x", "--output_dir", "OUTPUT")
     [
         (("search", "MODEL", "/nothing/here", "red"), "no such folder"),
         ((*SEARCH, " "), "the query is empty"),
-        ((*SEARCH, "red", "-k", "0"), "k must be at least 1"),
+        ((*SEARCH, "red", "-k", "0"), "k must be a whole number of at least 1"),
         (("search", "/nothing/model", "IMAGES", "red"), "error:"),
         ((*EVALUATE, "--compare", "/nothing/model"), "no such model folder: /nothing/model"),
         ((*EVALUATE, "--compare", "/nothing/results.json"), "no such file: /nothing/results.queries.parquet"),
         ((*EVALUATE, "--querybank", "/nothing.csv"), "no such file or folder: /nothing.csv"),
         ((*EVALUATE, "--beta", "0", "--dual-softmax"), "beta must be above 0"),
-        ((*EVALUATE, "--protocol", "coco-5k"), "needs --image-root"),
+        ((*EVALUATE, "--protocol", "coco-5k"), "set --image-root"),
         ((*EVALUATE, "--caption-column", "words"), "no column 'words'"),
         (("train", *TRAIN, "--vision", "x"), "give exactly one source for the model"),
         (("train-tokenizer", *TRAIN, "--train_data", "/nothing.csv"), "no such file or folder: /nothing.csv"),
@@ -245,4 +245,4 @@ def test_embeddings_are_truncated(world, tmp_path):
     assert "first 8 of 16 dimensions" in card
     assert "model-index" not in card
     result = call("convert", "truncate", world.model, "--dim", 99, "--output", tmp_path / "t")
-    assert "cannot keep 99" in error_of(result)
+    assert "got 99" in error_of(result)

@@ -213,7 +213,7 @@ def test_lists_are_searched_by_what_they_hold(cell, text):
         ("arrow", "tag", "--hybrid: no column 'tag'; the index has"),
         ("arrow", [], "--hybrid: names no column; the index has name"),
         ("arrow", ['name") OR 1'], "--hybrid: no column"),
-        (None, ["name"], "--hybrid: there is no text"),
+        (None, ["name"], "--hybrid needs a text"),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_encoded(index, photos, monkeypatch, query, hybrid, message):

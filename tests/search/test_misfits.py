@@ -35,10 +35,10 @@ def without_vocabulary(folder):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("runs/nothing/model", "^no such folder, and no Hub id: runs/nothing/model$"),
-        ("a b", "^no such folder, and no Hub id: a b$"),
-        ("C:\\models\\x", "^no such folder, and no Hub id: C:"),
-        ("", "^no such folder, and no Hub id: $"),
+        ("runs/nothing/model", "^no such folder, and not a valid Hub id: runs/nothing/model$"),
+        ("a b", "^no such folder, and not a valid Hub id: a b$"),
+        ("C:\\models\\x", "^no such folder, and not a valid Hub id: C:"),
+        ("", "^no such folder, and not a valid Hub id: $"),
         ("./nothing", r"^no such model folder: \./nothing$"),
         ("/nothing", "^no such model folder: /nothing$"),
         ("~/nothing", "^no such model folder: ~/nothing$"),
@@ -53,7 +53,7 @@ def test_a_wrong_name_is_one_line(loader, name, message):
 
 @pytest.mark.parametrize("loader", LOADERS)
 def test_files_and_folders_that_are_no_models(world, tmp_path, loader):
-    with pytest.raises(OSError, match=r"config\.json is a file: name the folder"):
+    with pytest.raises(OSError, match=r"config\.json is a file: give the model's folder"):
         loader(str(world.model / "config.json"))
     with pytest.raises((OSError, ValueError), match=str(tmp_path)):
         loader(str(tmp_path))
@@ -99,7 +99,7 @@ def test_an_image_processor_of_another_size(world, tmp_path):
     fields = json.loads(path.read_text())
     fields["image_processor"]["size"] = {"height": 64, "width": 64}
     path.write_text(json.dumps(fields))
-    with pytest.raises(ValueError, match="makes 64 x 64 pixels, the image tower takes 32 x 32"):
+    with pytest.raises(ValueError, match="outputs 64 x 64 pixels, but the image tower needs 32 x 32"):
         load_encoder(str(folder))
 
 

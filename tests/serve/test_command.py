@@ -38,7 +38,7 @@ def test_an_index_and_a_folder(world, tmp_path, served, monkeypatch):
 
 
 def test_what_is_refused(world, tmp_path, served):
-    assert "is no index" in error_of(call("serve", world.imagefolder, "--port", 0))
+    assert "is not an index" in error_of(call("serve", world.imagefolder, "--port", 0))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"port {port}" in error_of(call("serve", tmp_path, "--port", port))

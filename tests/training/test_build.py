@@ -183,7 +183,7 @@ def test_wrong_overrides_are_refused(world, config_folder, source, field, value,
     ("field", "value", "message"),
     [
         ("image_size", 64, r"grid of 8 x 8 codes .* 4 x 4 patches"),
-        ("codebook_size", 32, "codebook_size=64, the config asks for 32"),
+        ("codebook_size", 32, "codebook_size=64, but the config has 32"),
     ],
 )
 def test_an_image_tokenizer_that_does_not_fit(world, config_folder, field, value, message):

@@ -1,6 +1,6 @@
 """Stored features of frozen towers, computed once for all epochs and all runs.
 
-Where neither tower is trained, a step needs no more of them than two vectors a pair, and epochs cost next to nothing.
+If neither tower is trained, a step only needs two vectors per pair, and epochs cost almost nothing.
 The price: images are resized as they are, without crops and flips, and nothing can be masked. Where the text tower
 alone is not trained, its features are stored, and images are read and augmented as usual: that has no price.
 
@@ -124,14 +124,14 @@ class TowerFeatures:
 
     @cached_property
     def images(self) -> FeatureStore:
-        """Of the image tower."""
+        """Stored features of the image tower."""
         settings = {"pooling": self.model.config.image_pooling, "processor": self.processor.image_processor.to_dict()}
         settings["tower"] = weights_fingerprint(self.model.vision_model)
         return self._open("image", settings)
 
     @cached_property
     def texts(self) -> FeatureStore:
-        """Of the text tower."""
+        """Stored features of the text tower."""
         tokenizer = self.processor.tokenizer
         settings = {"pooling": self.model.config.text_pooling, "max_length": tokenizer.model_max_length}
         if self.processor.padding != "longest":  # which files of before do not name

@@ -1,4 +1,4 @@
-"""COTS for inference (Lu et al. 2022): two streams that meet only in a dot product.
+"""COTS for inference (Lu et al. 2022): two streams that are compared only by a dot product.
 
 M images and N texts cost M + N encodings and one matrix product; an image embedding never depends on a text.
 Pre-training lives in `pretraining_cots.py`.
@@ -40,9 +40,9 @@ class COTSOutput(ModelOutput):
         text_embeds (`torch.FloatTensor` of shape `(texts, projection_dim)`): L2-normalized, float32 or wider.
         vision_model_output, text_model_output (`BaseModelOutputWithPooling`): each stream's output; `pooler_output` is
             the projected feature before normalization.
-        pooler_output (`torch.FloatTensor` of shape `(rows, projection_dim)`): where one modality alone was encoded,
-            its embeddings again, by the name under which pipelines look for them.
-        logits_per_video, video_embeds, video_model_output: with clips in place of images, the same of them.
+        pooler_output (`torch.FloatTensor` of shape `(rows, projection_dim)`): if only one modality was encoded, its
+            embeddings, under the name that pipelines expect.
+        logits_per_video, video_embeds, video_model_output: the same outputs for clips, if given instead of images.
     """
 
     logits_per_image: torch.FloatTensor | None = None
@@ -58,7 +58,7 @@ class COTSOutput(ModelOutput):
 
 
 class COTSPreTrainedModel(WithCard, PreTrainedModel):
-    """What the COTS classes share: config, weight initialization, and what Trainer must know about them."""
+    """Base class of the COTS models: config, weight initialization, and attributes for Trainer."""
 
     config: COTSConfig
     config_class = COTSConfig
@@ -99,7 +99,7 @@ class COTSPreTrainedModel(WithCard, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As in transformers, with the weights moved to aligned memory, from files with older buffer names too.
+        """As in transformers, but also accepts older buffer names, and moves the weights to aligned memory.
 
         A safetensors file is mapped into memory as it lies, mostly off the 64-byte boundaries that fresh tensors have;
         matrix products then take other code paths and differ in the last bit. Aligned, a loaded model gives exactly
@@ -128,7 +128,7 @@ class COTSPreTrainedModel(WithCard, PreTrainedModel):
 
 
 class COTSModel(COTSPreTrainedModel):
-    """Two streams and two projections: what people deploy.
+    """COTS for inference: two streams and two projections.
 
     `COTSModel(COTSConfig())` has 195,375,872 parameters: ViT-B/16 at 384 pixels 86,090,496, BERT-base
     108,891,648, both without pooler, and two linear projections 393,728. The mask token's 768 belong to
@@ -204,7 +204,9 @@ class COTSModel(COTSPreTrainedModel):
             ValueError: naming the source and what cannot be taken over, if it is another kind of model.
         """
         if not issubclass(cls.config_class, COTSConfig):
-            raise ValueError(f"{cls.__name__} has layers that no dual encoder has; a COTSModel can be made of one")
+            raise ValueError(
+                f"{cls.__name__} has layers that dual encoders do not have: use COTSModel.from_dual_encoder"
+            )
         dual_encoder = load_dual_encoder(source)
         fields = read_dual_encoder(dual_encoder)
         if not isinstance(source, PreTrainedModel):
@@ -230,8 +232,8 @@ class COTSModel(COTSPreTrainedModel):
         """
         if "none" in (self.config.image_projection, self.config.text_projection) or not self.config.projection_bias:
             raise ValueError(
-                "only projections with a bias can standardize features: it needs image_projection and "
-                'text_projection "linear" or "mlp", and projection_bias=true'
+                "features can only be standardized by projections with a bias: set image_projection and "
+                'text_projection to "linear" or "mlp", and projection_bias=true'
             )
         for projection, features in ((self.visual_projection, image_features), (self.text_projection, text_features)):
             layer = projection[0] if isinstance(projection, nn.Sequential) else projection
@@ -253,9 +255,13 @@ class COTSModel(COTSPreTrainedModel):
             ValueError: if a stream has no projection, or there are not as many dimensions.
         """
         if not 0 < dim <= self.config.projection_dim:
-            raise ValueError(f"the embeddings have {self.config.projection_dim} dimensions and cannot keep {dim}")
+            raise ValueError(
+                f"dim must be from 1 to the {self.config.projection_dim} dimensions of the embeddings, got {dim}"
+            )
         if "none" in (self.config.image_projection, self.config.text_projection):
-            raise ValueError("an embedding without a projection cannot be truncated: it is the tower's own feature")
+            raise ValueError(
+                "an embedding without a projection cannot be truncated, because it is the tower's own feature"
+            )
         model = copy.deepcopy(self)
         for projection in (model.visual_projection, model.text_projection):
             last = projection[-1] if isinstance(projection, nn.Sequential) else projection
@@ -303,7 +309,7 @@ class COTSModel(COTSPreTrainedModel):
         """
         if bool_masked_pos is not None:
             if not self.has_mask_token:  # CLIP's forward would take the argument and not use it
-                raise ValueError(f"{type(self).__name__} has no mask token: make it with use_mask_token=True")
+                raise ValueError(f"{type(self).__name__} has no mask token: create it with use_mask_token=True")
             kwargs["bool_masked_pos"] = at_least_one_row(bool_masked_pos)
         if not self.vision_tower.takes & {"interpolate_pos_encoding", "kwargs"}:
             kwargs.pop("interpolate_pos_encoding", None)  # a convolutional net takes any size
@@ -353,7 +359,7 @@ class COTSModel(COTSPreTrainedModel):
             return self.encode_image(pixels, **kwargs).pooler_output.unflatten(0, shape)
         mask = self.all_frames(pixel_values_videos) if frame_mask is None else frame_mask.bool()
         if not mask.any(dim=1).all():
-            raise ValueError("frame_mask leaves a clip without any frame")
+            raise ValueError("frame_mask must keep at least one frame of each clip")
         if self.vision_model.training:  # dropout would differ from frame to frame
             number = (mask.flatten().cumsum(dim=0) - 1).clamp(min=0)
         else:
@@ -514,7 +520,7 @@ class COTSModel(COTSPreTrainedModel):
         if input_ids is None and pixel_values is None and pixel_values_videos is None:
             raise ValueError(f"{type(self).__name__} needs input_ids, pixel_values, or both")
         if pixel_values is not None and pixel_values_videos is not None:
-            raise ValueError("give pixel_values of images or pixel_values_videos of clips, not both at once")
+            raise ValueError("give either pixel_values (images) or pixel_values_videos (clips), not both")
         image_output, video_output, text_output = None, None, None
         sizes = {"interpolate_pos_encoding": True} if interpolate_pos_encoding else {}
         if pixel_values is not None:

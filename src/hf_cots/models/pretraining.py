@@ -396,7 +396,7 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
         """
         if config.loss_weights["mlm"] > 0 and not 0 <= config.mask_token_id < config.text_config.vocab_size:
             raise ValueError(
-                f"mask_token_id={config.mask_token_id} is outside the text tower's vocabulary of "
+                f"mask_token_id={config.mask_token_id} is outside the text tower's vocabulary of size "
                 f"{config.text_config.vocab_size}; set mask_token_id and special_token_ids to the tokenizer's"
             )
 

@@ -192,13 +192,15 @@ class COTSForPreTraining(PreTrainingModel):
         clips = batch.get("pixel_values_videos") is not None or "frame_features" in features
         if clips and self.config.uses_masks:
             raise ValueError(
-                "the token level masks images and their texts, and is not defined for clips: set mvm_weight and "
+                "the token level masks images and their texts and does not support clips: set mvm_weight and "
                 "mlm_weight to 0"
             )
         for name, feature in (("pixel_values", "image_features"), ("input_ids", "text_features")):
             given = batch.get(name) is not None or (clips and name == "pixel_values")
             if not given and (feature not in features or self.config.uses_masks):
-                raise ValueError(f"{type(self).__name__} needs {name}: {feature} serve where nothing is masked")
+                raise ValueError(
+                    f"{type(self).__name__} needs {name}: {feature} can only replace it if nothing is masked"
+                )
         encoder = self.momentum_encoder
         if encoder is None:
             shape, full_precision = (batch_size(batch), self.config.projection_dim), self.full_precision

@@ -76,7 +76,7 @@ class ImageReader:
             return Loaded(index, stamp, digest)
         prepared = self.prepare(read_media(path, self.num_frames))
         if file_state(path) != before:
-            raise BrokenImage(str(path), "it changed while it was read")
+            raise BrokenImage(str(path), "it changed while it was being read")
         return Loaded(index, stamp, digest, prepared)
 
     def load_all(self, indices: Sequence[int], batch_size: int) -> Iterator[Loaded]:
@@ -141,8 +141,8 @@ def check_same_source(gallery: Gallery) -> None:
     own = hex_digest([path.encode(errors="surrogateescape") + b"\0" for path in gallery.paths])
     if len(set(gather_objects([own]))) > 1:
         raise ValueError(
-            f"the processes see different images in {gallery.name}: it has just changed, or their machines do not "
-            "share it. Start them again, on one machine"
+            f"the processes see different images in {gallery.name}: it has just changed, or is not shared by their "
+            "machines. Start them again on one machine"
         )
 
 

@@ -310,7 +310,7 @@ class SentenceEncoder(ModelEncoder):
     ) -> np.ndarray:
         if not self.model.supports("image"):
             raise ValueError(
-                f"{self.name} has no image tower: it encodes {', '.join(map(str, self.model.modalities))}"
+                f"{self.name} has no image tower: it only encodes {', '.join(map(str, self.model.modalities))}"
             )
         embeddings = []
         with tqdm(total=total, desc="images", disable=total is None, leave=False) as bar:
