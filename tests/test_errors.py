@@ -313,7 +313,7 @@ def test_every_entry_point_has_the_same_boundary(script, tmp_path):
         ({"max_text_length": 0}, "--max_text_length must be at least 1, got 0"),
         ({"shuffle_buffer_size": 0}, "--shuffle_buffer_size must be at least 1, got 0"),
         ({"lora_rank": -1}, "--lora_rank must be at least 0, got -1"),
-        ({"vision": '{"model_type": "vit"'}, "the config of a tower (--vision or --text) is no JSON"),
+        ({"vision": '{"model_type": "vit"'}, "the config of a tower (--vision or --text) is not valid JSON"),
         ({"license": "my own: terms"}, "--license 'my own: terms' is not a license identifier of the Hub"),
     ],
 )

@@ -332,8 +332,7 @@ def note_on_interrupt(describe_saved: Callable[[], str]) -> Iterator[None]:
 
 def check_output_folder(folder: Path | str) -> None:
     """Check, before any work is done, that a folder exists or can be created and is writable. It is not created yet,
-    so
-    that a later error leaves no empty folder behind.
+    so that a later error leaves no empty folder behind.
 
     Raises:
         OSError: naming the folder.

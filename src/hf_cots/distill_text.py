@@ -4,10 +4,8 @@
         --output_dir runs/multilingual --max_steps 1000
 
 `pairs.tsv` has the columns `english`, `translation` and `language`. The student is saved in `output_dir/model`. It is
-a
-text tower for training's `--text`, and for `hf-cots convert text-tower`, which puts it into a model whose text tower
-is
-the teacher.
+a text tower for training's `--text`, and for `hf-cots convert text-tower`, which puts it into a model whose text tower
+is the teacher.
 """
 
 import logging

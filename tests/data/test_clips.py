@@ -37,9 +37,9 @@ def test_broken_clips_are_named_once(tmp_path):
     (tmp_path / "cut.mkv").write_bytes(content[:-100])
     make_animation(tmp_path / "strip.gif", size=(1000, 9))
     for name, reason in {
-        "cut.mkv": "cut off",
+        "cut.mkv": "truncated",
         "sound.m4a": "it has sound only",
-        "strip.gif": "1000 x 9 pixels is too small",
+        "strip.gif": "an image of 1000 x 9 pixels is too small",
         "missing.mp4": "no such file",
     }.items():
         with pytest.raises(BrokenImage) as broken:

@@ -236,7 +236,7 @@ def test_another_device_or_precision_is_refused(exported):
         ("cut", "copy it again"),
         ("other", "onnxruntime cannot open this file"),
         ("gone", "has 0 bytes"),
-        ("json", r"export\.json is cut off or no JSON"),
+        ("json", r"export\.json is truncated or not JSON"),
         ("later", "has version 99, but this hf-cots only reads versions up to 1"),
         ("fields", "is not a valid file of `hf-cots export`"),
     ],

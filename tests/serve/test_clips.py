@@ -91,7 +91,7 @@ def test_the_sheet_has_the_frames_side_by_side(clip_client, folder):
         top = (side - SIDE) // 2
         shown = np.asarray(sheet.convert("RGB").crop((left, top, left + SIDE, top + SIDE)), dtype=float)
         assert np.abs(shown.mean(axis=(0, 1)) - np.asarray(frame, dtype=float).mean(axis=(0, 1))).max() < 12
-    assert "is no clip" in error(clip_client.get(f"/sheet/{found['a.png']['id']}"), 404)
+    assert "is not a clip" in error(clip_client.get(f"/sheet/{found['a.png']['id']}"), 404)
     error(clip_client.get("/sheet/999"), 404)
 
 

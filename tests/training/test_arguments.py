@@ -94,7 +94,7 @@ def test_recipes_may_use_old_names(caplog):
     assert caplog.messages == [
         "the recipe uses old names: standardize is now standardize_features, shuffle_block is now shuffle_buffer_size",
         "--config_overrides uses old names: masked_share is now masked_fraction",
-        "--config_overrides uses an old value: text_view sibling is now other_caption",
+        "--config_overrides uses an old value: text_view=sibling is now other_caption",
     ]
 
 

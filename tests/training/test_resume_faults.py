@@ -273,7 +273,7 @@ OTHER_RUNS = {
     "optimizer": ({"optim": "sgd"}, r"--optim is \S*sgd"),
     "tower rate": ({"text_learning_rate": 0.1}, r"--text_learning_rate is 0\.1 and was None"),
     "frozen": ({"freeze": "text"}, r"\d+ parameters that its run trained are not trained .*--freeze"),
-    "adapters": ({"lora_rank": 2}, r"it holds no LoRA adapters"),
+    "adapters": ({"lora_rank": 2}, r"it contains no LoRA adapters"),
     "architecture": ({"architecture": "simla"}, r"it is of a model of type 'cots', and this run trains .*'simla'"),
     "queue": ({"overrides": {"queue_size": 32}}, r"its tensor key_queue\.\w+ has shape \[24.*\], and this run's \[32"),
     "width": ({"overrides": {"projection_dim": 8}}, r"its tensor \S+ has shape"),

@@ -56,8 +56,7 @@ class RandomCropFlip:
 
 def recolor_image(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Map black to a random color, white to another, and everything between them linearly, so that half of the
-    drawings
-    get a dark background. A color too close to the other becomes black or white, whichever is farther."""
+    drawings get a dark background. A color too close to the other becomes black or white, whichever is farther."""
     ink, ground = rng.uniform(0, 255, 3), rng.uniform(0, 255, 3)
     if abs(ink.mean() - ground.mean()) < MIN_CONTRAST:
         ink = np.full(3, 0.0 if ground.mean() > 127.5 else 255.0)

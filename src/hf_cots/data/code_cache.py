@@ -110,7 +110,7 @@ class CodeSettings:
     def manifest(self) -> dict[str, Any]:
         """What [`MANIFEST`] holds."""
         settings = json.loads(json.dumps(asdict(self)))
-        if not self.recolor:  # which caches of before do not name
+        if not self.recolor:  # which older caches do not have
             del settings["recolor"]
         return {"settings": {"format": FORMAT} | settings}
 

@@ -90,10 +90,8 @@ class COTSCollator:
 
     def __call__(self, items: list[dict[str, Any] | None]) -> dict[str, Any]:
         """Return `pixel_values` (for clips `pixel_values_videos` and `frame_mask`), `input_ids`, `attention_mask` if
-        the
-        tokenizer returns one, `image_ids`, the masks and `masked_positions` if a token level is on, the requested
-        second
-        views (`view_pixel_values`, `view_input_ids`, `view_attention_mask`), and `features` with the stored
+        the tokenizer returns one, `image_ids`, the masks and `masked_positions` if a token level is on, the requested
+        second views (`view_pixel_values`, `view_input_ids`, `view_attention_mask`), and `features` with the stored
         `text_features`.
 
         Items that are None are dropped. The batch may be empty: a rank's shard of an incomplete batch.

@@ -2,8 +2,8 @@
 
 Parquet, saved and Hub data sets are read by `datasets`; CSV, TSV and JSON lines ([`read_rows`]), tars
 ([`read_samples`]) and folders of images ([`read_image_rows`]) by this package's own readers, which have explicit
-rules.
-A column name can be `json.caption`, a field of an object, or `jpg,png`, the first of several columns that exists.
+rules. A column name can be `json.caption`, a field of an object, or `jpg,png`, the first of several columns that
+exists.
 """
 
 import glob

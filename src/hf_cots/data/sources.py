@@ -45,8 +45,7 @@ def load_pairs(
     frame_jitter: bool = False,
 ) -> "PairDataset":
     """Load image-text pairs from a Hub id, folder or files; see [`hf_cots.data.loading.load_table`] for `data`,
-    `split`
-    and `separator`, and [`PairDataset`] for the other arguments.
+    `split` and `separator`, and [`PairDataset`] for the other arguments.
 
     Args:
         video_column: name of the column of clips, to use clips instead of images; for a folder of clips, "video".
@@ -230,8 +229,8 @@ class PairDataset(PairSource):
         table: rows with an image and one or more captions. Images are an `Image` feature, bytes, or paths.
         image_column: name of the column of images.
         caption_column: name of the column of captions; a cell is a text or a list of texts. Defaults to the only
-            column
-            named caption, captions, text or txt. If None, each row is one item with an empty caption (images only).
+            column named caption, captions, text or txt. If None, each row is one item with an empty caption (images
+            only).
         image_id_column: name of a column of image ids. Rows with equal ids show the same image, and are never each
             other's negatives. By default the path is the id if images are paths, else the row.
         root: folder that relative paths start from.
@@ -418,8 +417,7 @@ class PairDataset(PairSource):
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         """Get an item as [`make_item`] returns it, with `"other_caption"` if enabled. Its seed is a pure function of
-        (seed,
-        epoch, index).
+        (seed, epoch, index).
 
         Raises:
             IndexError: if the index is out of range.

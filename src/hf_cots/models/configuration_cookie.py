@@ -41,8 +41,7 @@ class CookieConfig(TwoTowerConfig):
         margin (`float`, defaults to 0.2): margin of the hinge loss.
         cross_modal_weight, visual_weight, textual_weight (`float`, default 1): weights of the contrasts between image
             and caption, two views of the image, and two views of the caption. A contrast with weight 0 is not
-            computed,
-            and its view is not made.
+            computed, and its view is not made.
 
     Views
         color_jitter (`float`, defaults to 0.4): strength of the jitter of brightness, contrast and saturation in the

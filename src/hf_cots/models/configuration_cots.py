@@ -33,12 +33,10 @@ class COTSConfig(TwoTowerConfig):
         image_pooling, text_pooling (`"cls"`, `"mean"`, `"cls+mean"` or `"tower"`; for texts also `"last"`):
             how a stream's global feature is pooled. `"cls"` is the first token; `"mean"` averages the patches, or the
             words without padding; `"cls+mean"` concatenates both and is twice as wide; `"tower"` is the tower's own
-            pooled
-            output (SigLIP's attention head, the state of CLIP's end token, BERT's pooler), for a text tower with the
-            tower's own position ids; `"last"` is the last word before the padding of a causal tower. The default is
-            `"cls"` [M]; `"mean"` for an image tower without a class token and for T5's encoder [D]; `"last"` for a
-            causal
-            text tower [D].
+            pooled output (SigLIP's attention head, the state of CLIP's end token, BERT's pooler), for a text tower
+            with the tower's own position ids; `"last"` is the last word before the padding of a causal tower. The
+            default is `"cls"` [M]; `"mean"` for an image tower without a class token and for T5's encoder [D];
+            `"last"` for a causal text tower [D].
         text_padding (`"ignored"` or `"attended"`, default `"ignored"` [D]): whether padding is masked by the attention
             mask. Towers such as SigLIP's attend to padding like words and pool its last position: with `"attended"` no
             mask is passed to the tower or the pooling, even if the tokenizer returns one, and all texts must be padded
@@ -62,8 +60,7 @@ class COTSConfig(TwoTowerConfig):
         queue_size (`int`, defaults to 12,800 [M]): slots N_Q of the queues.
         center_keys (`bool`, defaults to `True` [D]): subtract the mean of the step's keys before they are queued.
         center_momentum (`float`, defaults to 0 [D]): 0 subtracts the step's own mean; a larger value subtracts a
-            running
-            mean, in which the old mean has this weight.
+            running mean, in which the old mean has this weight.
         enqueue_before_loss (`bool`, defaults to `True` [D]): also use the step's own keys as negatives.
         same_image (`"excluded"` or `"positive"`, default `"excluded"` [D]): how other pairs of the query's image are
             treated: excluded from its comparisons, or as further positives that share the target with its own pair.
@@ -73,8 +70,7 @@ class COTSConfig(TwoTowerConfig):
         soft_target_warmup_steps (`int`, defaults to 0 [D]): optimizer steps over which that weight rises from 0;
             ALBEF's take one epoch.
         nested_dims (`list[int]`, *optional* [D]): also compare embeddings truncated to these dimensions, and average
-            the
-            losses (Matryoshka, Kusupati et al. 2022), so that [`COTSModel.truncated`] loses little.
+            the losses (Matryoshka, Kusupati et al. 2022), so that [`COTSModel.truncated`] loses little.
         initial_logit_bias (`float`, defaults to -10 [D], SigLIP's): initial value of the sigmoid loss's learned bias.
             SigLIP also learns the temperature, starting from 0.1.
 
@@ -86,9 +82,8 @@ class COTSConfig(TwoTowerConfig):
             passes with four times as many rows, which cost less.
         single_pass (`bool`, defaults to `False` [D]): use the masked passes of a masked pair for the contrast too, so
             that the token level only costs its heads. The paper compares unmasked images and texts, which need passes
-            of
-            their own. Momentum keys always come from unmasked inputs, and so do the features of a frozen tower, whose
-            masked pass is separate.
+            of their own. Momentum keys always come from unmasked inputs, and so do the features of a frozen tower,
+            whose masked pass is separate.
 
     Filter
         filter_lambda (`float` or `None`, defaults to 2.0 [D]): a pair is dropped if its momentum similarity lies more

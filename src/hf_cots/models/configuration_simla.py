@@ -40,8 +40,7 @@ class SimlaConfig(TwoTowerConfig):
     Matching
         hard_negative_warmup_steps (`int`, defaults to 0 [D]): optimizer steps over which ITM's negatives change from
             random ones of the batch to those that ITC finds similar, which the authors use from the start. If ITC
-            learns
-            much faster than ITM, as in runs of a few thousand steps, ITM needs easy negatives first.
+            learns much faster than ITM, as in runs of a few thousand steps, ITM needs easy negatives first.
 
     Masked modelling and keywords
         num_masked_patches (`int`, defaults to 75 [C]) and min_block_patches (`int`, defaults to 16 [C]): of BEiT's
@@ -52,16 +51,13 @@ class SimlaConfig(TwoTowerConfig):
 
     Total
         mlm_weight, mim_weight, psl_weight (`float`, default 1 [C]): weights of the other terms; ITC and ITM have
-            weight
-            1. A term with weight 0 is not computed and has no parameters: with all three 0 this is the authors'
+            weight 1. A term with weight 0 is not computed and has no parameters: with all three 0 this is the authors'
             retrieval model.
         initializer_range (`float`, defaults to 0.02 [C]): standard deviation of new linear layers.
         match_original_code (`bool`, defaults to `False` [D]): reproduce the authors' code where this one corrects it.
             Captions of one image are then negatives of each other, the softmax in the distillation of masked words
-            runs
-            over the text instead of the vocabulary, codes of masked patches come from another crop than the patches,
-            and
-            special tokens and padding can become keywords.
+            runs over the text instead of the vocabulary, codes of masked patches come from another crop than the
+            patches, and special tokens and padding can become keywords.
 
     Raises:
         ValueError (or huggingface_hub's `StrictDataclass...Error` around it): if fields contradict each other.

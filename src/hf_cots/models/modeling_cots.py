@@ -163,13 +163,13 @@ class COTSModel(COTSPreTrainedModel):
     def from_vision_text_pretrained(
         cls, vision: str | PreTrainedModel, text: str | PreTrainedModel, **config_fields
     ) -> "COTSModel":
-        """Start from two pretrained towers; the projections are new.
+        """Create a model from two pretrained towers; the projections are new.
 
         Args:
             vision: Hub id, folder or model of an image encoder (ViT, DeiT, BEiT, DINOv2, SigLIP, ...), or of a dual
-                encoder (CLIP, SigLIP, ALIGN, COTS, ...), of which the image tower is taken.
+            encoder (CLIP, SigLIP, ALIGN, COTS, ...), whose image tower is used.
             text: Hub id, folder or model of a text encoder (BERT, MiniLM, RoBERTa, ModernBERT, GPT-2, T5, ...), or of
-                a dual encoder, of which the text tower is taken.
+            a dual encoder, whose text tower is used.
             config_fields: any field of [`COTSConfig`], and `image_size`, a side in pixels other than the image
                 tower's, to which its position embeddings are interpolated. The image tokenizer's input size follows
                 the patch grid.
@@ -185,7 +185,7 @@ class COTSModel(COTSPreTrainedModel):
 
     @classmethod
     def from_dual_encoder(cls, source: str | PreTrainedModel, **config_fields) -> "COTSModel":
-        """Start from a pretrained dual encoder; embeddings and temperature are its own.
+        """Create a model from a pretrained dual encoder, with the same embeddings and temperature.
 
         CLIP, Chinese-CLIP, MetaCLIP 2, AltCLIP, SigLIP, SigLIP 2 of fixed resolution, ALIGN, VisionTextDualEncoder and
         sentence-transformers' CLIP: any whose embeddings are poolings and linear projections of two towers, which is
@@ -247,12 +247,12 @@ class COTSModel(COTSPreTrainedModel):
 
     @torch.no_grad()
     def truncated(self, dim: int) -> "COTSModel":
-        """A copy whose embeddings are the first `dim` dimensions of this model's, normalized again.
+        """Return a copy whose embeddings are the first `dim` dimensions of this model's, normalized again.
 
         Smaller vectors cost less memory and time in an index. Trained with `config.nested_dims`, they lose little.
 
         Raises:
-            ValueError: if a stream has no projection, or there are not as many dimensions.
+            ValueError: if a stream has no projection, or `dim` is out of range.
         """
         if not 0 < dim <= self.config.projection_dim:
             raise ValueError(
@@ -274,7 +274,7 @@ class COTSModel(COTSPreTrainedModel):
 
     @property
     def temperature(self) -> torch.Tensor | float:
-        """tau: a number, or the learned value within its bounds."""
+        """The temperature tau: a number, or the learned value clamped to its bounds."""
         if self.log_temperature is None:
             return self.config.temperature
         temperature = full_precision(self.log_temperature).exp()
@@ -282,7 +282,7 @@ class COTSModel(COTSPreTrainedModel):
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:
-        """Bring a learned temperature back within its bounds, beyond which it would get no gradient."""
+        """Clamp a learned temperature to its bounds, beyond which it would get no gradient."""
         if self.log_temperature is not None:
             self.log_temperature.clamp_(math.log(self.config.min_temperature), math.log(self.config.max_temperature))
 
@@ -296,7 +296,7 @@ class COTSModel(COTSPreTrainedModel):
     def encode_image(
         self, pixel_values: torch.FloatTensor, bool_masked_pos: torch.BoolTensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
-        """The image stream alone: `last_hidden_state` (n, tokens, hidden) and, as `pooler_output`, the global feature
+        """Encode images: returns `last_hidden_state` (n, tokens, hidden) and, as `pooler_output`, the global feature
         (n, [`feature_size`]) before projection.
 
         Args:
@@ -336,14 +336,14 @@ class COTSModel(COTSPreTrainedModel):
     def encode_frames(
         self, pixel_values_videos: torch.FloatTensor, frame_mask: torch.BoolTensor | None = None, **kwargs
     ) -> torch.Tensor:
-        """The global feature (n, frames, [`feature_size`]) of each frame before projection, as of an image.
+        """Compute the global feature (n, frames, [`feature_size`]) of each frame before projection, as for an image.
 
-        Frames that are masked, and outside of training those that equal the frame before, are not encoded.
+        Masked frames and, outside of training, frames that equal the previous one are not encoded.
 
         Args:
             pixel_values_videos: (n, frames, 3, image_size, image_size), normalized.
-            frame_mask: (n, frames), false where a clip has no frame; all true if not given. The features there mean
-                nothing.
+            frame_mask: (n, frames), false for missing frames of a clip, whose features are undefined; all true if not
+                given.
             kwargs: passed on to the tower.
 
         Raises:
@@ -392,8 +392,7 @@ class COTSModel(COTSPreTrainedModel):
     def encode_text(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
-        """The text stream alone: `last_hidden_state` (n, length, hidden) and the global feature
-        (n, [`feature_size`]).
+        """Encode texts: returns `last_hidden_state` (n, length, hidden) and the global feature (n, [`feature_size`]).
 
         Args:
             input_ids: (n, length).
@@ -458,7 +457,7 @@ class COTSModel(COTSPreTrainedModel):
 
     @can_return_tuple
     def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
-        """Image features; `pooler_output` is the projected feature (n, projection_dim), *not* normalized."""
+        """Get image features; `pooler_output` is the projected feature (n, projection_dim), *not* normalized."""
         output = self.encode_image(pixel_values, **kwargs)
         output.pooler_output = self.visual_projection(output.pooler_output)
         return output
@@ -467,7 +466,7 @@ class COTSModel(COTSPreTrainedModel):
     def get_video_features(
         self, pixel_values_videos: torch.FloatTensor, frame_mask: torch.BoolTensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
-        """Video features; `pooler_output` is the projected feature (n, projection_dim), *not* normalized.
+        """Get video features; `pooler_output` is the projected feature (n, projection_dim), *not* normalized.
 
         The features of the frames are made one by `config.frame_pooling` and then projected. Arguments as in
         [`encode_frames`].
@@ -484,7 +483,7 @@ class COTSModel(COTSPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
-        """Text features; `pooler_output` is the projected feature (n, projection_dim), *not* normalized.
+        """Get text features; `pooler_output` is the projected feature (n, projection_dim), *not* normalized.
 
         `token_type_ids` is there for tokenizers that return it: a single text is of type 0 throughout, which is what
         every tower assumes by itself.
@@ -505,17 +504,17 @@ class COTSModel(COTSPreTrainedModel):
         frame_mask: torch.BoolTensor | None = None,
         **kwargs,
     ) -> COTSOutput:
-        """Encode images or clips, texts, or both; with both, also compare every image or clip with every text.
+        """Encode images or clips, texts, or both; if both are given, compare every image or clip with every text.
 
         Args:
             input_ids, attention_mask: (texts, length).
             pixel_values: (images, 3, image_size, image_size).
             interpolate_pos_encoding: accept other image sizes, if the tower can.
             pixel_values_videos: (clips, frames, 3, image_size, image_size), in place of images.
-            frame_mask: (clips, frames), false where a clip has no frame.
+            frame_mask: (clips, frames), false for missing frames of a clip.
 
         Raises:
-            ValueError: if neither modality is given, or images and clips at once.
+            ValueError: if neither modality is given, or both images and clips are.
         """
         if input_ids is None and pixel_values is None and pixel_values_videos is None:
             raise ValueError(f"{type(self).__name__} needs input_ids, pixel_values, or both")

@@ -75,13 +75,13 @@ class COTSForPreTrainingOutput(ModelOutput):
 
 
 class COTSForPreTraining(PreTrainingModel):
-    """[`COTSModel`] with momentum encoder, queues, token heads and image tokenizer.
+    """COTS for pre-training: a [`COTSModel`] with momentum encoder, queues, token heads and image tokenizer.
 
-    Its files load as [`COTSModel`] (the rest is left out), and a [`COTSModel`] file loads as this class, with the
-    momentum encoder equal to the online one and empty queues.
+    Its files can be loaded as [`COTSModel`] (the rest is ignored), and files of a [`COTSModel`] as this class, with
+    the momentum encoder equal to the online one and empty queues.
 
     Args:
-        config ([`COTSConfig`]): levels of weight 0 have no parameters here.
+        config ([`COTSConfig`]): levels with weight 0 have no parameters.
     """
 
     encoder_class = COTSModel
@@ -214,8 +214,8 @@ class COTSForPreTraining(PreTrainingModel):
         }
 
     def _with_own_features(self, batch: Batch, share: bool) -> Batch:
-        """The batch with the features of towers that are their own momentum encoders, so that one pass serves keys and
-        losses alike: towers that are not trained, and, where passes may be shared, those with a momentum of 0."""
+        """Add the features of towers that are their own momentum encoders to the batch, so that one pass serves both
+        keys and losses: frozen towers and, if keys and losses can use the same pass, towers with a momentum of 0."""
         features = dict(batch.get("features") or {})
         missing = {"image_features", "text_features"} - features.keys()
         images, texts = batch.get("pixel_values"), batch.get("input_ids")
@@ -284,7 +284,7 @@ class COTSForPreTraining(PreTrainingModel):
         frame_mask: torch.BoolTensor | None = None,
         step: Step | None = None,
     ) -> COTSForPreTrainingOutput:
-        """The losses of one micro-batch of n pairs.
+        """Compute the losses of one micro-batch of n pairs.
 
         Args:
             pixel_values: (n, 3, image_size, image_size), normalized with the config's mean and deviation.
@@ -573,7 +573,7 @@ class COTSForPreTraining(PreTrainingModel):
         return self._warmed_up(self.config.momentum, self.config.momentum_warmup_steps)
 
     def _warmed_up(self, value: float, warmup_steps: int) -> float:
-        """How much of a value is due, in float64: [`warmup_fraction`] of the steps that the host has counted."""
+        """The [`warmup_fraction`] of the steps that the host has counted, in float64."""
         return value * min(1.0, max(0, self.host_steps() - 1) / warmup_steps) if warmup_steps else value
 
     @torch.no_grad()

@@ -189,7 +189,7 @@ class COTSProcessor(ProcessorMixin):
         return merged
 
     def to_dict(self) -> dict[str, Any]:
-        """As in transformers; the usual padding and video processor are not written, as in files of before."""
+        """As in transformers, but the default padding and video processor are not written, as in older files."""
         fields = super().to_dict()
         if fields.get("padding") == "longest":
             del fields["padding"]

@@ -118,13 +118,11 @@ class BaseIndex(ABC):
             k: number of matches; a smaller index returns fewer.
             image: an image to search for, alone or together with a text; here a `str` is a path.
             minus: what the matches should not be similar to. The embeddings of all parts are added or subtracted, and
-                the
-                result is normalized.
+                the result is normalized.
 
         Raises:
             ValueError: if the query is empty, is neither a text nor an image, or has a non-finite embedding; or if k
-                is
-                not positive.
+                is not positive.
         """
 
     def embed_query(

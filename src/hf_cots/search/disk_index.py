@@ -99,8 +99,7 @@ class DiskIndex(StoredIndex):
         """Create an index, or update it from its source.
 
         Only contents that the index does not have yet are encoded. A killed build loses at most one batch; the same
-        call
-        continues it. Under torchrun or accelerate all processes must call: each encodes a part, and the first one
+        call continues it. Under torchrun or accelerate all processes must call: each encodes a part, and the first one
         writes.
 
         Args:
@@ -108,20 +107,17 @@ class DiskIndex(StoredIndex):
             source: a folder of images, a data set as for [`load_pairs`], or an opened gallery.
             to: folder of the index; created if it does not exist.
             dtype: precision of the stored vectors: "float32", "float16", "int8", or "binary", which is int8 and is
-                searched
-                approximately by signs; None keeps that of the index, or uses float32 for a new one.
+                searched approximately by signs; None keeps that of the index, or uses float32 for a new one.
             options: how a data set is read.
             batch_size: images per forward pass.
             progress: show a progress bar.
             with_columns: store the columns of the source, to filter by them.
             wait: wait for another process that writes the index, instead of raising an error.
             approximate: True turns on approximate search, for which each update also maintains a file; False turns it
-                off
-                and removes the file; None keeps the current state.
+                off and removes the file; None keeps the current state.
             recall: minimum measured recall of approximate search; 0.99 if None.
             precision: precision of the model: "float32" (as the weights), "bfloat16", or "auto", which is bfloat16 on
-                GPUs
-                that support it; None keeps that of the index, or uses float32 for a new one.
+                GPUs that support it; None keeps that of the index, or uses float32 for a new one.
 
         Returns:
             The index; its `summary` says what was done.
@@ -130,8 +126,7 @@ class DiskIndex(StoredIndex):
             FileNotFoundError: if there is no such source.
             OSError: if the index cannot be written, or another process is writing it.
             ValueError: if the index has another model, source, dtype or precision; if no image can be read; or if
-                there
-                are too few images for approximate search.
+                there are too few images for approximate search.
             ModuleNotFoundError: for approximate search without FAISS.
         """
 
@@ -283,11 +278,10 @@ class DiskIndex(StoredIndex):
         Args:
             query, k, image, minus: as for [`BaseIndex.search`].
             where: an SQL expression on the columns, such as "license = 'MIT' AND width > 100". All images for which it
-                is
-                true are considered, and only those.
+                is true are considered, and only those.
             hybrid: names of columns (or `path`) to also search by keyword for the words of the query, which must be a
-                text.
-                The score is then the sum of reciprocal ranks in both searches, and `similarity` the cosine similarity.
+                text. The score is then the sum of reciprocal ranks in both searches, and `similarity` the cosine
+                similarity.
             exact: search exactly, even if the index has approximate search.
 
         Returns:

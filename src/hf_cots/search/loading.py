@@ -121,9 +121,8 @@ def load_encoder(
     """Load an encoder by Hub id or folder.
 
     Folders written by `hf-cots export` are loaded with their runtime, and folders or repositories with a
-    `modules.json`
-    with sentence-transformers. All others are loaded with transformers: a dual encoder (COTS, CLIP, SigLIP, ...) with
-    its processor, or a text-only model with mean pooling ([`TextEncoder`]).
+    `modules.json` with sentence-transformers. All others are loaded with transformers: a dual encoder (COTS, CLIP,
+    SigLIP, ...) with its processor, or a text-only model with mean pooling ([`TextEncoder`]).
 
     Args:
         name: Hub id or folder.
@@ -131,8 +130,7 @@ def load_encoder(
         revision: branch, tag or commit on the Hub; the main branch if None.
         token: for a private or gated repository; that of `hf auth login` or HF_TOKEN if None.
         precision: precision to compute in: "float32" (as the weights), "bfloat16", or "auto", which is bfloat16 on
-            GPUs
-            that support it. The weights are not converted.
+            GPUs that support it. The weights are not converted.
 
     Raises:
         OSError: if there is no such model.

@@ -68,8 +68,8 @@ class ImageReader:
             return Loaded(index, None, broken=BrokenImage(name, str(error)))
 
     def _load_video(self, index: int, stamp: tuple[int, int] | None, path: Path) -> Loaded:
-        """Read a video, of which the frames that are needed and some bytes are in memory. It is read twice, for its
-        hash and for its frames: that both are of one file is told by its size and time."""
+        """Read a video with only the needed frames and some bytes in memory. It is read twice, for its hash and for
+        its frames; size and time show whether the file has changed in between."""
         before = file_state(path)
         digest = digest_file(path)
         if digest in self.known:

@@ -17,10 +17,8 @@ from .rerank import Reranker
 
 class RerankedIndex:
     """An index whose best matches are re-ranked; clips are re-ranked by their frame at the match's moment. Keys and
-    values
-    of re-ranked images are cached, for an index on disk by the contents of their files: a changed file is encoded
-    again,
-    a renamed one is not.
+    values of re-ranked images are cached, for an index on disk by the contents of their files: a changed file is
+    encoded again, a renamed one is not.
 
     Args:
         index: the first stage.
@@ -67,8 +65,7 @@ class RerankedIndex:
 
     def search(self, text: str, k: int = 10, **options) -> list[Match]:
         """Find the k best files for a text. Re-ranked matches come first, with their fused scores; the others follow
-        with
-        their similarities.
+        with their similarities.
 
         Args:
             text: the query, which must be a text.

@@ -33,7 +33,7 @@ from .vectors import row_type, sign_bits, unpack
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
-WITHOUT_CLIPS = 1  # the format of an index without clips, which versions of before read
+WITHOUT_CLIPS = 1  # the format of an index without clips, which older versions can read
 DATABASE = "index.sqlite"
 OWN_FILES = (DATABASE, "vectors-", "approximate-", "lock")
 BUSY_SECONDS = 30

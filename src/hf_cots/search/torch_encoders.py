@@ -188,7 +188,7 @@ def pools_frames(model: Any) -> bool:
 
 
 def hash_config(model: PreTrainedModel) -> str:
-    """Hash a model's config; an index of before fields were added still is of that model."""
+    """Hash a model's config such that indexes built before new fields were added still match the model."""
     fields = model.config.to_dict().items()
     return hash_json({key: value for key, value in fields if key not in ADDED or ADDED[key] != value})
 

@@ -245,7 +245,7 @@ def add_images(app: FastAPI, engine: Engine) -> None:
         location = engine.locate(id)
         times = location.times
         if times is None:
-            raise NotFound(f"image {id} is no clip")
+            raise NotFound(f"image {id} is not a clip")
         key = f"{location.digest}-sheet"
         return answer_small(request, kept, key, lambda: kept.make(key, lambda: draw_sheet(*clip_of(location), times)))
 

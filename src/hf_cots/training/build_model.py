@@ -124,8 +124,7 @@ def build_processor(
     config: Config, tokenizer: PreTrainedTokenizerBase, arguments: ModelArguments | None = None
 ) -> COTSProcessor:
     """Make the processor with the config's image size, mean and standard deviation. It resizes, crops and pads like
-    the
-    processor of `--model`, if there is one."""
+    the processor of `--model`, if there is one."""
     source = read_processor(arguments.model) if arguments is not None and arguments.model else None
     if source is not None:
         return build_source_processor(source, config, tokenizer)
@@ -338,7 +337,7 @@ def read_tower_json(source: str) -> dict[str, Any]:
     Raises:
         ValueError: if the JSON is invalid or has no `model_type`.
     """
-    with naming(f"the config of a tower (--vision or --text) is no JSON: {source}"):
+    with naming(f"the config of a tower (--vision or --text) is not valid JSON: {source}"):
         fields = json.loads(source)
     if "model_type" not in fields:
         raise ValueError(f"the JSON config of a tower with random weights needs a model_type, got {source}")
@@ -397,8 +396,7 @@ def check_image_tokenizer(config: Config, trained: bool) -> None:
 @torch.no_grad()
 def add_mask_token(model: PreTrainingModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Add a missing mask token to a model that masks words, and to its tokenizer. Its word embedding starts as the
-    mean
-    of the others.
+    mean of the others.
 
     Raises:
         ValueError: naming the field that needs it, if the tokenizer cannot take a new token or the tower has no word

@@ -134,8 +134,7 @@ class DistillationTrainer(PairTrainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Compute the mean squared error on `eval_dataset` and the accuracy: the percentage of translations whose
-        nearest
-        English text by cosine is their own. Both are also reported by language."""
+        nearest English text by cosine is their own. Both are also reported by language."""
         pairs: TranslationPairs = self.eval_dataset if eval_dataset is None else eval_dataset
         model = self.accelerator.unwrap_model(self.model)
         embeds = embed_texts(model, self.data_collator, pairs.translations, self.args.per_device_eval_batch_size)

@@ -46,8 +46,7 @@ def read_processor(source: str) -> COTSProcessor | None:
 
 def text_limit(arguments: ModelArguments, default: int, limit: int) -> int:
     """The maximum number of tokens per text: `--max_text_length`, or else the `limit` of the dual encoder or COTS
-    given
-    by `--model`, or else `default`; never more than `limit`.
+    given by `--model`, or else `default`; never more than `limit`.
 
     Raises:
         ValueError: if the text tower needs texts padded to `limit` and another length is requested.

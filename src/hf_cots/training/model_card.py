@@ -77,8 +77,7 @@ def write_model_card(
 
 def about_training(folder: Path) -> dict[str, Any]:
     """Template variables about the training: `record`, the contents of `training.json` or None; `training_rows` of a
-    table,
-    which has the loss curves below it; and `has_recipe`."""
+    table, which has the loss curves below it; and `has_recipe`."""
     path = folder / TRAINING
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     losses = LOSSES if (folder / LOSSES).is_file() else None
@@ -137,8 +136,7 @@ def render_results(folder: Path, report: dict[str, Any] | None) -> str:
 
 def refresh_results(folder: Path) -> None:
     """Update the results in a card, for example after `hf-cots evaluate --output` has written new ones next to it. A
-    card
-    without markers around its results is left unchanged."""
+    card without markers around its results is left unchanged."""
     path, report = folder / "README.md", read_report(folder)
     card = ModelCard.load(path)
     if report is None or not MARKED.search(card.text):

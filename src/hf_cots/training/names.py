@@ -23,8 +23,7 @@ def data_name(data: str) -> str:
 
 def loadable_name(args: TrainingArguments, folder: Path) -> str:
     """What a card's reader passes to `from_pretrained`: `--hub_model_id`, or the folder relative to the current folder
-    or
-    to its parent."""
+    or to its parent."""
     if args.hub_model_id:
         return args.hub_model_id
     here = Path.cwd()

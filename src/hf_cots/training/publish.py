@@ -35,8 +35,7 @@ def save_for_inference(
     license: str | None = None,
 ) -> Path:
     """Write the encoder, its processor, the records of training and evaluation, and a model card to
-    `output_dir/model`,
-    and return that folder. Every process must call it; the main process writes.
+    `output_dir/model`, and return that folder. Every process must call it; the main process writes.
 
     Args:
         trainer: a trainer that has finished.

@@ -11,7 +11,7 @@ from .arguments import read_recipe
 from .names import data_name
 
 
-# Flags whose values may be paths, of which the last part is told, as in the card; and what concerns this machine only.
+# Flags whose values may be paths, of which only the last part is kept, as in the card; and those of this machine.
 DATA = ("train_data", "eval_data", "keep_mask", "code_cache", "feature_cache", "output_dir")
 MODELS = ("vision", "text", "model", "tokenizer", "image_tokenizer", "config")
 PATHS = (*DATA, *MODELS, "deepspeed", "fsdp_config")
@@ -51,8 +51,7 @@ def simplify(value: Any) -> Any:
 
 def write_recipe(folder: Path, argv: list[str] | None) -> None:
     """Write `recipe.yaml` to a folder, which is created if needed: the flags given to `hf_cots.train`, with names of
-    data
-    and towers instead of paths."""
+    data and towers instead of paths."""
     given = {name: value for name, value in read_flags(argv).items() if name not in LEFT_OUT}
     recipe = {
         name: data_name(value) if name in PATHS and isinstance(value, str) else value for name, value in given.items()

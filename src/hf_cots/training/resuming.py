@@ -59,7 +59,7 @@ def describe_run(trainer: Trainer) -> dict[str, Any]:
     augmentation = getattr(trainer.data_collator, "augmentation", None)
     for name in ("min_scale", "flip"):
         settings[name] = getattr(augmentation, name, None)
-    settings["recolor"] = getattr(augmentation, "recolor", None) or None  # as runs of before, which do not name it
+    settings["recolor"] = getattr(augmentation, "recolor", None) or None  # as in older runs, which do not have it
     adapters = getattr(model, "peft_config", None) or {}
     run = {
         "settings": settings,
@@ -201,7 +201,7 @@ def find_other_model(folder: Path, run: dict[str, Any], before: dict[str, Any] |
     if (folder / ADAPTERS).is_file() and not run["lora_rank"]:
         return "it holds LoRA adapters; pass the --lora_rank of its run"
     if run["lora_rank"] and not (folder / ADAPTERS).is_file():
-        return "it holds no LoRA adapters; leave out --lora_rank"
+        return "it contains no LoRA adapters; leave out --lora_rank"
     return None
 
 

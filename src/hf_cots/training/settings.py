@@ -43,8 +43,7 @@ OF_ACCELERATE = ("split_batches", "dispatch_batches", "even_batches", "use_seeda
 
 def prepare_early_stopping(args: TrainingArguments) -> None:
     """If early stopping is on, load the best model at the end. Must be called before transformers and
-    [`choose_best_by`]
-    check the settings that this needs.
+    [`choose_best_by`] check the settings that this needs.
 
     Raises:
         ValueError: if there are no evaluations to count.

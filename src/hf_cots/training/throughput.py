@@ -12,8 +12,7 @@ class Throughput:
 
     Args:
         peak_tflops: peak throughput of one device in TFLOPS. If given, the operations of the first step are counted,
-            and
-            `mfu` is the fraction of the peak used by the pairs since the last log.
+            and `mfu` is the fraction of the peak used by the pairs since the last log.
         world_size: number of devices that share the pairs.
     """
 

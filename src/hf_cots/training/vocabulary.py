@@ -103,9 +103,8 @@ def add_embeddings(
     translations: Sequence[str],
 ) -> None:
     """Add the embeddings of an extended tokenizer's new tokens to a model: each is the mean of the embeddings of the
-    English
-    tokens that [`align_tokens`] aligns it with or, if it occurs in no pair, of all. Tokens in other scripts, which an
-    English model has but hardly knows, are initialized in the same way.
+    English tokens that [`align_tokens`] aligns it with or, if it occurs in no pair, of all. Tokens in other scripts,
+    which an English model has but hardly knows, are initialized in the same way.
 
     Args:
         model: the model, with the embeddings of `tokenizer`.

@@ -141,8 +141,7 @@ def evaluate_retrieval(
     """Evaluate retrieval in both directions on a data set: all its images against all its captions.
 
     A file that occurs in several rows, with one caption each, is one image. Images that cannot be read are skipped
-    with
-    their captions, with a warning.
+    with their captions, with a warning.
 
     Args:
         model, processor: a dual encoder in evaluation mode and its processor.
