@@ -72,7 +72,7 @@ def test_what_is_taken_over_is_told_in_one_line(world, sources, tmp_path, caplog
     assert 'CLIPTextModel (text_pooling="tower") with their projections, the temperature 0.07' in line
     assert f"images of {SIDE} pixels and texts of 20 tokens" in line
     assert line.endswith("; mvm_weight is 0: no --image_tokenizer is named")
-    assert caplog.text.count("added <mask> to it and to the text tower for word masking") == 1
+    assert caplog.text.count("<mask> was added to it and to the text tower for word masking") == 1
 
 
 def test_levels_that_cannot_be_had(world, sources, tmp_path):

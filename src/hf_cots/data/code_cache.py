@@ -171,8 +171,7 @@ class CodeCache:
         if not self._missed:
             logger.warning(
                 "the code cache %s is missing %d of %d crops of a batch: such batches are tokenized during training "
-                "(an epoch "
-                "was not written, or an image has changed)",
+                "(an epoch was not written, or an image has changed)",
                 *(self.folder, missing, len(seeds)),
             )
             self._missed = True

@@ -151,8 +151,7 @@ def read_class_folders(folder: Path, files: Sequence[Path]) -> list[dict[str, st
         if path.is_dir() and not path.name.startswith(".") and path.name not in classes:
             raise ValueError(
                 f"{path} contains no images: in a folder of class folders each must contain some; if it is a split, "
-                "pass "
-                "it as the data"
+                "pass it as the data"
             )
     if len(rows) < len(images):
         logger.warning("%s: skipping %d images that are not in a class folder", folder, len(images) - len(rows))

@@ -150,8 +150,7 @@ def _source_from_files(data: str, files: Sequence[Path], root: Path) -> Source:
     if unknown is not None:
         raise ValueError(
             f"{unknown}: cannot read '{unknown.suffix}' files; supported are {', '.join(TABLE_SUFFIXES)}, .parquet, "
-            ".tar, "
-            "all but parquet also compressed (.gz, .bz2, .xz), and folders of images"
+            ".tar, all but parquet also compressed (.gz, .bz2, .xz), and folders of images"
         )
     suffixes = sorted({data_suffix(file) for file in files})
     if len(suffixes) > 1:
@@ -175,8 +174,7 @@ def _resolve_folder(data: str, folder: Path, split: str, clips: bool) -> Source:
     if parquet and tars:
         raise ValueError(
             f"{data} contains parquet files and tars ({parquet[0].name}, {tars[0].name}): select one kind with a "
-            "pattern, "
-            f"such as {data}/**/*.tar"
+            f"pattern, such as {data}/**/*.tar"
         )
     named = [path for path in tables if path.name.split(".")[0].lower() in CANONICAL]
     if images and named and not parquet and not tars and not any(map(is_metadata, files)):

@@ -212,8 +212,7 @@ class StreamBatches:
         if state.get("source") and _reader_types(state["source"]) != _reader_types(self.stream.start):
             raise ValueError(
                 f"cannot resume the stream {self.stream.name} where the checkpoint stopped: the checkpoint read other "
-                "data "
-                "or was written by an older version; start a new run from its weights with --model"
+                "data or was written by an older version; start a new run from its weights with --model"
             )
         # Older checkpoints also hold a number of batches, which says nothing to a run with other batches.
         self.start = StreamPosition(**{name: value for name, value in state.items() if name != "batches"})

@@ -134,8 +134,7 @@ def image_from_array(
     if not array.min() >= 0 or not array.max() <= 65535:  # NaN is neither
         raise ValueError(
             f"an array with values from {array.min():g} to {array.max():g} is not an image: neither in [0, 1], nor 8 "
-            "or "
-            "16 bits (was it normalized before?)"
+            "or 16 bits (was it normalized before?)"
         )
     if half:
         return Image.fromarray(_eight_bits(array, rounding=0.5))

@@ -408,8 +408,7 @@ def add_mask_token(model: PreTrainingModel, tokenizer: PreTrainedTokenizerBase) 
     if mask in (None, tokenizer.unk_token_id) or describe_tower(model.config.text_config).embedding_size is None:
         raise ValueError(
             f"{name} has no mask_token and none can be added; choose another with --tokenizer, or turn off word "
-            "masking "
-            f"with --config_overrides '{{\"{model.config.mask_token_field}\": 0}}'"
+            f"masking with --config_overrides '{{\"{model.config.mask_token_field}\": 0}}'"
         )
     if mask >= model.config.text_config.vocab_size:
         model.resize_token_embeddings(mask + 1, mean_resizing=False)
@@ -417,7 +416,7 @@ def add_mask_token(model: PreTrainingModel, tokenizer: PreTrainedTokenizerBase) 
         words = encoder.get_input_embeddings().weight
         words[mask] = words[:known].mean(dim=0)
     model.config.mask_token_id, model.config.special_token_ids = mask, sorted(tokenizer.all_special_ids)
-    logger.warning("%s has no mask_token: added %s to it and to the text tower for word masking", name, MASK_TOKEN)
+    logger.warning("%s has no mask_token: %s was added to it and to the text tower for word masking", name, MASK_TOKEN)
 
 
 def check_simla_text(config: PreTrainedConfig) -> None:

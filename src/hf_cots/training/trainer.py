@@ -75,8 +75,7 @@ class COTSTrainer(PairTrainer):
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"{self.args.n_gpu} GPUs in one process are not supported, because DataParallel splits each batch: "
-                "start one "
-                "process per GPU with torchrun, or select one GPU with CUDA_VISIBLE_DEVICES"
+                "start one process per GPU with torchrun, or select one GPU with CUDA_VISIBLE_DEVICES"
             )
         self.caches_gradients = getattr(self.args, "gradient_cache", False)
         if self.caches_gradients and not self.model.caches_gradients:
