@@ -174,7 +174,7 @@ def _eight_bits(values: np.ndarray, wide: bool = False, rounding: float = ROUNDI
     """Samples in [0, 1], in [0, 255] or, if `wide` or greater than that, of 16 bits, as uint8."""
     highest = values.max(initial=0)
     if not np.isfinite(values).all():
-        raise ValueError("the image contains non-finite values")
+        raise ValueError("the image contains values that are not finite")
     scale = 257.0 if wide or highest > 255 else 1.0 if highest > 1 else 1 / 255
     return np.clip(values.astype(np.float64) / scale + rounding, 0, 255).astype(np.uint8)
 
