@@ -186,7 +186,7 @@ def test_evaluate_takes_a_split_in_karpathys_layout(world, tmp_path):
     checksum = report["data"]["id_checksum"]
     succeed("evaluate", world.model, tmp_path / "mine.json", *flags, "--id-checksum", checksum)
     refused = call("evaluate", world.model, tmp_path / "mine.json", *flags, "--id-checksum", "0" * 64)
-    assert f"have the checksum {checksum}, not {'0' * 64}" in error_of(refused)
+    assert f"have the checksum {checksum}, but {'0' * 64} is expected" in error_of(refused)
 
 
 @pytest.mark.parametrize("verb", ["train", "train-tokenizer"])
@@ -205,15 +205,15 @@ TRAIN = ("--train_data", "x", "--output_dir", "OUTPUT")
     [
         (("search", "MODEL", "/nothing/here", "red"), "no such folder"),
         ((*SEARCH, " "), "the query is empty"),
-        ((*SEARCH, "red", "-k", "0"), "k must be at least 1"),
+        ((*SEARCH, "red", "-k", "0"), "k must be a whole number of at least 1"),
         (("search", "/nothing/model", "IMAGES", "red"), "error:"),
         ((*EVALUATE, "--compare", "/nothing/model"), "no such model folder: /nothing/model"),
         ((*EVALUATE, "--compare", "/nothing/results.json"), "no such file: /nothing/results.queries.parquet"),
         ((*EVALUATE, "--querybank", "/nothing.csv"), "no such file or folder: /nothing.csv"),
         ((*EVALUATE, "--beta", "0", "--dual-softmax"), "beta must be above 0"),
-        ((*EVALUATE, "--protocol", "coco-5k"), "needs --image-root"),
+        ((*EVALUATE, "--protocol", "coco-5k"), "set --image-root"),
         ((*EVALUATE, "--caption-column", "words"), "no column 'words'"),
-        (("train", *TRAIN, "--vision", "x"), "name exactly one source of the model"),
+        (("train", *TRAIN, "--vision", "x"), "give exactly one source for the model"),
         (("train-tokenizer", *TRAIN, "--train_data", "/nothing.csv"), "no such file or folder: /nothing.csv"),
         (("classify", "MODEL", "/nothing"), "no such file or folder: /nothing"),
         ((*CLASSIFY, "--template", "a photo"), "the template 'a photo' has no {}"),
@@ -237,7 +237,7 @@ def test_errors_are_one_line(world, colour_folders, tmp_path, monkeypatch, argum
 
 def test_embeddings_are_truncated(world, tmp_path):
     done = succeed("convert", "truncate", world.model, "--dim", 8, "--output", tmp_path / "s")
-    assert "embeddings of 8 dimensions, of 16" in done.output
+    assert "embeddings truncated from 16 to 8 dimensions" in done.output
     whole, small = (load_encoder(str(folder)).encode_texts(["a dog"]) for folder in (world.model, tmp_path / "s"))
     expected = torch.nn.functional.normalize(torch.from_numpy(whole[:, :8]), dim=1)
     torch.testing.assert_close(torch.from_numpy(small), expected, rtol=1e-5, atol=1e-6)
@@ -245,4 +245,4 @@ def test_embeddings_are_truncated(world, tmp_path):
     assert "first 8 of 16 dimensions" in card
     assert "model-index" not in card
     result = call("convert", "truncate", world.model, "--dim", 99, "--output", tmp_path / "t")
-    assert "cannot keep 99" in error_of(result)
+    assert "got 99" in error_of(result)

@@ -129,7 +129,7 @@ LIBRARIES = {
                 ),
             )
         ),
-        "r.yaml: its aliases stand for more than",
+        "r.yaml: its YAML aliases expand to more than",
     ),
     "json": (
         lambda p: opened(lambda path: json.loads(Path(path).read_text()), write(p / "c.json", b"{")),
@@ -231,7 +231,7 @@ def test_an_output_is_checked_before_the_work(tmp_path, monkeypatch):
     assert not (tmp_path / "new" / "results.json").exists()
     check_output_file(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "kept"
-    for path, reason in ((tmp_path, "it is a folder"), (tmp_path / "file" / "a.json", "cannot write into the folder")):
+    for path, reason in ((tmp_path, "it is a folder"), (tmp_path / "file" / "a.json", "cannot write to the folder")):
         with pytest.raises(OSError, match=reason):
             check_output_file(path)
     with pytest.raises(OSError, match="it is a file"):
@@ -313,8 +313,8 @@ def test_every_entry_point_has_the_same_boundary(script, tmp_path):
         ({"max_text_length": 0}, "--max_text_length must be at least 1, got 0"),
         ({"shuffle_buffer_size": 0}, "--shuffle_buffer_size must be at least 1, got 0"),
         ({"lora_rank": -1}, "--lora_rank must be at least 0, got -1"),
-        ({"vision": '{"model_type": "vit"'}, "the config of a tower (--vision or --text) is no JSON"),
-        ({"license": "my own: terms"}, "--license 'my own: terms' is no identifier of the Hub"),
+        ({"vision": '{"model_type": "vit"'}, "the config of a tower (--vision or --text) is not valid JSON"),
+        ({"license": "my own: terms"}, "--license 'my own: terms' is not a license identifier of the Hub"),
     ],
 )
 def test_numbers_out_of_range_are_refused_by_flag(world, tmp_path, flags, message):

@@ -39,7 +39,7 @@ REFUSED = {
     "other weights than announced": ("file should be of size", "run it again"),
     "a page of the network": ("file should be of size", "run it again"),
     "a pointer": ("model.safetensors is a git-lfs pointer", "git lfs pull"),
-    "a data set is unavailable": ("org/down: no such file or folder, and the Hub does not answer", "run it again"),
+    "a data set is unavailable": ("org/down: no such file or folder, and the Hub cannot be reached", "run it again"),
     "a wrong token for a data set": (
         "org/token: no such file or folder, and the Hub answers 401, Invalid credentials in Authorization header",
         f"not valid: {LOG_IN}",

@@ -1,6 +1,6 @@
-"""The errors that a user can mend, and how every command reports them: one line, exit code 2.
+"""User errors, and how every command reports them: one line, exit code 2.
 
-Libraries are known by the names of their exceptions, so that this file imports none of them.
+Exceptions of libraries are recognized by name, so that this file does not import them.
 """
 
 import errno
@@ -88,7 +88,7 @@ LONGEST = 500  # characters of a library's message that are shown
 
 
 def print_note(text: str, style: str) -> None:
-    """Print one line on stderr, in a color where there are colors."""
+    """Print one line on stderr, in color if the terminal supports it."""
     Console(stderr=True).print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -96,12 +96,12 @@ def print_note(text: str, style: str) -> None:
 
 
 def class_names(error: BaseException) -> list[str]:
-    """Full names of an exception's class and of those that it derives from."""
+    """Full names of an exception's class and its base classes."""
     return [f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__]
 
 
 def list_causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what it was raised from, and so on."""
+    """List an error, its cause, the cause's cause, and so on."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -110,14 +110,14 @@ def list_causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of the machine or of an accelerator."""
+    """Whether the machine or an accelerator ran out of memory."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
     )
 
 
 def is_user_error(error: BaseException) -> bool:
-    """Whether a user can mend this error; else it is a bug."""
+    """Whether this is an error that the user can fix; otherwise it is a bug."""
     if isinstance(error, ImportError):
         ours = (error.name or "").partition(".")[0] == "hf_cots"
         return not ours and (isinstance(error, ModuleNotFoundError) or error.name is None)
@@ -136,10 +136,10 @@ def is_user_error(error: BaseException) -> bool:
 
 
 def explain(error: BaseException) -> str | None:
-    """Say in one line what a user must mend: the cause, the file or field, what to do. None for a bug.
+    """Explain a user error in one line: the cause, the file or field, and what to do. None for a bug.
 
     Args:
-        error: with its traceback, in which a file is looked for that the message does not name.
+        error: the exception; if its message names no file, the file is looked up in its traceback.
     """
     if not is_user_error(error):
         return None
@@ -177,18 +177,18 @@ def shorten(text: str) -> str:
 
 
 def first_sentences(text: str, count: int = 2) -> str:
-    """The beginning of a long message."""
+    """Shorten a long message to its first sentences."""
     return " ".join(re.split(r"(?<=\.)\s+", text.strip())[:count]).rstrip(". ")
 
 
 def read_status(error: BaseException) -> int | None:
-    """The status that the Hub answered with, if this error says no more than that."""
+    """The HTTP status of the Hub's answer, if the error contains no other information."""
     is_plain = class_names(error)[0] == "huggingface_hub.errors.HfHubHTTPError"
     return getattr(getattr(error, "response", None), "status_code", None) if is_plain else None
 
 
 def find_hint(error: BaseException) -> str | None:
-    """What to do about an error of the Hub, if one is behind this error."""
+    """What to do about this error, if it was caused by an error of the Hub."""
     names: set[str] = set()
     for cause in list_causes(error):
         status = read_status(cause)
@@ -197,7 +197,7 @@ def find_hint(error: BaseException) -> str | None:
 
 
 def describe_answer(error: BaseException) -> str | None:
-    """What the Hub answered, or how the connection broke, if this error says no more than that."""
+    """What the Hub answered, or how the connection failed, if the error contains no other information."""
     status = read_status(error)
     if status is not None:
         response: Any = error.response  # type: ignore[attr-defined]
@@ -211,17 +211,17 @@ def describe_answer(error: BaseException) -> str | None:
 
 
 def describe_hub_fault(error: BaseException) -> str | None:
-    """What the Hub answered, or how the connection broke, if that is behind an error: libraries say instead that they
-    do not find a file. None if it is not, or the Hub has a name for it, such as a missing repository.
+    """What the Hub answered, or how the connection failed, if that caused an error that libraries report as a missing
+    file. None for other errors, and for those that the Hub names, such as a missing repository.
 
     Returns:
-        One line, without what to do, which [`explain`] adds.
+        One line; [`explain`] adds what to do.
     """
     return next((answer for answer in map(describe_answer, list_causes(error)) if answer is not None), None)
 
 
 def name_file(error: BaseException, text: str) -> str:
-    """Put the file in front that a library's message does not name, and say if it is a pointer of git-lfs."""
+    """Prefix a library's message with the file that it does not name, and say if the file is a git-lfs pointer."""
     named = describe_answer(error) is None and (not isinstance(error, OSError) or error.errno == errno.ENOSPC)
     path = find_file(error) if named and type(error) not in (ValueError, ModuleNotFoundError) else None
     if path is None:
@@ -237,7 +237,7 @@ def name_file(error: BaseException, text: str) -> str:
 
 
 def find_file(error: BaseException) -> str | None:
-    """The file that a library was at work on: the innermost in the frames of its own code, or in the call to it."""
+    """Find the file that a library was processing: the innermost one in its own stack frames, or in the call to it."""
     frames = []
     trace = error.__traceback__
     while trace is not None:
@@ -252,7 +252,7 @@ def find_file(error: BaseException) -> str | None:
 
 
 def path_of(value: Any) -> str | None:
-    """The path of a data file that a variable names or has open, else None."""
+    """The path of the data file that a variable names or has open, or None."""
     if not isinstance(value, (str, os.PathLike)):
         if not hasattr(value, "fileno"):
             return None
@@ -272,8 +272,8 @@ def path_of(value: Any) -> str | None:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn what a user can mend into one line on stderr and exit code 2, and Ctrl-C into one line and exit code 130;
-    a bug keeps its traceback.
+    """Report user errors as one line on stderr with exit code 2, and Ctrl-C as one line with exit code 130; bugs keep
+    their traceback.
 
     Raises:
         SystemExit: with the line as its message.
@@ -292,7 +292,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def leave(line: str, code: int) -> None:
-    """Print a line on stderr and end the program."""
+    """Print a line on stderr and exit."""
     stop = SystemExit(line)
     stop.code = code
     print_note(line, "red")
@@ -301,10 +301,10 @@ def leave(line: str, code: int) -> None:
 
 @contextmanager
 def naming(subject: object) -> Iterator[None]:
-    """Put a file's or flag's name in front of what goes wrong within, where the error does not name it.
+    """Prefix errors raised in this context with the name of a file or flag, unless they already name it.
 
     Raises:
-        ValueError: in one line, for each error that a user can mend.
+        ValueError: in one line, for each user error.
     """
     try:
         yield
@@ -313,7 +313,7 @@ def naming(subject: object) -> Iterator[None]:
             raise
         raise FileNotFoundError(f"no such file: {error.filename}") from error
     except RecursionError as error:
-        raise ValueError(f"{subject}: it is nested too deeply") from error
+        raise ValueError(f"{subject}: nested too deeply") from error
     except Exception as error:
         line = explain(error)
         if line is None:
@@ -323,7 +323,7 @@ def naming(subject: object) -> Iterator[None]:
 
 @contextmanager
 def note_on_interrupt(describe_saved: Callable[[], str]) -> Iterator[None]:
-    """Let Ctrl-C within say what is saved: `describe_saved` is called then."""
+    """On Ctrl-C in this context, report what is saved, as returned by `describe_saved`."""
     try:
         yield
     except KeyboardInterrupt as error:
@@ -331,8 +331,8 @@ def note_on_interrupt(describe_saved: Callable[[], str]) -> Iterator[None]:
 
 
 def check_output_folder(folder: Path | str) -> None:
-    """Check that a folder is there or can be made, and that files can be written there, before the work and not after
-    it. Nothing is made yet: an error of the work leaves no empty folder.
+    """Check, before any work is done, that a folder exists or can be created and is writable. It is not created yet,
+    so that a later error leaves no empty folder behind.
 
     Raises:
         OSError: naming the folder.
@@ -345,12 +345,12 @@ def check_output_folder(folder: Path | str) -> None:
         reason = error.strerror
         if existing.is_file():
             reason = "it is a file" if existing == Path(folder) else f"{existing} is a file"
-        raise OSError(f"cannot write into the folder {folder}: {reason}") from error
+        raise OSError(f"cannot write to the folder {folder}: {reason}") from error
 
 
 def check_output_file(path: Path | str | None) -> None:
-    """Make a file's folder and check that the file can be written, before the work and not after it; what it holds
-    stays until then.
+    """Create a file's folder and check that the file can be written, before any work is done. An existing file is kept
+    until then.
 
     Raises:
         OSError: naming the file.

@@ -1,11 +1,11 @@
-"""`python -m hf_cots.distill_text`: distill a text tower into one for several languages, from translation pairs.
+"""`python -m hf_cots.distill_text`: distill a multilingual text tower from translation pairs.
 
     python -m hf_cots.distill_text --teacher sentence-transformers/all-MiniLM-L6-v2 --train_data pairs.tsv \\
         --output_dir runs/multilingual --max_steps 1000
 
-`pairs.tsv` has the columns `english`, `translation` and `language`. The student is saved in `output_dir/model`: a text
-tower for `--text` of training, and for `hf-cots convert text-tower`, which puts it into a model whose text tower is
-the teacher.
+`pairs.tsv` has the columns `english`, `translation` and `language`. The student is saved in `output_dir/model`. It is
+a text tower for training's `--text`, and for `hf-cots convert text-tower`, which puts it into a model whose text tower
+is the teacher.
 """
 
 import logging
@@ -42,7 +42,7 @@ TEXTS_AT_ONCE = 256  # of the teacher
 
 
 def train(argv: list[str] | None = None) -> dict[str, float]:
-    """Train with these flags; returns the final evaluation, or nothing without `--eval_data`."""
+    """Train with these flags; returns the metrics of the final evaluation, empty without `--eval_data`."""
     teacher_arguments, data_arguments, training = parse_distillation_arguments(argv)
     with guarded_output(training.output_dir):
         trainer, fingerprint = build_trainer(teacher_arguments, data_arguments, training)
@@ -57,23 +57,23 @@ def train(argv: list[str] | None = None) -> dict[str, float]:
 
 
 def load_teacher(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a text tower and its tokenizer; of a dual encoder the text half.
+    """Load a text tower and its tokenizer, or the text half of a dual encoder.
 
     Raises:
-        OSError: if it is not there.
-        ValueError: if it cannot be used, or is a COTS that does not take the mean of a text's tokens.
+        OSError: if it does not exist.
+        ValueError: if it cannot be used, or is a COTS whose text pooling is not the mean.
     """
     with named_errors(source):
         config = AutoConfig.from_pretrained(source)
         if isinstance(config, COTSConfig) and config.text_pooling != POOLING:
-            raise ValueError(f'its text_pooling is "{config.text_pooling}": a teacher\'s must be "{POOLING}"')
+            raise ValueError(f'its text_pooling is "{config.text_pooling}", but a teacher needs "{POOLING}"')
         return load_tower(source, "text"), AutoTokenizer.from_pretrained(source)
 
 
 def build_trainer(
     teacher_arguments: TeacherArguments, data_arguments: TranslationArguments, training: DistillationTrainingArguments
 ) -> tuple[DistillationTrainer, str]:
-    """Build everything that the arguments name, seeded, into a trainer that is ready to start.
+    """Build a seeded trainer from the arguments, ready to start.
 
     Returns:
         The trainer, and the teacher's fingerprint.
@@ -102,7 +102,7 @@ def build_trainer(
     students = TextCollator(extended, max_length)
     cut = collator.count_cut(pairs.sources) + students.count_cut(pairs.translations)
     if cut:
-        logger.warning("%s: %d texts have more than %d tokens and are cut", pairs.name, cut, max_length)
+        logger.warning("%s: %d texts have more than %d tokens and are truncated", pairs.name, cut, max_length)
     trainer = DistillationTrainer(
         model=model,
         args=training,
@@ -117,7 +117,7 @@ def build_trainer(
 
 
 def load_eval_data(arguments: TranslationArguments) -> TranslationPairs | None:
-    """Load the evaluation data, if any are named, in all their languages.
+    """Load the evaluation data in all languages, if `--eval_data` is set.
 
     Raises:
         OSError, ValueError: as [`load_translations`].

@@ -1,4 +1,4 @@
-"""What `hf-cots doctor` tells of an installation: versions, devices, extras, the Hub, and caches."""
+"""Findings for `hf-cots doctor`: versions, devices, extras, the Hub, and caches."""
 
 import os
 import platform
@@ -25,13 +25,13 @@ HUB_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One line.
+    """One line of the report.
 
     Args:
-        name: what was looked at.
+        name: what was checked.
         value: what was found.
-        advice: what to do about it; empty where all is well.
-        wrong: whether hf_cots does not work as it is.
+        advice: what to do about it; empty if nothing is wrong.
+        wrong: whether hf_cots cannot work like this.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Finding:
 
 
 def examine() -> dict[str, list[Finding]]:
-    """All findings, by section."""
+    """Collect all findings, by section."""
     return {
         "versions": find_versions(),
         "devices": find_devices(),
@@ -61,7 +61,7 @@ def find_versions() -> list[Finding]:
 
 
 def read_requirements(extra: str) -> list[Requirement]:
-    """What the package requires, or, with a name, what that extra adds."""
+    """The package's requirements, or, given the name of an extra, those that the extra adds."""
     parsed = [Requirement(text) for text in requires(PACKAGE) or []]
     if not extra:
         return [each for each in parsed if each.marker is None or each.marker.evaluate({"extra": ""})]
@@ -84,14 +84,14 @@ def check_requirement(requirement: Requirement) -> Finding:
 
 
 def find_extras() -> list[Finding]:
-    """Which extras are complete, and what the others lack."""
+    """Report which extras are complete, and which packages the others are missing."""
     findings = []
     for extra in metadata(PACKAGE).get_all("Provides-Extra") or []:
         needed = [each for each in read_requirements(extra) if each.name != PACKAGE]
         lacking = [each.name for each in needed if check_requirement(each).wrong]
         if extra in NOT_FOR_USE or not needed:
             continue
-        value = f"lacks {', '.join(lacking)}" if lacking else "complete"
+        value = f"missing: {', '.join(lacking)}" if lacking else "complete"
         findings.append(Finding(extra, value, f"pip install '{PACKAGE}[{extra}]'" if lacking else ""))
     return findings
 
@@ -100,7 +100,7 @@ def find_extras() -> list[Finding]:
 
 
 def find_devices() -> list[Finding]:
-    """Processor, memory, accelerators, and what bfloat16 brings on each."""
+    """Report processor, memory and accelerators, and the speedup of bfloat16 on each."""
     threads = torch.get_num_threads()
     findings = [
         Finding("CPU", f"{os.cpu_count()} cores, {threads} threads in use, {memory_in_gib():.0f} GiB of memory")
@@ -109,7 +109,7 @@ def find_devices() -> list[Finding]:
     advice = "--bf16 --use_cpu trains faster here" if ratio > 1.2 else ""
     findings.append(Finding("CPU, bfloat16", f"{ratio:.1f} times as fast as float32 in matrix products", advice))
     if not torch.accelerator.is_available():
-        return [*findings, Finding("accelerator", "none that this torch can use")]
+        return [*findings, Finding("accelerator", "none that this build of torch can use")]
     for index in range(torch.accelerator.device_count()):
         device = torch.device(torch.accelerator.current_accelerator().type, index)
         findings.append(Finding(str(device), describe_accelerator(device)))
@@ -135,7 +135,8 @@ def memory_in_gib() -> float:
 
 
 def bfloat16_gain(device: torch.device, size: int = 768, rounds: int = 5) -> float:
-    """How many times as fast as in float32 a device multiplies matrices in bfloat16: medians of products in turn."""
+    """The speedup of matrix products in bfloat16 over float32 on a device: the ratio of medians of alternating
+    runs."""
     taken: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
     for _ in range(rounds + 1):
         for dtype, seconds in taken.items():
@@ -153,22 +154,22 @@ def bfloat16_gain(device: torch.device, size: int = 768, rounds: int = 5) -> flo
 
 
 def find_hub() -> list[Finding]:
-    """Whether the Hub answers, and whether a token is set; one request is sent, for the Hub's first page."""
-    token = Finding("token", "set" if get_token() else "none, which private and gated repositories need")
+    """Report whether the Hub answers and whether a token is set. Sends one request, for the Hub's front page."""
+    token = Finding("token", "set" if get_token() else "not set; private and gated repositories need one")
     if constants.HF_HUB_OFFLINE:
-        return [Finding(constants.ENDPOINT, "not asked: HF_HUB_OFFLINE is set"), token]
+        return [Finding(constants.ENDPOINT, "not contacted: HF_HUB_OFFLINE is set"), token]
     try:
         with urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_SECONDS):
             value, advice = "answers", ""
     except HTTPError as error:
-        value, advice = f"answers with {error.code}", "its status page tells more"
+        value, advice = f"answers with {error.code}", "see its status page"
     except OSError as error:
-        value, advice = f"not reached: {error}", "what is in the cache still loads; folders always do"
+        value, advice = f"not reached: {error}", "cached models and local folders still load"
     return [Finding(constants.ENDPOINT, value, advice), token]
 
 
 def find_caches() -> list[Finding]:
-    """Sizes of the caches, and the room that is left beside them."""
+    """Report the sizes of the caches, and the free disk space."""
     datasets_cache = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets"
     folders = {"Hub": Path(constants.HF_HUB_CACHE), "datasets": Path(datasets_cache), "hf_cots": cache_folder()}
     findings = [Finding(name, f"{folder}: {describe_size(folder)}") for name, folder in folders.items()]
@@ -177,7 +178,8 @@ def find_caches() -> list[Finding]:
 
 
 def describe_size(folder: Path) -> str:
-    """The size of a folder's files, each counted once whatever links to it; "none" where it is not there."""
+    """The size of a folder's files, each counted once even if several links point to it; "none" if it does not
+    exist."""
     if not folder.is_dir():
         return "none"
     files = {}

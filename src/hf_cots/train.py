@@ -4,7 +4,7 @@
         --image_tokenizer org/dvae --train_data my_folder --output_dir runs/mine
     python -m hf_cots.train recipe.yaml --learning_rate 1e-4
 
-The model for inference is saved in `output_dir/model`, checkpoints with all training state in
+The model for inference is saved in `output_dir/model`, checkpoints with the full training state in
 `output_dir/checkpoint-*`.
 """
 
@@ -31,7 +31,8 @@ from .training.trainer import COTSTrainer
 
 
 def train(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
-    """Train with these flags; returns both directions of the final evaluation, or nothing without `--eval_data`."""
+    """Train with these flags; returns both directions of the final evaluation, or an empty dict without
+    `--eval_data`."""
     model_arguments, data_arguments, training = parse_arguments(argv)
     push = prepare_push(training)
     with guarded_output(training.output_dir):
@@ -58,7 +59,7 @@ def build_trainer(
     training: COTSTrainingArguments,
     trainer_class: type[COTSTrainer] | None = None,
 ) -> COTSTrainer:
-    """Build everything that the arguments name, seeded, into a trainer that is ready to start.
+    """Build a seeded trainer from the arguments, ready to start.
 
     Raises:
         OSError, ValueError: see `training/build_model.py` and `training/build_data.py`.

@@ -4,7 +4,7 @@
         --config '{"image_size": 192, "codebook_size": 8192, "reconstruction": "logit_laplace", "kl_weight": 0.034}'
 
 Captions are not needed. The image tokenizer is saved in `output_dir/model`, the reconstructions of each evaluation in
-`output_dir/reconstructions-*.png`, checkpoints with all training state in `output_dir/checkpoint-*`.
+`output_dir/reconstructions-*.png`, and checkpoints with the full training state in `output_dir/checkpoint-*`.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from .training.publish import prepare_push, push_folder, save_image_tokenizer
 
 
 def train(argv: list[str] | None = None) -> dict[str, float]:
-    """Train with these flags; returns the final evaluation, or nothing without `--eval_data`."""
+    """Train with these flags; returns the metrics of the final evaluation, empty without `--eval_data`."""
     model_arguments, data_arguments, training = parse_image_tokenizer_arguments(argv)
     push = prepare_push(training)
     with guarded_output(training.output_dir):
@@ -50,7 +50,7 @@ def train(argv: list[str] | None = None) -> dict[str, float]:
 def build_trainer(
     model_arguments: ImageTokenizerArguments, data_arguments: ImageArguments, training: DVAETrainingArguments
 ) -> DVAETrainer:
-    """Build everything that the arguments name, seeded, into a trainer that is ready to start.
+    """Build a seeded trainer from the arguments, ready to start.
 
     Raises:
         OSError, ValueError: as [`build_image_tokenizer`], [`load_train_data`] and [`load_eval_data`].
@@ -70,25 +70,24 @@ def build_trainer(
 
 
 def build_image_tokenizer(arguments: ImageTokenizerArguments) -> COTSImageTokenizer:
-    """A new image tokenizer with the flags' config, or a trained one to continue from.
+    """Build a new image tokenizer from `--config`, or load the one to continue training.
 
     Raises:
-        ValueError: if the flags name a field that the config does not have, both a model and a config, or a model
-            without a decoder.
+        ValueError: if `--config` names an unknown field or is combined with `--model`, or if the model has no decoder.
     """
     fields = dict(arguments.config or {})  # type: ignore[arg-type]  # JSON is parsed
     if arguments.model and fields:
-        raise ValueError("--model has its own config: leave --config out")
+        raise ValueError("--model has its own config: leave out --config")
     unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(COTSImageTokenizerConfig)})
     if unknown:
-        raise ValueError(f"--config: no field of COTSImageTokenizerConfig: {', '.join(unknown)}")
+        raise ValueError(f"--config: COTSImageTokenizerConfig has no field {', '.join(unknown)}")
     if arguments.model:
         with named_errors(arguments.model):
             model = COTSImageTokenizer.from_pretrained(arguments.model)
     else:
         model = COTSImageTokenizer(COTSImageTokenizerConfig(**fields))
     if model.decoder is None:
-        raise ValueError("an image tokenizer without a decoder cannot be trained")
+        raise ValueError("this image tokenizer has no decoder and cannot be trained")
     return model
 
 

@@ -169,7 +169,7 @@ def test_other_embeddings_are_not_written(tmp_path, monkeypatch):
 
 def test_what_is_no_dual_encoder_is_refused(world, tmp_path):
     _, text = world.towers()
-    assert "it is no dual encoder" in error_of(call("convert", "dual-encoder", text, "--output", tmp_path / "a"))
+    assert "it is not a dual encoder" in error_of(call("convert", "dual-encoder", text, "--output", tmp_path / "a"))
     line = error_of(call("convert", "dual-encoder", world.model, "--output", tmp_path / "b"))
     assert "it is one: load it with from_pretrained" in line
     line = error_of(call("convert", "dual-encoder", tmp_path / "none", "--output", tmp_path / "c"))

@@ -142,9 +142,9 @@ def test_a_batch_of_no_clips_has_all_columns(folder):
 
 
 def test_errors_are_one_line(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"has no column 'clip'; it has video, text\. Name one with --video-column"):
+    with pytest.raises(ValueError, match=r"has no column 'clip'; it has video, text\. Choose one with --video-column"):
         load_pairs(folder, video_column="clip")
-    with pytest.raises(ValueError, match="name the column of images or that of clips, not both: 'a', 'b'"):
+    with pytest.raises(ValueError, match="give either an image column or a clip column, not both: 'a', 'b'"):
         load_pairs(folder, image_column="a", video_column="b")
     with pytest.raises(ValueError, match="num_frames must be at least 1, got 0"):
         load_pairs(folder, video_column="video", num_frames=0)
@@ -152,7 +152,7 @@ def test_errors_are_one_line(folder, tmp_path):
     with pytest.raises(ValueError, match=r"none of the first 2 clips in column 'video' .* row 0 is .*no such"):
         load_pairs(tmp_path / "clips.csv", video_column="video")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="none of them a table, parquet, tar or clip"):
+    with pytest.raises(FileNotFoundError, match="is a table, parquet, tar or clip"):
         load_pairs(tmp_path / "empty", video_column="video")
 
 

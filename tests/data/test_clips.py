@@ -37,16 +37,16 @@ def test_broken_clips_are_named_once(tmp_path):
     (tmp_path / "cut.mkv").write_bytes(content[:-100])
     make_animation(tmp_path / "strip.gif", size=(1000, 9))
     for name, reason in {
-        "cut.mkv": "cut off",
+        "cut.mkv": "truncated",
         "sound.m4a": "it has sound only",
-        "strip.gif": "1000 x 9 pixels show nothing",
+        "strip.gif": "an image of 1000 x 9 pixels is too small",
         "missing.mp4": "no such file",
     }.items():
         with pytest.raises(BrokenImage) as broken:
             read_clip(tmp_path / name)
         assert broken.value.reason.startswith(reason), name
         assert str(broken.value).count(name) == 1
-    with pytest.raises(BrokenImage, match=r"^row 7: cut off"):
+    with pytest.raises(BrokenImage, match=r"^row 7: truncated"):
         read_clip(content[:-100], name="row 7")
     with pytest.raises(BrokenImage, match=r"^clip without a name: it has sound only$"):
         read_clip(sound.read_bytes())

@@ -143,14 +143,14 @@ def test_the_settings_hold_the_fingerprint_of_the_encoder_alone(tokenizer, folde
 def test_what_is_no_cache_is_refused(tmp_path, tokenizer, folder):
     with pytest.raises(FileNotFoundError, match="no such code cache"):
         CodeCache(tmp_path / "none", settings(tokenizer))
-    with pytest.raises(ValueError, match="is no code cache"):
+    with pytest.raises(ValueError, match="is not a code cache"):
         CodeCache(tmp_path, settings(tokenizer))
     shutil.copy(folder / "cache.json", tmp_path)
-    with pytest.raises(ValueError, match="has no shard yet"):
+    with pytest.raises(ValueError, match="is empty"):
         CodeCache(tmp_path, settings(tokenizer))
     for text in ("{", "[]", '{"settings": []}'):
         (tmp_path / "cache.json").write_text(text)
-        with pytest.raises(ValueError, match="is no code cache"):
+        with pytest.raises(ValueError, match="is not a code cache"):
             CodeCache(tmp_path, settings(tokenizer))
 
 
@@ -200,7 +200,7 @@ def test_more_epochs_are_added_to_a_cache(pairs, tokenizer, folder, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"shard_size": 31}, "was begun with shard_size 30, not 31"),
+        ({"shard_size": 31}, "was started with shard_size 30, not 31"),
         ({"augmentation": RandomCropFlip(32)}, "was made with min_scale 0.4, not 0.2"),
         ({"epochs": 0}, "epochs=0"),
         ({"image_mean": [0.5]}, "three numbers each"),
@@ -214,7 +214,7 @@ def test_writing_goes_on_with_the_same_settings_only(pairs, tokenizer, folder, c
 
 def test_other_data_is_refused(tokenizer, folder, tmp_path):
     pairs = load_pairs(str(write_images(tmp_path / "few", 9)), caption_column=None, seed=7)
-    with pytest.raises(ValueError, match="was begun with pairs 40, not 9"):
+    with pytest.raises(ValueError, match="was started with pairs 40, not 9"):
         write_codes(pairs, tokenizer, folder, CROP, shard_size=30)
 
 

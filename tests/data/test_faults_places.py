@@ -95,7 +95,7 @@ def test_tables_of_two_kinds_are_not_read_together(tmp_path, load):
     """`hf-cots audit` itself writes a CSV and JSON lines of the same pairs."""
     (tmp_path / "p.csv").write_text("image,caption\na.png,x\n")
     write_json_lines(tmp_path / "p.jsonl", [{"image": "a.png", "caption": "x"}])
-    with pytest.raises(ValueError, match=r"several kinds: \.csv, \.jsonl; name one kind"):
+    with pytest.raises(ValueError, match=r"several kinds: \.csv, \.jsonl; select one kind"):
         load(str(tmp_path))
 
 
@@ -152,7 +152,7 @@ def test_a_path_object_is_a_name(world):
 def test_a_place_that_is_nowhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        FileNotFoundError, match="photos/new: no such file or folder, and no data set on the Hub"
+        FileNotFoundError, match="photos/new: no such file or folder, and no such data set on the Hub"
     ) as error:
         load_pairs("photos/new")
     assert "\n" not in str(error.value)
@@ -190,7 +190,7 @@ def test_files_that_are_no_images_are_counted(tmp_path, caplog):
         (folder / name).write_bytes(b"x")
     with caplog.at_level(logging.INFO):
         assert len(find_images(folder)) == 1
-    assert "3 files are no images (.mp4, .txt, no suffix) and are skipped" in caplog.text
+    assert "skipping 3 files that are not images (.mp4, .txt, no suffix)" in caplog.text
 
 
 def test_class_folders(tmp_path, caplog):
@@ -210,7 +210,7 @@ def test_class_folders(tmp_path, caplog):
         images = load_labelled_images(str(tmp_path / place), split="train")
         assert (images.labels, images.classes) == (["black", "black", "green", "red"], ["black", "green", "red"])
     assert load_labelled_images(str(tmp_path / "both")).labels == ["red"]
-    assert "1 images lie in no class folder and are left out" in caplog.text
+    assert "skipping 1 images that are not in a class folder" in caplog.text
     source = resolve(str(tmp_path / "train"))
     assert read_class_folders(source.root, source.files)[-1] == {"image": "red/deep/a.ppm", "label": "red"}
 
@@ -221,7 +221,7 @@ def test_metadata_in_parquet_and_twice(tmp_path):
     datasets.Dataset.from_dict(rows).to_parquet(folder / "metadata.parquet")
     assert read(load_pairs, folder) == ["b", "a"]
     (folder / "metadata.csv").write_text("file_name;caption, long\np00.png;x\n")
-    with pytest.raises(ValueError, match=r"metadata\.csv and metadata\.parquet both are metadata of one folder"):
+    with pytest.raises(ValueError, match=r"metadata\.csv and metadata\.parquet are both metadata of one folder"):
         load_pairs(str(folder))
     (folder / "metadata.parquet").unlink()
     assert read(load_pairs, folder, "image", "caption, long", separator=";") == ["x"]
@@ -235,14 +235,14 @@ def test_captions_beside_images_in_upper_case(tmp_path):
 
 @pytest.mark.parametrize("data", ["", " ", "p-{3..1}.csv", "p-{0..99999999999}.csv"])
 def test_names_that_can_be_none(data):
-    with pytest.raises(ValueError, match=r"the name of the data is empty|must go up, by at most"):
+    with pytest.raises(ValueError, match=r"the name of the data is empty|must be ascending and name at most"):
         load_pairs(data)
 
 
 def test_a_tar_without_samples(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("README"))
-    with pytest.raises(ValueError, match=r"a\.tar holds no samples"):
+    with pytest.raises(ValueError, match=r"a\.tar: no samples"):
         load_pairs(str(tmp_path / "a.tar"), "png")
 
 

@@ -57,7 +57,7 @@ def test_files_of_no_split_are_told(tmp_path, caplog):
     touch(tmp_path, "train.csv", "extra.csv")
     with caplog.at_level(logging.WARNING):
         assert resolved(tmp_path)[1] == ["train.csv"]
-    assert "1 files belong to no split and are not read, extra.csv" in caplog.text
+    assert "ignoring 1 files that belong to no split, such as extra.csv" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["photos [2024]/pairs.csv", "pairs[1].csv", "a*b?.csv", "{x}.csv", "with space.csv"])
@@ -82,7 +82,7 @@ def test_errors(tmp_path):
     for data, message in (
         ("*.[ct][sa][vr]", "files of several kinds"),
         ("c.docx", r"cannot read '\.docx' files"),
-        ("empty", "holds no data"),
+        ("empty", "contains no data"),
         ("mixed", "parquet files and tars"),
         ("no.csv", "no such file or folder"),
         ("no/such/folder", "no such file or folder"),
@@ -117,7 +117,7 @@ def test_images_of_all_suffixes(tmp_path, caplog):
         (tmp_path / name).write_bytes(b"")
     with caplog.at_level(logging.INFO):
         assert sorted(path.name for path in find_images(tmp_path)) == sorted(names)
-    assert "2 files are no images (.pdf, .txt)" in caplog.text
+    assert "skipping 2 files that are not images (.pdf, .txt)" in caplog.text
     with pytest.raises(FileNotFoundError, match="no such folder"):
         find_images(tmp_path / "none")
 
@@ -135,9 +135,9 @@ def test_rows_of_metadata_in_their_order(tmp_path, caplog):
         {"image": str(tmp_path / "b.png"), "text": "B"},
         {"image": str(tmp_path / "a.png"), "text": "A"},
     ]
-    assert "1 images are not in the metadata and are left out, c.png" in caplog.text
+    assert "skipping 1 images that are not in the metadata, such as c.png" in caplog.text
     (tmp_path / "metadata.jsonl").write_text('{"name": "b.png"}\n')
-    with pytest.raises(ValueError, match=r"metadata\.jsonl, row 0: no 'file_name'"):
+    with pytest.raises(ValueError, match=r"metadata\.jsonl, row 0: 'file_name'"):
         rows_of(tmp_path)
 
 

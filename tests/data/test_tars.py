@@ -79,7 +79,7 @@ def test_a_cut_anywhere_is_an_error(tmp_path):
     [
         ({"0.txt": b"caf\xe9"}, r"a\.tar: 0\.txt: .*utf-8"),
         ({"0.json": b'{"a": '}, r"a\.tar: 0\.json"),
-        ({"0.txt": b"a", "0.TXT": b"b"}, r"0\.TXT is there twice"),
+        ({"0.txt": b"a", "0.TXT": b"b"}, r"0\.TXT occurs twice"),
     ],
 )
 def test_bad_members_are_named(tmp_path, members, message):
@@ -90,5 +90,5 @@ def test_bad_members_are_named(tmp_path, members, message):
 
 def test_no_tar(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"<html>not found</html>" * 100)
-    with pytest.raises(TarError, match=r"a\.tar is cut off, or no tar"):
+    with pytest.raises(TarError, match=r"a\.tar is truncated or not a tar"):
         list(read_samples(tmp_path / "a.tar"))

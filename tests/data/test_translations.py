@@ -33,7 +33,7 @@ def test_each_english_text_is_added_once(table):
 
 def test_languages(table):
     assert load_translations(table, languages=["de"]).translations == ["Hund"]
-    with pytest.raises(ValueError, match="no row in it; --languages may be de, fr"):
+    with pytest.raises(ValueError, match="no rows in it; its languages are de, fr"):
         load_translations(table, languages=["it", "de"])
     with pytest.raises(ValueError, match="--language_column"):
         load_translations(table, language_column=None, languages=["de"])
@@ -52,5 +52,5 @@ def test_errors_name_column_and_row(tmp_path, table):
         load_translations(table, translation_column="german")
     path = tmp_path / "empty.tsv"
     path.write_text("english\ttranslation\ndog\t\ncat\tchat\n")
-    with pytest.raises(ValueError, match=r"column 'translation' is empty or no text in 1 row\(s\).*: 0\."):
+    with pytest.raises(ValueError, match=r"column 'translation' is empty or not a text in 1 row\(s\).*: 0\."):
         load_translations(str(path), language_column=None)

@@ -81,4 +81,4 @@ def test_the_recipe_of_the_card_is_the_demos():
 
 def test_without_a_model(tmp_path):
     message = error_of(call("demo-video", tmp_path / "none", "--output", tmp_path / "out"))
-    assert message == f"error: no model {tmp_path / 'none'}: train it with hf-cots demo, or name one"
+    assert message == f"error: no such model: {tmp_path / 'none'}; train it with hf-cots demo, or give another model"

@@ -48,7 +48,7 @@ def test_a_resnet_with_projections_of_two_layers(world_of_exports, tmp_path):
     source = resnet_folder(world_of_exports)
     Export(str(source), tmp_path / "onnx").run()
     compare(tmp_path / "onnx", source)
-    with pytest.raises(ValueError, match=r"int8 reaches only .* of the image tower's weights"):
+    with pytest.raises(ValueError, match=r"int8 only covers .* of the image tower's weights"):
         Export(str(source), tmp_path / "int8", precision="int8", min_overlap=0).run()
     assert not (tmp_path / "int8").exists()
 
@@ -134,7 +134,9 @@ def test_index_and_search_take_the_folder(exported, world_of_exports, tmp_path):
     assert [match["score"] for match in found] == pytest.approx([match.score for match in expected], abs=1e-4)
     again = json.loads(succeed("index", exported, photos, "--to", index, "--json").stdout)
     assert again["encoded"] == 0
-    assert "their embeddings do not compare" in error_of(call("index", world_of_exports.model, photos, "--to", index))
+    assert "their embeddings cannot be compared" in error_of(
+        call("index", world_of_exports.model, photos, "--to", index)
+    )
 
 
 # ---------------------------------------------------------------------- overlap
@@ -185,7 +187,7 @@ def test_an_export_past_the_tolerance_leaves_nothing(world_of_exports, tmp_path,
 
 def test_int8_without_data_is_refused(world_of_exports, tmp_path):
     result = call("export", world_of_exports.model, "--output", tmp_path / "new", "--text-precision", "int8")
-    assert "name pairs with --eval-data" in error_of(result)
+    assert "give pairs with --eval-data" in error_of(result)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ def test_wrong_options_are_refused(world_of_exports, tmp_path, flags, message):
 
 def test_a_folder_of_other_files_is_refused(world_of_exports):
     error = error_of(call("export", world_of_exports.model, "--output", world_of_exports.imagefolder))
-    assert "holds other files" in error
+    assert "contains other files" in error
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
@@ -211,17 +213,19 @@ def test_a_missing_runtime_names_the_extra(world_of_exports, tmp_path, monkeypat
     package = {"onnx": "onnxruntime", "openvino": "openvino"}[format]
     monkeypatch.setitem(__import__("sys").modules, package, None)
     result = call("export", world_of_exports.model, "--output", tmp_path / "new", "--format", format)
-    assert f"{package} is not installed; for exported models: pip install 'hf-cots[{format}]'" in error_of(result)
+    assert f"{package} is not installed, which exported models need: pip install 'hf-cots[{format}]'" in error_of(
+        result
+    )
 
 
 def test_an_export_is_no_source_of_another(exported, tmp_path):
-    assert "is no dual encoder" in error_of(call("export", exported, "--output", tmp_path / "new"))
+    assert "is not a dual encoder" in error_of(call("export", exported, "--output", tmp_path / "new"))
 
 
 def test_another_device_or_precision_is_refused(exported):
-    with pytest.raises(ValueError, match="was exported and runs on the CPU, not on cuda"):
+    with pytest.raises(ValueError, match="is an exported model, which only runs on the CPU, not on cuda"):
         load_encoder(exported, "cuda")
-    with pytest.raises(ValueError, match="cannot encode in bfloat16"):
+    with pytest.raises(ValueError, match="does not support --precision bfloat16"):
         load_encoder(exported, precision="bfloat16")
     assert load_encoder(exported, precision="auto").dim == 16
 
@@ -230,11 +234,11 @@ def test_another_device_or_precision_is_refused(exported):
     ("damage", "message"),
     [
         ("cut", "copy it again"),
-        ("other", "onnxruntime cannot open it"),
+        ("other", "onnxruntime cannot open this file"),
         ("gone", "has 0 bytes"),
-        ("json", r"export\.json is cut off or no JSON"),
-        ("later", "is of version 99, this hf-cots reads up to 1"),
-        ("fields", "is not as `hf-cots export` writes it"),
+        ("json", r"export\.json is truncated or not JSON"),
+        ("later", "has version 99, but this hf-cots only reads versions up to 1"),
+        ("fields", "is not a valid file of `hf-cots export`"),
     ],
 )
 def test_damage_is_named(exported, tmp_path, damage, message):

@@ -81,7 +81,7 @@ def test_a_model_that_was_not_exported_says_what_to_do(world_of_exports, tmp_pat
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     message = " ".join(done.stderr.split())
-    assert "torch is not installed, and only exported models run without it: pip install torch, or export" in message
+    assert "torch is not installed, and only exported models run without it: pip install torch, or run" in message
 
 
 def test_the_documented_requirements_are_those_of_the_package():

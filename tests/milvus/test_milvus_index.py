@@ -259,7 +259,7 @@ def test_what_milvus_cannot_keep_is_named(photos, uri):
     table = write_json_lines(photos / "rows.jsonl", [{"image": "000.png", "text": "x" * 70_000}])
     with pytest.raises(ValueError, match=r"000\.png: its columns have more than 65535 bytes"):
         ImageIndex.build(PixelEncoder(), table, uri)
-    with pytest.raises(ValueError, match="keeps float32 vectors, not int8"):
+    with pytest.raises(ValueError, match="only stores float32 vectors, not int8"):
         ImageIndex.build(PixelEncoder(), photos, uri, dtype="int8")
 
 
@@ -284,7 +284,7 @@ def test_another_model_or_source_is_refused_by_name(photos, tmp_path, uri):
     for call_with in (lambda model: ImageIndex.build(model, photos, uri), lambda model: ImageIndex.open(uri, model)):
         with pytest.raises(ValueError, match=f"the index {uri} was built with pixels, and pixels has another weights"):
             call_with(PixelEncoder(weights="1"))
-    with pytest.raises(ValueError, match=r"is of .*photos, not of .*other: name another one with --to"):
+    with pytest.raises(ValueError, match=r"was built from .*photos, not from .*other: choose another index with --to"):
         ImageIndex.build(PixelEncoder(), write_folder(tmp_path / "other", 2), uri)
 
 
@@ -383,7 +383,7 @@ def test_a_vector_that_another_process_has_changed_is_not_taken(photos, uri):
     row["row"]["hash"] = "another"
     index.collection.upsert([row])
     with (
-        pytest.raises(OSError, match="another process writes the index: try again when it has ended"),
+        pytest.raises(OSError, match="another process is writing the index: try again when it has finished"),
         store.transaction() as database,
     ):
         database.execute("UPDATE images SET path = 'new.png' WHERE path = '000.png'")
@@ -420,13 +420,15 @@ def test_the_command_line(world, tmp_path, uri):
 
 
 def test_errors_are_one_line(world, server, uri):
-    assert f"no index at {uri}: `hf-cots index MODEL SOURCE --to {uri}`" in error_of(call("search", uri, "red"))
+    assert f"no index at {uri}: create one with `hf-cots index MODEL SOURCE --to {uri}`" in error_of(
+        call("search", uri, "red")
+    )
     line = error_of(call("search", "http://127.0.0.1:1/images", "red"))
     assert "http://127.0.0.1:1/images: " in line
-    assert "is named by server and collection" in error_of(call("search", server, "red"))
+    assert "is server and collection" in error_of(call("search", server, "red"))
     assert f"no index at {uri}" in error_of(call("serve", uri, "--port", 0))
     line = error_of(call("index", world.model, world.imagefolder, "--to", uri, "--dtype", "float16"))
-    assert "keeps float32 vectors" in line
+    assert "only stores float32 vectors" in line
 
 
 def test_clips_are_found_as_in_a_folder(encoder, uri, tmp_path):

@@ -66,7 +66,7 @@ def test_it_answers_as_over_a_folder(clients, photos, uri):
     assert infos[0] | {"name": "index", "keywords": infos[1]["keywords"]} == infos[1]
     assert (infos[0]["name"], infos[0]["keywords"]) == (uri.rpartition("/")[2], [])
     assert [facet["column"] for facet in infos[0]["facets"]] == ["style", "size"]
-    assert "hybrid: an index in Milvus is not searched by keyword" in error(
+    assert "hybrid: keyword search is not supported for an index in Milvus" in error(
         milvus.post("/api/search", json={"text": "a", "hybrid": ["style"]}), 400
     )
     assert "an index in Milvus compares columns with values" in error(

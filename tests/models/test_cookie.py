@@ -202,7 +202,7 @@ def test_from_two_towers():
     again = CookieForPreTraining.from_vision_text_pretrained(vision, text, projection_dim=8, num_shared_heads=2)
     assert_same_weights(again.cookie.vision_model.state_dict(), vision.state_dict())
     assert again.config.projection_dim == 8
-    with pytest.raises(ValueError, match="masks no patches"):
+    with pytest.raises(ValueError, match="does not mask patches"):
         CookieForPreTraining.from_vision_text_pretrained(vision, text, "org/dvae")
 
 

@@ -306,13 +306,13 @@ REFUSED = {
         lambda: t.GroupViTModel(
             t.GroupViTConfig(text_config={**WORDS, **ENDS}, vision_config=SIDE | GROUPS, projection_dim=16)
         ),
-        r"GroupViTModel \(groupvit\) cannot become a COTS: its visual_projection is no linear layer but Sequential",
+        r"GroupViTModel \(groupvit\) cannot become a COTS: its visual_projection is not a linear layer but",
     ),
     "xclip": (
         lambda: t.XCLIPModel(
             t.XCLIPConfig(text_config={**WORDS, **ENDS}, vision_config={**SIDE, "mit_hidden_size": 32})
         ),
-        r"XCLIPModel \(xclip\) cannot become a COTS: it is no dual encoder of an image and a text tower; take",
+        r"XCLIPModel \(xclip\) cannot become a COTS: it is not a dual encoder with an image and a text tower; take",
     ),
     "naflex": (
         lambda: t.Siglip2Model(
@@ -323,7 +323,10 @@ REFUSED = {
         ),
         "Siglip2VisionModel needs pixel_attention_mask, spatial_shapes .*; take a SigLIP 2 of fixed resolution",
     ),
-    "bert": (lambda: t.BertModel(t.BertConfig(**WORDS)), r"BertModel \(bert\) .* no dual encoder of an image and a"),
+    "bert": (
+        lambda: t.BertModel(t.BertConfig(**WORDS)),
+        r"BertModel \(bert\) .* not a dual encoder with an image and a",
+    ),
     "cots": (lambda: COTSModel(tiny_config()), r"COTSModel \(cots\) .*; it is one: load it with from_pretrained"),
 }
 
@@ -339,8 +342,8 @@ def test_what_cannot_be_a_cots(name):
 def test_embeddings_that_are_made_in_another_way(sources, monkeypatch):
     theirs, _ = sources("clip")
     for name, message in (
-        ("text_embeds", "its text embeddings are no pooling of its text tower with a linear projection"),
-        ("image_embeds", "its image embeddings are no pooling of its image tower"),
+        ("text_embeds", "its text embeddings are not a pooled and linearly projected output of its text tower"),
+        ("image_embeds", "its image embeddings are not a pooled and linearly projected output of its image tower"),
         ("logits_per_image", "its logits are not cosine similarities over a temperature"),
     ):
         forward = theirs.forward
@@ -361,12 +364,12 @@ def test_a_folder_that_lacks_weights(tmp_path):
     config = t.CLIPConfig(text_config={**WORDS, **ENDS}, vision_config=SIDE, projection_dim=16)
     t.CLIPVisionModel(config.vision_config).save_pretrained(tmp_path)
     config.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"its files lack .* of its weights, such as"):
+    with pytest.raises(ValueError, match=r"its files are missing .* of its weights, such as"):
         COTSModel.from_dual_encoder(str(tmp_path))
 
 
 def test_another_model_of_ours(sources):
-    with pytest.raises(ValueError, match="CookieModel has layers that no dual encoder has"):
+    with pytest.raises(ValueError, match="CookieModel has layers that dual encoders do not have"):
         CookieModel.from_dual_encoder(sources("clip")[0])
 
 
@@ -452,7 +455,7 @@ def test_gradient_cache_frozen_towers_and_lora(sources, name):
 
 def test_standardized_features_need_a_bias(sources):
     ours = COTSModel.from_dual_encoder(sources("clip")[0])
-    with pytest.raises(ValueError, match="only projections with a bias can standardize"):
+    with pytest.raises(ValueError, match="only be standardized by projections with a bias"):
         ours.standardize_projections(torch.randn(5, 32), torch.randn(5, 32))
     none = COTSModel.from_dual_encoder(sources("siglip")[0])
     with pytest.raises(ValueError, match="projection_bias=true"):

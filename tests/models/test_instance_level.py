@@ -352,5 +352,5 @@ def test_nested_dimensions_train_over_the_queue():
 
 @pytest.mark.parametrize("dims", [[0], [4, 4], [16]])
 def test_nested_dimensions_are_fewer_than_all(dims):
-    with pytest.raises(Exception, match="nested_dims must be different and below projection_dim=16"):
+    with pytest.raises(Exception, match="nested_dims must be distinct and below projection_dim=16"):
         tiny_config(nested_dims=dims)

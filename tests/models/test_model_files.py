@@ -21,9 +21,9 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
 def damages(whole):
     return {
         "git-lfs": POINTER,
-        "cut off": whole[: len(whole) // 2],
+        "truncated": whole[: len(whole) // 2],
         "empty": b"",
-        "no safetensors file": b"<!DOCTYPE html><html>403</html>" * 20,
+        "not a safetensors file": b"<!DOCTYPE html><html>403</html>" * 20,
     }
 
 
@@ -33,7 +33,7 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("damage", ["git-lfs", "cut off", "empty", "no safetensors file"])
+@pytest.mark.parametrize("damage", ["git-lfs", "truncated", "empty", "not a safetensors file"])
 def test_damaged_weights_are_named_in_one_line(folder, damage):
     path = folder / "model.safetensors"
     path.write_bytes(damages(path.read_bytes())[damage])
@@ -81,15 +81,15 @@ def test_other_files_of_the_folder(folder):
     (folder / "pytorch_model.bin").write_bytes(POINTER)
     assert find_damage(folder) is None, "nobody reads it: there are safetensors"
     (folder / "tokenizer.json").write_bytes(b'{"version": "1.0", "trunc')
-    assert "tokenizer.json is cut off or no JSON" in find_damage(folder)
+    assert "tokenizer.json is truncated or not JSON" in find_damage(folder)
     whole = (folder / "config.json").read_bytes()
     (folder / "config.json").write_bytes(whole[:100])
-    assert "config.json is cut off" in find_damage(folder)
+    assert "config.json is truncated" in find_damage(folder)
     (folder / "config.json").write_bytes(whole)
     (folder / "model.safetensors").unlink()
     assert "pytorch_model.bin is a git-lfs pointer" in find_damage(folder)
     (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04 half an archive")
-    assert "pytorch_model.bin is cut off" in find_damage(folder)
+    assert "pytorch_model.bin is truncated" in find_damage(folder)
 
 
 def test_other_errors_pass(folder):

@@ -106,7 +106,7 @@ def test_errors(whole, batch):
         model.match(**texts(batch))
     with pytest.raises(ValueError, match="4 texts cannot be matched with 3 images"):
         model.match(**texts(batch), pixel_values=pixels[:3])
-    with pytest.raises(ValueError, match="41 inputs are more than the 40 positions"):
+    with pytest.raises(ValueError, match="41 inputs exceed the 40 positions"):
         model(input_ids=torch.full((1, 41), 150))
 
 

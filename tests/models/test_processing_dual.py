@@ -109,11 +109,14 @@ def test_other_image_processors(theirs):
     ("theirs", "message"),
     [
         (ViTImageProcessorPil(do_resize=False), r"ViTImageProcessorPil does not resize images \(do_resize=False\)"),
-        (ViTImageProcessorPil(size={"height": 24, "width": 32}), "gives 24 x 32 pixels: COTS takes square images"),
+        (
+            ViTImageProcessorPil(size={"height": 24, "width": 32}),
+            "outputs 24 x 32 pixels, but COTS needs square images",
+        ),
         (ViTImageProcessorPil(size={"shortest_edge": 24}), "gives the aspect ratio of images without a crop"),
         (
             MobileViTImageProcessorPil(size={"shortest_edge": 30}, crop_size={"height": 24, "width": 24}),
-            "MobileViTImageProcessorPil changes images in a way that COTSImageProcessor cannot express",
+            "MobileViTImageProcessorPil processes images in a way that COTSImageProcessor cannot reproduce",
         ),
     ],
 )
@@ -139,7 +142,7 @@ def test_another_size(dual):
 
 
 def test_no_other_size_without_a_square():
-    with pytest.raises(ValueError, match="does not give square images of one size"):
+    with pytest.raises(ValueError, match="does not output square images of one size"):
         COTSImageProcessor(size={"shortest_edge": 24}).at_size(48)
 
 
@@ -212,7 +215,9 @@ def test_other_modules_of_sentence_transformers_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"\(sentence-transformers\) cannot become a COTS.*CLIPModel, Dense"):
         COTSProcessor.from_dual_encoder(folder)
     (folder / "modules.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"modules\.json is not what sentence-transformers writes|modules are none"):
+    with pytest.raises(
+        ValueError, match=r"modules\.json is not a valid file of sentence-transformers|modules are none"
+    ):
         COTSProcessor.from_dual_encoder(folder)
 
 
@@ -227,5 +232,5 @@ def test_an_image_processor_that_squeezes_is_told_from_one_that_crops(tmp_path):
     theirs = AutoProcessor.from_pretrained(write_clip(tmp_path / "clip")).image_processor
     squeezing = copy.deepcopy(theirs)
     squeezing.center_crop = lambda image, size, **options: np.ascontiguousarray(image[:, : size.height, : size.width])
-    with pytest.raises(ValueError, match="cannot express: pixels differ by"):
+    with pytest.raises(ValueError, match="cannot reproduce: pixels differ by"):
         as_cots_image_processor(squeezing)

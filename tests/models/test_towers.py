@@ -212,9 +212,9 @@ REFUSED = {
         t.VideoMAEConfig(image_size=32, patch_size=8, num_frames=2, **SIZES),
         "VideoMAEModel takes no images of 32 x 32 pixels",
     ),
-    "text": (t.BertConfig(**WORDS), "BertModel reads input_ids, and cannot be the image tower"),
-    "whole": (t.CLIPConfig(), "CLIPModel holds several towers"),
-    "groups": (t.GroupViTVisionConfig(), "GroupViTVisionModel gives 8 states, which are no grid of patches"),
+    "text": (t.BertConfig(**WORDS), "BertModel reads input_ids and cannot be used as the image tower"),
+    "whole": (t.CLIPConfig(), "CLIPModel contains several towers"),
+    "groups": (t.GroupViTVisionConfig(), "GroupViTVisionModel outputs 8 states, which do not form a grid of patches"),
 }
 
 
@@ -226,9 +226,12 @@ class OwnConfig(t.PreTrainedConfig):
 
 REFUSED_TEXT = {
     "bart": (t.BartConfig(), "BartModel has a decoder"),
-    "fnet": (t.FNetConfig(vocab_size=200, **{k: v for k, v in SIZES.items() if "head" not in k}), "no attention mask"),
-    "image": (t.ViTConfig(**SIDE, **SIZES), "ViTModel reads pixel_values, and cannot be the text tower"),
-    "unknown": (OwnConfig(**WORDS), "no transformers model is known for OwnConfig"),
+    "fnet": (
+        t.FNetConfig(vocab_size=200, **{k: v for k, v in SIZES.items() if "head" not in k}),
+        "not accept an attention mask",
+    ),
+    "image": (t.ViTConfig(**SIDE, **SIZES), "ViTModel reads pixel_values and cannot be used as the text tower"),
+    "unknown": (OwnConfig(**WORDS), "transformers has no model for OwnConfig"),
 }
 
 
@@ -421,7 +424,9 @@ def test_image_sizes_that_are_refused():
     with pytest.raises(ValueError, match="SwinModel takes no images of 16 x 16 pixels"):
         combine("swin", image_size=16)
     oblong = tower(t.ViTConfig(image_size=(32, 48), patch_size=8, **SIZES))
-    with pytest.raises(ValueError, match=r"ViTModel cannot take image_size=48: .*position_embeddings.*\[?\(?32, 48"):
+    with pytest.raises(
+        ValueError, match=r"ViTModel does not support image_size=48: .*position_embeddings.*\[?\(?32, 48"
+    ):
         COTSModel.from_vision_text_pretrained(oblong, tower(TEXT["bert"][0]), image_size=48, mvm_weight=0)
 
 

@@ -93,13 +93,13 @@ def test_what_is_refused():
         ValueError, match=r"must have the shape \(clips, frames, channels, height, width\), got \(3, 3"
     ):
         model.get_video_features(CLIPS[:, 0])
-    with pytest.raises(ValueError, match="frame_mask leaves a clip without any frame"):
+    with pytest.raises(ValueError, match="frame_mask must keep at least one frame"):
         model.get_video_features(CLIPS, torch.zeros_like(MASK))
-    with pytest.raises(ValueError, match="not both at once"):
+    with pytest.raises(ValueError, match="not both"):
         model(pixel_values=CLIPS[:, 0], pixel_values_videos=CLIPS)
     with pytest.raises(StrictDataclassError, match="num_frames must be at least 1"):
         tiny_config(num_frames=0)
-    with pytest.raises(ValueError, match="CookieModel encodes images and texts, no clips"):
+    with pytest.raises(ValueError, match="CookieModel does not encode clips"):
         CookieModel(tiny_cookie_config()).get_video_features(CLIPS)
 
 
@@ -192,5 +192,5 @@ def test_training_reaches_every_parameter_and_frozen_frames_give_the_same(poolin
 
 def test_clips_are_not_masked():
     model = COTSForPreTraining(tiny_config())
-    with pytest.raises(ValueError, match="not defined for clips: set mvm_weight and mlm_weight to 0"):
+    with pytest.raises(ValueError, match="does not support clips: set mvm_weight and mlm_weight to 0"):
         model(pixel_values_videos=CLIPS, **TEXTS)

@@ -88,17 +88,17 @@ def test_what_is_no_clip_is_refused_by_its_number(film, tmp_path):
         (tmp_path / "no.mp4", r"videos\[1\]: no such clip: .*no\.mp4"),
         (film.read_bytes()[:-1000], r"videos\[1\]: clip without a name: cut off"),
         (3, r"videos\[1\]: .*int"),
-        ([], r"videos\[1\]: a clip without frames"),
+        ([], r"videos\[1\]: the clip has no frames"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
             processor(videos=[film, bad])
     with pytest.raises(ValueError, match="videos is empty"):
         processor(videos=[])
-    with pytest.raises(ValueError, match=r"videos\[0\]: of a file frames are sampled"):
+    with pytest.raises(ValueError, match=r"videos\[0\]: frames of a file must be sampled"):
         processor(videos=[film], do_sample_frames=False)
     foreign = COTSProcessor(CLIPImageProcessorPil(), processor.tokenizer)
     assert foreign(images=picture(0), return_tensors="pt")["pixel_values"].shape == (1, 3, 224, 224)
-    with pytest.raises(ValueError, match="frames of clips go through a COTSImageProcessor"):
+    with pytest.raises(ValueError, match="clips need a COTSImageProcessor"):
         foreign(videos=[film])
 
 

@@ -183,7 +183,7 @@ def test_holes_are_removed_and_the_file_of_before_is_not_used(photos, tmp_path, 
         for _ in range(3):
             assert index.search("red", 100) == exact_answers(index, "red", 100)
     assert len(caplog.records) == 1
-    assert "is searched exactly, because its file for approximate search is missing, damaged or not up to date" in (
+    assert "exactly, because its file for approximate search is missing, damaged or not up to date" in (
         caplog.records[0].getMessage()
     )
     assert index.approximation() is None
@@ -275,13 +275,13 @@ def test_a_kill_at_any_line_leaves_a_file_that_is_whole_or_not_named(photos, tmp
 def test_what_cannot_be_is_refused_before_anything_is_encoded(photos, tmp_path, monkeypatch, world):
     monkeypatch.setattr(approximate, "MIN_VECTORS", 200_000)
     with pytest.raises(
-        ValueError, match="240 images are searched exactly in milliseconds: --approximate is for 200000"
+        ValueError, match="--approximate needs at least 200000 images: 240 images are searched exactly in milliseconds"
     ):
         build(photos, tmp_path / "index")
     monkeypatch.setattr(approximate, "MIN_VECTORS", 100)
     with pytest.raises(ValueError, match=r"--recall must be above 0 and at most 1, got 1[.]5"):
         build(photos, tmp_path / "index", recall=1.5)
-    with pytest.raises(ValueError, match="--recall is that of approximate search: add --approximate"):
+    with pytest.raises(ValueError, match="--recall is only for approximate search: add --approximate"):
         build(photos, tmp_path / "index", approximate=None, recall=0.5)
     monkeypatch.setattr(approximate, "load_faiss", lambda: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'hf-cots\[search\]'"):
@@ -320,4 +320,4 @@ def test_the_command_line_tells_the_recall(world, tmp_path, monkeypatch):
     assert "approximate" not in json.loads(again.stdout)
     monkeypatch.undo()
     refused = error_of(call("index", model, source, "--to", to, "--approximate"))
-    assert "--approximate is for 200000 and more" in refused
+    assert "--approximate needs at least 200000 images" in refused

@@ -323,7 +323,7 @@ def test_a_film_that_changes_while_it_is_read_is_not_kept(encoder, tmp_path, mon
 
     monkeypatch.setattr(reading, "read_media", change)
     index = ImageIndex.build(encoder, tmp_path / "clips", tmp_path / "index")
-    assert [broken.reason for broken in index.broken] == ["it changed while it was read"]
+    assert [broken.reason for broken in index.broken] == ["it changed while it was being read"]
     monkeypatch.undo()
     assert index.update().counts()["broken"] == 0
     assert index.count_clips() == 1

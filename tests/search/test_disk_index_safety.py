@@ -139,7 +139,7 @@ def test_a_damaged_tail_is_named_and_repaired(tmp_path, caplog, damage):
         ImageIndex.open(to, PixelEncoder())
     encoder = PixelEncoder()
     repaired = build(photos, to, encoder)
-    assert f"{lost} vectors are forgotten and their images encoded again" in caplog.text
+    assert f"{lost} vectors are discarded and their images will be encoded again" in caplog.text
     assert encoder.encoded == repaired.summary.encoded == lost
     assert repaired.summary.unchanged == 20
     assert content(repaired) == whole
@@ -221,7 +221,7 @@ def test_a_second_writer_is_refused_in_one_line(tmp_path, world):
     photos, to = write_folder(tmp_path / "photos", 3), tmp_path / "index"
     build(photos, to)
     writer = IndexStore(to, writable=True)
-    with pytest.raises(OSError, match="is being written by another process: wait until it has ended"):
+    with pytest.raises(OSError, match="is being written by another process: wait until it has finished"):
         build(photos, to)
     assert "is being written by another process" in error_of(call("index", world.model, photos, "--to", to))
     writer.close()
@@ -246,9 +246,9 @@ def test_an_index_that_cannot_be_made_is_one_line(tmp_path, world):
     (tmp_path / "file").write_text("")
     photos = write_folder(tmp_path / "photos", 1)
     line = error_of(call("index", world.model, photos, "--to", tmp_path / "file" / "index"))
-    assert "cannot make the index" in line
+    assert "cannot create the index" in line
     line = error_of(call("index", world.model, photos, "--to", photos))
-    assert "is no index and holds other files, such as 000.png: name a new folder with --to" in line
+    assert "is not an index and contains other files, such as 000.png: choose a new folder with --to" in line
     assert [path.name for path in photos.iterdir()] == ["000.png"]
 
 

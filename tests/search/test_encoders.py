@@ -162,7 +162,7 @@ def test_a_sentence_transformer_equals_its_own_encode(sentence_folders):
     own = SentenceTransformer(str(sentence_folders / "text"), device="cpu").encode(TEXTS, convert_to_tensor=True)
     assert_close(encoder.encode_texts(TEXTS, batch_size=2), own, rtol=1e-4, atol=1e-5)
     assert encoder.dim == 32
-    with pytest.raises(ValueError, match="has no image tower: it encodes text"):
+    with pytest.raises(ValueError, match="has no image tower: it only encodes text"):
         encoder.encode_images(IMAGES)
 
 
@@ -205,7 +205,7 @@ def test_a_model_of_images_only_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda weight: {}, r"CLIPModel needs weights that the file lacks: text_projection\.weight"),
+        (lambda weight: {}, r"CLIPModel needs weights that are missing from the file: text_projection\.weight"),
         (lambda weight: {"text_projection.weight": weight[1:].contiguous()}, "the weights do not fit the config"),
     ],
 )

@@ -139,7 +139,7 @@ def test_auto_is_bfloat16_where_a_gpu_computes_in_it(monkeypatch):
         assert choose_precision("auto", torch.device("cuda")) == chosen
     with pytest.raises(ValueError, match="--precision must be float32, bfloat16, auto, not 'half'"):
         choose_precision("half", CPU)
-    with pytest.raises(ValueError, match="pixels cannot encode in bfloat16"):
+    with pytest.raises(ValueError, match="pixels does not support --precision bfloat16"):
         set_precision(PixelEncoder(), "bfloat16")
 
 
@@ -155,7 +155,7 @@ def test_an_index_keeps_its_precision(world, tmp_path):
     index.update()
     assert_close(index.embeds, expected, rtol=0, atol=1e-6)
     refused = error_of(call("index", world.model, photos, "--to", to, "--precision", "float32"))
-    assert f"the index {to} was encoded in bfloat16, not in float32: name another one with --to" in refused
+    assert f"the index {to} was encoded in bfloat16, not in float32: choose another index with --to" in refused
     assert error_of(call("index", world.model, photos, "--to", tmp_path / "other", "--precision", "half"))
     assert not (tmp_path / "other").exists()
 

@@ -213,7 +213,7 @@ def test_lists_are_searched_by_what_they_hold(cell, text):
         ("arrow", "tag", "--hybrid: no column 'tag'; the index has"),
         ("arrow", [], "--hybrid: names no column; the index has name"),
         ("arrow", ['name") OR 1'], "--hybrid: no column"),
-        (None, ["name"], "--hybrid: there is no text"),
+        (None, ["name"], "--hybrid needs a text"),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_encoded(index, photos, monkeypatch, query, hybrid, message):
@@ -296,4 +296,4 @@ def test_the_command_line(world, tmp_path):
     assert "no column 'nam'; the index has name, tags, path" in error_of(call("search", to, "red", "--hybrid", "nam"))
     assert "names no column" in error_of(call("search", to, "red", "--hybrid", " , "))
     line = error_of(call("search", world.model, world.imagefolder, "red", "--hybrid", "path"))
-    assert "--hybrid searches the columns of an index" in line
+    assert "--hybrid needs an index" in line

@@ -48,7 +48,9 @@ def test_a_checkpoint_is_loaded_with_its_queues(checkpoint):
 
 def test_an_index_with_an_incomplete_model_is_refused(world, tmp_path):
     model = without(world.model, "text_projection.weight", tmp_path)
-    with pytest.raises(ValueError, match=r"COTSModel needs weights that the file lacks: text_projection\.weight"):
+    with pytest.raises(
+        ValueError, match=r"COTSModel needs weights that are missing from the file: text_projection\.weight"
+    ):
         ImageIndex.from_folder(model, world.imagefolder)
 
 
@@ -56,12 +58,14 @@ def test_a_model_to_deploy_is_no_checkpoint(tmp_path, world):
     config = COTSModel.from_pretrained(world.model).config
     off = {"mvm_weight": 0.0, "task_weight": 0.0, "mask_token_id": 4, "special_token_ids": list(range(5))}
     COTSModel(COTSConfig(**config.to_dict() | off)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"the file lacks: key_queue.*Name a checkpoint of its pre-training"):
+    with pytest.raises(ValueError, match=r"missing from the file: key_queue.*Name a checkpoint of its pre-training"):
         load_for_pretraining(str(tmp_path))
 
 
 def test_models_of_another_kind_are_refused(world):
-    with pytest.raises(ValueError, match="is 'cots' and cannot re-rank: name a SIMLA model"):
+    with pytest.raises(ValueError, match="has model_type 'cots' and cannot re-rank: use a SIMLA model"):
         load_reranker(str(world.model))
-    with pytest.raises(ValueError, match="is 'cots_image_tokenizer': name a checkpoint of COTS, COOKIE or SIMLA"):
+    with pytest.raises(
+        ValueError, match="has model_type 'cots_image_tokenizer': use a checkpoint of COTS, COOKIE or SIMLA"
+    ):
         load_for_pretraining(str(world.image_tokenizer))

@@ -93,5 +93,5 @@ def test_a_missing_package_names_the_extra(monkeypatch, world):
 def test_addresses(monkeypatch):
     pytest.importorskip("pymilvus")
     for uri in ("http://127.0.0.1:1", "http://127.0.0.1:1/a/b", "http://127.0.0.1:1/a-b", "http://127.0.0.1:1/a?b=c"):
-        with pytest.raises(ValueError, match=r"named by server and collection, as http://127\.0\.0\.1:19530/images"):
+        with pytest.raises(ValueError, match=r"is server and collection, such as http://127\.0\.0\.1:19530/images"):
             Collection(uri)

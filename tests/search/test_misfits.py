@@ -35,10 +35,10 @@ def without_vocabulary(folder):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("runs/nothing/model", "^no such folder, and no Hub id: runs/nothing/model$"),
-        ("a b", "^no such folder, and no Hub id: a b$"),
-        ("C:\\models\\x", "^no such folder, and no Hub id: C:"),
-        ("", "^no such folder, and no Hub id: $"),
+        ("runs/nothing/model", "^no such folder, and not a valid Hub id: runs/nothing/model$"),
+        ("a b", "^no such folder, and not a valid Hub id: a b$"),
+        ("C:\\models\\x", "^no such folder, and not a valid Hub id: C:"),
+        ("", "^no such folder, and not a valid Hub id: $"),
         ("./nothing", r"^no such model folder: \./nothing$"),
         ("/nothing", "^no such model folder: /nothing$"),
         ("~/nothing", "^no such model folder: ~/nothing$"),
@@ -53,7 +53,7 @@ def test_a_wrong_name_is_one_line(loader, name, message):
 
 @pytest.mark.parametrize("loader", LOADERS)
 def test_files_and_folders_that_are_no_models(world, tmp_path, loader):
-    with pytest.raises(OSError, match=r"config\.json is a file: name the folder"):
+    with pytest.raises(OSError, match=r"config\.json is a file: give the model's folder"):
         loader(str(world.model / "config.json"))
     with pytest.raises((OSError, ValueError), match=str(tmp_path)):
         loader(str(tmp_path))
@@ -89,7 +89,7 @@ def test_a_tokenizer_of_another_model(world, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens([f"word{i}" for i in range(50)])
     tokenizer.save_pretrained(folder)
-    with pytest.raises(ValueError, match=r"the tokenizer has \d+ tokens, the text tower only \d+"):
+    with pytest.raises(ValueError, match=r"the tokenizer has \d+ tokens, but the text tower only \d+"):
         load_encoder(str(folder))
 
 
@@ -99,7 +99,7 @@ def test_an_image_processor_of_another_size(world, tmp_path):
     fields = json.loads(path.read_text())
     fields["image_processor"]["size"] = {"height": 64, "width": 64}
     path.write_text(json.dumps(fields))
-    with pytest.raises(ValueError, match="makes 64 x 64 pixels, the image tower takes 32 x 32"):
+    with pytest.raises(ValueError, match="outputs 64 x 64 pixels, but the image tower needs 32 x 32"):
         load_encoder(str(folder))
 
 
@@ -131,7 +131,7 @@ def test_training_from_an_incomplete_model(world, tmp_path):
     kept = {name: rows for name, rows in weights.items() if not name.startswith("text_projection")}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     flags = world.flags(tmp_path / "run", {"mvm_weight": 0, "mlm_weight": 0}, model=folder, vision=None, text=None)
-    with pytest.raises(ValueError, match=r"m: the file lacks weights of the model: cots\.text_projection"):
+    with pytest.raises(ValueError, match=r"m: the file is missing weights of the model: cots\.text_projection"):
         train.train([flag for flag in flags if flag])
 
 

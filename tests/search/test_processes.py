@@ -44,6 +44,9 @@ def test_what_only_the_first_process_finds_ends_both(world, tmp_path):
     torchrun(2, SCRIPTS / "index_refused_ranks.py", world.model, world.imagefolder, tmp_path)
     told = [(tmp_path / f"{rank}.txt").read_text().splitlines() for rank in (0, 1)]
     assert told[0] == told[1]
-    assert told[0][0] == f"the index {tmp_path / 'index'} keeps float32, not int8: name another one with --to"
+    assert (
+        told[0][0]
+        == f"the index {tmp_path / 'index'} stores float32 vectors, not int8: choose another index with --to"
+    )
     assert "was encoded in float32, not in bfloat16" in told[0][1]
     assert told[0][2:] == ["the disk is full", "40"]

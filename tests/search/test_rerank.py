@@ -76,7 +76,7 @@ def test_no_pairs_and_odd_pairs(simla):
     ours = reranker(simla, [])
     assert ours.score(TEXTS, torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)).shape == (0,)
     assert ours.score([], torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)).shape == (0,)
-    with pytest.raises(ValueError, match="2 texts and 1 images are no pairs"):
+    with pytest.raises(ValueError, match="must have the same length, got 2 and 1"):
         ours.score(TEXTS, torch.tensor([0, 1]), torch.tensor([0]))
 
 

@@ -105,6 +105,6 @@ def test_without_faiss_it_is_not_begun_but_searched(folder, photos, tmp_path, mo
     for module in (signs, vectors):
         monkeypatch.setattr(module, "load_faiss", lambda: None)
     assert ImageIndex.open(folder, PixelEncoder()).search("red", 10) == expected
-    with pytest.raises(ModuleNotFoundError, match=r"for --dtype binary: pip install 'hf-cots\[search\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"which --dtype binary needs: pip install 'hf-cots\[search\]'"):
         ImageIndex.build(PixelEncoder(), photos, tmp_path / "other", dtype="binary")
     assert not (tmp_path / "other").exists()

@@ -81,7 +81,7 @@ def test_the_packing_error_bounds_every_score(dtype, most):
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(ValueError, match="float32, float16, int8, binary, not as 'int4'"):
+    with pytest.raises(ValueError, match="float32, float16, int8, binary, not 'int4'"):
         vectors.row_type(4, "int4")
 
 

@@ -91,7 +91,7 @@ def test_the_sheet_has_the_frames_side_by_side(clip_client, folder):
         top = (side - SIDE) // 2
         shown = np.asarray(sheet.convert("RGB").crop((left, top, left + SIDE, top + SIDE)), dtype=float)
         assert np.abs(shown.mean(axis=(0, 1)) - np.asarray(frame, dtype=float).mean(axis=(0, 1))).max() < 12
-    assert "is no clip" in error(clip_client.get(f"/sheet/{found['a.png']['id']}"), 404)
+    assert "is not a clip" in error(clip_client.get(f"/sheet/{found['a.png']['id']}"), 404)
     error(clip_client.get("/sheet/999"), 404)
 
 
@@ -177,7 +177,7 @@ def test_clips_of_a_query_that_are_refused(clip_client, monkeypatch):
     film = b"\0\0\0\x18ftypmp42" + b"\0" * 100
     assert refused(film, 422).startswith("image: ")
     assert refused(b"\x1aE\xdf\xa3 and no more", 422).startswith("image: ")
-    assert "it cannot be read" in refused(b"#EXTM3U\nhttp://localhost/x.ts", 422)
+    assert "cannot be read" in refused(b"#EXTM3U\nhttp://localhost/x.ts", 422)
     first, *others = scenes((RED, GREEN, BLUE))
     animation = encoded(first, "GIF", save_all=True, append_images=others)
     monkeypatch.setattr(images_module, "MAX_CLIP_PIXELS", 3 * SIDE * SIDE - 1)

@@ -33,12 +33,12 @@ def test_an_index_and_a_folder(world, tmp_path, served, monkeypatch):
         assert client.get("/api/info").json()["images"] == 40
         assert client.get("/api/info", headers={"host": "evil.com"}).status_code == 421
     open_to_others = succeed("serve", tmp_path / "index", "--host", "0.0.0.0", "--port", 0)
-    assert "warning: whoever reaches" in open_to_others.stderr
+    assert "warning: anyone who can reach" in open_to_others.stderr
     assert TestClient(served[-1], base_url="http://photos.lan").get("/api/info").status_code == 200
 
 
 def test_what_is_refused(world, tmp_path, served):
-    assert "is no index" in error_of(call("serve", world.imagefolder, "--port", 0))
+    assert "is not an index" in error_of(call("serve", world.imagefolder, "--port", 0))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"port {port}" in error_of(call("serve", tmp_path, "--port", port))

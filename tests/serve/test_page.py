@@ -258,7 +258,7 @@ def test_errors_empty_results_themes_and_narrow_windows(page, address, photos):
     page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     (photos / "note.txt").write_text("a text")
     page.one("#file").send_keys(str(photos / "note.txt"))
-    until(lambda: "is no image" in page.text("#message"))
+    until(lambda: "is not an image" in page.text("#message"))
     (photos / "note.txt").unlink()
 
 

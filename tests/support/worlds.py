@@ -242,7 +242,7 @@ def write_broken_images(folder: Path) -> dict[str, str]:
         "page.jpg": "cannot identify",
         "bomb.png": "DecompressionBomb",
         "folder.png": "IsADirectoryError",
-        "pixel.png": "1 x 1 pixels show nothing",
-        "strip.png": "30000 x 40 pixels show nothing",
+        "pixel.png": "1 x 1 pixels is too small",
+        "strip.png": "30000 x 40 pixels is too small",
         "missing.png": "no such file",
     }

@@ -173,11 +173,11 @@ def test_the_text_stack_reads_without_separator(world):
     [
         ("simla", {"similarity_queue_size": 8}, {}, "no field of SimlaConfig: similarity_queue_size"),
         ("simla", {}, {"image_tokenizer": None}, "mim_weight > 0 needs a trained image tokenizer"),
-        ("simla", {}, {"lora_rank": 2}, "--lora_rank is for COTS"),
-        ("cookie", {"queue_size": 8}, {}, "no field of CookieConfig: queue_size"),
-        ("cookie", {}, {"image_tokenizer": "org/dvae"}, "masks no patches"),
-        ("cookie", {}, {"lora_rank": 2}, "--lora_rank is for COTS"),
-        ("cookie", {}, {"code_cache": "codes"}, "--code_cache is for masked image modeling"),
+        ("simla", {}, {"lora_rank": 2}, "--lora_rank is only supported by COTS"),
+        ("cookie", {"queue_size": 8}, {}, "CookieConfig has no field queue_size"),
+        ("cookie", {}, {"image_tokenizer": "org/dvae"}, "does not mask patches"),
+        ("cookie", {}, {"lora_rank": 2}, "--lora_rank is only supported by COTS"),
+        ("cookie", {}, {"code_cache": "codes"}, "--code_cache is only for masked image modeling"),
         ("cookie", {"text_view": "other_caption"}, {"streaming": True}, "leave out --streaming"),
     ],
 )
@@ -189,5 +189,5 @@ def test_what_does_not_go_is_one_line(world, kind, overrides, settings, message)
 def test_towers_of_two_widths(world):
     narrow = {"model_type": "vit", "image_size": 32, "patch_size": 8, "hidden_size": 16, "num_attention_heads": 2}
     narrow |= {"num_hidden_layers": 1, "intermediate_size": 16}
-    with pytest.raises(Exception, match="a single stream has one width: vision_config has 16, text_config 32"):
+    with pytest.raises(Exception, match="vision_config and text_config must have the same hidden_size, got 16 and 32"):
         build("simla", world, vision=json.dumps(narrow))

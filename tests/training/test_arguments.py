@@ -94,7 +94,7 @@ def test_recipes_may_use_old_names(caplog):
     assert caplog.messages == [
         "the recipe uses old names: standardize is now standardize_features, shuffle_block is now shuffle_buffer_size",
         "--config_overrides uses old names: masked_share is now masked_fraction",
-        "--config_overrides uses an old value: text_view sibling is now other_caption",
+        "--config_overrides uses an old value: text_view=sibling is now other_caption",
     ]
 
 
@@ -114,7 +114,7 @@ def test_unknown_flags_and_old_ones_outside_of_recipes_are_errors(name):
 
 
 def test_data_in_a_recipe_s_place_is_told():
-    with pytest.raises(ValueError, match=r"my_pairs/ is no recipe \(.*: name data with --train_data"):
+    with pytest.raises(ValueError, match=r"my_pairs/ is neither a recipe \(.*: give the data with --train_data"):
         parse_arguments(["my_pairs/", *FLAGS])
 
 
@@ -145,7 +145,7 @@ def test_a_recipe_that_does_not_exist(tmp_path):
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just a text", ""])
 def test_a_recipe_that_holds_no_mapping(tmp_path, text):
     (tmp_path / "recipe.yaml").write_text(text)
-    with pytest.raises(ValueError, match=r"recipe\.yaml must hold a mapping"):
+    with pytest.raises(ValueError, match=r"recipe\.yaml must contain a mapping"):
         parse_arguments([str(tmp_path / "recipe.yaml")])
 
 

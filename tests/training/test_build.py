@@ -117,7 +117,7 @@ def test_a_tower_within_a_config_can_be_overridden(world, config_folder):
 )
 def test_exactly_one_source_of_the_model(world, settings):
     """An error before anything is loaded, through the entry point that users see."""
-    with pytest.raises(SystemExit, match="exactly one source of the model"):
+    with pytest.raises(SystemExit, match="exactly one source for the model"):
         main(world.flags(world.root / "out", **settings))
 
 
@@ -127,7 +127,7 @@ def test_exactly_one_source_of_the_model(world, settings):
         ({"image_tokenizer": None}, r"--image_tokenizer.*mvm_weight"),
         (
             {"freeze": "audio"},
-            "--freeze takes vision and text, or one of them with its number of layers as in vision:8, got 'audio'",
+            "--freeze takes vision and text, or one of them with a number of layers as in vision:8, got 'audio'",
         ),
         ({"vision": '{"hidden_size": 16}'}, "needs a model_type"),
     ],
@@ -141,7 +141,7 @@ def test_flags_that_do_not_fit(world, settings, message):
 def test_a_vocabulary_that_is_too_small(world, tmp_path):
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *(f"word{i}" for i in range(500))])}
     BertTokenizer(vocab=vocabulary).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"505 tokens, the text tower only {len(tiny_tokenizer())}"):
+    with pytest.raises(ValueError, match=f"505 tokens, but the text tower only {len(tiny_tokenizer())}"):
         build(world, tokenizer=tmp_path)
 
 
@@ -160,7 +160,7 @@ def test_a_tokenizer_without_a_mask_token(world, tmp_path):
 def test_a_config_of_another_model(world, tmp_path):
     BertConfig().save_pretrained(tmp_path)
     _, text = world.towers()
-    with pytest.raises(ValueError, match="is not a COTS, SIMLA or COOKIE model but 'bert'"):
+    with pytest.raises(ValueError, match="is not a COTS, SIMLA or COOKIE model: its model_type is 'bert'"):
         build(world, **NO_TOWERS, config=tmp_path, tokenizer=text)
 
 
@@ -183,7 +183,7 @@ def test_wrong_overrides_are_refused(world, config_folder, source, field, value,
     ("field", "value", "message"),
     [
         ("image_size", 64, r"grid of 8 x 8 codes .* 4 x 4 patches"),
-        ("codebook_size", 32, "codebook_size=64, the config asks for 32"),
+        ("codebook_size", 32, "codebook_size=64, but the config has 32"),
     ],
 )
 def test_an_image_tokenizer_that_does_not_fit(world, config_folder, field, value, message):

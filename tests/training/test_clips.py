@@ -98,14 +98,14 @@ def test_stored_features_of_frames_train_as_frozen_towers_do(world, clips, tmp_p
     ("overrides", "settings", "message"),
     [
         ({"mlm_weight": 0.5}, {}, "--video_column: the token level masks images, not clips"),
-        ({}, {"architecture": "simla"}, "--video_column is for COTS"),
+        ({}, {"architecture": "simla"}, "--video_column is only supported by COTS"),
         ({}, {"num_frames": 0}, "--num_frames must be at least 1, got 0"),
-        ({}, {"image_column": "photo"}, "name the column of images or that of clips, not both"),
-        ({}, {"video_column": None, "frame_jitter": True}, "--frame_jitter is for clips"),
+        ({}, {"image_column": "photo"}, "give either an image column or a clip column, not both"),
+        ({}, {"video_column": None, "frame_jitter": True}, "--frame_jitter is only for clips"),
         (
             {},
             {"freeze": ["vision", "text"], "feature_cache": "f", "frame_jitter": True},
-            "--frame_jitter takes other frames in each epoch",
+            "--frame_jitter samples other frames in each epoch",
         ),
     ],
 )

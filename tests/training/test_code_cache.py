@@ -69,7 +69,7 @@ def test_losses_and_weights_are_bit_for_bit_those_of_online_codes(
 ):
     with caplog.at_level(logging.INFO):
         weights, logs = train(world, tmp_path, code_cache=cache, dataloader_num_workers=workers)
-    assert f"the codes of 80 crops are read from {cache}" in caplog.text
+    assert f"80 crops have precomputed codes in {cache}" in caplog.text
     assert logs == without[1]
     assert sum(line.get("loss_mvm", 0) > 0 for line in logs) == 7
     assert_same_weights(weights, without[0])

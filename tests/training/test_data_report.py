@@ -91,7 +91,7 @@ def test_the_separator_is_a_flag(world, folder, tmp_path):
     path = folder / "p.csv"
     lines = [f"images/{name};{caption};1,2,3" for name, _, caption in all_pairs()]
     path.write_text("\n".join(["image;caption;a, b, c", *lines]) + "\n")
-    with pytest.raises(ValueError, match=r"p\.csv, line 1: the separator may be comma or semicolon"):
+    with pytest.raises(ValueError, match=r"p\.csv, line 1: the separator could be comma or semicolon"):
         train(world, tmp_path / "run", train_data=path)
     train(world, tmp_path / "run", train_data=path, eval_data=path, separator=";")
     assert read_report(tmp_path / "run")["evaluation"]["pairs"] == 40
@@ -130,5 +130,5 @@ def test_the_console_shows_it(world, folder, tmp_path):
     (folder / "images" / "notes.txt").write_text("x")
     command = [sys.executable, "-m", "hf_cots", "search", str(world.model), str(folder / "images"), "red", "-k", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "1 files are no images (.txt) and are skipped" in done.stderr
+    assert "skipping 1 files that are not images (.txt)" in done.stderr
     assert len(done.stdout.splitlines()) == 1

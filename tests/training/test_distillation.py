@@ -89,10 +89,10 @@ def test_texts_that_are_cut_are_counted(world, table, tmp_path, caplog):
     teacher = AutoTokenizer.from_pretrained(world.towers()[1])
     cut = sum(n > 4 for n in tokens) + sum(len(teacher(text)["input_ids"]) > 4 for text in pairs.sources)
     assert cut > 0
-    assert f"{cut} texts have more than 4 tokens and are cut" in caplog.text
+    assert f"{cut} texts have more than 4 tokens and are truncated" in caplog.text
     caplog.clear()
     make_trainer(world, table, tmp_path)
-    assert "are cut" not in caplog.text
+    assert "are truncated" not in caplog.text
 
 
 def test_english_texts_are_items_once(world, table, tmp_path):

@@ -48,8 +48,8 @@ def test_it_stops_where_the_rule_says_and_loads_the_best(world, tmp_path, result
     assert (trainer.state.global_step, trainer.state.best_global_step) == (stop, best)
     assert_same_weights(trainer.model.state_dict(), checkpoint(tmp_path, best))
     told = [r.getMessage() for r in caplog.records if "stopped at step" in r.getMessage()]
-    expected = f"stopped at step {stop}: the last {patience} evaluations found no better text_to_image_R@1 than the "
-    assert told == ([] if stop == 8 and best == 8 else [f"{expected}{results[best - 1]} of step {best}"])
+    expected = f"stopped at step {stop}: no improvement in the last {patience} evaluations (best text_to_image_R@1: "
+    assert told == ([] if stop == 8 and best == 8 else [f"{expected}{results[best - 1]} at step {best})"])
 
 
 def test_a_resumed_run_keeps_the_count(world, tmp_path):
@@ -94,12 +94,12 @@ def test_it_stops_by_the_metric_that_is_named_and_by_averaged_weights(world, tmp
     ("settings", "message"),
     [
         ({"early_stopping_patience": 0}, "--early_stopping_patience must be at least 1"),
-        ({"eval_strategy": "no"}, "--early_stopping_patience counts evaluations: name --eval_data"),
+        ({"eval_strategy": "no"}, "--early_stopping_patience counts evaluations: give --eval_data"),
         ({"save_strategy": "no"}, "--early_stopping_patience needs evaluations where checkpoints are saved"),
         ({"save_strategy": "epoch"}, "--early_stopping_patience needs evaluations where checkpoints are saved"),
-        ({"save_steps": 4}, "--save_steps 4 must be --eval_steps 1, or --save_strategy best"),
+        ({"save_steps": 4}, "--save_steps 4 must equal --eval_steps 1, or set --save_strategy best"),
         ({"eval_data": None}, "eval_dataset|--eval_data"),
-        ({"metric_for_best_model": "accuracy"}, "--metric_for_best_model accuracy is no metric"),
+        ({"metric_for_best_model": "accuracy"}, "--metric_for_best_model accuracy is not an evaluation metric"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_training(world, tmp_path, settings, message):

@@ -93,7 +93,7 @@ def test_projections_that_learn_in_standardized_features(world, tmp_path, kind):
 
 
 def test_standardization_that_nobody_measures_is_refused(world, tmp_path):
-    with pytest.raises(ValueError, match="needs --standardize_features"):
+    with pytest.raises(ValueError, match="needs the flag --standardize_features"):
         make_trainer(world, tmp_path, {"standardize_features": True})
 
 
@@ -157,7 +157,7 @@ def test_a_run_on_stored_texts_resumes_exactly(world, tmp_path):
         ({"freeze": ("text", "vision:1")}, "towers that are not trained"),
         ({"freeze": ("text",), "standardize_features": True}, "features of both towers"),
         ({"freeze": ("vision",)}, "towers that are not trained"),
-        ({"lora_rank": 2}, "without LoRA"),
+        ({"lora_rank": 2}, "do not use LoRA"),
         ({"overrides": {"mlm_weight": 1}}, "unmasked inputs"),
         ({"streaming": True, "train_data": "tars", "image_column": "png", "caption_column": "txt"}, "known length"),
         ({"feature_cache": None, "standardize_features": True}, "needs --feature_cache"),
@@ -173,7 +173,7 @@ def test_what_needs_more_than_features_is_refused(world, tmp_path, settings, rea
 
 def test_models_that_read_tokens_are_refused(world, tmp_path):
     arguments, _, _ = parse_arguments(flags(world, tmp_path))
-    with pytest.raises(ValueError, match="for COTS"):
+    with pytest.raises(ValueError, match="only supported by COTS"):
         check_features_suffice(CookieForPreTraining(tiny_cookie_config()), arguments, [])
 
 

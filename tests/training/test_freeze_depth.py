@@ -145,7 +145,7 @@ def test_the_other_models_freeze_by_depth(world, tmp_path, flags):
 @pytest.mark.parametrize(
     ("freeze", "message"),
     [
-        (["vision:3"], "--freeze vision:3: ViTModel has 2 layers: from 1 to 2 can be frozen, not 3"),
+        (["vision:3"], "--freeze vision:3: ViTModel has 2 layers: freeze 1 to 2 of them, not 3"),
         (["text:0"], "--freeze text:0: BertModel has 2 layers"),
         (["vision:x"], "--freeze takes vision and text.*got 'vision:x'"),
         (["vision:"], "got 'vision:'"),

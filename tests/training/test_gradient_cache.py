@@ -200,5 +200,5 @@ def test_the_first_pass_runs_in_training_mode(world, monkeypatch):
 
 
 def test_the_momentum_contrast_needs_no_cache(world):
-    with pytest.raises(SystemExit, match="--gradient_cache is for contrasts within the batch"):
+    with pytest.raises(SystemExit, match="--gradient_cache is only for in-batch contrasts"):
         main(world.flags(world.root / "refused", gradient_cache=True))

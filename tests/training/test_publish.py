@@ -75,7 +75,7 @@ def test_code_that_computes_something_else_is_refused(model):
     code = model / "modeling_cots.py"
     code.write_text(code.read_text().replace("image_embeds @ text_embeds.t()", "1.5 * image_embeds @ text_embeds.t()"))
     message = error_of(call("publish", model, "org/tiny", "--check-only"))
-    assert "its own code gives other logits_per_image, logits_per_text than the package" in message
+    assert "its own code gives different logits_per_image, logits_per_text than the package" in message
 
 
 def test_code_that_needs_the_package_is_refused(model):
@@ -105,12 +105,12 @@ def test_faults_of_the_card_are_named(model):
     for right, wrong in (("model-index:\n", "model-index: 3\nother:\n"), ("license: cc0-1.0", "license: [")):
         assert right in text
         card.write_text(text.replace(right, wrong, 1))
-        with pytest.raises(ValueError, match=r"README\.md: its metadata are wrong"):
+        with pytest.raises(ValueError, match=r"README\.md: invalid metadata"):
             check_card(model)
 
 
 def test_a_check_alone_uploads_nothing(trained):
-    assert "may be published" in succeed("publish", trained, "org/tiny", "--check-only").output
+    assert "is ready to publish" in succeed("publish", trained, "org/tiny", "--check-only").output
 
 
 def test_flags_as_they_were_given(tmp_path):

@@ -202,7 +202,7 @@ def test_no_token_in_front_no_class_token(world, tmp_path, caplog):
     folder = word_tokenizer(tmp_path, pad_token="[PAD]", unk_token="[UNK]")
     assert build(world, tokenizer=folder).config.text_pooling == "mean"
     assert build(world, {"text_pooling": "cls"}, tokenizer=folder).config.text_pooling == "cls"
-    assert "takes the first word" in caplog.text
+    assert "pools the first word" in caplog.text
     assert build(world).config.text_pooling == "cls"
 
 
@@ -252,7 +252,7 @@ def test_mask_token_that_cannot_be_added(world, tmp_path):
     folder = word_tokenizer(tmp_path, pad_token="[PAD]", unk_token="[UNK]")
     flags = world.flags(world.root / "out", OFF | {"mlm_weight": 1}, tokenizer=folder, **NO_TOKENIZER)
     arguments, _, _ = parse_arguments(flags)
-    with pytest.raises(ValueError, match=r"can be given none; name another with --tokenizer.*mlm_weight.*0"):
+    with pytest.raises(ValueError, match=r"none can be added; choose another with --tokenizer.*mlm_weight.*0"):
         build_model(arguments, Closed.from_pretrained(folder))
 
 
@@ -278,5 +278,5 @@ def test_simla_starts_from_a_bert(world, towers):
     arguments, _, _ = parse_arguments(
         world.flags(world.root / "out", None, text=towers["gpt2"], architecture="simla", **NO_TOKENIZER)
     )
-    with pytest.raises(ValueError, match="SIMLA's text stack starts from a BERT, not from 'gpt2'"):
+    with pytest.raises(ValueError, match="SIMLA's text stack must start from a BERT, not from 'gpt2'"):
         build_tokenizer(arguments)

@@ -150,7 +150,7 @@ def test_missing_weights(folders, tmp_path):
     weights = load_file(source / "model.safetensors")
     lost = [key for key in weights if "vision_model" in key and "layers.1.mlp" in key]
     save_file({k: v for k, v in weights.items() if k not in lost}, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks weights of the image tower: vision_model.*layers.1.mlp"):
+    with pytest.raises(ValueError, match=r"is missing weights of the image tower: vision_model.*layers.1.mlp"):
         COTSModel.from_vision_text_pretrained(str(tmp_path), str(source), mvm_weight=0)
     COTSModel.from_vision_text_pretrained(str(source), str(tmp_path), mvm_weight=0)  # its texts are whole
 
@@ -159,7 +159,7 @@ def test_halves_of_a_simla(world):
     """Its images have a tower of their own; its texts share theirs with both."""
     simla, (_, text) = str(simla_folder(world)), world.towers()
     COTSModel.from_vision_text_pretrained(simla, str(text), mvm_weight=0)
-    with pytest.raises(ValueError, match=r"the text half of SimlaModel is no tower of its own") as caught:
+    with pytest.raises(ValueError, match=r"the text half of SimlaModel is not a separate tower") as caught:
         COTSModel.from_vision_text_pretrained(simla, simla, mvm_weight=0)
     assert "\n" not in str(caught.value)
 

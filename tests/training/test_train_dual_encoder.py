@@ -68,11 +68,11 @@ def test_what_is_taken_over_is_told_in_one_line(world, sources, tmp_path, caplog
     with caplog.at_level(logging.INFO, logger="hf_cots"):
         make_trainer(flags(world, sources("clip"), tmp_path))
     (line,) = (record.getMessage() for record in caplog.records if "taken over" in record.getMessage())
-    assert "(CLIPModel): taken over are CLIPVisionModel" in line
+    assert "(CLIPModel): keeping CLIPVisionModel" in line
     assert 'CLIPTextModel (text_pooling="tower") with their projections, the temperature 0.07' in line
     assert f"images of {SIDE} pixels and texts of 20 tokens" in line
     assert line.endswith("; mvm_weight is 0: no --image_tokenizer is named")
-    assert caplog.text.count("<mask> was added to it and to the text tower, for masked words") == 1
+    assert caplog.text.count("<mask> was added to it and to the text tower for word masking") == 1
 
 
 def test_levels_that_cannot_be_had(world, sources, tmp_path):
@@ -113,7 +113,7 @@ def test_lengths_of_texts(world, tmp_path):
     ]
     assert lengths == [77, 12, 77]
     siglip = write_siglip(tmp_path / "siglip")
-    with pytest.raises(ValueError, match=r"--max_text_length 12: .* reads texts padded to 16 tokens, and only those"):
+    with pytest.raises(ValueError, match=r"--max_text_length 12: .* only accepts texts padded to 16 tokens"):
         make_trainer(flags(world, siglip, tmp_path / "out", max_text_length=12))
     assert make_trainer(flags(world, siglip, tmp_path / "out", max_text_length=16)).model.config.pad_token_id == 0
 
@@ -129,9 +129,11 @@ def test_lora_and_frozen_towers(world, sources, tmp_path):
 
 def test_other_models_and_architectures_are_refused(world, sources, tmp_path):
     _, text = world.towers()
-    with pytest.raises(ValueError, match="is not a COTS, SIMLA or COOKIE model but 'bert', nor another dual encoder"):
+    with pytest.raises(
+        ValueError, match="is not a COTS, SIMLA or COOKIE model: its model_type is 'bert', nor another dual encoder"
+    ):
         make_trainer(flags(world, text, tmp_path))
-    with pytest.raises(ValueError, match=r"from the dual encoder .* only a COTS can start"):
+    with pytest.raises(ValueError, match=r"the dual encoder .* can only be turned into a COTS"):
         make_trainer(flags(world, sources("clip"), tmp_path, architecture="simla"))
 
 

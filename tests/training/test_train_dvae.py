@@ -181,12 +181,12 @@ def test_training_continues_from_a_trained_one(bare, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"config": {"codebook": 3}}, "no field of COTSImageTokenizerConfig: codebook"),
+        ({"config": {"codebook": 3}}, "COTSImageTokenizerConfig has no field codebook"),
         ({"config": "{3"}, "--config is not valid JSON"),
         ({"config": "[3]"}, "--config must be a mapping"),
-        ({"model": "/some/where"}, "leave --config out"),
-        ({"config": {"has_decoder": False}}, "without a decoder cannot be trained"),
-        ({"per_device_train_batch_size": 64}, "has only 40 images, fewer than a batch of 64"),
+        ({"model": "/some/where"}, "leave out --config"),
+        ({"config": {"has_decoder": False}}, "has no decoder and cannot be trained"),
+        ({"per_device_train_batch_size": 64}, "has only 40 images, less than a batch of 64"),
         ({"train_data": "/nothing/here"}, "/nothing/here"),
         ({"image_column": "nothing"}, "no column 'nothing'"),
     ],

@@ -1,4 +1,4 @@
-"""The application: how it reports errors and prints notes. The verbs are in the files beside it, one a help panel."""
+"""The Typer application: error reporting and notes. The verbs are in the sibling files, one per help panel."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ if find_spec("torch") is None:  # exported models do without: transformers need 
 
 
 class NoteHandler(logging.Handler):
-    """Prints what is logged on stderr: warnings in yellow, the rest dimmed; but not what a library prints itself."""
+    """Print log records on stderr, warnings in yellow and others dimmed, unless their library has its own handler."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if logging.getLogger(record.name.partition(".")[0]).handlers:
@@ -30,14 +30,14 @@ class NoteHandler(logging.Handler):
 
 
 def show_log() -> None:
-    """Print the package's log lines, unless the program has a handler of its own."""
+    """Print the package's log records, unless the root logger already has a handler."""
     if not logging.getLogger().handlers:
         logging.getLogger().addHandler(NoteHandler())
         logging.getLogger("hf_cots").setLevel(logging.INFO)
 
 
 class OneLineErrors(TyperGroup):
-    """Runs every verb within [`one_line_errors`]."""
+    """A command group that runs every verb inside [`one_line_errors`]."""
 
     def invoke(self, ctx: Any) -> Any:
         show_log()
@@ -56,7 +56,7 @@ console = Console()
 
 
 def note_skipped(images: Iterable[Any]) -> None:
-    """Say on stderr which images or clips could not be read, and why."""
+    """Print on stderr which images or clips could not be read, and why."""
     for image in images:
         print_note(f"skipping unreadable {image}", "yellow")
 

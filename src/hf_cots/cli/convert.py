@@ -1,4 +1,4 @@
-"""`hf-cots convert`: checkpoints of other projects as folders of ours, and back."""
+"""`hf-cots convert`: convert checkpoints of other projects to this package's format, and back."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,9 +21,11 @@ app.add_typer(
     help="Convert dual encoders such as CLIP, DALL-E's discrete VAE, FLAVA's codebook and SIMLA.",
 )
 
-LICENSE_HELP = "License of the weights for the model card, as the Hub names it: that of the source."
-Folder = Annotated[Path, typer.Option("--output", help="Folder to write.")]
-TokenizerSize = Annotated[int, typer.Option(help="Side of its images in pixels, 8 per patch of the image tower.")]
+LICENSE_HELP = "License of the source's weights, as a Hub identifier, for the model card."
+Folder = Annotated[Path, typer.Option("--output", help="Output folder.")]
+TokenizerSize = Annotated[
+    int, typer.Option(help="Image size of the tokenizer in pixels: 8 per patch of the image tower.")
+]
 
 
 def _load_cots(source: str, revision: str | None) -> tuple["COTSModel", "COTSProcessor"]:
@@ -38,19 +40,21 @@ def _load_cots(source: str, revision: str | None) -> tuple["COTSModel", "COTSPro
 
 
 def _public_name(source: str) -> str:
-    """What a card calls a source: a Hub id, or a folder's name without where it lies."""
+    """The name of a source in a model card: a Hub id, or a folder's name without its path."""
     return Path(source).name if Path(source).exists() else source
 
 
 @converters.command()
 def dual_encoder(
-    source: Annotated[str, typer.Argument(help="CLIP, SigLIP, Chinese-CLIP, ALIGN, ...: Hub id or folder.")],
+    source: Annotated[
+        str, typer.Argument(help="Hub id or folder of a dual encoder (CLIP, SigLIP, Chinese-CLIP, ALIGN, ...).")
+    ],
     output: Folder,
     license: Annotated[str | None, typer.Option(help=LICENSE_HELP)] = None,
     revision: Revision = None,
     token: Token = None,
 ) -> None:
-    """Convert a dual encoder to a COTS for AutoModel, with processor and card, that gives the same embeddings."""
+    """Convert a dual encoder to a COTS with the same embeddings, with its processor and a model card."""
     from ..conversion.dual_encoders import convert_dual_encoder
     from ..search.loading import hub_options, named_errors
     from ..training.arguments import check_license
@@ -68,13 +72,13 @@ def dual_encoder(
 
 @converters.command()
 def truncate(
-    source: Annotated[str, typer.Argument(help="A COTS: Hub id or folder.")],
-    dim: Annotated[int, typer.Option(help="Dimensions of the embeddings to keep.")],
+    source: Annotated[str, typer.Argument(help="COTS model: Hub id or folder.")],
+    dim: Annotated[int, typer.Option(help="Number of embedding dimensions to keep.")],
     output: Folder,
     revision: Revision = None,
     token: Token = None,
 ) -> None:
-    """Write a COTS with smaller embeddings: the first dimensions, normalized again (see nested_dims in training)."""
+    """Truncate a COTS's embeddings to their first dimensions, normalized again (train with nested_dims for this)."""
     from ..training.model_card import tell_of_truncation
 
     check_output_folder(output)
@@ -83,19 +87,19 @@ def truncate(
     model.truncated(dim).save_pretrained(output)
     processor.save_pretrained(output)
     tell_of_truncation(output / "README.md", dim, before)
-    typer.echo(f"{output}: embeddings of {dim} dimensions, of {before}")
+    typer.echo(f"{output}: embeddings truncated from {before} to {dim} dimensions")
 
 
 @converters.command()
 def text_tower(
-    source: Annotated[str, typer.Argument(help="A COTS: Hub id or folder.")],
-    tower: Annotated[Path, typer.Argument(help="Folder of the text tower that was distilled from the model's own.")],
+    source: Annotated[str, typer.Argument(help="COTS model: Hub id or folder.")],
+    tower: Annotated[Path, typer.Argument(help="Folder of a text tower distilled from the model's own.")],
     output: Folder,
     license: Annotated[str | None, typer.Option(help=LICENSE_HELP)] = None,
     revision: Revision = None,
     token: Token = None,
 ) -> None:
-    """Write a COTS with a distilled text tower, as of hf-cots distill-text, in place of its own."""
+    """Replace a COTS's text tower by one distilled from it (see hf-cots distill-text)."""
     from transformers import AutoTokenizer
 
     from ..conversion.text_tower import fit_tokenizer, replace_text_tower
@@ -114,14 +118,17 @@ def text_tower(
         "not trained further."
     )
     write_model_card(output, replaced.config, training, license=license)
-    typer.echo(f"{output}: {source} with the text tower of {tower}")
+    typer.echo(f"{output}: {source} with the text tower {tower}")
 
 
 @converters.command()
 def dalle(
-    encoder: Annotated[Path, typer.Argument(help="https://cdn.openai.com/dall-e/encoder.pkl, downloaded.")],
+    encoder: Annotated[
+        Path, typer.Argument(help="Path of encoder.pkl, downloaded from https://cdn.openai.com/dall-e/encoder.pkl.")
+    ],
     decoder: Annotated[
-        Path | None, typer.Argument(help="decoder.pkl from the same place; without it the result only tokenizes.")
+        Path | None,
+        typer.Argument(help="Path of decoder.pkl, from the same site; without it the result can only tokenize."),
     ] = None,
     *,
     output: Folder,
@@ -136,13 +143,17 @@ def dalle(
 
 @converters.command()
 def flava(
-    source: Annotated[str, typer.Argument(help="FLAVA's codebook, or with --to-flava our image tokenizer.")],
+    source: Annotated[
+        str, typer.Argument(help="FLAVA's image codebook or, with --to-flava, an image tokenizer: Hub id or folder.")
+    ],
     output: Folder,
     decoder: Annotated[
-        Path | None, typer.Option(help="DALL-E's decoder.pkl; without it the result only tokenizes.")
+        Path | None, typer.Option(help="Path of DALL-E's decoder.pkl; without it the result can only tokenize.")
     ] = None,
     image_size: TokenizerSize = 192,
-    to_flava: Annotated[bool, typer.Option("--to-flava", help="Convert ours to FLAVA's, without decoder.")] = False,
+    to_flava: Annotated[
+        bool, typer.Option("--to-flava", help="Convert an image tokenizer to FLAVA's format, without its decoder.")
+    ] = False,
     revision: Revision = None,
     token: Token = None,
 ) -> None:
@@ -168,21 +179,23 @@ def flava(
 
 @converters.command()
 def simla(
-    source: Annotated[str, typer.Argument(help="The authors' .pth file, or with --to-simla our folder.")],
-    output: Annotated[Path, typer.Option(help="Folder to write; with --to-simla, file.")],
-    image_size: Annotated[
-        int | None, typer.Option(help="Side of the images in pixels, if it is to differ from the checkpoint's.")
-    ] = None,
+    source: Annotated[
+        str, typer.Argument(help="The authors' .pth file or, with --to-simla, a converted model's folder.")
+    ],
+    output: Annotated[Path, typer.Option(help="Output folder; with --to-simla, output file.")],
+    image_size: Annotated[int | None, typer.Option(help="Image size in pixels; by default the checkpoint's.")] = None,
     retrieval: Annotated[
-        bool, typer.Option("--retrieval", help="Leave out the heads for masked modeling and keywords.")
+        bool, typer.Option("--retrieval", help="Drop the heads for masked modeling and keyword prediction.")
     ] = False,
     tokenizer: Annotated[
-        str | None, typer.Option(help="BERT's tokenizer: Hub id or folder. Without it no processor is written.")
+        str | None, typer.Option(help="Hub id or folder of BERT's tokenizer; without it no processor is saved.")
     ] = None,
-    to_simla: Annotated[bool, typer.Option("--to-simla", help="Convert ours to the authors' format.")] = False,
+    to_simla: Annotated[
+        bool, typer.Option("--to-simla", help="Convert a SimlaForPreTraining to the authors' format.")
+    ] = False,
     token: Token = None,
 ) -> None:
-    """Convert a checkpoint of SIMLA's authors (pre-training or retrieval) to a folder for AutoModel, or back."""
+    """Convert a checkpoint of SIMLA's authors (pre-training or retrieval) to transformers' format, or back."""
     import torch
     from transformers import AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""The panel "Data": data sets, and a look at one's own."""
+"""The panel "Data": make data sets, and audit your own."""
 
 from pathlib import Path
 from typing import Annotated
@@ -26,14 +26,16 @@ PANEL = "Data"
 
 @app.command(rich_help_panel=PANEL)
 def openclipart(
-    output: Annotated[Path, typer.Argument(help="Folder for train/, test/ and openclipart.json.")],
+    output: Annotated[Path, typer.Argument(help="Output folder for train/, test/ and openclipart.json.")],
     deb: Annotated[
-        Path | None, typer.Option(help="The Debian package's file, or its folder of SVGs; by default apt gets it.")
+        Path | None,
+        typer.Option(help="The .deb file, or the folder of its SVG files; by default it is downloaded with apt."),
     ] = None,
-    size: Annotated[int, typer.Option(min=16, help="Side of the images in pixels.")] = 64,
-    seed: Annotated[int, typer.Option(help="Seed of the choice of the clusters that are held out.")] = 0,
+    size: Annotated[int, typer.Option(min=16, help="Image size in pixels.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed for choosing the held-out clusters.")] = 0,
 ) -> None:
-    """Make the openclipart set as folders of images, as in the recorded results; see `hf-cots data` for parquet."""
+    """Make the openclipart set as image folders, as used for the recorded results (for parquet, see `hf-cots
+    data`)."""
     from ..data.sets.openclipart import write_openclipart_set
 
     check_output_folder(output)
@@ -50,16 +52,18 @@ def audit(
     split: Split = "train",
     separator: Separator = None,
     filter_lambda: Annotated[
-        float, typer.Option(help="Standard deviations below the mean score from which a pair is suspect.")
+        float, typer.Option(help="Flag pairs whose score is more than this many standard deviations below the mean.")
     ] = 2.0,
-    shown: Annotated[int, typer.Option(min=1, help="Images on the page.")] = 100,
-    output: Annotated[Path, typer.Option(help="Folder for the table, the keep-mask and the page.")] = Path("audit"),
+    shown: Annotated[int, typer.Option(min=1, help="Number of images on the HTML page.")] = 100,
+    output: Annotated[Path, typer.Option(help="Output folder for the table, the keep-mask and the HTML page.")] = Path(
+        "audit"
+    ),
     video_column: VideoColumn = None,
     num_frames: NumFrames = None,
     revision: Revision = None,
     token: Token = None,
 ) -> None:
-    """Rank the pairs whose image (or clip) and caption match least: a table, a keep-mask for training, a page."""
+    """Find pairs whose image (or clip) and caption do not match; writes a table, a keep-mask and an HTML page."""
     from ..data.sources import load_pairs
     from ..evaluation.diagnostics.audit import audit_pairs, write_audit
     from ..search.encoders import choose_frames

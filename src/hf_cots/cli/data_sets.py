@@ -1,4 +1,4 @@
-"""`hf-cots data`: data sets that packages carry, written as parquet."""
+"""`hf-cots data`: write data sets made from public packages, as parquet."""
 
 import os
 from pathlib import Path
@@ -10,16 +10,18 @@ from .._errors import check_output_folder
 from .app import app
 
 
-data_app = typer.Typer(no_args_is_help=True, help="Make data sets of what packages carry, as parquet.")
+data_app = typer.Typer(
+    no_args_is_help=True, help="Make data sets from public npm, Python and Debian packages, as parquet."
+)
 app.add_typer(data_app, name="data", rich_help_panel="Data")
 
-Folder = Annotated[Path, typer.Argument(help="Folder for the parquet files, report.json and LICENSES.md.")]
-Size = Annotated[int, typer.Option(min=16, help="Side of the images in pixels.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Download nothing: take packages from the cache.")]
+Folder = Annotated[Path, typer.Argument(help="Output folder for the parquet files, report.json and LICENSES.md.")]
+Size = Annotated[int, typer.Option(min=16, help="Image size in pixels.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Do not download anything; use the cached packages.")]
 
 
 def say_counts(counts: dict[str, int], output: Path) -> None:
-    """Print how many rows each file has."""
+    """Print the number of rows of each file."""
     parts = ", ".join(f"{side}.parquet {count:,}" for side, count in counts.items())
     typer.echo(f"rows in {output}: {parts}")
 
@@ -28,14 +30,15 @@ def say_counts(counts: dict[str, int], output: Path) -> None:
 def icons(
     output: Folder,
     size: Size = 64,
-    seed: Annotated[int, typer.Option(help="Seed of the choice of the words that are held out.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that draw; the result is the same.")] = os.cpu_count()
-    or 1,
+    seed: Annotated[int, typer.Option(help="Seed for choosing the held-out words.")] = 0,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Number of rendering processes; the result does not depend on it.")
+    ] = os.cpu_count() or 1,
     offline: Offline = False,
 ) -> None:
-    """Make the icon set, about 150,000 images with names and keywords; downloads eight npm packages (135 MB) once.
+    """Make the icon set: about 150,000 images with names and keywords. Downloads eight npm packages (135 MB) once.
 
-    The emoji in all styles are written into OUTPUT/emoji."""
+    Emoji in all styles are written to OUTPUT/emoji."""
     from ..data.sets.emoji_styles import write_emoji_styles
     from ..data.sets.icon_keywords import KEYWORD_PACKAGES
     from ..data.sets.icons import write_icon_set
@@ -53,13 +56,13 @@ def icons(
 def emoji(
     output: Folder,
     size: Size = 72,
-    seed: Annotated[int, typer.Option(help="Seed of the choice of the concepts that are held out.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for choosing the held-out concepts.")] = 0,
     two_styles: Annotated[
-        bool, typer.Option("--two-styles", help="Twemoji and OpenMoji alone, which need no download.")
+        bool, typer.Option("--two-styles", help="Use only Twemoji and OpenMoji, which need no download.")
     ] = False,
     offline: Offline = False,
 ) -> None:
-    """Make the emoji set in eleven styles, split by concept; downloads two npm packages (111 MB) once."""
+    """Make the emoji set: eleven styles, split by concept. Downloads two npm packages (111 MB) once."""
     from ..data.sets.emoji_styles import PYTHON_STYLES, STYLES, write_emoji_styles
     from ..data.sets.packages import EMOJIBASE, ICONIFY, fetch_package
 
@@ -73,12 +76,12 @@ def emoji(
 @data_app.command()
 def clips(
     output: Folder,
-    seed: Annotated[int, typer.Option(help="Seed of the choice of the concepts that are held out.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for choosing the held-out concepts.")] = 0,
     offline: Offline = False,
 ) -> None:
-    """Make the clip set, 427 animated emoji with names and keywords; downloads two npm packages (172 MB) once.
+    """Make the clip set: 427 animated emoji with names and keywords. Downloads two npm packages (172 MB) once.
 
-    The concepts that are held out are those of the emoji set."""
+    The held-out concepts are those of the emoji set."""
     from ..data.sets.clips import write_clip_set
     from ..data.sets.packages import EMOJIBASE, FLUENT_ANIMATED, fetch_package
 
@@ -90,12 +93,12 @@ def clips(
 @data_app.command()
 def translations(
     output: Folder,
-    seed: Annotated[int, typer.Option(help="Seed of the choice of the concepts that are held out.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for choosing the held-out concepts.")] = 0,
     offline: Offline = False,
 ) -> None:
-    """Make a table of the emoji's names and keywords in 105 languages; downloads two npm packages (11 MB) once.
+    """Make a table of emoji names and keywords in 105 languages. Downloads two npm packages (11 MB) once.
 
-    The concepts that are held out are those of the emoji set."""
+    The held-out concepts are those of the emoji set."""
     from ..data.sets.packages import CLDR, CLDR_DERIVED, fetch_package
     from ..data.sets.translations import write_translation_set
 
@@ -108,12 +111,13 @@ def translations(
 def openclipart(
     output: Folder,
     deb: Annotated[
-        Path | None, typer.Option(help="The Debian package's file, or its folder of SVGs; by default apt gets it.")
+        Path | None,
+        typer.Option(help="The .deb file, or the folder of its SVG files; by default it is downloaded with apt."),
     ] = None,
     size: Size = 64,
-    seed: Annotated[int, typer.Option(help="Seed of the choice of the clusters that are held out.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for choosing the held-out clusters.")] = 0,
 ) -> None:
-    """Make the openclipart set, 3,300 drawings with titles, from the Debian package openclipart-svg."""
+    """Make the openclipart set: 3,300 drawings with titles, from the Debian package openclipart-svg."""
     from ..data.sets.openclipart import write_openclipart_parquet
 
     check_output_folder(output)

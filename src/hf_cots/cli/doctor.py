@@ -1,4 +1,4 @@
-"""`hf-cots doctor`: what an installation has, and what a training run will take."""
+"""`hf-cots doctor`: report on the installation, or estimate the cost of a training run."""
 
 import json
 from dataclasses import asdict
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 @app.command(rich_help_panel="Installation")
 def doctor(
     plan: Annotated[
-        Path | None, typer.Option(help="A training recipe: predict memory and time from a few real steps of it.")
+        Path | None, typer.Option(help="Training recipe: estimate its memory and time from a few real steps.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
 ) -> None:
-    """Tell versions, devices, extras, the Hub and caches in one screen; exit code 1 if a required package is wrong."""
+    """Report versions, devices, extras, Hub access and caches. Exits with 1 if a required package is missing or
+    wrong."""
     if plan is not None:
         show_plan(make_plan(plan), as_json)
         return
@@ -53,7 +54,7 @@ def show_findings(sections: dict[str, list["Finding"]]) -> None:
 
 
 def make_plan(recipe: Path) -> "Plan":
-    """Build the recipe's trainer in a temporary output folder, and try it."""
+    """Build the recipe's trainer with a temporary output folder and time a few steps."""
     import tempfile
 
     from ..train import build_trainer
@@ -76,5 +77,5 @@ def show_plan(plan: "Plan", as_json: bool) -> None:
     hours = plan.steps * plan.seconds / 3600
     data = "a stream" if plan.pairs is None else f"{plan.pairs:,} pairs"
     typer.echo(f"{plan.steps:,} steps of {plan.batch:,} of {data}")
-    typer.echo(f"{plan.seconds:.3f} s a step, {plan.batch / plan.seconds:.0f} pairs/s: {hours:.2f} hours in all")
+    typer.echo(f"{plan.seconds:.3f} s per step, {plan.batch / plan.seconds:.0f} pairs/s: {hours:.2f} hours in total")
     typer.echo(f"peak memory {plan.gib:.1f} GiB; the limit is {plan.bottleneck}")

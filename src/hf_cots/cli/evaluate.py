@@ -1,4 +1,4 @@
-"""The panel "Evaluate": retrieval, the other tasks, and a look into a model."""
+"""The panel "Evaluate": retrieval, the other tasks, and model inspection."""
 
 from collections.abc import Callable
 from functools import partial
@@ -34,33 +34,40 @@ PANEL = "Evaluate"
 PairsOrProtocol = Annotated[
     str,
     typer.Argument(
-        help="Image-text pairs as a Hub id, folder, parquet, CSV, JSON lines or tars; or the file of --protocol."
+        help="Image-text pairs: Hub id, folder, parquet, CSV, JSON lines or tars; or the annotations of --protocol."
     ),
 ]
-ImageIdColumn = Annotated[str | None, typer.Option(help="Column whose equal cells mean the same image.")]
-TestSplit = Annotated[str, typer.Option(help="Split of a Hub data set or of Karpathy's file.")]
+ImageIdColumn = Annotated[
+    str | None, typer.Option(help="Column that identifies the image: rows with equal values share one image.")
+]
+TestSplit = Annotated[str, typer.Option(help="Split of a Hub data set or of a Karpathy annotation file.")]
 Protocol = Annotated[
     str | None, typer.Option(help="Protocol: coco-5k, coco-1k, flickr30k, karpathy, msrvtt-1k-a or msrvtt-full.")
 ]
 ImageRoot = Annotated[Path | None, typer.Option(help="Folder of the protocol's images or clips.")]
-IdChecksum = Annotated[str | None, typer.Option(help="Checksum that the protocol's ids must have.")]
+IdChecksum = Annotated[str | None, typer.Option(help="Expected checksum of the protocol's image and caption ids.")]
 Results = Annotated[
-    Path | None, typer.Option(help="JSON file for the results; the per-query table and the page lie beside it.")
+    Path | None,
+    typer.Option(help="JSON file for the results; the per-query table and the failure page are written next to it."),
 ]
 Compare = Annotated[str | None, typer.Option(help="Model to compare with, or results.json of an earlier run.")]
-DualSoftmax = Annotated[bool, typer.Option("--dual-softmax", help="Also report dual softmax.")]
-Querybank = Annotated[str | None, typer.Option(help="Training pairs for QB-Norm, which is then reported.")]
+DualSoftmax = Annotated[bool, typer.Option("--dual-softmax", help="Also report results with dual softmax.")]
+Querybank = Annotated[
+    str | None, typer.Option(help="Also report results with QB-Norm, using these training pairs as the bank.")
+]
 Beta = Annotated[float, typer.Option(help="Inverse temperature of dual softmax and QB-Norm.")]
 CheckOverlap = Annotated[str | None, typer.Option(help="Training pairs to check for copies of the test data.")]
-Rerank = Annotated[str | None, typer.Option(help="SIMLA model that re-ranks the top k.")]
-Candidates = Annotated[int, typer.Option("-k", "--k", help="Candidates per query that are re-ranked.")]
+Rerank = Annotated[str | None, typer.Option(help="SIMLA model to re-rank the top k with.")]
+Candidates = Annotated[int, typer.Option("-k", "--k", help="Number of candidates to re-rank per query.")]
 Validation = Annotated[
-    str | None, typer.Option(help="Pairs on which the weights of first-stage and re-ranker score are fitted.")
+    str | None, typer.Option(help="Pairs for fitting the weights of the first-stage and re-ranker scores.")
 ]
-Budget = Annotated[float | None, typer.Option(help="Re-ranked pairs per query on average; k then varies by query.")]
-Latency = Annotated[float | None, typer.Option(help="Milliseconds of re-ranking per query at most.")]
-Failures = Annotated[int, typer.Option(min=0, help="Worst queries to show on the page.")]
-Resamples = Annotated[int, typer.Option(min=1, help="Bootstrap resamples of each confidence interval.")]
+Budget = Annotated[
+    float | None, typer.Option(help="Average number of pairs to re-rank per query; k then varies by query.")
+]
+Latency = Annotated[float | None, typer.Option(help="Maximum re-ranking time per query in milliseconds.")]
+Failures = Annotated[int, typer.Option(min=0, help="Number of worst queries to show on the failure page.")]
+Resamples = Annotated[int, typer.Option(min=1, help="Number of bootstrap resamples for the confidence intervals.")]
 Seed = Annotated[int, typer.Option(help="Seed of the bootstrap and the randomization test.")]
 
 
@@ -97,7 +104,7 @@ def evaluate(
     revision: Revision = None,
     token: Token = None,
 ) -> None:
-    """Evaluate retrieval in both directions on pairs of images (or clips) and texts, with intervals and failures.
+    """Evaluate text-to-image (or clip) and image-to-text retrieval, with confidence intervals and a failure page.
 
     `torchrun --nproc-per-node N -m hf_cots evaluate ...` divides images, texts and queries among N processes.
     """
@@ -128,7 +135,7 @@ def _show_report(report: dict[str, Any]) -> None:
 
 
 def describe_results(output: Path | None) -> str:
-    """What a stopped evaluation leaves behind."""
+    """Say what an interrupted evaluation leaves behind."""
     return f"results so far are in {output}" if output is not None and output.is_file() else "no results were written"
 
 
@@ -150,10 +157,12 @@ def classify(
     model: Encoder,
     data: LabeledImages,
     template: Annotated[
-        list[str], typer.Option(help="Text with {} for the class name, or file of such lines; can be repeated.")
+        list[str],
+        typer.Option(help="Prompt template with {} for the class name, or a file with one per line; can be repeated."),
     ] = [DEFAULT_TEMPLATE],  # noqa: B006 (typer copies it)
     classes: Annotated[
-        Path | None, typer.Option(help="File of classes, one a line: label, or label, tab, name.")
+        Path | None,
+        typer.Option(help="File with one class per line: the label, optionally followed by a tab and its name."),
     ] = None,
     image_column: ImageColumn = "image",
     label_column: Annotated[str, typer.Option(help="Column of labels.")] = "label",
@@ -164,7 +173,7 @@ def classify(
     revision: Revision = None,
     token: Token = None,
 ) -> None:
-    """Evaluate zero-shot classification: top-1 and top-5 accuracy beside chance."""
+    """Evaluate zero-shot classification: top-1 and top-5 accuracy, compared with chance."""
     from ..evaluation.tasks.run import run_classification
 
     columns = (image_column, label_column)
@@ -185,15 +194,15 @@ def classify(
 
 @app.command(rich_help_panel=PANEL)
 def text_matching(
-    model: Annotated[str, typer.Argument(help="Anything that encodes texts: Hub id or folder.")],
-    data: Annotated[str, typer.Argument(help="Pairs of texts with a score: Hub id, parquet, CSV or JSON lines.")],
+    model: Annotated[str, typer.Argument(help="Any model that encodes texts: Hub id or folder.")],
+    data: Annotated[str, typer.Argument(help="Scored text pairs: Hub id, parquet, CSV or JSON lines.")],
     text_a: Annotated[str, typer.Option(help="Column of the first text.")] = "sentence1",
     text_b: Annotated[str, typer.Option(help="Column of the second text.")] = "sentence2",
-    score_column: Annotated[str, typer.Option(help="Column of the score; higher is more similar.")] = "score",
+    score_column: Annotated[str, typer.Option(help="Column of the scores; higher means more similar.")] = "score",
     split: Split = "test",
     separator: Separator = None,
     sts_benchmark: Annotated[
-        bool, typer.Option("--sts-benchmark", help="The data is a file of STS-Benchmark as its authors publish it.")
+        bool, typer.Option("--sts-benchmark", help="Read the data as an original STS-Benchmark file.")
     ] = False,
     output: ResultsFile = None,
     revision: Revision = None,
@@ -220,13 +229,13 @@ def text_matching(
 def image_retrieval(
     model: Encoder,
     data: LabeledImages,
-    gallery: Annotated[str | None, typer.Option(help="Data to search; by default the queries' own.")] = None,
+    gallery: Annotated[str | None, typer.Option(help="Data set to search; by default the queries themselves.")] = None,
     across: Annotated[
-        str | None, typer.Option(help="Column in which matches must differ from the query, such as a style.")
+        str | None, typer.Option(help="Column in which matches must differ from the query, such as the style.")
     ] = None,
     image_column: ImageColumn = "image",
     label_column: Annotated[
-        str, typer.Option(help="Column of labels: images of equal labels are relevant to each other.")
+        str, typer.Option(help="Column of labels; images with the same label are relevant to each other.")
     ] = "label",
     split: Split = "test",
     separator: Separator = None,
@@ -235,7 +244,8 @@ def image_retrieval(
     revision: Revision = None,
     token: Token = None,
 ) -> None:
-    """Evaluate image-to-image retrieval by label: mean average precision, each query left out of its own gallery."""
+    """Evaluate image-to-image retrieval by label (mean average precision); queries are excluded from their own
+    gallery."""
     from ..evaluation.tasks.run import run_image_retrieval
 
     columns = (image_column, label_column)
@@ -256,7 +266,7 @@ def image_retrieval(
 
 @app.command(rich_help_panel=PANEL)
 def inspect_token_level(
-    checkpoint: Annotated[str, typer.Argument(help="COTS checkpoint of pre-training, with its token heads.")],
+    checkpoint: Annotated[str, typer.Argument(help="COTS pre-training checkpoint, with its token heads.")],
     data: Pairs,
     image_column: ImageColumn = "image",
     caption_column: CaptionColumn = "auto",
@@ -265,7 +275,8 @@ def inspect_token_level(
     token: Token = None,
     separator: Separator = None,
 ) -> None:
-    """Check that the token level uses the other modality: how its losses rise with a shuffled cross-modal feature."""
+    """Check that the token level uses the other modality: how much its losses rise with shuffled cross-modal
+    features."""
     from ..data.sources import load_pairs
     from ..evaluation.diagnostics.inspect_token_level import inspect_token_level as measure
     from ..search.loading import load_for_pretraining
@@ -278,19 +289,19 @@ def inspect_token_level(
 
 @app.command(rich_help_panel=PANEL)
 def inspect(
-    model: Annotated[str, typer.Argument(help="Checkpoint of pre-training: Hub id or folder.")],
+    model: Annotated[str, typer.Argument(help="Pre-training checkpoint: Hub id or folder.")],
     image: Annotated[Path, typer.Argument(help="Image file.")],
     caption: Annotated[
-        str | None, typer.Option(help="What the image shows; masked patches are predicted with and without it.")
+        str | None, typer.Option(help="Caption of the image; masked patches are predicted with and without it.")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Image file to write.")] = Path("inspection.png"),
+    output: Annotated[Path, typer.Option(help="Output image file.")] = Path("inspection.png"),
     seed: Annotated[int, typer.Option(help="Seed of the mask.")] = 0,
     revision: Revision = None,
     token: Token = None,
 ) -> None:
-    """Draw an image, its codes and their reconstruction, a mask, and what the model predicts for masked patches.
+    """Draw an image, its codes and their reconstruction, a mask, and the model's predictions for the masked patches.
 
-    For a SIMLA: the keywords that it predicts, and where each word of the caption attends.
+    For a SIMLA model: draw the predicted keywords and where each word of the caption attends.
     """
     from transformers import AutoConfig
 
@@ -317,7 +328,7 @@ def inspect(
 
 
 def check_image_file(path: Path) -> None:
-    """Check before the work that an image can be written.
+    """Check that an image file can be written, before any work is done.
 
     Raises:
         OSError, ValueError: naming the file.
@@ -326,4 +337,4 @@ def check_image_file(path: Path) -> None:
 
     check_output_file(path)
     if path.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"cannot write {path}: '{path.suffix}' is no image format; write a .png")
+        raise ValueError(f"cannot write {path}: '{path.suffix}' is not an image format; use .png")

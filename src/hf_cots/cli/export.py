@@ -1,4 +1,4 @@
-"""`hf-cots export`: a dual encoder as two towers for ONNX Runtime or OpenVINO."""
+"""`hf-cots export`: export a dual encoder's two towers for ONNX Runtime or OpenVINO."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,17 +13,17 @@ from .options import BatchSize, CaptionColumn, Encoder, ImageColumn, Revision, S
 @app.command(rich_help_panel="Search")
 def export(
     model: Encoder,
-    output: Annotated[Path, typer.Option(help="Folder to write, which every verb takes in place of a model.")],
+    output: Annotated[Path, typer.Option(help="Output folder; every verb accepts it in place of a model.")],
     format: Annotated[str, typer.Option(help="Runtime of the towers: onnx or openvino.")] = "onnx",
     precision: Annotated[str, typer.Option(help="Precision: fp32, fp16, or int8 (onnx only).")] = "fp32",
     text_precision: Annotated[
-        str | None, typer.Option(help="Precision of the text tower; by default that of --precision.")
+        str | None, typer.Option(help="Precision of the text tower; by default the same as --precision.")
     ] = None,
     eval_data: Annotated[
-        str | None, typer.Option(help="Image-text pairs on which to compare the export with the model.")
+        str | None, typer.Option(help="Image-text pairs for comparing the export with the model.")
     ] = None,
     min_overlap: Annotated[
-        float, typer.Option(help="Top-10 overlap with the model below which nothing is written; 0 accepts any.")
+        float, typer.Option(help="Minimum top-10 overlap with the model; below it nothing is written. 0 accepts any.")
     ] = 0.97,
     image_column: ImageColumn = "image",
     caption_column: CaptionColumn = "auto",
@@ -33,7 +33,7 @@ def export(
     revision: Revision = None,
     token: Token = None,
 ) -> None:
-    """Export the two towers of a dual encoder, with its processor and a record of what that costs."""
+    """Export the two towers of a dual encoder with its processor, and record the cost in accuracy and speed."""
     from ..data.sources import load_pairs
     from ..export.run import Export
 
@@ -47,11 +47,11 @@ def export(
         typer.echo(line)
     if pairs is None:
         worst = "" if "int8" not in job.precisions().values() else ", and int8 changes what is found"
-        print_note(f"warning: not compared with {model} on data{worst}: see --eval-data", "yellow")
+        print_note(f"warning: the export was not compared with {model} on data{worst}: see --eval-data", "yellow")
 
 
 def describe(about: dict[str, Any], output: Path) -> list[str]:
-    """What was written and what it costs, in lines."""
+    """Describe what was written and its cost, one line each."""
     sizes = (f"{kind}s {each['precision']} {each['bytes'] / 1e6:.1f} MB" for kind, each in about["towers"].items())
     lines = [f"{output}: {', '.join(sizes)}; the model has {about['bytes_of_source'] / 1e6:.1f} MB"]
     found = about["evaluation"]

@@ -1,4 +1,4 @@
-"""The index of the panel "Search"."""
+"""The verb `hf-cots index`."""
 
 import json
 from pathlib import Path
@@ -17,17 +17,20 @@ if TYPE_CHECKING:
 
 
 Approximate = Annotated[
-    bool | None, typer.Option(help="Search approximately from now on, for 200,000 images and more; or no longer.")
+    bool | None, typer.Option(help="Turn approximate search on (for 200,000 images and more) or off for this index.")
 ]
-Recall = Annotated[
-    float | None, typer.Option(help="Recall that an approximate search must have, as measured; 0.99 by default.")
-]
+Recall = Annotated[float | None, typer.Option(help="Minimum measured recall of approximate search; 0.99 by default.")]
 IndexPrecision = Annotated[
-    str | None, typer.Option(help="Precision to encode in: float32 (the default), bfloat16, or auto (by the GPU).")
+    str | None,
+    typer.Option(
+        help="Precision of the model: float32 (the default), bfloat16, or auto (bfloat16 if the GPU supports it)."
+    ),
 ]
 VectorType = Annotated[
     str | None,
-    typer.Option(help="Precision of the vectors: float32 (the default), float16, int8, or binary (by signs)."),
+    typer.Option(
+        help="Precision of the stored vectors: float32 (the default), float16, int8, or binary (search by signs)."
+    ),
 ]
 
 
@@ -35,10 +38,13 @@ VectorType = Annotated[
 def index(
     model: Encoder,
     source: Annotated[
-        str, typer.Argument(help="Folder of images and clips, or any data set: Hub id, parquet, CSV, tars, ...")
+        str, typer.Argument(help="Folder of images and clips, or a data set: Hub id, parquet, CSV, tars, ...")
     ],
     to: Annotated[
-        str, typer.Option(help="Folder of the index, or http://host:19530/name in Milvus; made or updated.")
+        str,
+        typer.Option(
+            help="Folder of the index, or http://host:19530/name for Milvus; created if missing, else updated."
+        ),
     ],
     dtype: VectorType = None,
     approximate: Approximate = None,
@@ -53,7 +59,7 @@ def index(
     revision: Revision = None,
     token: Token = None,
 ) -> None:
-    """Make an index of images and clips on disk, or bring it up to date: only contents that are new are encoded.
+    """Create or update an index of images and clips; only new contents are encoded.
 
     `torchrun --nproc-per-node N -m hf_cots index ...` divides the images among N processes.
     """

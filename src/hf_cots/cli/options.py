@@ -1,4 +1,4 @@
-"""Arguments and options that several verbs share, each declared once."""
+"""Arguments and options shared by several verbs."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 
 def use_token(context: typer.Context, token: str | None) -> None:
-    """Let this command read the Hub with a token: models, re-rankers and data sets alike."""
+    """Use a Hub token for everything that this command loads: models, re-rankers and data sets."""
     if token is None:
         return
     before = os.environ.get("HF_TOKEN")
@@ -26,35 +26,37 @@ Encoder = Annotated[str, typer.Argument(help="Dual encoder: Hub id or folder.")]
 Pairs = Annotated[str, typer.Argument(help="Image-text pairs: Hub id, folder, parquet, CSV, JSON lines or tars.")]
 LabeledImages = Annotated[str, typer.Argument(help="Folder of class folders, or any data with a label column.")]
 
-ImageColumn = Annotated[str, typer.Option(help="Column of images or of paths to them.")]
+ImageColumn = Annotated[str, typer.Option(help="Column of images or image paths.")]
 VideoColumn = Annotated[
     str | None,
-    typer.Option(help="Column of clips or of paths to them, in place of images; of a folder of clips, video."),
+    typer.Option(help="Column of clips or clip paths, to use clips instead of images; for a folder of clips: video."),
 ]
 NumFrames = Annotated[
-    int | None, typer.Option(min=1, help="Frames of a clip; by default as many as the model's config says, or 8.")
+    int | None, typer.Option(min=1, help="Frames to sample per clip; by default the model config's num_frames, or 8.")
 ]
 CaptionColumn = Annotated[
     str,
     typer.Option(
-        help="Column of texts or of lists of texts; by default the one named caption, captions, text or txt."
+        help="Column of captions (texts or lists of texts); by default the one named caption, captions, text or txt."
     ),
 ]
 Separator = Annotated[
-    str | None, typer.Option(help="Separator of CSV files (a character, or tab); by default that of the header.")
+    str | None, typer.Option(help="Separator of CSV files (a character, or tab); detected from the header by default.")
 ]
 Split = Annotated[str, typer.Option(help="Split of a Hub data set.")]
 
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.")]
-# What takes it is its callback; the verbs need not look at it.
+# The callback uses it; the verbs do not read it.
 Token = Annotated[
     str | None,
     typer.Option(
         callback=use_token,
-        help="Access token of the Hub, for private and gated repositories; by default that of `hf auth login`.",
+        help="Hub access token for private and gated repositories; by default the one saved by `hf auth login`.",
     ),
 ]
 
-Precision = Annotated[str, typer.Option(help="Precision to encode in: float32, bfloat16, or auto (by the GPU).")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images in a forward pass.")]
+Precision = Annotated[
+    str, typer.Option(help="Precision of the model: float32, bfloat16, or auto (bfloat16 if the GPU supports it).")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Batch size for encoding images.")]
 ResultsFile = Annotated[Path | None, typer.Option(help="JSON file for the results.")]

@@ -12,9 +12,9 @@ from .options import Token
 @app.command(rich_help_panel="Train")
 def publish(
     folder: Annotated[Path, typer.Argument(help="Folder of a saved model, such as runs/mine/model.")],
-    name: Annotated[str, typer.Argument(help="Repository on the Hub, as org/name; made if it does not exist.")],
-    private: Annotated[bool | None, typer.Option(help="Whether a new repository is private.")] = None,
-    check_only: Annotated[bool, typer.Option("--check-only", help="Upload nothing.")] = False,
+    name: Annotated[str, typer.Argument(help="Hub repository, as org/name; created if it does not exist.")],
+    private: Annotated[bool | None, typer.Option(help="Whether to create the repository as private.")] = None,
+    check_only: Annotated[bool, typer.Option("--check-only", help="Run the checks without uploading.")] = False,
     token: Token = None,
 ) -> None:
     """Upload a model with its card, recipe and results, after checking that it loads without this package."""
@@ -25,6 +25,6 @@ def publish(
     if check_only:
         for note in check_folder(folder):
             print_note(note, "yellow")
-        typer.echo(f"{folder} may be published: it gives the same numbers with this package and without it")
+        typer.echo(f"{folder} is ready to publish: its outputs are the same with and without this package installed")
         return
     typer.echo(publish(folder, name, private, token))

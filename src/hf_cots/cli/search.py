@@ -1,4 +1,4 @@
-"""The search of the panel "Search"."""
+"""The verb `hf-cots search`."""
 
 import json
 from pathlib import Path
@@ -17,27 +17,30 @@ if TYPE_CHECKING:
 
 @app.command(rich_help_panel="Search")
 def search(
-    source: Annotated[str, typer.Argument(metavar="INDEX | MODEL FOLDER", help="Index, or a model and a folder.")],
+    source: Annotated[
+        str, typer.Argument(metavar="INDEX | MODEL FOLDER", help="Index; or a model followed by a folder.")
+    ],
     words: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]", help="Text to search for.")] = None,
-    image: Annotated[Path | None, typer.Option(help="Image or clip to search for, alone or with the text.")] = None,
-    minus: Annotated[str | None, typer.Option(help="Text of what the images should not show.")] = None,
-    where: Annotated[str | None, typer.Option(help="Filter over the columns, such as \"license = 'MIT'\".")] = None,
-    hybrid: Annotated[
-        str | None, typer.Option(help="Columns whose words are searched for the text, too, such as name,tags.")
+    image: Annotated[
+        Path | None, typer.Option(help="Image or clip to search for, alone or together with the text.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", "--k", help="How many images to print.")] = 10,
+    minus: Annotated[str | None, typer.Option(help="Text describing what the results should not show.")] = None,
+    where: Annotated[str | None, typer.Option(help="SQL filter on the columns, such as \"license = 'MIT'\".")] = None,
+    hybrid: Annotated[str | None, typer.Option(help="Columns to also search by keyword, such as name,tags.")] = None,
+    k: Annotated[int, typer.Option("-k", "--k", help="Number of results.")] = 10,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Search all of an index with approximate search, too.")
+        bool, typer.Option("--exact", help="Search exactly, even if the index has approximate search.")
     ] = False,
-    rerank: Annotated[str | None, typer.Option(help="SIMLA model that re-ranks the best 64 images.")] = None,
+    rerank: Annotated[str | None, typer.Option(help="SIMLA model to re-rank the best 64 results with.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list with all columns.")] = False,
-    sheet: Annotated[Path | None, typer.Option(help="Draw the images found into this file.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Draw the results into this image file.")] = None,
     revision: Revision = None,
     token: Token = None,
 ) -> None:
-    """Print the images and clips that match a text, an image, or both best, with their scores; of a clip, the moment.
+    """Search images and clips for a text, an image, or both. Prints scores and paths, and the best moment of each
+    clip.
 
-    Of an index, or of a folder of images and clips, whose index is kept in the cache and brought up to date first.
+    Searches an index, or a folder of images and clips, whose index is kept in the cache and updated first.
     """
     from ..search.base import check_k
     from ..search.disk_index import DiskIndex
@@ -69,7 +72,7 @@ def search(
 
 
 def _open_index(source: str, folder: Path | None, revision: str | None) -> "BaseIndex":
-    """The index, or that of a model and a folder."""
+    """Open an index, or the cached index of a model and a folder."""
     from ..search.index import ImageIndex, open_folder
 
     if folder is None:
@@ -80,7 +83,7 @@ def _open_index(source: str, folder: Path | None, revision: str | None) -> "Base
 
 
 def _draw(matches: list["Match"], index: "BaseIndex", sheet: Path) -> None:
-    """Draw the images found into a file."""
+    """Draw the matches into an image file."""
     from ..evaluation.rendering.panels import draw_sheet
 
     found = [
@@ -90,13 +93,13 @@ def _draw(matches: list["Match"], index: "BaseIndex", sheet: Path) -> None:
 
 
 def _as_line(match: "Match") -> str:
-    """Score and path of a match, and the moment of a clip."""
+    """Format a match as one line: score, path, and the moment of a clip."""
     at = "" if match.moment is None else f"  at {match.moment:.2f} s"
     return f"{match.score:.4f}  {match.path}{at}"
 
 
 def _as_json(matches: list["Match"]) -> str:
-    """The matches with their columns as a JSON list."""
+    """Format the matches with their columns as a JSON list."""
     rows: list[dict[str, Any]] = []
     for match in matches:
         rows.append(match.columns | {"path": str(match.path), "score": match.score})
@@ -108,30 +111,36 @@ def _as_json(matches: list["Match"]) -> str:
 
 
 def _check_words(source: str, words: list[str], of_index: bool, image: Path | None) -> None:
-    """Check for an index and a text, or a model, a folder and a text; an image may stand in for the text.
+    """Check that the arguments are an index and a text, or a model, a folder and a text; an image can replace the
+    text.
 
     Raises:
-        ValueError: saying what is missing, or too much.
+        ValueError: if an argument is missing or superfluous.
     """
     if of_index and len(words) > 1:
-        raise ValueError(f"{source} is an index: name it and one text, in quotes")
+        raise ValueError(f"{source} is an index: give one text after it, in quotes")
     if not of_index and len(words) not in (1, 2):
-        raise ValueError(f"{source} is no index: name an index and a text, or a model, a folder and a text")
+        raise ValueError(f"{source} is not an index: give an index and a text, or a model, a folder and a text")
     if not of_index and len(words) == 1 and image is None:
         raise ValueError(
-            f"{source} is no index (`hf-cots index` makes one), or the text after model and folder is missing"
+            f"{source} is not an index (create one with `hf-cots index`); or give a text after the model and the "
+            "folder"
         )
 
 
 def _check_columns(of_index: bool, in_milvus: bool, where: str | None, hybrid: str | None) -> None:
-    """Check that columns are asked for only of an index.
+    """Check that options for columns are only used with an index that supports them.
 
     Raises:
         ValueError: naming the option.
     """
     if where is not None and not of_index:
-        raise ValueError("--where filters an index: make one with `hf-cots index`, and name it")
+        raise ValueError(
+            "--where needs an index: create one with `hf-cots index` and pass it instead of a model and a folder"
+        )
     if hybrid is not None and in_milvus:
-        raise ValueError("--hybrid searches the columns of an index on disk, not of one in Milvus")
+        raise ValueError("--hybrid is not supported for an index in Milvus: use an index on disk")
     if hybrid is not None and not of_index:
-        raise ValueError("--hybrid searches the columns of an index: make one with `hf-cots index`, and name it")
+        raise ValueError(
+            "--hybrid needs an index: create one with `hf-cots index` and pass it instead of a model and a folder"
+        )

@@ -1,4 +1,4 @@
-"""The search page of the panel "Search"."""
+"""The verb `hf-cots serve`."""
 
 import ipaddress
 import socket
@@ -22,21 +22,27 @@ CONNECTIONS = 128  # at a time
 @app.command(rich_help_panel="Search")
 def serve(
     source: Annotated[
-        str, typer.Argument(metavar="INDEX | MODEL FOLDER", help="Index, also in Milvus, or a model and a folder.")
+        str,
+        typer.Argument(
+            metavar="INDEX | MODEL FOLDER",
+            help="Index (a folder or a Milvus address); or a model followed by a folder.",
+        ),
     ],
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[FOLDER]", help="Folder of images and clips, after a model.")
+        Path | None, typer.Argument(metavar="[FOLDER]", help="Folder of images and clips, if a model is given.")
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; any but the default lets others search.")
+        str, typer.Option(help="Address to listen on; with any other than the default, other machines can search too.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-    rerank: Annotated[str | None, typer.Option(help="SIMLA model that the page can re-rank with.")] = None,
-    max_upload_mb: Annotated[float, typer.Option(min=0.001, max=1000, help="Largest image to search for.")] = 10,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
+    rerank: Annotated[str | None, typer.Option(help="SIMLA model to offer for re-ranking.")] = None,
+    max_upload_mb: Annotated[
+        float, typer.Option(min=0.001, max=1000, help="Maximum size of an uploaded query image, in MB.")
+    ] = 10,
     revision: Revision = None,
     token: Token = None,
 ) -> None:
-    """Serve a search page, and the same as JSON, over an index, or over a folder whose index is in the cache."""
+    """Serve a search page and a JSON API for an index, or for a folder, whose index is kept in the cache."""
     from ..search.clips import describe_count
     from ..serve import create_app
     from ..serve.guard import LOOPBACK
@@ -53,18 +59,18 @@ def serve(
     index.search("a first text, so that the user's is as fast as the next", 1)
     name, port = ("localhost" if alone else host), listener.getsockname()[1]
     if not alone:
-        print_note(f"warning: whoever reaches {host} can search and see these images", "yellow")
+        print_note(f"warning: anyone who can reach {host} can search and see these images", "yellow")
     count = describe_count(len(index), index.count_clips())
-    typer.echo(f"{count} at http://{f'[{name}]' if ':' in name else name}:{port} (Ctrl-C ends)")
-    with note_on_interrupt(lambda: "the index is as it was"):
+    typer.echo(f"{count} at http://{f'[{name}]' if ':' in name else name}:{port} (press Ctrl-C to stop)")
+    with note_on_interrupt(lambda: "the index is unchanged"):
         run(served, listener)
 
 
 def open_index(source: str, folder: Path | None, revision: str | None) -> "DiskIndex | MilvusIndex":
-    """The index, or that of a model and a folder, which is brought up to date first.
+    """Open an index, or the cached index of a model and a folder, which is updated first.
 
     Raises:
-        ValueError: saying what is missing, or too much.
+        ValueError: if an argument is missing or superfluous.
     """
     from ..search.base import BaseIndex
     from ..search.disk_index import DiskIndex
@@ -77,24 +83,24 @@ def open_index(source: str, folder: Path | None, revision: str | None) -> "DiskI
     if folder is None:
         if not (is_index(source) or is_milvus(source)):
             raise ValueError(
-                f"{source} is no index (`hf-cots index` makes one), or the folder after a model is missing"
+                f"{source} is not an index (create one with `hf-cots index`); or give a folder after the model"
             )
         index = ImageIndex.open(source)
     else:
         if is_index(source) or is_milvus(source):
-            raise ValueError(f"{source} is an index: name it alone, or a model and a folder")
+            raise ValueError(f"{source} is an index: pass it alone, or pass a model and a folder")
         index, broken = open_folder(source, folder, revision, progress=True)
         note_skipped(broken)
     if not isinstance(index, (DiskIndex, MilvusIndex)):
-        raise ValueError("the cache cannot be written: set HF_COTS_CACHE, or make an index with `hf-cots index`")
+        raise ValueError("the cache is not writable: set HF_COTS_CACHE, or create an index with `hf-cots index`")
     return index
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open the port.
+    """Open a listening socket.
 
     Raises:
-        OSError: naming host and port, if it is in use or no address of this machine.
+        OSError: naming host and port, if the port is in use or the host is not an address of this machine.
     """
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -107,7 +113,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether an address can only be reached from this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

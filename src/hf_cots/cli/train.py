@@ -1,4 +1,4 @@
-"""The panel "Train": models, image tokenizers, and their codes computed beforehand."""
+"""The panel "Train": train models and image tokenizers, and precompute image codes."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,7 @@ from .app import app
 
 
 PANEL = "Train"
-# Verbs that hand on the flags of transformers' argument parser.
+# For verbs that pass their flags on to transformers' argument parser.
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -32,7 +32,7 @@ def train_tokenizer(context: typer.Context) -> None:
 
 @app.command(rich_help_panel=PANEL, context_settings=PASS_ON, add_help_option=False)
 def distill_text(context: typer.Context) -> None:
-    """Distill a text tower into one for several languages, from translation pairs (python -m hf_cots.distill_text)."""
+    """Distill a multilingual text tower from translation pairs (same as python -m hf_cots.distill_text)."""
     from ..distill_text import main
 
     main(context.args)
@@ -41,33 +41,35 @@ def distill_text(context: typer.Context) -> None:
 @app.command(rich_help_panel=PANEL, context_settings=PASS_ON)
 def tokenize(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="The training recipe, YAML or JSON; flags of training may follow.")],
-    output: Annotated[Path, typer.Option(help="Folder of the codes; complete files of an earlier run are kept.")],
-    epochs: Annotated[int, typer.Option(help="Epochs whose crops are tokenized.")] = 1,
-    batch_size: Annotated[int, typer.Option(help="Crops in a forward pass.")] = 32,
-    shard_size: Annotated[int, typer.Option(help="Crops in a file: what an interrupted run can lose.")] = 16_384,
-    workers: Annotated[int, typer.Option(help="Processes that decode and crop.")] = 0,
+    recipe: Annotated[str, typer.Argument(help="Training recipe (YAML or JSON); training flags may follow.")],
+    output: Annotated[Path, typer.Option(help="Output folder; complete files of an earlier run are kept.")],
+    epochs: Annotated[int, typer.Option(help="Number of epochs to tokenize.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Crops per forward pass.")] = 32,
+    shard_size: Annotated[
+        int, typer.Option(help="Crops per file; an interrupted run loses at most one file.")
+    ] = 16_384,
+    workers: Annotated[int, typer.Option(help="Number of processes that decode and crop images.")] = 0,
 ) -> None:
-    """Write the image tokenizer's codes for the crops of a training run, for its --code_cache."""
+    """Precompute the image tokenizer's codes for a training run, for its --code_cache flag."""
     from ..training.arguments import parse_arguments
     from ..training.tokenize import tokenize_training_data
 
     check_output_folder(output)
     arguments = parse_arguments([recipe, *context.args])
-    with note_on_interrupt(lambda: f"complete files stay in {output}: the same command goes on from there"):
+    with note_on_interrupt(lambda: f"complete files are kept in {output}; run the same command again to continue"):
         done, held = tokenize_training_data(*arguments, output, epochs, batch_size, shard_size, workers)
-    typer.echo(f"{done} crops tokenized, {held} were there: {output}")
+    typer.echo(f"{done} crops tokenized, {held} already in {output}")
 
 
 @app.command(rich_help_panel=PANEL)
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for model, images and results.")] = Path("runs/demo"),
+    output: Annotated[Path, typer.Option(help="Output folder for the model, images and results.")] = Path("runs/demo"),
     compare: Annotated[bool, typer.Option(help="Also train the same towers with plain InfoNCE.")] = False,
-    smoke: Annotated[bool, typer.Option(help="Run a few steps only, to see that everything works.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of data order, augmentation, masks and weights.")] = 0,
+    smoke: Annotated[bool, typer.Option(help="Run only a few steps, to check that everything works.")] = False,
+    seed: Annotated[int, typer.Option(help="Random seed for data order, augmentation, masks and weights.")] = 0,
     from_scratch: Annotated[
         bool,
-        typer.Option("--from-scratch", help="Begin with random weights in the image tower, on two drawing styles."),
+        typer.Option("--from-scratch", help="Start from random image tower weights, and use only two drawing styles."),
     ] = False,
 ) -> None:
     """Train a small COTS on emoji on a CPU, evaluate it on unseen concepts, and search with it."""
@@ -78,9 +80,9 @@ def demo(
 
         from ..demo.run import run_demo
 
-        datasets.disable_progress_bars()  # of files that are read in a blink
+        datasets.disable_progress_bars()  # the files are small
         logging.disable_progress_bar()
-        with note_on_interrupt(lambda: f"what is finished is in {output}; the demo starts from its beginning"):
+        with note_on_interrupt(lambda: f"finished files are in {output}; the demo restarts from the beginning"):
             run_demo(output, compare, smoke, seed, from_scratch)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}. The demo needs: pip install 'hf-cots[demo]'") from None
@@ -88,17 +90,20 @@ def demo(
 
 @app.command(rich_help_panel=PANEL)
 def demo_video(
-    model: Annotated[str, typer.Argument(help="The image model, that of the demo.")] = "runs/demo/model",
-    output: Annotated[Path, typer.Option(help="Folder for clips, model and results.")] = Path("runs/demo-video"),
-    smoke: Annotated[bool, typer.Option(help="Run a few steps only, to see that everything works.")] = False,
+    model: Annotated[str, typer.Argument(help="Image model; by default the demo's.")] = "runs/demo/model",
+    output: Annotated[Path, typer.Option(help="Output folder for clips, model and results.")] = Path(
+        "runs/demo-video"
+    ),
+    smoke: Annotated[bool, typer.Option(help="Run only a few steps, to check that everything works.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the fine-tuning.")] = 0,
 ) -> None:
-    """Search animated emoji with the demo's image model, as it is and fine-tuned on clips, with 1 to 12 frames.
+    """Evaluate clip search on animated emoji, with the demo's image model and fine-tuned on clips, with 1 to 12
+    frames.
 
     Downloads 172 MB once."""
     check_output_folder(output)
     if not Path(model).exists():
-        raise FileNotFoundError(f"no model {model}: train it with hf-cots demo, or name one")
+        raise FileNotFoundError(f"no such model: {model}; train it with hf-cots demo, or give another model")
     try:
         import datasets
         from transformers.utils import logging
@@ -107,7 +112,7 @@ def demo_video(
 
         datasets.disable_progress_bars()
         logging.disable_progress_bar()
-        with note_on_interrupt(lambda: f"what is finished is in {output}; the demo starts from its beginning"):
+        with note_on_interrupt(lambda: f"finished files are in {output}; the demo restarts from the beginning"):
             run_clip_demo(model, output, seed, smoke)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}. The demo needs: pip install 'hf-cots[demo]'") from None

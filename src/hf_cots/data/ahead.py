@@ -1,4 +1,4 @@
-"""Work that runs ahead of the one who takes its results, in threads."""
+"""Run work ahead of its consumer, in threads."""
 
 import os
 import warnings
@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 def count_workers(most: int = 16) -> int:
-    """As many threads as this process may use cores, at most `most`."""
+    """The number of threads to use: one per core available to this process, at most `most`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(most, cores))
 

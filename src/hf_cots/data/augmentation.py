@@ -19,12 +19,12 @@ class RandomCropFlip:
     """Crop a random rectangle, resize it to a square, flip it at random (RandomResizedCrop of Szegedy et al. 2015).
 
     Args:
-        size: side of the result in pixels.
-        min_scale: smallest area of the crop as a fraction of the image; 0.2 in COTS's recipe, ours for what the paper
-            does not say. 1, with a `min_aspect` of 1, keeps all of a square image.
-        flip: probability of the horizontal flip. Captions that name left and right, or letters, want 0.
-        min_aspect: narrowest crop, width over height; the widest is its inverse.
-        recolor: probability of [`recolor_image`], for drawings on white such as icons, whose color means nothing.
+        size: side of the output image in pixels.
+        min_scale: minimum area of the crop, as a fraction of the image. The default of the COTS recipe, 0.2, is our
+            choice; the paper does not say. 1, with `min_aspect=1`, keeps the whole of a square image.
+        flip: probability of a horizontal flip. Use 0 if captions mention left and right, or images contain letters.
+        min_aspect: minimum aspect ratio (width over height) of the crop; the maximum is its inverse.
+        recolor: probability of [`recolor_image`], for drawings on white, such as icons, whose color has no meaning.
 
     Example:
         >>> crop = RandomCropFlip(size=224, min_scale=0.5)
@@ -39,7 +39,7 @@ class RandomCropFlip:
     recolor: float = 0.0
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """An RGB image of `size` x `size` pixels."""
+        """Return a crop as an RGB image of `size` x `size` pixels."""
         width, height = image.size
         area = rng.uniform(self.min_scale, 1) * width * height
         limit = abs(math.log(self.min_aspect))
@@ -55,8 +55,8 @@ class RandomCropFlip:
 
 
 def recolor_image(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Map an image's black to a random color and its white to another, and all between them linearly, so that half of
-    the drawings stand on a dark ground. A color too near the other becomes black or white, whichever is farther."""
+    """Map black to a random color, white to another, and everything between them linearly, so that half of the
+    drawings get a dark background. A color too close to the other becomes black or white, whichever is farther."""
     ink, ground = rng.uniform(0, 255, 3), rng.uniform(0, 255, 3)
     if abs(ink.mean() - ground.mean()) < MIN_CONTRAST:
         ink = np.full(3, 0.0 if ground.mean() > 127.5 else 255.0)
@@ -65,12 +65,12 @@ def recolor_image(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def crop_image(item: dict[str, Any], augmentation: RandomCropFlip) -> Image.Image:
-    """Crop an item's image as the item's own seed decides."""
+    """Crop an item's image, using the item's own random seed."""
     return augmentation(item["image"], generator(item["seed"], RandomStream.AUGMENTATION))
 
 
 def crop_clip(item: dict[str, Any], augmentation: RandomCropFlip) -> VideoFrames:
-    """Crop an item's clip as the item's own seed decides: every frame by the same rectangle, flip and colors."""
+    """Crop an item's clip, using the item's own random seed; all frames get the same rectangle, flip and colors."""
     clip = item["video"]
     images = [augmentation(image, generator(item["seed"], RandomStream.AUGMENTATION)) for image in clip.images]
     return replace(clip, images=images)

@@ -1,4 +1,4 @@
-"""Which pairs make a batch: a pure function of (seed, epoch), cut into equal shards for the ranks."""
+"""Batches of pairs as a pure function of (seed, epoch), split into equal shards for the ranks."""
 
 from collections.abc import Iterator
 
@@ -6,9 +6,9 @@ import numpy as np
 
 
 def take_shard(pairs, rank: int, world_size: int):
-    """Take a rank's part of a global batch (a list or an array): consecutive pairs, in numbers as even as can be.
+    """Take a rank's part of a global batch (a list or an array): consecutive pairs, divided as evenly as possible.
 
-    Of a ragged last batch with fewer pairs than ranks, some ranks get none.
+    If the last batch has fewer pairs than there are ranks, some ranks get none.
     """
     start, stop = (len(pairs) * part // world_size for part in (rank, rank + 1))
     return pairs[start:stop]

@@ -1,4 +1,4 @@
-"""Reading clips that may be broken: video files and animated images, in place of the image of a pair."""
+"""Read clips (video files and animated images) that may be broken."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,12 +36,12 @@ def read_clip(
 
     Args:
         source: path or bytes of a video file, an animated image or a still one. A path is never a URL.
-        num_frames, times: as there.
-        name: what to call the clip in errors; the path if not given.
-        report: told of clips that are used, but unusual.
+        num_frames, times: as for [`read_frames`].
+        name: name of the clip in errors; defaults to the path.
+        report: receives clips that are unusual but usable.
 
     Raises:
-        BrokenImage: whatever is wrong with it (missing, cut off, no pictures, too many pixels, one pixel wide, ...).
+        BrokenImage: if it cannot be used (missing, cut off, without frames, too many pixels, one pixel wide, ...).
         ModuleNotFoundError: if it is a video file and PyAV is not installed.
     """
     name = name or (str(source) if not isinstance(source, bytes) else "clip without a name")
@@ -49,7 +49,7 @@ def read_clip(
         clip = read_frames(source, num_frames, times)
         width, height = clip.images[0].size
         if min(width, height) == 1 or max(width, height) > MAX_ASPECT * min(width, height):
-            raise ValueError(f"{width} x {height} pixels show nothing")
+            raise ValueError(f"an image of {width} x {height} pixels is too small")
     except FileNotFoundError:
         raise BrokenImage(name, "no such file") from None
     except (OSError, ValueError) as error:

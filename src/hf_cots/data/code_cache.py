@@ -42,7 +42,7 @@ WRITER = "`hf-cots tokenize`"
 
 @dataclass(frozen=True)
 class CodeSettings:
-    """All that codes depend on beside the image, the epoch and the sample id: a cache's fingerprint.
+    """Everything that codes depend on besides image, epoch and sample id: the fingerprint of a cache.
 
     Args:
         tokenizer: [`weights_fingerprint`] of the image tokenizer's encoder.
@@ -73,7 +73,7 @@ class CodeSettings:
         image_std: Sequence[float],
         seed: int,
     ) -> "CodeSettings":
-        """The settings of a run with this image tokenizer, crop, normalization and seed.
+        """Get the settings of a run with this image tokenizer, crop, normalization and seed.
 
         Raises:
             ValueError: if mean or deviation are not three numbers.
@@ -82,7 +82,9 @@ class CodeSettings:
         size = crop.pop("size")
         mean, std = (tuple(float(x) for x in numbers) for numbers in (image_mean, image_std))
         if len(mean) != 3 or len(std) != 3:
-            raise ValueError(f"mean and deviation are three numbers each, one a channel; got {mean} and {std}")
+            raise ValueError(
+                f"image mean and standard deviation need three numbers each, one per channel; got {mean} and {std}"
+            )
         numbers = {name: float(value) for name, value in crop.items()}
         weights = weights_fingerprint(tokenizer.encoder)
         return cls(weights, tokenizer_size, size, **numbers, image_mean=mean, image_std=std, seed=seed)
@@ -98,17 +100,17 @@ class CodeSettings:
             written = json.loads((folder / MANIFEST).read_text())["settings"]
             name = next((name for name in written | wanted if written.get(name) != wanted.get(name)), None)
         except (AttributeError, OSError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{folder} is no code cache: {MANIFEST} cannot be read ({error!r})") from None
+            raise ValueError(f"{folder} is not a code cache: cannot read {MANIFEST} ({error!r})") from None
         if name is not None:
             raise ValueError(
-                f"the code cache {folder} was made with {name} {written.get(name)}, not {wanted.get(name)}: make "
+                f"the code cache {folder} was made with {name} {written.get(name)}, not {wanted.get(name)}: create "
                 f"another with {WRITER}"
             )
 
     def manifest(self) -> dict[str, Any]:
         """What [`MANIFEST`] holds."""
         settings = json.loads(json.dumps(asdict(self)))
-        if not self.recolor:  # which caches of before do not name
+        if not self.recolor:  # which older caches do not have
             del settings["recolor"]
         return {"settings": {"format": FORMAT} | settings}
 
@@ -132,7 +134,7 @@ class CodeCache:
         settings.check(self.folder)
         self.shards = sorted(self.folder.glob(SHARD.format(0).replace("00000", "*")))
         if not self.shards:
-            raise ValueError(f"the code cache {folder} has no shard yet")
+            raise ValueError(f"the code cache {folder} is empty")
         files = [open_shard(path, WRITER) for path in self.shards]
         crops = [file.get_tensor("crops") for file in files]
         shards = np.repeat(np.arange(len(crops)), [len(rows) for rows in crops])
@@ -168,8 +170,8 @@ class CodeCache:
             return np.stack(found).astype(np.int64)  # type: ignore[arg-type]  # none is None
         if not self._missed:
             logger.warning(
-                "the code cache %s lacks %d of %d crops of a batch: such batches are tokenized in training (an epoch "
-                "that was not written, or another image)",
+                "the code cache %s is missing %d of %d crops of a batch: such batches are tokenized during training "
+                "(an epoch was not written, or an image has changed)",
                 *(self.folder, missing, len(seeds)),
             )
             self._missed = True
@@ -194,7 +196,9 @@ def _open_folder(folder: Path, settings: CodeSettings, layout: dict[str, int]) -
     written = json.loads((folder / MANIFEST).read_text())
     for name, value in layout.items():
         if written.get(name) != value:
-            raise ValueError(f"the code cache {folder} was begun with {name} {written.get(name)}, not {value}")
+            raise ValueError(
+                f"the code cache {folder} was started with {name} {written.get(name)}, not {value}: use another folder"
+            )
 
 
 @torch.inference_mode()
@@ -234,7 +238,7 @@ def write_codes(
     """
     folder, side = Path(folder), tokenizer.config.image_size
     if tokenizer.config.codebook_size > 1 << 16:
-        raise ValueError(f"{tokenizer.config.codebook_size} codes do not fit into 16 bits")
+        raise ValueError(f"a codebook of {tokenizer.config.codebook_size} codes does not fit into 16 bits")
     if min(epochs, batch_size, shard_size) < 1:
         raise ValueError(f"epochs={epochs}, batch_size={batch_size} and shard_size={shard_size} must be at least 1")
     settings = CodeSettings.from_tokenizer(tokenizer, side, augmentation, image_mean, image_std, pairs.seed)

@@ -1,4 +1,4 @@
-"""From items to batches: augmentation, pixels, tokens and masks, all in the dataloader's workers."""
+"""Collators: augmentation, pixels, tokens and masks, all computed in the dataloader's workers."""
 
 from typing import Any
 
@@ -28,38 +28,39 @@ NO_PAIR: dict[str, Any] = {
 
 
 class ImageCollator:
-    """Collates items of [`PairDataset`] to the input of [`COTSImageTokenizer`], cropped as in training COTS itself.
+    """Collates items of [`PairDataset`] into inputs of [`COTSImageTokenizer`], cropped as in COTS training.
 
     Args:
-        augmentation: gives the size.
+        augmentation: random crop and flip; determines the image size.
     """
 
     def __init__(self, augmentation: RandomCropFlip):
         self.augmentation = augmentation
 
     def __call__(self, items: list[dict[str, Any] | None]) -> dict[str, torch.Tensor]:
-        """`pixel_values` (n, 3, size, size) in [0, 1], float32. Items that are None are dropped; a batch of nothing
-        else is one black image."""
+        """Return `pixel_values` (n, 3, size, size) in [0, 1], float32. Items that are None are dropped; if nothing is
+        left, the batch is one black image."""
         usable = [item for item in items if item is not None] or [NO_PAIR]
         crops = [np.asarray(crop_image(item, self.augmentation), dtype=np.float32) / 255 for item in usable]
         return {"pixel_values": torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()}
 
 
 class COTSCollator:
-    """Collates items of [`PairDataset`] to the inputs of [`COTSForPreTraining`], [`SimlaForPreTraining`] or
+    """Collates items of [`PairDataset`] into inputs of [`COTSForPreTraining`], [`SimlaForPreTraining`] or
     [`CookieForPreTraining`].
 
-    Randomness comes from each item's own seed: a batch's other items, the number of workers and a restart change
-    nothing.
+    All randomness comes from each item's own seed: the other items of the batch, the number of workers and a restart
+    do not change it.
 
     Args:
         processor: makes pixels and tokens.
-        config: the model's; says which masks are needed.
-        augmentation: for training; without it the processor resizes the full image.
-        code_cache: holds codes of crops; those of a batch become its `codebook_indices` if all of them are there.
+        config: the model's config; determines which masks are needed.
+        augmentation: random crop and flip for training; without it the processor resizes the full image.
+        code_cache: precomputed codes of crops; a batch gets `codebook_indices` if the codes of all its crops are
+            there.
         views: makes second views of images and captions.
-        stored_texts: features of a text tower that is not trained, which a batch then brings.
-        clips: items have a clip as `"video"` in place of an image. All frames of one are cropped alike.
+        stored_texts: stored features of a frozen text tower, which are added to the batch.
+        clips: whether items have a clip as `"video"` instead of an image. All frames of a clip are cropped alike.
 
     Example:
         >>> from transformers import BertTokenizer
@@ -88,12 +89,12 @@ class COTSCollator:
         self.mask_settings = mask_settings(config) if config.uses_masks else {}
 
     def __call__(self, items: list[dict[str, Any] | None]) -> dict[str, Any]:
-        """`pixel_values` (of clips `pixel_values_videos` and `frame_mask`), `input_ids`, `attention_mask` if the
-        tokenizer gives one, `image_ids`, the masks and `masked_positions` if a token level is on, the second views
-        (`view_pixel_values`, `view_input_ids`, `view_attention_mask`) that are wanted, and `features` with the
-        `text_features` that are stored.
+        """Return `pixel_values` (for clips `pixel_values_videos` and `frame_mask`), `input_ids`, `attention_mask` if
+        the tokenizer returns one, `image_ids`, the masks and `masked_positions` if a token level is on, the requested
+        second views (`view_pixel_values`, `view_input_ids`, `view_attention_mask`), and `features` with the stored
+        `text_features`.
 
-        Items that are None are dropped. What remains may be a batch of no rows: a rank's shard of a ragged batch.
+        Items that are None are dropped. The batch may be empty: a rank's shard of an incomplete batch.
         """
         usable = [item for item in items if item is not None]
         batch: dict[str, Any] = self._collate(usable or [NO_PAIR])

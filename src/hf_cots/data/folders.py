@@ -1,6 +1,6 @@
 """Files below a folder, and folders of images as rows.
 
-A folder of images may say more of them in three ways: `metadata.jsonl` or `metadata.csv` with a column `file_name`
+A folder can describe its images in three ways: `metadata.jsonl` or `metadata.csv` with a column `file_name`
 (imagefolder), files beside each image with its name and the suffix .txt or .json (img2dataset's "files" format), or
 the names of its sub-folders (labels).
 """
@@ -30,7 +30,7 @@ SIDECARS = (".txt", ".json")
 
 
 def cache_folder(*names: str) -> Path:
-    """A folder for what can be made again, in `$HF_COTS_CACHE` or else `~/.cache/hf_cots`; it need not exist yet."""
+    """The cache folder: `$HF_COTS_CACHE`, or else `~/.cache/hf_cots`. It need not exist yet."""
     root = os.environ.get("HF_COTS_CACHE") or os.path.join("~", ".cache", "hf_cots")
     return Path(root).expanduser().joinpath(*names)
 
@@ -59,7 +59,7 @@ def walk_files(folder: Path) -> list[Path]:
             with os.scandir(parent) as found:
                 entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda e: e.name)
         except PermissionError as error:
-            logger.warning("%s is passed over: %s", parent, error.strerror)
+            logger.warning("skipping %s: %s", parent, error.strerror)
             continue
         waiting += [entry.path for entry in reversed(entries) if entry.is_dir()]
         # A link that leads nowhere is kept, to be told of; pipes and devices are not files.
@@ -68,7 +68,7 @@ def walk_files(folder: Path) -> list[Path]:
 
 
 def find_images(folder: Path, is_wanted: Callable[[Path], bool] = is_image) -> list[Path]:
-    """The images below a folder, in sorted order; how many other files are passed over is logged.
+    """Find the images below a folder, in sorted order; the number of other files is logged.
 
     Args:
         is_wanted: whether a file counts, by its name.
@@ -82,13 +82,13 @@ def find_images(folder: Path, is_wanted: Callable[[Path], bool] = is_image) -> l
     images = [path for path in files if is_wanted(path)]
     if not images:
         raise FileNotFoundError(
-            f"no image (.avif, .bmp, .gif, .jpeg, .jpg, .png, .tif, .webp, or another that PIL opens) below {folder}; "
+            f"no image (.avif, .bmp, .gif, .jpeg, .jpg, .png, .tif, .webp, or another PIL format) below {folder}; "
             f"{len(files)} other files"
         )
     if len(images) < len(files):
         suffixes = sorted({path.suffix.lower() or "no suffix" for path in files if not is_wanted(path)})
         logger.info(
-            "%s: %d files are no images (%s) and are skipped", folder, len(files) - len(images), ", ".join(suffixes)
+            "%s: skipping %d files that are not images (%s)", folder, len(files) - len(images), ", ".join(suffixes)
         )
     return images
 
@@ -150,11 +150,11 @@ def read_class_folders(folder: Path, files: Sequence[Path]) -> list[dict[str, st
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.name.startswith(".") and path.name not in classes:
             raise ValueError(
-                f"{path} holds no image. In a folder of class folders each must hold some; if this is a split, name "
-                "it as the data"
+                f"{path} contains no images: in a folder of class folders each must contain some; if it is a split, "
+                "pass it as the data"
             )
     if len(rows) < len(images):
-        logger.warning("%s: %d images lie in no class folder and are left out", folder, len(images) - len(rows))
+        logger.warning("%s: skipping %d images that are not in a class folder", folder, len(images) - len(rows))
     return rows
 
 
@@ -165,19 +165,19 @@ def _rows_of_metadata(
     named: set[Path] = set()
     for file, following in itertools.zip_longest(metadata, metadata[1:]):
         if following is not None and following.parent == file.parent:
-            raise TableError(f"{file} and {following.name} both are metadata of one folder: keep one of them")
+            raise TableError(f"{file} and {following.name} are both metadata of one folder: keep only one of them")
         rows = pq.read_table(file).to_pylist() if data_suffix(file) == ".parquet" else read_rows(file, separator)
         for number, row in enumerate(rows):
             name = row.pop("file_name", None)
             if not isinstance(name, str):
-                raise TableError(f"{file}, row {number}: no 'file_name', which names the image")
+                raise TableError(f"{file}, row {number}: 'file_name', the name of the image, is missing")
             path = file.parent / name
             named.add(path)
             yield {column: os.path.abspath(path)} | row
     unnamed = [path for path in images if path not in named]
     if unnamed:
         logger.warning(
-            "%s: %d images are not in the metadata and are left out, %s for one", folder, len(unnamed), unnamed[0].name
+            "%s: skipping %d images that are not in the metadata, such as %s", folder, len(unnamed), unnamed[0].name
         )
 
 

@@ -1,6 +1,6 @@
 """Stored features of frozen towers, computed once for all epochs and all runs.
 
-Where neither tower is trained, a step needs no more of them than two vectors a pair, and epochs cost next to nothing.
+If neither tower is trained, a step only needs two vectors per pair, and epochs cost almost nothing.
 The price: images are resized as they are, without crops and flips, and nothing can be masked. Where the text tower
 alone is not trained, its features are stored, and images are read and augmented as usual: that has no price.
 
@@ -118,23 +118,23 @@ class TowerFeatures:
         self.model, self.processor, self.folder, self.precision = model, processor, folder, precision
 
     def _open(self, modality: str, settings: dict[str, Any]) -> FeatureStore:
-        if self.precision != "float32":  # which files of before do not name
+        if self.precision != "float32":  # which older files do not have
             settings["precision"] = self.precision
         return FeatureStore(self.folder, modality, settings)
 
     @cached_property
     def images(self) -> FeatureStore:
-        """Of the image tower."""
+        """Stored features of the image tower."""
         settings = {"pooling": self.model.config.image_pooling, "processor": self.processor.image_processor.to_dict()}
         settings["tower"] = weights_fingerprint(self.model.vision_model)
         return self._open("image", settings)
 
     @cached_property
     def texts(self) -> FeatureStore:
-        """Of the text tower."""
+        """Stored features of the text tower."""
         tokenizer = self.processor.tokenizer
         settings = {"pooling": self.model.config.text_pooling, "max_length": tokenizer.model_max_length}
-        if self.processor.padding != "longest":  # which files of before do not name
+        if self.processor.padding != "longest":  # which older files do not have
             settings["padding"] = self.processor.padding
         settings |= {"special_tokens": tokenizer.all_special_tokens, "vocabulary": len(tokenizer)}
         if self.model.config.text_padding == "attended":  # features of other models are as they were
@@ -237,7 +237,7 @@ class PairKeys:
     def __init__(self, pairs: PairDataset, folder: Path | str):
         kept = pairs.pair_rows.tobytes() + pairs.caption_positions.tobytes()
         parts = [data_fingerprint(pairs).encode(), PIL.__version__.encode(), kept]
-        if pairs.num_frames is not None:  # which files of before do not name
+        if pairs.num_frames is not None:  # which older files do not have
             parts.append(f"{pairs.num_frames} frames".encode())
         self.file = Path(folder) / "pairs" / f"{hex_digest(parts)}.safetensors"
         self.columns: dict[str, list[Any]] = {name: [] for name in self.NAMES}

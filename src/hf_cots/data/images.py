@@ -1,4 +1,4 @@
-"""Reading images that may be broken, and reporting which ones are."""
+"""Read images that may be broken, and report which ones are."""
 
 import json
 import logging
@@ -31,8 +31,8 @@ class BrokenImage(ValueError):
 class BrokenImageReport:
     """A JSON-lines file that names each damaged image once, shared by the workers and ranks of a run.
 
-    A line is `{"image": name, "used": bool, "reason": text}`: an image that cannot be used is skipped, one that is
-    only unusual (an animation, a PNG under the name of .jpg) is used.
+    A line is `{"image": name, "used": bool, "reason": text}`: unusable images are skipped; unusual ones (an animation,
+    a PNG named .jpg) are used.
 
     Args:
         path: the report; created when the first image is found damaged.
@@ -98,7 +98,7 @@ class BrokenImageReport:
 
 
 def skip_image(broken: BrokenImage, report: BrokenImageReport | None = None) -> None:
-    """Say that an image or a clip is skipped: in the report, or without one in a warning."""
+    """Report that an image or a clip is skipped: in the report file, or as a warning if there is none."""
     if report is not None:
         report.add(broken.name, broken.reason)
     else:
@@ -112,11 +112,11 @@ def read_image(
 
     Args:
         source: path or encoded bytes. A path is never a URL: nothing is downloaded.
-        name: what to call it in errors; the path if not given.
-        report: told of images that are used, but unusual.
+        name: name of the image in errors; defaults to the path.
+        report: receives images that are unusual but usable.
 
     Raises:
-        BrokenImage: whatever is wrong with it (missing, truncated, no image, too many pixels, one pixel wide, ...).
+        BrokenImage: if it cannot be used (missing, truncated, not an image, too many pixels, one pixel wide, ...).
     """
     name = name or (str(source) if not isinstance(source, bytes) else "image without a name")
     source = Path(source) if isinstance(source, str) else source
@@ -127,7 +127,7 @@ def read_image(
             with open_image(source) as opened:
                 width, height = opened.size
                 if min(width, height) == 1 or max(width, height) > MAX_ASPECT * min(width, height):
-                    raise ValueError(f"{width} x {height} pixels show nothing")
+                    raise ValueError(f"an image of {width} x {height} pixels is too small")
                 unusual = "; ".join(warnings_for(opened, source))
                 image = to_rgb(opened)
     except FileNotFoundError:

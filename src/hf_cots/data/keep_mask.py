@@ -1,4 +1,4 @@
-"""Which pairs of a data set training should skip: a small JSON file that names the data that it was made for."""
+"""Keep-masks: small JSON files that say which pairs of a data set training should skip."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def apply_keep_mask(pairs: PairDataset, path: Path | str) -> None:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming the file, if it is no mask, was made for other data, or names a pair that is not there.
+        ValueError: naming the file, if it is not a mask, was made for other data, or names a pair that does not exist.
     """
     path = Path(path)
     if not path.is_file():
@@ -37,16 +37,16 @@ def apply_keep_mask(pairs: PairDataset, path: Path | str) -> None:
         count, fingerprint = mask["pairs"], mask["fingerprint"]
         left_out = np.asarray(mask["left_out"], dtype=np.int64)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no keep-mask of `hf-cots audit`: {type(error).__name__}: {error}") from None
+        raise ValueError(f"{path} is not a keep-mask of `hf-cots audit`: {type(error).__name__}: {error}") from None
     if count != len(pairs):
-        raise ValueError(f"{path} was made for {count} pairs, {pairs.name} has {len(pairs)}")
+        raise ValueError(f"{path} was made for {count} pairs, but {pairs.name} has {len(pairs)}")
     if fingerprint != pairs.fingerprint():
         raise ValueError(
-            f"{path} was made for other data: as many pairs as {pairs.name} has, but other captions or file names, or "
-            "in another order. Audit this data again"
+            f"{path} was made for other data than {pairs.name}: captions, file names or their order differ; run "
+            "`hf-cots audit` on this data"
         )
     if len(left_out) and not (left_out.min() >= 0 and left_out.max() < count):
-        raise ValueError(f"{path} leaves out pair {left_out.max()}; the pairs are counted from 0 to {count - 1}")
+        raise ValueError(f"{path} leaves out pair {left_out.max()}, but pairs are numbered from 0 to {count - 1}")
     kept = np.ones(count, dtype=bool)
     kept[left_out] = False
     pairs.keep(kept, f"keep mask {path.name}")

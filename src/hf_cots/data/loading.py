@@ -1,9 +1,9 @@
-"""Data sources as tables of `datasets`, without decoding an image.
+"""Load data sources as tables of `datasets`, without decoding images.
 
 Parquet, saved and Hub data sets are read by `datasets`; CSV, TSV and JSON lines ([`read_rows`]), tars
-([`read_samples`]) and folders of images ([`read_image_rows`]) by this package's own readers, so that their rules are
-known. A column may be named as `json.caption`, a field of an object, or as `jpg,png`, the first of several that is
-there.
+([`read_samples`]) and folders of images ([`read_image_rows`]) by this package's own readers, which have explicit
+rules. A column name can be `json.caption`, a field of an object, or `jpg,png`, the first of several columns that
+exists.
 """
 
 import glob
@@ -50,9 +50,9 @@ def load_table(
             of images, a pattern such as `shards/*.tar` or `shard-{000..099}.tar`, or a Hub id.
         split: which split; see [`hf_cots.data.resolve`].
         streaming: read rows as they are needed, and keep no copy on this machine.
-        columns: what will be asked for; names such as `json.caption` and `jpg,png` become columns. Of tars nothing
-            else is kept.
-        separator: of CSV files, if the header does not tell.
+        columns: the columns that will be used; names such as `json.caption` and `jpg,png` become columns. Other
+            contents of tars are not kept.
+        separator: separator of CSV files, if it cannot be detected from the header.
 
     Raises:
         FileNotFoundError: if a path or pattern matches nothing.
@@ -83,7 +83,7 @@ def read_source(
         table = table.to_iterable_dataset() if streaming else table
     elif source.kind == "parquet":
         if not sum(check_parquet(name) for name in files):
-            raise ValueError(f"{source.name} holds no rows")
+            raise ValueError(f"{source.name} has no rows")
         names = [glob.escape(name) for name in files]  # which `datasets` reads as patterns
         with _named_errors(source.name):
             table = datasets.load_dataset("parquet", data_files=names, split="train", streaming=streaming)
@@ -99,25 +99,25 @@ def _named_errors(data: str) -> Iterator[None]:
     """Turn the errors of `datasets`, which quote whole tables, into one line with the cause.
 
     Raises:
-        FileNotFoundError: if there is no such data set on the Hub, or no way to it.
-        OSError: if the Hub refuses, or the connection breaks.
+        FileNotFoundError: if there is no such data set on the Hub, or the Hub cannot be reached.
+        OSError: if the Hub refuses, or the connection fails.
         ValueError: if the data cannot be read.
     """
     try:
         yield
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
         reason = _first_line(error)
-        raise FileNotFoundError(f"{data}: no such file or folder, and no data set on the Hub: {reason}") from None
+        raise FileNotFoundError(f"{data}: no such file or folder, and no such data set on the Hub: {reason}") from None
     except FileNotFoundError as error:  # `datasets` quotes what huggingface_hub says of its cache
         if "on the Hugging Face Hub either" not in str(error):
             raise
         advice = "check the network, wait a while, then run it again"
-        raise FileNotFoundError(f"{data}: no such file or folder, and the Hub does not answer: {advice}") from None
+        raise FileNotFoundError(f"{data}: no such file or folder, and the Hub cannot be reached: {advice}") from None
     except datasets.exceptions.DatasetGenerationError as error:
         cause = error.__cause__ or error
         if isinstance(cause, (TarError, TableError)):
             raise cause from None
-        raise ValueError(f"{data} cannot be read: {type(cause).__name__}: {_first_line(cause)}") from None
+        raise ValueError(f"cannot read {data}: {type(cause).__name__}: {_first_line(cause)}") from None
     except Exception as error:
         fault = describe_hub_fault(error)
         if fault is None:
@@ -139,7 +139,7 @@ def check_parquet(file: str) -> int:
     try:
         return pq.read_metadata(file).num_rows
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{file} is cut off, or no parquet file: {_first_line(error)}") from None
+        raise ValueError(f"{file} is truncated or not a parquet file: {_first_line(error)}") from None
 
 
 def _pick_split(splits: dict[str, Any], data: str, split: str) -> Table:
@@ -232,7 +232,7 @@ def _from_rows(files: Sequence[Any], reader: Reader, streaming: bool, columns: S
         return datasets.IterableDataset.from_generator(_read_with_columns, gen_kwargs=arguments)
     table = to_arrow(_read_with_columns(**arguments), columns)
     if len(table) == 0:
-        raise ValueError(f"{', '.join(map(str, files[:3]))} holds no rows")
+        raise ValueError(f"{', '.join(map(str, files[:3]))}: no rows")
     return datasets.Dataset(table)
 
 
@@ -287,8 +287,8 @@ def _mix(cells: list[Any], name: str, wanted: Sequence[str], as_lists: bool) -> 
     if name in wanted:
         row = next(row for row, cell in enumerate(cells) if cell is not None and not isinstance(cell, str))
         raise ValueError(
-            f"column '{name}' holds text in some rows and other things in others, {type(cells[row]).__name__} in row "
-            f"{row} for one"
+            f"column '{name}' contains text in some rows and other types in others, such as "
+            f"{type(cells[row]).__name__} in row {row}"
         )
     return pa.array([cell if cell is None or isinstance(cell, str) else json.dumps(cell) for cell in cells])
 
@@ -297,7 +297,7 @@ def _from_tars(files: list[str], streaming: bool, columns: Sequence[str]) -> Tab
     """The columns are the suffixes of the first samples, the fields of their JSON, and those derived."""
     first = list(itertools.islice(_read_tars(files), FIRST_SAMPLES))
     if not first:
-        raise ValueError(f"{', '.join(files[:3])} holds no samples")
+        raise ValueError(f"{', '.join(files[:3])}: no samples")
     derived = [column for column in columns if "," in column]
     parts = {part for column in derived for part in column.split(",")}  # kept once, under the derived name
     names = dict.fromkeys(name for sample in first for name in list_leaves(sample) if name not in parts)
@@ -336,7 +336,7 @@ def _read_tars(
                 if cell is None or isinstance(cell, CELL_TYPES[kind]):
                     continue
                 if name in wanted and not (kind == "list" and isinstance(cell, str)):
-                    raise TarError(f"{file}: {sample['__key__']}: {name} holds {type(cell).__name__}, not {kind}")
+                    raise TarError(f"{file}: {sample['__key__']}: {name} contains {type(cell).__name__}, not {kind}")
                 row[name] = [cell] if kind == "list" and isinstance(cell, str) else None
             yield row
 

@@ -1,4 +1,4 @@
-"""How much data a run has: told before training and evaluation, and kept as `data_report.json`.
+"""Reports the size of a run's data before training and evaluation, and saves it as `data_report.json`.
 
 A run that uses a fraction of its data, cuts half of its captions or evaluates on what it was trained on looks like any
 other in its loss. These are the numbers that show it. Large data are sampled, evenly over all pairs, so that a report
@@ -46,7 +46,7 @@ class DataSummary:
     """The size of a data set, and how its captions fit the tokenizer.
 
     Attributes:
-        name: what the user called it.
+        name: the name that the user gave.
         pairs, images: how many; None for a stream, which does not know.
         captions_per_image: mean over the images.
         dropped: pairs that are not used, by reason.
@@ -78,7 +78,7 @@ class DataSummary:
         return f"{self.name}: {'; '.join(parts)}"
 
     def warnings(self) -> list[str]:
-        """What is more than a few percent."""
+        """Warnings about fractions above a few percent."""
         found = []
         if self.truncated > WARN_ABOVE:
             found.append(f"{self.name}: {self.truncated:.1%} of the captions are longer than the limit and are cut")
@@ -92,7 +92,7 @@ class DataSummary:
 
 @dataclass(frozen=True)
 class Overlap:
-    """What of the evaluation data is in the training data.
+    """How much of the evaluation data is in the training data.
 
     Attributes:
         train, evaluation: names of the data.
@@ -126,7 +126,7 @@ class Overlap:
         )
 
     def warnings(self) -> list[str]:
-        """Told above a few percent; as evaluation on training data if it is most images."""
+        """Warnings about an overlap above a few percent; if it is most images, about evaluation on training data."""
         if self.images > self.pairs / 2:
             return [f"evaluation on training data: {self}"]
         return [f"overlap: {self}"] if max(self.captions, self.images) > WARN_ABOVE * self.pairs else []

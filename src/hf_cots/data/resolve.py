@@ -1,4 +1,4 @@
-"""From what a user names (a file, a folder, a pattern, a Hub id) to the files of one split.
+"""Resolve what a user names (a file, a folder, a pattern, a Hub id) to the files of one split.
 
     a path that exists         is that file or folder, whatever signs are in its name
     a pattern                  `*`, `?`, `[0-9]` and `{00000..00099}` or `{a,b}`
@@ -73,7 +73,7 @@ def resolve(data: str | Path, split: str = "train", clips: bool = False) -> Sour
     """
     data = str(data)
     if not data.strip():
-        raise ValueError("the name of the data is empty")
+        raise ValueError("the name of the data is empty: give a file, a folder, a pattern or a Hub id")
     path = Path(data).expanduser()
     if path.is_dir():
         return _resolve_folder(data, path, split, clips)
@@ -109,7 +109,9 @@ def expand_braces(pattern: str) -> Iterator[str]:
     if numbers:
         first, last = numbers.groups()
         if not 0 <= int(last) - int(first) < MOST_FILES:
-            raise ValueError(f"{pattern}: the range {match[0]} must go up, by at most {MOST_FILES:,} files")
+            raise ValueError(
+                f"{pattern}: the range {match[0]} must be ascending and name at most {MOST_FILES:,} files"
+            )
         choices = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     else:
         choices = match[1].split(",")
@@ -147,12 +149,14 @@ def _source_from_files(data: str, files: Sequence[Path], root: Path) -> Source:
     unknown = next((file for file in files if kind_of(file) is None), None)
     if unknown is not None:
         raise ValueError(
-            f"{unknown}: cannot read '{unknown.suffix}' files; known are {', '.join(TABLE_SUFFIXES)}, .parquet, .tar, "
-            "each but parquet also compressed (.gz, .bz2, .xz), and folders of images"
+            f"{unknown}: cannot read '{unknown.suffix}' files; supported are {', '.join(TABLE_SUFFIXES)}, .parquet, "
+            ".tar, all but parquet also compressed (.gz, .bz2, .xz), and folders of images"
         )
     suffixes = sorted({data_suffix(file) for file in files})
     if len(suffixes) > 1:
-        raise ValueError(f"{data} names files of several kinds: {', '.join(suffixes)}; name one kind with a pattern")
+        raise ValueError(
+            f"{data} contains files of several kinds: {', '.join(suffixes)}; select one kind with a pattern"
+        )
     return Source(data, kind_of(files[0]), tuple(files), root)  # type: ignore[arg-type]
 
 
@@ -169,8 +173,8 @@ def _resolve_folder(data: str, folder: Path, split: str, clips: bool) -> Source:
     tables = [path for path in files if kind_of(path) == "table" and _may_hold_rows(path)]
     if parquet and tars:
         raise ValueError(
-            f"{data} holds parquet files and tars ({parquet[0].name}, {tars[0].name}): name one kind with a pattern, "
-            f"{data}/**/*.tar say"
+            f"{data} contains parquet files and tars ({parquet[0].name}, {tars[0].name}): select one kind with a "
+            f"pattern, such as {data}/**/*.tar"
         )
     named = [path for path in tables if path.name.split(".")[0].lower() in CANONICAL]
     if images and named and not parquet and not tars and not any(map(is_metadata, files)):
@@ -181,11 +185,11 @@ def _resolve_folder(data: str, folder: Path, split: str, clips: bool) -> Source:
     if not chosen:
         medium = "clip" if clips else "image"
         raise FileNotFoundError(
-            f"{data} holds no data: {len(files)} files, none of them a table, parquet, tar or {medium}"
+            f"{data} contains no data: none of its {len(files)} files is a table, parquet, tar or {medium}"
         )
     unread = tables + images if parquet or tars else images
     if unread:
-        logger.info("%s: %d tables and images beside the data are not read, %s for one", data, len(unread), unread[0])
+        logger.info("%s: ignoring %d tables and images next to the data, such as %s", data, len(unread), unread[0])
     return _source_from_files(data, chosen, chosen[0].parent)
 
 
@@ -245,6 +249,6 @@ def _pick_split(data: str, folder: Path, files: list[Path], split: str, by_file:
         others = [path for path in splits[None] if by_file or is_image(path)]
         if others:
             logger.warning(
-                "%s: %d files belong to no split and are not read, %s for one", data, len(others), others[0].name
+                "%s: ignoring %d files that belong to no split, such as %s", data, len(others), others[0].name
             )
     return splits[wanted]

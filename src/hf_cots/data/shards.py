@@ -1,4 +1,4 @@
-"""Files of computed results: each is written in full or not at all, and a damaged one is named."""
+"""Files of computed results: each is written completely or not at all, and errors name damaged files."""
 
 import os
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def open_shard(path: Path, writer: str, framework: str = "np") -> Any:
     try:
         return safe_open(path, framework=framework)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it, and {writer} writes it again") from None
+        raise ValueError(f"{path} is damaged ({error}): delete it, and {writer} will write it again") from None
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

@@ -1,7 +1,7 @@
 """Image-text pairs from a Hub id, a folder, parquet, CSV or JSON lines with paths, or webdataset tars.
 
-All of them become one [`PairDataset`]; images stay encoded until a worker needs them. Clips may take the place of
-images: then items carry some frames of each.
+All of them become a [`PairDataset`], in which images stay encoded until a worker needs them. With clips instead of
+images, items contain a few frames of each clip.
 """
 
 import json
@@ -44,15 +44,16 @@ def load_pairs(
     num_frames: int = NUM_FRAMES,
     frame_jitter: bool = False,
 ) -> "PairDataset":
-    """Open data as image-text pairs; see [`hf_cots.data.loading.load_table`] for `data`, `split` and `separator`, and
-    [`PairDataset`] for the rest.
+    """Load image-text pairs from a Hub id, folder or files; see [`hf_cots.data.loading.load_table`] for `data`,
+    `split` and `separator`, and [`PairDataset`] for the other arguments.
 
     Args:
-        video_column: name of the column of clips, in place of `image_column`; of a folder of clips it is "video".
-        num_frames, frame_jitter: of clips; ignored for images.
+        video_column: name of the column of clips, to use clips instead of images; for a folder of clips, "video".
+        num_frames, frame_jitter: for clips; ignored for images.
 
     Raises:
-        FileNotFoundError, ValueError: as they say, or if columns of images and of clips are named.
+        FileNotFoundError, ValueError: as [`load_table`] and [`PairDataset`], or if both an image column and a clip
+            column are given.
 
     Example:
         >>> Path("shapes").mkdir()
@@ -74,13 +75,13 @@ def load_pairs(
 
 
 def choose_column(image_column: str, video_column: str | None) -> str:
-    """The column of what captions describe: of clips if there is one, or else of images.
+    """Choose the column that captions describe: the clip column if given, else the image column.
 
     Raises:
-        ValueError: if both are named.
+        ValueError: if both are given.
     """
     if video_column is not None and image_column not in ("image", video_column):
-        raise ValueError(f"name the column of images or that of clips, not both: '{image_column}', '{video_column}'")
+        raise ValueError(f"give either an image column or a clip column, not both: '{image_column}', '{video_column}'")
     return image_column if video_column is None else video_column
 
 
@@ -96,20 +97,20 @@ def is_blank(cell: Any) -> bool:
 
 
 class MissingColumnError(ValueError):
-    """Data lack a column that was asked for; the message lists those that are there."""
+    """A requested column is missing from the data; the message lists the existing columns."""
 
 
 def check_columns(name: str, present: list[str], **wanted: str | None) -> None:
-    """Check that every wanted column, by the name of its flag, is present.
+    """Check that every requested column, given by the name of its flag, exists.
 
     Raises:
-        ValueError: naming the one that is not.
+        ValueError: naming the missing column.
     """
     for flag, column in wanted.items():
         if column is not None and column not in present:
             option = flag.replace("_", "-")
             raise MissingColumnError(
-                f"{name} has no column '{column}'; it has {', '.join(present)}. Name one with --{option}"
+                f"{name} has no column '{column}'; it has {', '.join(present)}. Choose one with --{option}"
             )
 
 
@@ -123,18 +124,18 @@ def find_caption_column(name: str, present: list[str]) -> str:
     if not found:
         others, columns = ", ".join(CAPTION_COLUMNS[1:]), ", ".join(present)
         raise MissingColumnError(
-            f"{name} has no column 'caption', {others}; it has {columns}. Name one with --caption-column"
+            f"{name} has no column 'caption', {others}; it has {columns}. Choose one with --caption-column"
         )
     if len(found) > 1:
         raise MissingColumnError(
-            f"{name} has several columns of captions: {', '.join(found)}. Name one with --caption-column"
+            f"{name} has several caption columns: {', '.join(found)}. Choose one with --caption-column"
         )
-    logger.info("%s: captions are read from column '%s'", name, found[0])
+    logger.info("%s: reading captions from column '%s'", name, found[0])
     return found[0]
 
 
 class PairSource:
-    """What [`PairDataset`] and [`PairStream`] share: a table, the names of its columns, and how images are read."""
+    """Base of [`PairDataset`] and [`PairStream`]: a table, the names of its columns, and how images are read."""
 
     def __init__(
         self,
@@ -192,7 +193,7 @@ class PairSource:
             return self._read(cell, name, seed)
         if not isinstance(cell, str):
             article = "an image" if self.num_frames is None else "a clip"
-            raise BrokenImage(name, f"column '{self.image_column}' holds {type(cell).__name__}, not {article}")
+            raise BrokenImage(name, f"column '{self.image_column}' contains {type(cell).__name__}, not {article}")
         return self._read(self.root / cell, None, seed)
 
     def _read(self, source: Path | bytes, name: str | None, seed: int | None) -> Image.Image | VideoFrames:
@@ -219,37 +220,37 @@ def draw_times(duration: float, num_frames: int, seed: int) -> list[float]:
 
 
 class PairDataset(PairSource):
-    """One item per caption: an image, one of its captions, the image's id, and the item's random seed.
+    """A data set with one item per caption: an image, one of its captions, the image's id, and the item's random seed.
 
-    An item is asked for by `(epoch, index)`, as [`PairBatches`] does, or by `index` alone (epoch 0). An image that
-    cannot be read is written to the report, and the next readable pair is given instead: batches keep their size.
+    Items are indexed by `(epoch, index)`, as [`PairBatches`] does, or by `index` alone (epoch 0). An image that cannot
+    be read is added to the report and replaced by the next readable pair, so that batches keep their size.
 
     Args:
-        table: rows with an image and one or several captions. Images are an `Image` feature, bytes, or paths.
+        table: rows with an image and one or more captions. Images are an `Image` feature, bytes, or paths.
         image_column: name of the column of images.
-        caption_column: name of the column of captions; a cell is a text or a list of texts. By default the one column
-            of the table that is called caption, captions, text or txt. With None each row is one item with an empty
-            caption: images alone.
-        image_id_column: cells that are equal mean "the same image": such pairs are never each other's negatives. By
-            default the path is the id where images are paths, the row otherwise.
+        caption_column: name of the column of captions; a cell is a text or a list of texts. Defaults to the only
+            column named caption, captions, text or txt. If None, each row is one item with an empty caption (images
+            only).
+        image_id_column: name of a column of image ids. Rows with equal ids show the same image, and are never each
+            other's negatives. By default the path is the id if images are paths, else the row.
         root: folder that relative paths start from.
-        seed: of augmentation and masks.
-        report: JSON-lines file for broken images; without one they are only logged as warnings.
-        name: what errors call the data.
-        num_frames: the column holds clips (video files or animated images, their paths or bytes), and items carry
-            so many frames of one ([`VideoFrames`]) as `"video"`, in place of an `"image"`. What is said of images
-            holds for clips.
-        frame_jitter: items take each frame at a random time of its segment, not in the middle.
+        seed: seed of augmentation and masks.
+        report: JSON-lines file for broken images; without it they are only logged as warnings.
+        name: name of the data in errors.
+        num_frames: if given, the column contains clips (video files or animated images, as paths or bytes), and items
+            have this many frames of a clip ([`VideoFrames`]) as `"video"` instead of an `"image"`. Everything said
+            about images applies to clips.
+        frame_jitter: sample each frame at a random time of its segment, not in the middle.
 
     Attributes:
         pair_rows: (len(self),) int64, the row of each pair.
-        image_ids: (rows,) non-negative int64.
-        dropped: how many pairs [`keep`] has dropped, by reason.
-        other_captions: whether items carry another caption of their image, too; off at first.
+        image_ids: (rows,) non-negative int64, the image id of each row.
+        dropped: number of pairs that [`keep`] has dropped, by reason.
+        other_captions: whether items also contain another caption of their image; False by default.
 
     Raises:
-        ValueError: naming the column that is missing, the columns that may hold the captions if there are several, the
-            rows whose caption is empty, or, if none of the first eight images can be read, why.
+        ValueError: if a column is missing, several columns could contain the captions, a caption is empty, or none of
+            the first eight images can be read.
     """
 
     def __init__(
@@ -269,7 +270,7 @@ class PairDataset(PairSource):
         frames = (num_frames, frame_jitter)
         super().__init__(table, table.column_names, *columns, root, seed, report, name, *frames)
         if len(table) == 0:
-            raise ValueError(f"{name} holds no rows")
+            raise ValueError(f"{name} has no rows")
         self.other_captions = False
         self.dropped: dict[str, int] = {}
         self.pair_rows, self.caption_positions = self._index_captions()
@@ -292,8 +293,8 @@ class PairDataset(PairSource):
         if empty:
             shown = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
             raise ValueError(
-                f"{self.name}: column '{self.caption_column}' is empty or no text in {len(empty)} row(s), counted "
-                f"from 0: {shown}. Remove or fill them"
+                f"{self.name}: column '{self.caption_column}' is empty or not a text in {len(empty)} row(s): {shown} "
+                "(counted from 0). Remove or fill them"
             )
         return np.asarray(rows, dtype=np.int64), np.asarray(positions, dtype=np.int32)
 
@@ -324,15 +325,15 @@ class PairDataset(PairSource):
         return hex_digest((json.dumps(row, ensure_ascii=False).encode() for row in rows), digest_size=8)
 
     def keep(self, kept: np.ndarray, reason: str = "mask") -> None:
-        """Drop pairs for good: those that a mask of all pairs, (len(self),) bool, does not keep.
+        """Drop the pairs that are False in a mask of all pairs, (len(self),) bool.
 
         Raises:
             ValueError: if the mask has another length, or keeps nothing.
         """
         if kept.shape != self.pair_rows.shape:
-            raise ValueError(f"{self.name} has {len(self)} pairs, the mask {len(kept)}")
+            raise ValueError(f"{self.name} has {len(self)} pairs, but the mask has {len(kept)} entries")
         if not kept.any():
-            raise ValueError(f"{self.name}: the mask keeps none of the {len(self)} pairs")
+            raise ValueError(f"{self.name}: the mask drops all {len(self)} pairs")
         self.dropped[reason] = self.dropped.get(reason, 0) + int((~kept).sum())
         self.pair_rows, self.caption_positions = self.pair_rows[kept], self.caption_positions[kept]
 
@@ -380,14 +381,14 @@ class PairDataset(PairSource):
         return path if isinstance(path, str) else f"{self.name}, row {row}"
 
     def caption(self, index: int) -> str:
-        """The caption of pair `index`."""
+        """Get the caption of pair `index`."""
         if self.caption_column is None:
             return ""
         cell = self.table[int(self.pair_rows[index])][self.caption_column]
         return cell if isinstance(cell, str) else cell[int(self.caption_positions[index])]
 
     def captions(self, index: np.ndarray) -> list[str]:
-        """The captions of many pairs, which is faster than one by one."""
+        """Get the captions of many pairs, which is faster than one by one."""
         if self.caption_column is None:
             return [""] * len(index)
         rows, inverse = np.unique(self.pair_rows[index], return_inverse=True)
@@ -405,7 +406,7 @@ class PairDataset(PairSource):
         return order, ids[order]
 
     def other_caption(self, index: int, seed: int) -> str | None:
-        """Another caption of the image of pair `index`, drawn by the seed; None if it has no other."""
+        """Draw another caption of the image of pair `index`, using the seed; None if it has no other."""
         order, ids = self._pairs_by_image
         image_id = self.image_ids[self.pair_rows[index]]
         pairs = order[np.searchsorted(ids, image_id) : np.searchsorted(ids, image_id, side="right")]
@@ -415,16 +416,16 @@ class PairDataset(PairSource):
         return self.caption(int(others[generator(seed, RandomStream.OTHER_CAPTION).integers(len(others))]))
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """The item of [`make_item`], and `"other_caption"` if wanted; the seed is a pure function of (seed, epoch,
-        index).
+        """Get an item as [`make_item`] returns it, with `"other_caption"` if enabled. Its seed is a pure function of
+        (seed, epoch, index).
 
         Raises:
-            IndexError: if there is no such pair.
+            IndexError: if the index is out of range.
             ValueError: if no image of the data can be read.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self)} pairs, not one at {index}")
+            raise IndexError(f"index {index} is out of range: {self.name} has {len(self)} pairs")
         for candidate in range(index, index + len(self)):
             pair = candidate % len(self)
             row, seed = int(self.pair_rows[pair]), mix(self.seed, epoch, pair)
@@ -435,4 +436,4 @@ class PairDataset(PairSource):
                 continue
             item = self.make_item(media, self.caption(pair), int(self.image_ids[row]), seed)
             return item | {"other_caption": self.other_caption(pair, seed)} if self.other_captions else item
-        raise ValueError(f"{self.name}: no {self.medium} can be read")
+        raise ValueError(f"{self.name}: none of its {self.medium}s can be read")

@@ -75,14 +75,12 @@ class PairStream(PairSource):
         frame_jitter: bool = False,
     ):
         if shuffle_buffer_size < 1:
-            raise ValueError(
-                f"{shuffle_buffer_size} pairs cannot be shuffled; name at least 1 with --shuffle_buffer_size"
-            )
+            raise ValueError(f"--shuffle_buffer_size must be at least 1, got {shuffle_buffer_size}")
         self.start = table.state_dict()
         # CSV and JSON tell their columns with the rows.
         columns = table.column_names or list(dict.fromkeys(c for row in table.take(FIRST_ROWS) for c in row))
         if not columns:
-            raise ValueError(f"{name} holds no rows")
+            raise ValueError(f"{name} has no rows")
         named = (image_column, caption_column, image_id_column)
         super().__init__(table, columns, *named, root, seed, report, name, num_frames, frame_jitter)
         self.shuffle_buffer_size = shuffle_buffer_size
@@ -99,7 +97,7 @@ class PairStream(PairSource):
             except BrokenImage as broken:
                 reasons.append(broken)
         if not reasons:
-            raise ValueError(f"{self.name} holds no rows")
+            raise ValueError(f"{self.name} has no rows")
         shown = list(dict.fromkeys(str(broken) for broken in reasons))[:3]
         raise ValueError(
             f"{self.name}: none of the first {len(reasons)} pairs can be used: {'; '.join(shown)}"
@@ -131,7 +129,7 @@ class PairStream(PairSource):
             BrokenImage: naming the file, or data set and pair.
         """
         if self.caption_column and is_blank(pair.caption):
-            raise BrokenImage(pair.name, f"column '{self.caption_column}' is empty or no text")
+            raise BrokenImage(pair.name, f"column '{self.caption_column}' is empty or not a text")
         return self.read_cell(pair.cell, pair.name, pair.seed)
 
     def __getitem__(self, pair: StreamedPair) -> dict[str, Any] | None:
@@ -202,7 +200,7 @@ class StreamBatches:
         while self._ends and self._ends[0][0] < batches:
             self._ends.popleft()
         if not self._ends or self._ends[0][0] != batches:
-            raise ValueError(f"{batches} batches were not drawn from the stream")
+            raise ValueError(f"the stream has not returned {batches} batches")
         return asdict(self._ends[0][1])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -213,8 +211,8 @@ class StreamBatches:
         """
         if state.get("source") and _reader_types(state["source"]) != _reader_types(self.stream.start):
             raise ValueError(
-                f"the stream {self.stream.name} cannot be entered where the checkpoint stopped, which read other data "
-                "or was written by an older version: start a new run from its weights, with --model"
+                f"cannot resume the stream {self.stream.name} where the checkpoint stopped: the checkpoint read other "
+                "data or was written by an older version; start a new run from its weights with --model"
             )
         # Older checkpoints also hold a number of batches, which says nothing to a run with other batches.
         self.start = StreamPosition(**{name: value for name, value in state.items() if name != "batches"})
@@ -244,7 +242,7 @@ class StreamBatches:
                 for offset in range(begin.offset, len(block)):
                     yield block[order[offset]], replace(begin, offset=offset + 1)
             if empty:
-                raise ValueError(f"{self.stream.name} holds no rows")
+                raise ValueError(f"{self.stream.name} has no rows")
             start = StreamPosition(epoch=start.epoch + 1)
 
     def _blocks(self, start: StreamPosition) -> Iterator[tuple[list[StreamedPair], StreamPosition]]:
@@ -287,7 +285,7 @@ def load_stream(
     num_frames: int = NUM_FRAMES,
     frame_jitter: bool = False,
 ) -> PairStream:
-    """Open data as a stream of pairs; arguments and errors are those of [`load_pairs`] and [`PairStream`]."""
+    """Load data as a stream of pairs; see [`load_pairs`] and [`PairStream`] for arguments and errors."""
     columns = (choose_column(image_column, video_column), caption_column, image_id_column)
     frames: dict[str, Any] = {} if video_column is None else {"num_frames": num_frames, "frame_jitter": frame_jitter}
     source = resolve(data, split, clips=video_column is not None)

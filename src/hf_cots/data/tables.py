@@ -1,4 +1,4 @@
-"""CSV, TSV and JSON-lines files as rows of text, by explicit rules.
+"""Read CSV, TSV and JSON-lines files as rows of text, with explicit rules.
 
     .csv          RFC 4180: fields may be enclosed in double quotes, a quote inside is doubled, and such a field may
                   hold line breaks. The separator is that of the header (comma, semicolon, tab or bar), or given.
@@ -43,11 +43,11 @@ UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 class TableError(ValueError):
-    """A table that cannot be read as its rules say; the message names the file and, where there is one, the line."""
+    """A table that breaks the format's rules; the message names the file and, if known, the line."""
 
 
 class NoRowsError(TableError):
-    """A table of a header alone, or of blank lines."""
+    """A table that has only a header, or only blank lines."""
 
 
 def data_suffix(path: Path | str) -> str:
@@ -61,14 +61,14 @@ def data_suffix(path: Path | str) -> str:
 
 
 def check_pointer(path: Path | str) -> None:
-    """Check that a file is not what a clone without git-lfs has in its place.
+    """Check that a file is not a git-lfs pointer.
 
     Raises:
         TableError: naming the file.
     """
     with open(path, "rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise TableError(f"{path} is a pointer of git-lfs, not the file itself: run git lfs pull")
+            raise TableError(f"{path} is a git-lfs pointer, not the file itself: run git lfs pull")
 
 
 def open_binary(path: Path | str) -> IO[bytes]:
@@ -119,13 +119,13 @@ def read_rows(path: Path | str, separator: str | None = None) -> Iterator[dict[s
             count += 1
             yield row
     except DAMAGED as error:
-        raise TableError(f"{path}: the compressed file is damaged or cut off after row {count}: {error}") from None
+        raise TableError(f"{path}: the compressed file is damaged or truncated after row {count}: {error}") from None
     except OSError as error:
         if error.errno is not None:  # bz2 has no exception of its own
             raise
         raise TableError(f"{path}: the compressed file is damaged after row {count}: {error}") from None
     if count == 0:
-        raise NoRowsError(f"{path} holds no rows")
+        raise NoRowsError(f"{path} has no rows")
     logger.info("%s: %d rows", path, count)
 
 
@@ -150,7 +150,7 @@ def _decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
                     raise TableError(f"{path} is {name}; convert it to UTF-8: iconv -f {name} -t UTF-8 {path.name}")
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if b"\0" in line:
-                raise TableError(f"{path}, line {number}: a NUL byte; this is not UTF-8 text")
+                raise TableError(f"{path}, line {number}: NUL byte; this is not UTF-8 text")
             try:
                 yield number, line.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -187,13 +187,13 @@ def _read_delimited(path: Path, suffix: str, separator: str | None) -> Iterator[
         if len(fields) != len(header):
             raise TableError(
                 f"{path}, line {line}: {len(fields)} fields, but the header has {len(header)} ({', '.join(header)}). "
-                + ("Quote a field that holds the separator" if suffix == ".csv" else "A field may not hold a tab")
+                + ("Quote fields that contain the separator" if suffix == ".csv" else "A field must not contain a tab")
             )
         enclosed += suffix != ".csv" and any(len(f) > 1 and f[0] == f[-1] == '"' for f in fields)
         yield {name: field or None for name, field in zip(header, fields)}
     if enclosed:
         logger.warning(
-            "%s: %d rows have a field that begins and ends with a double quote; TSV knows no quoting, so the quotes "
+            "%s: %d rows have a field that begins and ends with a double quote; TSV has no quoting, so the quotes "
             "are part of the text (save the table as .csv if they enclose it)",
             *(path, enclosed),
         )
@@ -212,7 +212,7 @@ def find_separator(path: Path, header: str) -> str:
     found = [sign for sign, count in counts.items() if count == best]
     if len(found) > 1:
         names = " or ".join(SEPARATORS[sign] for sign in found)
-        raise TableError(f"{path}, line 1: the separator may be {names}; name it with --separator")
+        raise TableError(f"{path}, line 1: the separator could be {names}; choose it with --separator")
     return found[0]
 
 
@@ -242,14 +242,14 @@ def _csv_records(
         except StopIteration:
             if suspect:
                 logger.warning(
-                    "%s, line %d: a quoted field runs over lines that look like rows; is a quote missing?",
+                    "%s, line %d: a quoted field spans lines that look like rows; is a quote missing?",
                     path,
                     suspect,
                 )
             return
         except csv.Error as error:
             reason = "a quoted field is never closed" if "end of data" in str(error) else str(error)
-            raise TableError(f"{path}, line {line}: {reason}; a double quote inside a field is doubled") from None
+            raise TableError(f"{path}, line {line}: {reason}; double quotes inside a field must be doubled") from None
         width = width or len(fields)
         if len(read) > 1 and width > 1 and all(text.count(separator) == width - 1 for text in read[1:]):
             suspect = suspect or line
@@ -265,10 +265,10 @@ def _tsv_records(first: str, lines: Iterator[tuple[int, str]], separator: str) -
 
 def _check_header(path: Path, header: list[str]) -> None:
     if not any(header):
-        raise TableError(f"{path}, line 1: no header with the names of the columns")
+        raise TableError(f"{path}, line 1: the header with the column names is missing")
     twice = sorted({name for name in header if name and header.count(name) > 1})
     if twice:
-        raise TableError(f"{path}, line 1: column '{twice[0]}' stands twice in the header")
+        raise TableError(f"{path}, line 1: column '{twice[0]}' occurs twice in the header")
 
 
 # ---------------------------------------------------------------------- JSON
@@ -316,7 +316,9 @@ def parse_json(text: str) -> Any:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except UnicodeEncodeError:
-        raise ValueError("a text with half of a surrogate pair (\\ud800 to \\udfff), which is no character") from None
+        raise ValueError(
+            "a text contains half of a surrogate pair (\\ud800 to \\udfff), which is not a character"
+        ) from None
     return _as_text(value)
 
 
@@ -324,7 +326,7 @@ def _check_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"key '{next(name for name in names if names.count(name) > 1)}' stands twice in an object")
+        raise ValueError(f"key '{next(name for name in names if names.count(name) > 1)}' occurs twice in an object")
     return found
 
 
@@ -335,7 +337,7 @@ def _read_array(path: Path, text: str) -> Iterator[dict[str, Any]]:
 
 def _json_row(path: Path, where: str, row: Any) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise TableError(f"{path}, {where}: a {type(row).__name__} where an object with the columns should be")
+        raise TableError(f"{path}, {where}: expected an object with the columns, got {type(row).__name__}")
     return row
 
 

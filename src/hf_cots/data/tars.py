@@ -17,7 +17,7 @@ TEXT_SUFFIXES = ("txt", "text", "caption", "captions", "cls", "label")
 
 
 class TarError(ValueError):
-    """A shard that is cut off or is no tar; the message names it."""
+    """A shard that is truncated or not a tar; the message names it."""
 
 
 def read_samples(path: Path | str) -> Iterator[dict[str, Any]]:
@@ -38,7 +38,7 @@ def read_samples(path: Path | str) -> Iterator[dict[str, Any]]:
             yield sample
             sample = {}
         if suffix.lower() in sample:
-            raise TarError(f"{path}: {name} is there twice")
+            raise TarError(f"{path}: {name} occurs twice")
         sample["__key__"] = key
         sample[suffix.lower()] = decode(f"{path}: {name}", suffix.lower(), data)
     if sample:
@@ -60,11 +60,11 @@ def read_members(path: Path | str) -> Iterator[tuple[str, bytes]]:
                     yield member.name, content.read()
             file.seek(end)
             if file.read(BLOCK) != bytes(BLOCK):
-                raise TarError(f"{path} is cut off: the archive has no end")
+                raise TarError(f"{path} is truncated: the end of the archive is missing")
     except KeyError as error:
-        raise TarError(f"{path}: a link in it leads nowhere: {error.args[0]}") from None
+        raise TarError(f"{path} contains a broken link: {error.args[0]}") from None
     except (tarfile.TarError, *DAMAGED) as error:
-        raise TarError(f"{path} is cut off, or no tar: {error}") from None
+        raise TarError(f"{path} is truncated or not a tar: {error}") from None
     except OSError as error:
         if error.errno is not None:  # bz2 has no exception of its own
             raise

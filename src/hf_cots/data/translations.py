@@ -79,19 +79,19 @@ def load_translations(
     flags = {"english_column": english_column, "translation_column": translation_column}
     check_columns(data, table.column_names, **flags, language_column=language_column)
     if languages and language_column is None:
-        raise ValueError("--languages chooses by the language's column: name it with --language_column")
+        raise ValueError("--languages needs the column of languages: give it with --language_column")
     if languages:
         present = Counter(table[language_column])
         if missing := [language for language in languages if language not in present]:
             known = ", ".join(sorted(map(str, present)))
-            raise ValueError(f"{data} has no row in {', '.join(missing)}; --languages may be {known}")
+            raise ValueError(f"{data} has no rows in {', '.join(missing)}; its languages are {known}")
         wanted = set(languages)
         table = table.select([row for row, each in enumerate(table[language_column]) if each in wanted])
     for column in (english_column, translation_column):
         if blank := [row for row, cell in enumerate(table[column]) if is_blank(cell)]:
             shown = ", ".join(map(str, blank[:10])) + (", ..." if len(blank) > 10 else "")
             raise ValueError(
-                f"{data}: column '{column}' is empty or no text in {len(blank)} row(s), counted from 0"
+                f"{data}: column '{column}' is empty or not a text in {len(blank)} row(s), counted from 0"
                 f"{' among those of --languages' if languages else ''}: {shown}. Remove or fill them"
             )
     named = list(map(str, table[language_column])) if language_column else [""] * len(table)

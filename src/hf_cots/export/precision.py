@@ -69,8 +69,8 @@ def _quantize(path: Path, kind: str) -> None:
     share = 1 - weight_bytes(quantizer.model.model) / before
     if share < SMALLEST_SHARE:
         raise ValueError(
-            f"int8 reaches only {share:.0%} of the {kind} tower's weights outside embeddings, those of linear layers: "
-            f"export it in fp32 (--precision fp32 --text-precision int8, for an image tower)"
+            f"int8 only covers {share:.0%} of the {kind} tower's weights outside embeddings (those of linear layers): "
+            "export it in fp32 (for an image tower: --precision fp32 --text-precision int8)"
         )
     quantizer.model.save_model_to_file(str(path))
 

@@ -1,4 +1,4 @@
-"""`hf-cots export` as a class: from the name of a model to a folder that every verb of search takes."""
+"""`hf-cots export` as a class: export a model to a folder that every search verb accepts."""
 
 import json
 import os
@@ -82,7 +82,7 @@ class Export:
         self.check()
         encoder = load_encoder(self.model, "cpu", self.revision)
         if not isinstance(encoder, DualEncoder):
-            raise ValueError(f"{self.model} is no dual encoder of transformers: only those can be exported")
+            raise ValueError(f"{self.model} is not a dual encoder of transformers, and only those can be exported")
         self.output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.output.parent, prefix=f".{self.output.name}.") as draft:
             about = self._write(encoder, Path(draft))
@@ -116,12 +116,14 @@ class Export:
             raise ValueError(f"--min-overlap must be from 0 to 1, got {self.min_overlap}")
         if "int8" in self.precisions().values() and self.pairs is None and self.min_overlap > 0:
             raise ValueError(
-                "int8 changes what is found: name pairs with --eval-data, on which it is measured, or accept any "
+                "int8 changes search results: give pairs with --eval-data to measure by how much, or accept any "
                 "change with --min-overlap 0"
             )
         check_output_folder(self.output)
         if self.output.is_dir() and any(self.output.iterdir()) and not is_exported(self.output):
-            raise ValueError(f"--output {self.output} holds other files: name a new folder, or one of an export")
+            raise ValueError(
+                f"--output {self.output} contains other files: choose a new folder, or that of an earlier export"
+            )
         for package in NEEDED[self.format]:
             import_package(package, self.format)
 
@@ -179,8 +181,8 @@ class Export:
             precision = self.precisions()[kind]
             if not found[kind] <= LARGEST_DIFFERENCE[precision]:  # NaN neither
                 raise ValueError(
-                    f"{self.model}: the {kind} tower in {self.format} and {precision} gives other embeddings, by up "
-                    f"to {found[kind]:.2g}, and was not written"
+                    f"{self.model}: the {kind} tower in {self.format} and {precision} gives different embeddings, by "
+                    f"up to {found[kind]:.2g}, and was not written"
                 )
         return found
 
@@ -191,7 +193,7 @@ class Export:
         raise ExportRefused(
             f"the top-10 overlap with {self.model} on {self.pairs_name} is {overlap['lowest']:.3f}, below "
             f"--min-overlap {self.min_overlap:g} (image tower alone {alone['image_encoder']:.3f}, text tower alone "
-            f"{alone['text_encoder']:.3f}); nothing was written: name a higher --precision or --text-precision, or "
+            f"{alone['text_encoder']:.3f}); nothing was written: choose a higher --precision or --text-precision, or "
             "accept it with a lower --min-overlap"
         )
 

@@ -11,50 +11,52 @@ from .configuration_two_tower import TwoTowerConfig
 
 @strict
 class CookieConfig(TwoTowerConfig):
-    """Everything that [`CookieModel`] and [`CookieForPreTraining`] need to know.
+    """Configuration of [`CookieModel`] and [`CookieForPreTraining`].
 
-    The authors released neither code nor weights. The abstracts fix two streams, the shared transformer on their heads
-    and the three contrasts; every number is ours.
+    The authors released neither code nor weights. The two streams, the shared transformer on top of them and the three
+    contrasts are those of the abstracts; every number is our choice.
 
     Streams
         vision_config (`PreTrainedConfig` or `dict`, defaults to ViT-B/16 at 224 pixels): the image stream.
         text_config (`PreTrainedConfig` or `dict`, defaults to BERT-base-uncased): the text stream.
         projection_dim (`int`, defaults to 1024): width of the shared transformer and of the joint space.
         image_mean, image_std (`list[float]`, default 0.5): normalization of `pixel_values`.
-        special_token_ids (`list[int]`, defaults to BERT's): tokens that the second view of a text leaves alone.
-        mask_token_id (`int`, defaults to 103, BERT's): the token that stands for a masked word.
+        special_token_ids (`list[int]`, defaults to BERT's): token ids that the second view of a text does not change.
+        mask_token_id (`int`, defaults to 103, BERT's): the token that replaces a masked word.
 
     Shared transformer
         num_shared_layers (`int`, defaults to 2): pre-norm layers that patches and words pass through, 0 to 4.
         share_weights (`bool`, defaults to `True`): the same layers for both; `False` gives each modality its own.
         num_shared_heads (`int`, defaults to 4), shared_intermediate_size (`int`, defaults to 2048), shared_dropout
             (`float`, defaults to 0.1): of each layer.
-        pooling (`"mean"`, `"first"` or `"max"`, default `"mean"`): what the embedding is of the layers' output: its
-            mean or maximum over the patches, or the tokens without padding; or the first of them.
+        pooling (`"mean"`, `"first"` or `"max"`, default `"mean"`): how the layers' output is pooled into the
+            embedding:
+            its mean or maximum over the patches (or the tokens without padding), or the first of them.
 
     Losses
         temperature (`float`, defaults to 0.07); learn_temperature (`bool`, defaults to `False`);
         min_temperature, max_temperature (`float`, default 0.01 and 0.5): bounds of a learned temperature.
-        cross_modal_loss (`"info_nce"` or `"hinge"`, default `"info_nce"`): what image and caption are compared by;
+        cross_modal_loss (`"info_nce"` or `"hinge"`, default `"info_nce"`): loss that compares image and caption;
             `"hinge"` is the hinge loss of the hardest negative, for fine-tuning.
-        margin (`float`, defaults to 0.2): of the hinge loss.
-        cross_modal_weight, visual_weight, textual_weight (`float`, default 1): of image and caption, two views of
-            the image, two views of the caption. A contrast of weight 0 is not computed, and its view is not made.
+        margin (`float`, defaults to 0.2): margin of the hinge loss.
+        cross_modal_weight, visual_weight, textual_weight (`float`, default 1): weights of the contrasts between image
+            and caption, two views of the image, and two views of the caption. A contrast with weight 0 is not
+            computed, and its view is not made.
 
     Views
         color_jitter (`float`, defaults to 0.4): strength of the jitter of brightness, contrast and saturation in the
             image's second view; a quarter of it for the hue.
         grayscale (`float`, defaults to 0.2), blur (`float`, defaults to 0.5): their probabilities in that view.
-        text_view (`"dropped_words"` or `"other_caption"`, default `"dropped_words"`): the caption's second view:
-            itself with words dropped, or another caption of the image where there is one.
-        word_drop_ratio (`float`, defaults to 0.2): probability that a word is dropped; then it is masked with
-            probability word_drop_masked (`float`, defaults to 0.5), replaced by a random word with word_drop_replaced
-            (`float`, defaults to 0.1), and else deleted.
+        text_view (`"dropped_words"` or `"other_caption"`, default `"dropped_words"`): the caption's second view: the
+            caption with words dropped, or another caption of the image if there is one.
+        word_drop_ratio (`float`, defaults to 0.2): probability that a word is dropped. A dropped word is masked with
+            probability word_drop_masked (`float`, defaults to 0.5), replaced by a random word with probability
+            word_drop_replaced (`float`, defaults to 0.1), and otherwise deleted.
 
     initializer_range (`float`, defaults to 0.02): standard deviation of new linear layers.
 
     Raises:
-        ValueError (or huggingface_hub's `StrictDataclass...Error` around it): if fields contradict one another.
+        ValueError (or huggingface_hub's `StrictDataclass...Error` around it): if fields contradict each other.
     """
 
     model_type = "cookie"
@@ -100,7 +102,7 @@ class CookieConfig(TwoTowerConfig):
     def validate_shared_layers(self):
         """Part of the strict validation: layers that can be built."""
         if not 0 <= self.num_shared_layers <= 4:
-            raise ValueError(f"num_shared_layers must lie in 0 to 4, got {self.num_shared_layers}")
+            raise ValueError(f"num_shared_layers must be from 0 to 4, got {self.num_shared_layers}")
         self.check_at_least(1, "projection_dim", "num_shared_heads", "shared_intermediate_size")
         if self.projection_dim % self.num_shared_heads:
             raise ValueError(
@@ -129,5 +131,5 @@ class CookieConfig(TwoTowerConfig):
         ):
             raise ValueError(
                 f"word_drop_masked={self.word_drop_masked} and word_drop_replaced={self.word_drop_replaced} must be "
-                "fractions that add up to 1 at most; the rest is deleted"
+                "fractions that add up to at most 1; the rest is deleted"
             )

@@ -12,7 +12,7 @@ from .configuration_two_tower import TwoTowerConfig
 
 @strict
 class COTSConfig(TwoTowerConfig):
-    """Everything that [`COTSModel`] and [`COTSForPreTraining`] need to know. The defaults are COTS-base.
+    """Configuration of [`COTSModel`] and [`COTSForPreTraining`]. The defaults are COTS-base.
 
     The paper's code was never released. Each line says where its default comes from: [P] stated by the paper's
     abstract, [M] recalled from the paper and not confirmed, [D] decided by us where the paper is silent.
@@ -23,81 +23,82 @@ class COTSConfig(TwoTowerConfig):
         image_tokenizer_config (`COTSImageTokenizerConfig` or `dict`, defaults to DALL-E's at 192 pixels [M]).
         projection_dim (`int`, defaults to 256 [D]): width of the joint space.
         image_projection, text_projection (`"linear"`, `"mlp"` or `"none"`, default `"linear"` [M]): `"mlp"` has two
-            layers with a GELU between them, which frozen towers gain from. With `"none"` a stream's global feature is
-            its embedding, as SigLIP's are and ALIGN's of images; it must be `projection_dim` wide.
+            layers with a GELU between them, which helps with frozen towers. With `"none"` a stream's global feature is
+            its embedding, as for SigLIP and ALIGN's images; it must be `projection_dim` wide.
         projection_hidden_dim (`int`, defaults to 1,536 [D]): width between the layers of `"mlp"`.
         standardize_features (`bool`, defaults to `False` [D]): whether the projections subtract each feature's mean
-            and divide by its deviation, which `--standardize_features` measures before training. Without it, that flag
-            only initializes the projections so.
-        projection_bias (`bool`, defaults to `True` [D]): whether the projections have one; CLIP's have none.
+            and divide by its deviation, which `--standardize_features` measures before training. If `False`, that flag
+            only initializes the projections accordingly.
+        projection_bias (`bool`, defaults to `True` [D]): whether the projections have a bias; CLIP's have none.
         image_pooling, text_pooling (`"cls"`, `"mean"`, `"cls+mean"` or `"tower"`; for texts also `"last"`):
-            which feature of a stream is its global one. `"mean"` averages the patches, or the words without padding;
-            `"cls+mean"` is both, one beside the other, and twice as wide; `"tower"` is the tower's own pooled output
-            (SigLIP's attention head, the state of CLIP's end token, BERT's pooler), of a text tower with the positions
-            that the tower itself counts; `"last"` is a causal tower's last word that is no padding. The default is
-            `"cls"` [M]; `"mean"` for an image tower without a class token and for T5's encoder [D]; `"last"` for a
-            causal text tower [D].
-        text_padding (`"ignored"` or `"attended"`, default `"ignored"` [D]): whether a text's padding is left out by
-            its attention mask. A tower such as SigLIP's reads it like words and pools its last position: with
-            `"attended"` no mask reaches the tower or the pooling, whether the tokenizer returns one or not, and all
-            texts must be padded to one length, that of the tower's training (64 for SigLIP).
-        pad_token_id (`int` or `None`, defaults to `None` [D]): with `text_padding="attended"`, what texts that come
-            shorter, as from a pipeline that pads to the longest, are filled up with; with `None` they stay so.
+            how a stream's global feature is pooled. `"cls"` is the first token; `"mean"` averages the patches, or the
+            words without padding; `"cls+mean"` concatenates both and is twice as wide; `"tower"` is the tower's own
+            pooled output (SigLIP's attention head, the state of CLIP's end token, BERT's pooler), for a text tower
+            with the tower's own position ids; `"last"` is the last word before the padding of a causal tower. The
+            default is `"cls"` [M]; `"mean"` for an image tower without a class token and for T5's encoder [D];
+            `"last"` for a causal text tower [D].
+        text_padding (`"ignored"` or `"attended"`, default `"ignored"` [D]): whether padding is masked by the attention
+            mask. Towers such as SigLIP's attend to padding like words and pool its last position: with `"attended"` no
+            mask is passed to the tower or the pooling, even if the tokenizer returns one, and all texts must be padded
+            to the length of the tower's training (64 for SigLIP).
+        pad_token_id (`int` or `None`, defaults to `None` [D]): with `text_padding="attended"`, the token that shorter
+            texts, as from a pipeline that pads to the longest, are padded with; with `None` they are left as they are.
         image_mean, image_std (`list[float]`, default 0.5 [D]): normalization of `pixel_values`.
-        frame_pooling (`"mean"` or `"attention"`, default `"mean"` [D]): how the features of a clip's frames become
-            one, which is projected: their mean, or what [`FrameAttention`] adds to it, which can see their order.
-        num_frames (`int`, defaults to 8 [D]): frames of a clip, from the middles of so many equal parts of it.
+        frame_pooling (`"mean"` or `"attention"`, default `"mean"` [D]): how the features of a clip's frames are pooled
+            before the projection: their mean, or the mean plus [`FrameAttention`], which can use their order.
+        num_frames (`int`, defaults to 8 [D]): frames sampled per clip, the middle of each of this many equal segments.
         special_token_ids (`list[int]`, defaults to BERT's): token ids that are never masked.
-        mask_token_id (`int`, defaults to 103, BERT's): the token that stands for a masked word.
+        mask_token_id (`int`, defaults to 103, BERT's): the token that replaces a masked word.
 
-    Instance level
+        Instance level
         contrast (`"momentum"`, `"in_batch"` or `"sigmoid"`, default `"momentum"` [P]): momentum contrast with queues;
             symmetric InfoNCE over the batches of all ranks (CLIP); or the sigmoid loss over them (SigLIP).
         momentum (`float`, defaults to 0.99 [M]): weight of the old value in the momentum update.
-        momentum_warmup_steps (`int`, defaults to 0 [D]): optimizer steps in which that weight rises from 0.
+        momentum_warmup_steps (`int`, defaults to 0 [D]): optimizer steps over which that weight rises from 0.
         temperature (`float`, defaults to 0.05 [M]); learn_temperature (`bool`, defaults to `False` [M]);
         min_temperature, max_temperature (`float`, default 0.01 and 0.5 [D]): bounds of a learned temperature.
         queue_size (`int`, defaults to 12,800 [M]): slots N_Q of the queues.
         center_keys (`bool`, defaults to `True` [D]): subtract the mean of the step's keys before they are queued.
-        center_momentum (`float`, defaults to 0 [D]): 0 subtracts the step's own mean; above, a running mean in which
-            the old one has this weight.
-        enqueue_before_loss (`bool`, defaults to `True` [D]): the step's own keys serve as negatives too.
-        same_image (`"excluded"` or `"positive"`, default `"excluded"` [D]): what other pairs of a query's image are
-            to it: left out of its comparisons, or further positives that share the target with its own pair.
+        center_momentum (`float`, defaults to 0 [D]): 0 subtracts the step's own mean; a larger value subtracts a
+            running mean, in which the old mean has this weight.
+        enqueue_before_loss (`bool`, defaults to `True` [D]): also use the step's own keys as negatives.
+        same_image (`"excluded"` or `"positive"`, default `"excluded"` [D]): how other pairs of the query's image are
+            treated: excluded from its comparisons, or as further positives that share the target with its own pair.
         soft_target_alpha (`float`, defaults to 0 [D]): weight of the momentum encoder's own similarities in the
             targets of the momentum contrast. 0.4 with `center_keys=False` is ALBEF's image-text contrast, whose queue
             here counts the step's own keys; ALBEF takes the mean of the two directions where COTS takes their sum.
-        soft_target_warmup_steps (`int`, defaults to 0 [D]): optimizer steps in which that weight rises from 0;
-            ALBEF's are one epoch.
-        nested_dims (`list[int]`, *optional* [D]): the contrast also compares embeddings of these first dimensions, and
-            the loss is the mean of all (Matryoshka, Kusupati et al. 2022): then [`COTSModel.truncated`] loses little.
-        initial_logit_bias (`float`, defaults to -10 [D], SigLIP's): where the sigmoid loss's learned bias starts.
-            SigLIP learns the temperature too, from 0.1.
+        soft_target_warmup_steps (`int`, defaults to 0 [D]): optimizer steps over which that weight rises from 0;
+            ALBEF's take one epoch.
+        nested_dims (`list[int]`, *optional* [D]): also compare embeddings truncated to these dimensions, and average
+            the losses (Matryoshka, Kusupati et al. 2022), so that [`COTSModel.truncated`] loses little.
+        initial_logit_bias (`float`, defaults to -10 [D], SigLIP's): initial value of the sigmoid loss's learned bias.
+            SigLIP also learns the temperature, starting from 0.1.
 
     Token level
         patch_mask_ratio (`float`, defaults to 0.4 [M]), word_mask_ratio (`float`, defaults to 0.15 [M]).
-        masked_fraction (`float`, defaults to 1.0 [D]): fraction of the pairs that take the masked passes.
-        token_every (`int`, defaults to 1 [D]): the token level is part of every n-th optimizer step, where it weighs n
-            times as much. With `masked_fraction=1` and n = 4 as many pairs are masked as with 0.25 in every step, in
-            passes and products of four times as many rows, which cost less.
-        single_pass (`bool`, defaults to `False` [D]): a masked pair takes its masked passes alone, and the contrast
-            compares what they give, so that the token level costs its heads only. The paper compares unmasked images
-            and texts, which are passed again. Momentum keys are of unmasked ones in any case, and so are the features
-            of a frozen tower, whose masked pass stays apart.
+        masked_fraction (`float`, defaults to 1.0 [D]): fraction of the pairs that are masked.
+        token_every (`int`, defaults to 1 [D]): compute the token level only in every n-th optimizer step, with n times
+            its weight. With `masked_fraction=1` and n = 4, as many pairs are masked as with 0.25 in every step, but in
+            passes with four times as many rows, which cost less.
+        single_pass (`bool`, defaults to `False` [D]): use the masked passes of a masked pair for the contrast too, so
+            that the token level only costs its heads. The paper compares unmasked images and texts, which need passes
+            of their own. Momentum keys always come from unmasked inputs, and so do the features of a frozen tower,
+            whose masked pass is separate.
 
     Filter
         filter_lambda (`float` or `None`, defaults to 2.0 [D]): a pair is dropped if its momentum similarity lies more
             than this many standard deviations below the mean. `None` switches the filter off.
-        filter_warmup_steps (`int`, defaults to 1,000 [D]): optimizer steps before it starts.
-        similarity_queue_size (`int`, defaults to 12,800 [D]): scores that mean and deviation are taken from.
+        filter_warmup_steps (`int`, defaults to 1,000 [D]): optimizer steps before the filter starts.
+        similarity_queue_size (`int`, defaults to 12,800 [D]): number of scores for its mean and standard deviation.
 
     Total
-        instance_weight, mvm_weight, mlm_weight, task_weight (`float`, default 1 [D]). A level of weight 0 is not
-            computed, and its parameters do not exist.
+        instance_weight, mvm_weight, mlm_weight, task_weight (`float`, default 1 [D]): weights of the loss terms. A
+        level
+            with weight 0 is not computed and has no parameters.
         initializer_range (`float`, defaults to 0.02 [D]): standard deviation of new linear layers.
 
     Raises:
-        ValueError (or huggingface_hub's `StrictDataclass...Error` around it): if fields contradict one another.
+        ValueError (or huggingface_hub's `StrictDataclass...Error` around it): if fields contradict each other.
     """
 
     model_type = "cots"
@@ -204,7 +205,7 @@ class COTSConfig(TwoTowerConfig):
         dims = self.nested_dims or ()
         if len(set(dims)) < len(dims) or not all(0 < dim < self.projection_dim for dim in dims):
             raise ValueError(
-                f"nested_dims must be different and below projection_dim={self.projection_dim}, got {dims}"
+                f"nested_dims must be distinct and below projection_dim={self.projection_dim}, got {dims}"
             )
 
     def validate_projections(self):
@@ -225,9 +226,11 @@ class COTSConfig(TwoTowerConfig):
                 "instance_weight, mvm_weight, mlm_weight and task_weight are all 0: nothing to learn from"
             )
         if self.single_pass and not self.uses_masks:
-            raise ValueError("single_pass=True needs mvm_weight > 0 or mlm_weight > 0: nothing is masked without them")
+            raise ValueError("single_pass=True needs mvm_weight > 0 or mlm_weight > 0: otherwise nothing is masked")
         if self.task_weight > 0 and self.instance_weight == 0:
-            raise ValueError("task_weight > 0 needs instance_weight > 0: alone, the task level has a trivial optimum")
+            raise ValueError(
+                "task_weight > 0 needs instance_weight > 0: on its own, the task level has a trivial optimum"
+            )
 
     def validate_contrast(self):
         """Part of the strict validation: options of one contrast are not asked of another."""

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 
 @strict
 class COTSImageTokenizerConfig(PreTrainedConfig):
-    """Sizes and training weights of [`COTSImageTokenizer`]. The defaults are DALL-E's published encoder and decoder.
+    """Configuration of [`COTSImageTokenizer`]. The defaults are DALL-E's published encoder and decoder.
 
     Args:
         image_size (`int`, defaults to 192): side of the square input in pixels; a multiple of `downsampling`.
@@ -18,9 +18,9 @@ class COTSImageTokenizerConfig(PreTrainedConfig):
         decoder_input_size (`int`, defaults to 128): width to which the codes are embedded before decoding.
         num_groups (`int`, defaults to 4): groups of residual blocks; the resolution halves between groups.
         blocks_per_group (`int`, defaults to 2): residual blocks in a group.
-        has_decoder (`bool`, defaults to `True`): without one the model can only tokenize.
-        reconstruction (`"l2"` or `"logit_laplace"`, default `"l2"`): what pixels are compared by: their squared error,
-            or DALL-E's logit-Laplace likelihood in nats (appendix A.3), which trains the decoder's log scales too.
+        has_decoder (`bool`, defaults to `True`): whether the model has a decoder; without it, it can only tokenize.
+        reconstruction (`"l2"` or `"logit_laplace"`, default `"l2"`): reconstruction loss: the squared error of pixels,
+            or DALL-E's logit-Laplace likelihood in nats (appendix A.3), which also trains the decoder's log scales.
         gumbel_temperature (`float`, defaults to 1.0): temperature of the Gumbel-softmax relaxation in training.
         kl_weight (`float`, defaults to 0.01): weight of the KL divergence from the code distribution to the uniform
             one, in nats per code position, beside a reconstruction loss per pixel and channel. The default is our own
@@ -62,7 +62,7 @@ class COTSImageTokenizerConfig(PreTrainedConfig):
         for name in sizes:
             if getattr(self, name) != getattr(given, name):
                 raise ValueError(
-                    f"the image tokenizer has {name}={getattr(given, name)}, the config asks for {getattr(self, name)}"
+                    f"the image tokenizer has {name}={getattr(given, name)}, but the config has {getattr(self, name)}"
                 )
 
     def validate_sizes(self):

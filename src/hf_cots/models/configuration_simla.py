@@ -11,7 +11,7 @@ from .tower_properties import TowerProperties, describe_tower
 
 @strict
 class SimlaConfig(TwoTowerConfig):
-    """Everything that [`SimlaModel`] and [`SimlaForPreTraining`] need to know. The defaults are the authors' model.
+    """Configuration of [`SimlaModel`] and [`SimlaForPreTraining`]. The defaults are the authors' model.
 
     Each line says where its default comes from: [C] the authors' code and checkpoints, [P] their paper, [D] decided by
     us.
@@ -25,7 +25,7 @@ class SimlaConfig(TwoTowerConfig):
         projection_dim (`int`, defaults to 256 [C]): width of the joint space.
         image_mean, image_std (`list[float]`, default CLIP's [C]): normalization of `pixel_values`.
         special_token_ids (`list[int]`, defaults to BERT's): token ids that are never masked and never keywords.
-        mask_token_id (`int`, defaults to 103, BERT's): the token that stands for a masked word.
+        mask_token_id (`int`, defaults to 103, BERT's): the token that replaces a masked word.
 
     Momentum distillation
         momentum (`float`, defaults to 0.995 [C]): weight of the old value in the momentum update.
@@ -33,34 +33,34 @@ class SimlaConfig(TwoTowerConfig):
             encoder's predictions in the targets.
         distillation_warmup_steps (`int`, defaults to 7,812 [C]): optimizer steps over which that weight rises from 0;
             the default is one epoch of the paper's 4M pairs in batches of 512.
-        temperature (`float`, defaults to 0.07 [C]): where the learned temperature begins.
+        temperature (`float`, defaults to 0.07 [C]): initial value of the learned temperature.
         min_temperature, max_temperature (`float`, default 0.001 and 0.5 [C]): its bounds.
         queue_size (`int`, defaults to 65,536 [C]): slots of the queues.
 
     Matching
-        hard_negative_warmup_steps (`int`, defaults to 0 [D]): optimizer steps over which ITM's negatives rise from any
-            of the batch to those that ITC finds alike, which the authors draw from the start. Where ITC learns much
-            faster than ITM, as in runs of a few thousand steps, ITM needs the easy ones first.
+        hard_negative_warmup_steps (`int`, defaults to 0 [D]): optimizer steps over which ITM's negatives change from
+            random ones of the batch to those that ITC finds similar, which the authors use from the start. If ITC
+            learns much faster than ITM, as in runs of a few thousand steps, ITM needs easy negatives first.
 
     Masked modelling and keywords
         num_masked_patches (`int`, defaults to 75 [C]) and min_block_patches (`int`, defaults to 16 [C]): of BEiT's
             block masks.
         word_mask_ratio (`float`, defaults to 0.15 [C]).
-        num_keywords (`int`, defaults to 5 [C]): pseudo-labels of a pair; votes_per_head (`int`, defaults to 4 [C]):
-            positions for which each attention head votes.
+        num_keywords (`int`, defaults to 5 [C]): pseudo-labels per pair; votes_per_head (`int`, defaults to 4 [C]):
+            positions that each attention head votes for.
 
     Total
-        mlm_weight, mim_weight, psl_weight (`float`, default 1 [C]): of the terms beside ITC and ITM, whose weight is
-            1. A term of weight 0 is not computed, and its parameters do not exist: with all three 0 this is the
-            authors' retrieval model.
+        mlm_weight, mim_weight, psl_weight (`float`, default 1 [C]): weights of the other terms; ITC and ITM have
+            weight 1. A term with weight 0 is not computed and has no parameters: with all three 0 this is the authors'
+            retrieval model.
         initializer_range (`float`, defaults to 0.02 [C]): standard deviation of new linear layers.
-        match_original_code (`bool`, defaults to `False` [D]): do as the authors' code does where we correct it. Then
-            captions of one image are negatives of each other, the softmax of masked words' distillation runs over
-            the text and not the vocabulary, codes of masked patches come from another crop than the patches, and
-            special tokens and padding can become keywords.
+        match_original_code (`bool`, defaults to `False` [D]): reproduce the authors' code where this one corrects it.
+            Captions of one image are then negatives of each other, the softmax in the distillation of masked words
+            runs over the text instead of the vocabulary, codes of masked patches come from another crop than the
+            patches, and special tokens and padding can become keywords.
 
     Raises:
-        ValueError (or huggingface_hub's `StrictDataclass...Error` around it): if fields contradict one another.
+        ValueError (or huggingface_hub's `StrictDataclass...Error` around it): if fields contradict each other.
     """
 
     model_type = "simla"
@@ -133,22 +133,24 @@ class SimlaConfig(TwoTowerConfig):
         patches = self.patch_grid**2
         if not 1 <= self.min_block_patches <= self.num_masked_patches <= patches:
             raise ValueError(
-                f"of {patches} patches num_masked_patches={self.num_masked_patches} cannot be masked in blocks of at "
+                f"num_masked_patches={self.num_masked_patches} of {patches} patches cannot be masked in blocks of at "
                 f"least min_block_patches={self.min_block_patches}"
             )
         if patches >= self.text_config.max_position_embeddings:
             raise ValueError(
-                f"masked image modelling puts {patches} patches and a first token on text_config."
-                f"max_position_embeddings={self.text_config.max_position_embeddings} positions; set mim_weight=0"
+                f"masked image modeling needs positions for {patches} patches and a first token, but text_config."
+                f"max_position_embeddings={self.text_config.max_position_embeddings}; set mim_weight=0"
             )
 
     def validate_widths(self):
         """Part of the strict validation: one stream has one width, and heads that divide it."""
         vision, text = self.vision_config.hidden_size, self.text_config.hidden_size
         if vision != text:
-            raise ValueError(f"a single stream has one width: vision_config has {vision}, text_config {text}")
+            raise ValueError(f"vision_config and text_config must have the same hidden_size, got {vision} and {text}")
         if text % self.text_config.num_attention_heads:
-            raise ValueError(f"width {text} is not divisible by {self.text_config.num_attention_heads} heads")
+            raise ValueError(
+                f"hidden_size={text} is not divisible by num_attention_heads={self.text_config.num_attention_heads}"
+            )
 
     def validate_ranges(self):
         """Part of the strict validation: each number within the range in which its formula means something."""

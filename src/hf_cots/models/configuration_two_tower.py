@@ -1,4 +1,4 @@
-"""What the configurations of COTS, SIMLA and COOKIE share: two towers, their input, joint space and temperature."""
+"""Base of the configurations of COTS, SIMLA and COOKIE: two towers, their inputs, joint space and temperature."""
 
 import copy
 import dataclasses
@@ -13,13 +13,13 @@ from .tower_properties import TowerProperties, describe_tower, square_side
 
 @strict
 class TwoTowerConfig(PreTrainedConfig):
-    """Base of the configurations; each names its own defaults and documents the fields.
+    """Base class of the configurations; each subclass sets its own defaults and documents its fields.
 
     vision_config, text_config (`PreTrainedConfig` or `dict`): the towers.
     projection_dim (`int`): width of the joint space.
     image_mean, image_std (`list[float]`): normalization of `pixel_values`.
     special_token_ids (`list[int]`): token ids that are never masked.
-    mask_token_id (`int`): the token that stands for a masked word; -1 where the tokenizer has none.
+    mask_token_id (`int`): the token that replaces a masked word; -1 if the tokenizer has none.
     temperature, min_temperature, max_temperature (`float`): tau, and the bounds of a learned tau.
     initializer_range (`float`): standard deviation of new linear layers.
     """
@@ -37,8 +37,7 @@ class TwoTowerConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
-        """As in transformers; then poolings, of [`tower_properties`], that were not named are those that suit the
-        towers.
+        """As in transformers; then poolings that were not set get the default for their tower.
 
         Raises:
             ValueError: if a tower cannot be used, or lacks what a pooling takes.
@@ -62,7 +61,7 @@ class TwoTowerConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """As in transformers; fields and values may have the names that older files give them."""
+        """As in transformers, but also accepts the names of fields and values in older files."""
         return super().from_dict(rename_fields(config_dict), **kwargs)
 
     @classmethod
@@ -73,10 +72,11 @@ class TwoTowerConfig(PreTrainedConfig):
         image_size: int | None = None,
         **fields,
     ):
-        """The config of a model with these towers. The image tokenizer's input size follows the patch grid.
+        """Build the config of a model with these towers. The image tokenizer's input size is set to fit the patch
+        grid.
 
         Args:
-            image_size: side in pixels of the images, if the image tower is to take others than its own.
+            image_size: image size in pixels, if different from the image tower's.
 
         Raises:
             ValueError: if a tower cannot be used, or fields contradict one another.
@@ -93,7 +93,7 @@ class TwoTowerConfig(PreTrainedConfig):
         return cls(vision_config=vision_config, text_config=text_config, **fields)
 
     def at_image_size(self, image_size: int):
-        """The same config for images of another side in pixels; the image tokenizer's input size follows.
+        """The same config for another image size in pixels; the image tokenizer's input size is set to fit.
 
         Raises:
             ValueError: if the image tower or another field does not allow for it.
@@ -120,7 +120,7 @@ class TwoTowerConfig(PreTrainedConfig):
 
     @property
     def tokenizer_loss(self) -> str | None:
-        """The field whose weight, above 0, asks for an image tokenizer."""
+        """The field whose weight, if above 0, requires an image tokenizer."""
         return None
 
     @property
@@ -153,7 +153,7 @@ class TwoTowerConfig(PreTrainedConfig):
         """Part of the strict validation: tau lies within its bounds."""
         if not 0 < self.min_temperature <= self.temperature <= self.max_temperature:
             raise ValueError(
-                f"temperature={self.temperature} must lie within the bounds min_temperature={self.min_temperature} "
+                f"temperature={self.temperature} must be between min_temperature={self.min_temperature} "
                 f"and max_temperature={self.max_temperature}, all positive"
             )
 
@@ -161,7 +161,7 @@ class TwoTowerConfig(PreTrainedConfig):
         """Part of the strict validation: one mean and one positive deviation per channel."""
         if not len(self.image_mean) == len(self.image_std) == 3 or min(self.image_std) <= 0:
             raise ValueError(
-                f"image_mean and image_std need three entries each, image_std positive; got "
+                f"image_mean and image_std need three entries each, and those of image_std must be positive; got "
                 f"{self.image_mean}, {self.image_std}"
             )
 

@@ -32,7 +32,7 @@ def locate_dual_encoder(source: str, **hub: Any) -> tuple[str, str]:
         names = [module["type"].rpartition(".")[2] for module in modules]
         subfolder = modules[0]["path"] if modules else ""
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{listed} is not what sentence-transformers writes") from None
+        raise ValueError(f"{listed} is not a valid file of sentence-transformers") from None
     if not names or names[0] not in ENCODERS or not set(names[1:]) <= set(TRANSPARENT):
         raise ValueError(
             f"{source} (sentence-transformers) cannot become a COTS: its modules are {', '.join(names) or 'none'}; "

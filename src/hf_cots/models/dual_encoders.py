@@ -60,7 +60,9 @@ def load_dual_encoder(source: str | PreTrainedModel, **hub: Any) -> PreTrainedMo
         model, info = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
-        raise refusal(source, config.model_type, f"its files lack {len(missing)} of its weights, such as {missing[0]}")
+        raise refusal(
+            source, config.model_type, f"its files are missing {len(missing)} of its weights, such as {missing[0]}"
+        )
     return model
 
 
@@ -69,7 +71,7 @@ def _check_kind(source: str, config: PreTrainedConfig) -> None:
     native = MODEL_MAPPING.get(type(config), None)
     encodes = all(hasattr(native, f"get_{kind}_features") for kind in ("image", "text"))
     if not encodes or not {"vision_config", "text_config"} <= set(config.sub_configs) or config.model_type == "cots":
-        raise refusal(source, config.model_type, "it is no dual encoder of an image and a text tower")
+        raise refusal(source, config.model_type, "it is not a dual encoder with an image and a text tower")
 
 
 def refusal(source: str, model_type: str, reason: str) -> ValueError:
@@ -153,7 +155,7 @@ def _refused(model: PreTrainedModel) -> Iterator[None]:
 def _find_projection(model: PreTrainedModel, name: str) -> nn.Module:
     layer = getattr(model, name, nn.Identity())
     if not isinstance(layer, (nn.Linear, nn.Identity)):
-        raise ValueError(f"its {name} is no linear layer but {type(layer).__name__}")
+        raise ValueError(f"its {name} is not a linear layer but a {type(layer).__name__}")
     return layer
 
 
@@ -214,7 +216,7 @@ def _find_pooling(
         fits = feature.shape[-1] == getattr(projection, "in_features", wanted.shape[-1])
         if fits and torch.allclose(l2_normalize(projection(feature)), wanted, atol=_tolerance(output)):
             return pooling
-    raise ValueError(f"its {kind} embeddings are no pooling of its {kind} tower with a linear projection")
+    raise ValueError(f"its {kind} embeddings are not a pooled and linearly projected output of its {kind} tower")
 
 
 def _tolerance(output: Any) -> float:

@@ -50,7 +50,7 @@ def load_image(source: Any) -> Image.Image:
         source = source.get("path") if source.get("bytes") is None else source["bytes"]
     if not isinstance(source, ENCODED):
         raise ValueError(
-            f"an image is a path, a URL, bytes, a PIL image, an array or a tensor, not {type(source).__name__}"
+            f"an image must be a path, a URL, bytes, a PIL image, an array or a tensor, not {type(source).__name__}"
         )
     try:
         with warnings.catch_warnings():
@@ -130,11 +130,11 @@ def image_from_array(
     if array.dtype == np.uint8:
         return Image.fromarray(np.ascontiguousarray(array))
     if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
-        raise ValueError(f"an image's samples are numbers, not {array.dtype}")
+        raise ValueError(f"the values of an image array must be numbers, not {array.dtype}")
     if not array.min() >= 0 or not array.max() <= 65535:  # NaN is neither
         raise ValueError(
-            f"an array with values from {array.min():g} to {array.max():g} is no image: neither in [0, 1], nor 8 or "
-            "16 bits (was it normalized before?)"
+            f"an array with values from {array.min():g} to {array.max():g} is not an image: neither in [0, 1], nor 8 "
+            "or 16 bits (was it normalized before?)"
         )
     if half:
         return Image.fromarray(_eight_bits(array, rounding=0.5))
@@ -151,13 +151,18 @@ def _channels_last(array: np.ndarray, input_data_format: str | ChannelDimension 
     """(height, width) for gray, otherwise (height, width, channels)."""
     shape = array.shape
     if array.ndim not in (2, 3) or 0 in shape:
-        raise ValueError(f"an array of shape {shape} is no image: expected (height, width) with or without channels")
+        raise ValueError(
+            f"an array of shape {shape} is not an image: expected (height, width), with or without channels"
+        )
     if array.ndim == 3:
         # Where both ends could be channels, the first is taken, as in transformers.
         first = shape[0] in (1, 3, 4) if input_data_format is None else input_data_format == ChannelDimension.FIRST
         array = np.moveaxis(array, 0, -1) if first else array
         if array.shape[2] not in (1, 2, 3, 4):
-            raise ValueError(f"an array of shape {shape} is no image: neither end is 1, 3 or 4 channels")
+            raise ValueError(
+                f"an array of shape {shape} is not an image: neither its first nor its last dimension is 1, 3 or 4 "
+                "channels"
+            )
     return array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
 
 
@@ -169,7 +174,7 @@ def _eight_bits(values: np.ndarray, wide: bool = False, rounding: float = ROUNDI
     """Samples in [0, 1], in [0, 255] or, if `wide` or greater than that, of 16 bits, as uint8."""
     highest = values.max(initial=0)
     if not np.isfinite(values).all():
-        raise ValueError("the image holds values that are not finite")
+        raise ValueError("the image contains values that are not finite")
     scale = 257.0 if wide or highest > 255 else 1.0 if highest > 1 else 1 / 255
     return np.clip(values.astype(np.float64) / scale + rounding, 0, 255).astype(np.uint8)
 
@@ -222,7 +227,9 @@ class COTSImageProcessor(PilBackend):
         """
         sides = output_sides(self)
         if sides is None or sides[0] != sides[1]:
-            raise ValueError("the image processor does not give square images of one size, and cannot take another")
+            raise ValueError(
+                "the image processor does not output square images of one size, so its size cannot be changed"
+            )
         fields = self.to_dict()
         resized = {name: round(value * side / sides[0]) for name, value in dict(self.size).items() if value}
         fields |= {"size": resized} | ({"crop_size": {"height": side, "width": side}} if self.do_center_crop else {})

@@ -58,7 +58,7 @@ def block_mask(rng: np.random.Generator, grid: int, num_masked: int, min_block: 
         ValueError: if there are fewer patches than are to be masked.
     """
     if num_masked > grid * grid:
-        raise ValueError(f"{num_masked} of {grid} x {grid} patches cannot be masked")
+        raise ValueError(f"cannot mask {num_masked} of {grid} x {grid} patches")
     mask = np.zeros((grid, grid), dtype=bool)
     smallest = max(1, round(MIN_BLOCK_FRACTION * grid * grid)) if min_block is None else min_block
     while (remaining := num_masked - int(mask.sum())) > 0:

@@ -65,11 +65,11 @@ def _damage_of(path: Path) -> str | None:
         elif path.suffix == ".json":
             json.loads(path.read_bytes())
         elif beginning.startswith(b"PK") and not zipfile.is_zipfile(path):
-            return f"is cut off: {again}"
+            return f"is truncated: {again}"
     except SafetensorError as error:
-        return f"is cut off or no safetensors file ({error}): {again}"
+        return f"is truncated or not a safetensors file ({error}): {again}"
     except ValueError as error:
-        return f"is cut off or no JSON ({error}): {again}"
+        return f"is truncated or not JSON ({error}): {again}"
     return None
 
 

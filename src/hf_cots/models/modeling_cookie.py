@@ -123,7 +123,7 @@ class CookieModel(CookiePreTrainedModel, COTSModel):
         Raises:
             ValueError: always.
         """
-        raise ValueError(f"{type(self).__name__} encodes images and texts, no clips: take a COTSModel")
+        raise ValueError(f"{type(self).__name__} does not encode clips, only images and texts: use a COTSModel")
 
     @can_return_tuple
     def get_text_features(

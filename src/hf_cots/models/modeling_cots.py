@@ -1,4 +1,4 @@
-"""COTS for inference (Lu et al. 2022): two streams that meet only in a dot product.
+"""COTS for inference (Lu et al. 2022): two streams that are compared only by a dot product.
 
 M images and N texts cost M + N encodings and one matrix product; an image embedding never depends on a text.
 Pre-training lives in `pretraining_cots.py`.
@@ -40,9 +40,9 @@ class COTSOutput(ModelOutput):
         text_embeds (`torch.FloatTensor` of shape `(texts, projection_dim)`): L2-normalized, float32 or wider.
         vision_model_output, text_model_output (`BaseModelOutputWithPooling`): each stream's output; `pooler_output` is
             the projected feature before normalization.
-        pooler_output (`torch.FloatTensor` of shape `(rows, projection_dim)`): where one modality alone was encoded,
-            its embeddings again, by the name under which pipelines look for them.
-        logits_per_video, video_embeds, video_model_output: with clips in place of images, the same of them.
+        pooler_output (`torch.FloatTensor` of shape `(rows, projection_dim)`): if only one modality was encoded, its
+            embeddings, under the name that pipelines expect.
+        logits_per_video, video_embeds, video_model_output: the same outputs for clips, if given instead of images.
     """
 
     logits_per_image: torch.FloatTensor | None = None
@@ -58,7 +58,7 @@ class COTSOutput(ModelOutput):
 
 
 class COTSPreTrainedModel(WithCard, PreTrainedModel):
-    """What the COTS classes share: config, weight initialization, and what Trainer must know about them."""
+    """Base class of the COTS models: config, weight initialization, and attributes for Trainer."""
 
     config: COTSConfig
     config_class = COTSConfig
@@ -99,7 +99,7 @@ class COTSPreTrainedModel(WithCard, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As in transformers, with the weights moved to aligned memory, from files with older buffer names too.
+        """As in transformers, but also accepts older buffer names, and moves the weights to aligned memory.
 
         A safetensors file is mapped into memory as it lies, mostly off the 64-byte boundaries that fresh tensors have;
         matrix products then take other code paths and differ in the last bit. Aligned, a loaded model gives exactly
@@ -128,7 +128,7 @@ class COTSPreTrainedModel(WithCard, PreTrainedModel):
 
 
 class COTSModel(COTSPreTrainedModel):
-    """Two streams and two projections: what people deploy.
+    """COTS for inference: two streams and two projections.
 
     `COTSModel(COTSConfig())` has 195,375,872 parameters: ViT-B/16 at 384 pixels 86,090,496, BERT-base
     108,891,648, both without pooler, and two linear projections 393,728. The mask token's 768 belong to
@@ -163,13 +163,13 @@ class COTSModel(COTSPreTrainedModel):
     def from_vision_text_pretrained(
         cls, vision: str | PreTrainedModel, text: str | PreTrainedModel, **config_fields
     ) -> "COTSModel":
-        """Start from two pretrained towers; the projections are new.
+        """Create a model from two pretrained towers; the projections are new.
 
         Args:
             vision: Hub id, folder or model of an image encoder (ViT, DeiT, BEiT, DINOv2, SigLIP, ...), or of a dual
-                encoder (CLIP, SigLIP, ALIGN, COTS, ...), of which the image tower is taken.
+            encoder (CLIP, SigLIP, ALIGN, COTS, ...), whose image tower is used.
             text: Hub id, folder or model of a text encoder (BERT, MiniLM, RoBERTa, ModernBERT, GPT-2, T5, ...), or of
-                a dual encoder, of which the text tower is taken.
+            a dual encoder, whose text tower is used.
             config_fields: any field of [`COTSConfig`], and `image_size`, a side in pixels other than the image
                 tower's, to which its position embeddings are interpolated. The image tokenizer's input size follows
                 the patch grid.
@@ -185,7 +185,7 @@ class COTSModel(COTSPreTrainedModel):
 
     @classmethod
     def from_dual_encoder(cls, source: str | PreTrainedModel, **config_fields) -> "COTSModel":
-        """Start from a pretrained dual encoder; embeddings and temperature are its own.
+        """Create a model from a pretrained dual encoder, with the same embeddings and temperature.
 
         CLIP, Chinese-CLIP, MetaCLIP 2, AltCLIP, SigLIP, SigLIP 2 of fixed resolution, ALIGN, VisionTextDualEncoder and
         sentence-transformers' CLIP: any whose embeddings are poolings and linear projections of two towers, which is
@@ -204,7 +204,9 @@ class COTSModel(COTSPreTrainedModel):
             ValueError: naming the source and what cannot be taken over, if it is another kind of model.
         """
         if not issubclass(cls.config_class, COTSConfig):
-            raise ValueError(f"{cls.__name__} has layers that no dual encoder has; a COTSModel can be made of one")
+            raise ValueError(
+                f"{cls.__name__} has layers that dual encoders do not have: use COTSModel.from_dual_encoder"
+            )
         dual_encoder = load_dual_encoder(source)
         fields = read_dual_encoder(dual_encoder)
         if not isinstance(source, PreTrainedModel):
@@ -230,8 +232,8 @@ class COTSModel(COTSPreTrainedModel):
         """
         if "none" in (self.config.image_projection, self.config.text_projection) or not self.config.projection_bias:
             raise ValueError(
-                "only projections with a bias can standardize features: it needs image_projection and "
-                'text_projection "linear" or "mlp", and projection_bias=true'
+                "features can only be standardized by projections with a bias: set image_projection and "
+                'text_projection to "linear" or "mlp", and projection_bias=true'
             )
         for projection, features in ((self.visual_projection, image_features), (self.text_projection, text_features)):
             layer = projection[0] if isinstance(projection, nn.Sequential) else projection
@@ -245,17 +247,21 @@ class COTSModel(COTSPreTrainedModel):
 
     @torch.no_grad()
     def truncated(self, dim: int) -> "COTSModel":
-        """A copy whose embeddings are the first `dim` dimensions of this model's, normalized again.
+        """Return a copy whose embeddings are the first `dim` dimensions of this model's, normalized again.
 
         Smaller vectors cost less memory and time in an index. Trained with `config.nested_dims`, they lose little.
 
         Raises:
-            ValueError: if a stream has no projection, or there are not as many dimensions.
+            ValueError: if a stream has no projection, or `dim` is out of range.
         """
         if not 0 < dim <= self.config.projection_dim:
-            raise ValueError(f"the embeddings have {self.config.projection_dim} dimensions and cannot keep {dim}")
+            raise ValueError(
+                f"dim must be from 1 to the {self.config.projection_dim} dimensions of the embeddings, got {dim}"
+            )
         if "none" in (self.config.image_projection, self.config.text_projection):
-            raise ValueError("an embedding without a projection cannot be truncated: it is the tower's own feature")
+            raise ValueError(
+                "an embedding without a projection cannot be truncated, because it is the tower's own feature"
+            )
         model = copy.deepcopy(self)
         for projection in (model.visual_projection, model.text_projection):
             last = projection[-1] if isinstance(projection, nn.Sequential) else projection
@@ -268,7 +274,7 @@ class COTSModel(COTSPreTrainedModel):
 
     @property
     def temperature(self) -> torch.Tensor | float:
-        """tau: a number, or the learned value within its bounds."""
+        """The temperature tau: a number, or the learned value clamped to its bounds."""
         if self.log_temperature is None:
             return self.config.temperature
         temperature = full_precision(self.log_temperature).exp()
@@ -276,7 +282,7 @@ class COTSModel(COTSPreTrainedModel):
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:
-        """Bring a learned temperature back within its bounds, beyond which it would get no gradient."""
+        """Clamp a learned temperature to its bounds, beyond which it would get no gradient."""
         if self.log_temperature is not None:
             self.log_temperature.clamp_(math.log(self.config.min_temperature), math.log(self.config.max_temperature))
 
@@ -290,7 +296,7 @@ class COTSModel(COTSPreTrainedModel):
     def encode_image(
         self, pixel_values: torch.FloatTensor, bool_masked_pos: torch.BoolTensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
-        """The image stream alone: `last_hidden_state` (n, tokens, hidden) and, as `pooler_output`, the global feature
+        """Encode images: returns `last_hidden_state` (n, tokens, hidden) and, as `pooler_output`, the global feature
         (n, [`feature_size`]) before projection.
 
         Args:
@@ -303,7 +309,7 @@ class COTSModel(COTSPreTrainedModel):
         """
         if bool_masked_pos is not None:
             if not self.has_mask_token:  # CLIP's forward would take the argument and not use it
-                raise ValueError(f"{type(self).__name__} has no mask token: make it with use_mask_token=True")
+                raise ValueError(f"{type(self).__name__} has no mask token: create it with use_mask_token=True")
             kwargs["bool_masked_pos"] = at_least_one_row(bool_masked_pos)
         if not self.vision_tower.takes & {"interpolate_pos_encoding", "kwargs"}:
             kwargs.pop("interpolate_pos_encoding", None)  # a convolutional net takes any size
@@ -330,14 +336,14 @@ class COTSModel(COTSPreTrainedModel):
     def encode_frames(
         self, pixel_values_videos: torch.FloatTensor, frame_mask: torch.BoolTensor | None = None, **kwargs
     ) -> torch.Tensor:
-        """The global feature (n, frames, [`feature_size`]) of each frame before projection, as of an image.
+        """Compute the global feature (n, frames, [`feature_size`]) of each frame before projection, as for an image.
 
-        Frames that are masked, and outside of training those that equal the frame before, are not encoded.
+        Masked frames and, outside of training, frames that equal the previous one are not encoded.
 
         Args:
             pixel_values_videos: (n, frames, 3, image_size, image_size), normalized.
-            frame_mask: (n, frames), false where a clip has no frame; all true if not given. The features there mean
-                nothing.
+            frame_mask: (n, frames), false for missing frames of a clip, whose features are undefined; all true if not
+                given.
             kwargs: passed on to the tower.
 
         Raises:
@@ -353,7 +359,7 @@ class COTSModel(COTSPreTrainedModel):
             return self.encode_image(pixels, **kwargs).pooler_output.unflatten(0, shape)
         mask = self.all_frames(pixel_values_videos) if frame_mask is None else frame_mask.bool()
         if not mask.any(dim=1).all():
-            raise ValueError("frame_mask leaves a clip without any frame")
+            raise ValueError("frame_mask must keep at least one frame of each clip")
         if self.vision_model.training:  # dropout would differ from frame to frame
             number = (mask.flatten().cumsum(dim=0) - 1).clamp(min=0)
         else:
@@ -386,8 +392,7 @@ class COTSModel(COTSPreTrainedModel):
     def encode_text(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
-        """The text stream alone: `last_hidden_state` (n, length, hidden) and the global feature
-        (n, [`feature_size`]).
+        """Encode texts: returns `last_hidden_state` (n, length, hidden) and the global feature (n, [`feature_size`]).
 
         Args:
             input_ids: (n, length).
@@ -452,7 +457,7 @@ class COTSModel(COTSPreTrainedModel):
 
     @can_return_tuple
     def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
-        """Image features; `pooler_output` is the projected feature (n, projection_dim), *not* normalized."""
+        """Get image features; `pooler_output` is the projected feature (n, projection_dim), *not* normalized."""
         output = self.encode_image(pixel_values, **kwargs)
         output.pooler_output = self.visual_projection(output.pooler_output)
         return output
@@ -461,7 +466,7 @@ class COTSModel(COTSPreTrainedModel):
     def get_video_features(
         self, pixel_values_videos: torch.FloatTensor, frame_mask: torch.BoolTensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
-        """Video features; `pooler_output` is the projected feature (n, projection_dim), *not* normalized.
+        """Get video features; `pooler_output` is the projected feature (n, projection_dim), *not* normalized.
 
         The features of the frames are made one by `config.frame_pooling` and then projected. Arguments as in
         [`encode_frames`].
@@ -478,7 +483,7 @@ class COTSModel(COTSPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
-        """Text features; `pooler_output` is the projected feature (n, projection_dim), *not* normalized.
+        """Get text features; `pooler_output` is the projected feature (n, projection_dim), *not* normalized.
 
         `token_type_ids` is there for tokenizers that return it: a single text is of type 0 throughout, which is what
         every tower assumes by itself.
@@ -499,22 +504,22 @@ class COTSModel(COTSPreTrainedModel):
         frame_mask: torch.BoolTensor | None = None,
         **kwargs,
     ) -> COTSOutput:
-        """Encode images or clips, texts, or both; with both, also compare every image or clip with every text.
+        """Encode images or clips, texts, or both; if both are given, compare every image or clip with every text.
 
         Args:
             input_ids, attention_mask: (texts, length).
             pixel_values: (images, 3, image_size, image_size).
             interpolate_pos_encoding: accept other image sizes, if the tower can.
             pixel_values_videos: (clips, frames, 3, image_size, image_size), in place of images.
-            frame_mask: (clips, frames), false where a clip has no frame.
+            frame_mask: (clips, frames), false for missing frames of a clip.
 
         Raises:
-            ValueError: if neither modality is given, or images and clips at once.
+            ValueError: if neither modality is given, or both images and clips are.
         """
         if input_ids is None and pixel_values is None and pixel_values_videos is None:
             raise ValueError(f"{type(self).__name__} needs input_ids, pixel_values, or both")
         if pixel_values is not None and pixel_values_videos is not None:
-            raise ValueError("give pixel_values of images or pixel_values_videos of clips, not both at once")
+            raise ValueError("give either pixel_values (images) or pixel_values_videos (clips), not both")
         image_output, video_output, text_output = None, None, None
         sizes = {"interpolate_pos_encoding": True} if interpolate_pos_encoding else {}
         if pixel_values is not None:

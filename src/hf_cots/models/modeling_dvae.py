@@ -214,7 +214,7 @@ class COTSImageTokenizer(WithCard, PreTrainedModel):
         factor = self.config.downsampling
         if channels != self.config.num_channels or height % factor or width % factor:
             raise ValueError(
-                f"the image tokenizer takes {self.config.num_channels} channels and sides that are multiples of "
+                f"the image tokenizer needs {self.config.num_channels} channels and sides that are multiples of "
                 f"{factor}; got pixel_values of shape {tuple(pixel_values.shape)}"
             )
         return self.encoder(map_pixels(pixel_values).to(self.encoder.stem.weight.dtype))
@@ -235,7 +235,7 @@ class COTSImageTokenizer(WithCard, PreTrainedModel):
     def _decode(self, code_weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Location and log scale (batch, channels, side, side) of the mapped pixels' logits."""
         if self.decoder is None:
-            raise ValueError("this image tokenizer has no decoder: it turns images into codes, but not back")
+            raise ValueError("this image tokenizer has no decoder: it can encode images, but not decode codes")
         location, log_scale = self.decoder(code_weights.to(self.decoder.stem.weight.dtype)).chunk(2, dim=1)
         return location, log_scale
 

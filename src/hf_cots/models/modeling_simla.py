@@ -153,7 +153,7 @@ class SimlaStack(nn.Module):
         embeds = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if embeds.shape[1] > len(self.position_embeddings.weight):
             raise ValueError(
-                f"{embeds.shape[1]} inputs are more than the {len(self.position_embeddings.weight)} positions of the "
+                f"{embeds.shape[1]} inputs exceed the {len(self.position_embeddings.weight)} positions of the "
                 "text stack"
             )
         positions = self.position_embeddings.weight[: embeds.shape[1]]
@@ -266,7 +266,7 @@ class SimlaModel(SimlaPreTrainedModel):
         """
         vision_tower, text_tower = load_tower(vision, "image"), load_tower(text, "text")
         if text_tower.config.model_type != "bert":
-            raise ValueError(f"SIMLA's text stack starts from a BERT, not from '{text_tower.config.model_type}'")
+            raise ValueError(f"SIMLA's text stack must start from a BERT, not from '{text_tower.config.model_type}'")
         model = cls(SimlaConfig.from_towers(vision_tower.config, text_tower.config, **config_fields))
         copy_tower(model.vision_model, vision_tower)
         copy_bert(model.text_model, text_tower)

@@ -1,4 +1,4 @@
-"""What the models for pre-training share: the encoder to deploy, the order of an optimizer step, the sum of the loss.
+"""Base of the pre-training models: the encoder to deploy, the order of an optimizer step, the sum of the loss.
 
 One optimizer step, one order, which `PairTrainer` keeps:
 
@@ -35,13 +35,13 @@ from .towers import every_parameter, is_frozen
 
 
 def batch_size(batch: Batch) -> int:
-    """How many pairs a batch holds."""
+    """The number of pairs in a batch."""
     rows = next(value for value in batch.values() if value is not None)
     return batch_size(rows) if isinstance(rows, dict) else len(rows)
 
 
 def warmup_fraction(steps_seen: torch.Tensor, warmup_steps: int) -> torch.Tensor:
-    """How much of a value that warms up is due: it rises linearly from 0 in the first step to 1 after `warmup_steps`.
+    """The fraction of a warmed-up value to use: it rises linearly from 0 in the first step to 1 after `warmup_steps`.
 
     Args:
         steps_seen: scalar, the number of the step under way, counted from 1.
@@ -151,7 +151,7 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
             return step
         if not self.training:
             return self.evaluation_step(batch)
-        # Under a plain Trainer nothing ends a step: what is due after the optimizer is done before the next step.
+        # Under a plain Trainer nothing calls end_step, so its work is done before the next step.
         self.encoder.clamp_temperature()
         self.update_momentum()
         (step,) = self.begin_step([batch])
@@ -164,13 +164,13 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
         return self._step(batch, counts, 1 / max(1, batch_size(batch)), self.momentum_features(batch))
 
     def end_step(self) -> None:
-        """After the optimizer step: queue what was held back, and update the momentum encoders."""
+        """End an optimizer step: enqueue what was held back, and update the momentum encoders."""
         self._enqueue_pending()
         self.encoder.clamp_temperature()
         self.update_momentum()
 
     def reset_queues(self, **sizes: int) -> None:
-        """Start with empty queues and counters, which training on new data wants.
+        """Empty the queues and reset the counters, for training on new data.
 
         Args:
             sizes: `queue_size` and `similarity_queue_size`, where the config has them.
@@ -196,7 +196,7 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
     def assign_pair_index(
         self, micro_batches: list[Batch], features: list[dict[str, torch.Tensor]]
     ) -> tuple[list[Step], Keys | None]:
-        """Count and weigh the pairs of a whole optimizer step.
+        """Assign indices and weights to the pairs of a whole optimizer step.
 
         Args:
             micro_batches: this rank's.
@@ -389,14 +389,14 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
 
     @staticmethod
     def check_mask_token(config: TwoTowerConfig) -> None:
-        """Words can only be masked with a token of the vocabulary.
+        """Check that the mask token is in the vocabulary.
 
         Raises:
-            ValueError: if `config.mask_token_id` is none.
+            ValueError: if `config.mask_token_id` is not in it.
         """
         if config.loss_weights["mlm"] > 0 and not 0 <= config.mask_token_id < config.text_config.vocab_size:
             raise ValueError(
-                f"mask_token_id={config.mask_token_id} is outside the text tower's vocabulary of "
+                f"mask_token_id={config.mask_token_id} is outside the text tower's vocabulary of size "
                 f"{config.text_config.vocab_size}; set mask_token_id and special_token_ids to the tokenizer's"
             )
 

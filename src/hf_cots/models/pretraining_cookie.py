@@ -95,7 +95,7 @@ class CookieForPreTraining(CookiePreTrainedModel, PreTrainingModel):
 
     @staticmethod
     def refuse_image_tokenizer() -> None:
-        raise ValueError("COOKIE masks no patches: leave out the image tokenizer")
+        raise ValueError("COOKIE does not mask patches: leave out the image tokenizer")
 
     # ------------------------------------------------------------------ forward
 

@@ -75,13 +75,13 @@ class COTSForPreTrainingOutput(ModelOutput):
 
 
 class COTSForPreTraining(PreTrainingModel):
-    """[`COTSModel`] with momentum encoder, queues, token heads and image tokenizer.
+    """COTS for pre-training: a [`COTSModel`] with momentum encoder, queues, token heads and image tokenizer.
 
-    Its files load as [`COTSModel`] (the rest is left out), and a [`COTSModel`] file loads as this class, with the
-    momentum encoder equal to the online one and empty queues.
+    Its files can be loaded as [`COTSModel`] (the rest is ignored), and files of a [`COTSModel`] as this class, with
+    the momentum encoder equal to the online one and empty queues.
 
     Args:
-        config ([`COTSConfig`]): levels of weight 0 have no parameters here.
+        config ([`COTSConfig`]): levels with weight 0 have no parameters.
     """
 
     encoder_class = COTSModel
@@ -192,13 +192,15 @@ class COTSForPreTraining(PreTrainingModel):
         clips = batch.get("pixel_values_videos") is not None or "frame_features" in features
         if clips and self.config.uses_masks:
             raise ValueError(
-                "the token level masks images and their texts, and is not defined for clips: set mvm_weight and "
+                "the token level masks images and their texts and does not support clips: set mvm_weight and "
                 "mlm_weight to 0"
             )
         for name, feature in (("pixel_values", "image_features"), ("input_ids", "text_features")):
             given = batch.get(name) is not None or (clips and name == "pixel_values")
             if not given and (feature not in features or self.config.uses_masks):
-                raise ValueError(f"{type(self).__name__} needs {name}: {feature} serve where nothing is masked")
+                raise ValueError(
+                    f"{type(self).__name__} needs {name}: {feature} can only replace it if nothing is masked"
+                )
         encoder = self.momentum_encoder
         if encoder is None:
             shape, full_precision = (batch_size(batch), self.config.projection_dim), self.full_precision
@@ -212,8 +214,8 @@ class COTSForPreTraining(PreTrainingModel):
         }
 
     def _with_own_features(self, batch: Batch, share: bool) -> Batch:
-        """The batch with the features of towers that are their own momentum encoders, so that one pass serves keys and
-        losses alike: towers that are not trained, and, where passes may be shared, those with a momentum of 0."""
+        """Add the features of towers that are their own momentum encoders to the batch, so that one pass serves both
+        keys and losses: frozen towers and, if keys and losses can use the same pass, towers with a momentum of 0."""
         features = dict(batch.get("features") or {})
         missing = {"image_features", "text_features"} - features.keys()
         images, texts = batch.get("pixel_values"), batch.get("input_ids")
@@ -282,7 +284,7 @@ class COTSForPreTraining(PreTrainingModel):
         frame_mask: torch.BoolTensor | None = None,
         step: Step | None = None,
     ) -> COTSForPreTrainingOutput:
-        """The losses of one micro-batch of n pairs.
+        """Compute the losses of one micro-batch of n pairs.
 
         Args:
             pixel_values: (n, 3, image_size, image_size), normalized with the config's mean and deviation.
@@ -571,7 +573,7 @@ class COTSForPreTraining(PreTrainingModel):
         return self._warmed_up(self.config.momentum, self.config.momentum_warmup_steps)
 
     def _warmed_up(self, value: float, warmup_steps: int) -> float:
-        """How much of a value is due, in float64: [`warmup_fraction`] of the steps that the host has counted."""
+        """The [`warmup_fraction`] of the steps that the host has counted, in float64."""
         return value * min(1.0, max(0, self.host_steps() - 1) / warmup_steps) if warmup_steps else value
 
     @torch.no_grad()

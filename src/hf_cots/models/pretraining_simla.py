@@ -55,14 +55,14 @@ class SimlaForPreTrainingOutput(ModelOutput):
 
 
 class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
-    """[`SimlaModel`] with momentum model, queues, heads and image tokenizer.
+    """SIMLA for pre-training: a [`SimlaModel`] with momentum model, queues, heads and image tokenizer.
 
-    Its files load as [`SimlaModel`] (the rest is left out), and a [`SimlaModel`] file loads as this class, with the
-    momentum model equal to the online model, new heads and empty queues. `SimlaForPreTraining(SimlaConfig())` has
+    Its files can be loaded as [`SimlaModel`] (the rest is ignored), and files of a [`SimlaModel`] as this class, with
+    the momentum model equal to the online model, new heads and empty queues. `SimlaForPreTraining(SimlaConfig())` has
     238,264,183 trainable parameters, as the authors' has.
 
     Args:
-        config ([`SimlaConfig`]): terms of weight 0 have no parameters here.
+        config ([`SimlaConfig`]): terms with weight 0 have no parameters.
     """
 
     encoder_class = SimlaModel
@@ -139,7 +139,7 @@ class SimlaForPreTraining(SimlaPreTrainedModel, PreTrainingModel):
         codebook_pixel_values: torch.FloatTensor | None = None,
         step: Step | None = None,
     ) -> SimlaForPreTrainingOutput:
-        """The losses of one micro-batch of n pairs.
+        """Compute the losses of one micro-batch of n pairs.
 
         Args:
             pixel_values: (n, 3, image_size, image_size), normalized with the config's mean and deviation.

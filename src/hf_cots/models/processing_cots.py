@@ -32,9 +32,9 @@ def as_texts(texts: Any) -> list[str]:
     found = texts.tolist() if isinstance(texts, np.ndarray) else list(texts)
     for i, text in enumerate([found] if isinstance(found, str) else found):
         if not isinstance(text, str):
-            raise ValueError(f"text number {i} is {str(text)[:40]!r} ({type(text).__name__}), not a text")
+            raise ValueError(f"text number {i} must be a str, got {str(text)[:40]!r} ({type(text).__name__})")
         if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise ValueError(f"text number {i} is no valid Unicode: {text[:40]!r}")
+            raise ValueError(f"text number {i} is not valid Unicode: {text[:40]!r}")
     return [found] if isinstance(found, str) else found
 
 
@@ -172,9 +172,7 @@ class COTSProcessor(ProcessorMixin):
         # By name: without the package, the Auto classes load each file's classes apart.
         bases = {base.__name__ for base in type(self.image_processor).__mro__}
         if videos is not None and COTSImageProcessor.__name__ not in bases:
-            raise ValueError(
-                f"frames of clips go through a COTSImageProcessor, and this processor has {self.image_processor!r}"
-            )
+            raise ValueError(f"clips need a COTSImageProcessor, but this processor has {self.image_processor!r}")
         if text is not None:
             texts = as_texts(text)
             if not texts:
@@ -191,7 +189,7 @@ class COTSProcessor(ProcessorMixin):
         return merged
 
     def to_dict(self) -> dict[str, Any]:
-        """As in transformers; the usual padding and video processor are not written, as in files of before."""
+        """As in transformers, but the default padding and video processor are not written, as in older files."""
         fields = super().to_dict()
         if fields.get("padding") == "longest":
             del fields["padding"]

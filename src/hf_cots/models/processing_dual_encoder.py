@@ -47,7 +47,7 @@ def load_dual_processor(source: str, **hub: Any) -> tuple[ProcessorMixin, PreTra
         ) from None
     for part in ("image_processor", "tokenizer"):
         if getattr(processor, part, None) is None:
-            raise ValueError(f"{source} has no {part.replace('_', ' ')}: {type(processor).__name__} is all there is")
+            raise ValueError(f"{source} has no {part.replace('_', ' ')}, only a {type(processor).__name__}")
     return processor, config
 
 
@@ -98,7 +98,8 @@ def as_cots_image_processor(theirs: BaseImageProcessor) -> COTSImageProcessor:
     difference = compare_pixels(ours, theirs, name)
     if difference > LARGEST_DIFFERENCE:
         raise ValueError(
-            f"{name} changes images in a way that COTSImageProcessor cannot express: pixels differ by {difference:.2g}"
+            f"{name} processes images in a way that COTSImageProcessor cannot reproduce: pixels differ by "
+            f"{difference:.2g}"
         )
     return ours
 
@@ -110,7 +111,7 @@ def find_sizes(theirs: BaseImageProcessor, name: str) -> tuple[dict[str, int], i
         ValueError: if its images are not all of one square size.
     """
     if not theirs.do_resize:
-        raise ValueError(f"{name} does not resize images (do_resize=False): COTS takes images of one size")
+        raise ValueError(f"{name} does not resize images (do_resize=False), but COTS needs images of one size")
     size, edge = {key: value for key, value in dict(theirs.size).items() if value}, theirs.size.shortest_edge
     crop = theirs.crop_size if theirs.do_center_crop else None
     if edge and getattr(theirs, "crop_pct", None):  # ConvNeXT's
@@ -120,7 +121,9 @@ def find_sizes(theirs: BaseImageProcessor, name: str) -> tuple[dict[str, int], i
     height, width = (theirs.size.height, theirs.size.width) if crop is None else (crop.height, crop.width)
     if not height or height != width:
         kept = f"{height} x {width} pixels" if height else "the aspect ratio of images without a crop"
-        raise ValueError(f"{name} gives {kept}: COTS takes square images (size or crop_size with two equal sides)")
+        raise ValueError(
+            f"{name} outputs {kept}, but COTS needs square images (size or crop_size with two equal sides)"
+        )
     return size, None if crop is None else height
 
 
@@ -164,7 +167,7 @@ def compare_pixels(ours: BaseImageProcessor, theirs: BaseImageProcessor, name: s
             np.asarray(processor(images=image, return_tensors="np")["pixel_values"]) for processor in (theirs, ours)
         )
         if expected.shape != found.shape:
-            raise ValueError(f"{name} gives arrays of shape {expected.shape[1:]}, and COTS takes {found.shape[1:]}")
+            raise ValueError(f"{name} outputs arrays of shape {expected.shape[1:]}, but COTS needs {found.shape[1:]}")
         worst = max(worst, float(np.abs(expected - found).max() / max(1.0, np.abs(expected).max())))
     return worst
 

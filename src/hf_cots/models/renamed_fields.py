@@ -1,4 +1,4 @@
-"""Names of before: config fields, their values and buffers, as they stand in saved files and recipes."""
+"""Old names of config fields, their values and buffers, as found in saved files and recipes."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ RENAMED_BUFFERS = {"pair_numbers": "pair_index"}  # of `KeyQueue`
 
 
 def rename_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    """Config fields under today's names, from a mapping that may hold names of before.
+    """Rename config fields from their old names to the current ones.
 
     Raises:
         ValueError: if an option that was removed has another value than its default, or a field stands under both

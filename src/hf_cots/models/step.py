@@ -38,7 +38,7 @@ class CachedGradients:
 # fields refuses. FSDP and DDP hand a dataclass through as it is, so that keys keep their precision.
 @dataclass(frozen=True)
 class Step:
-    """What the forward pass of a micro-batch of n pairs is told about its optimizer step.
+    """What the forward pass of a micro-batch of n pairs needs to know about its optimizer step.
 
     Args:
         image_ids: (n,) int64, equal for the captions of one image.

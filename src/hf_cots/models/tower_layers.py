@@ -22,7 +22,7 @@ def find_layers(tower: nn.Module) -> tuple[str, nn.ModuleList]:
     longest = max(lists, key=lambda name: len(lists[name]), default=None)
     if longest is None or len(lists[longest]) < 2:
         name = describe_tower(tower).name  # type: ignore[arg-type]
-        raise ValueError(f"{name} has no list of layers that could be told apart by their depth")
+        raise ValueError(f"{name} has no list of layers ordered by depth")
     return longest, lists[longest]
 
 
@@ -55,7 +55,7 @@ def freeze_layers(tower: nn.Module, count: int) -> None:
     depths, layers = parameter_depths(tower), find_layers(tower)[1]
     if not 1 <= count <= len(layers):
         name = describe_tower(tower).name  # type: ignore[arg-type]
-        raise ValueError(f"{name} has {len(layers)} layers: from 1 to {len(layers)} can be frozen, not {count}")
+        raise ValueError(f"{name} has {len(layers)} layers: freeze 1 to {len(layers)} of them, not {count}")
     for name, parameter in tower.named_parameters():
         if depths[name] <= count:
             parameter.requires_grad_(False)

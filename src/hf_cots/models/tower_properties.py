@@ -127,7 +127,7 @@ def describe_tower(
     native = native_class(type(config))
     reads = native.main_input_name
     if reads not in INPUTS.values() or (kind and reads != INPUTS[kind]):
-        raise ValueError(f"{native.__name__} reads {reads}, and cannot be the {kind or 'image or text'} tower")
+        raise ValueError(f"{native.__name__} reads {reads} and cannot be used as the {kind or 'image or text'} tower")
     key = (type(config), config.to_json_string(use_diff=False))
     if key not in _KNOWN:
         describe = _describe_image_tower if reads == INPUTS["image"] else _describe_text_tower
@@ -150,15 +150,13 @@ def native_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel]:
     elif getattr(half, "config_class", None) is config_class:
         native = half
     else:
-        raise ValueError(
-            f"no transformers model is known for {config_class.__name__}; give a vision and a text encoder"
-        )
+        raise ValueError(f"transformers has no model for {config_class.__name__}; give a vision and a text encoder")
     native = native[0] if isinstance(native, tuple) else native
     if config_class.sub_configs:
-        raise ValueError(f"{native.__name__} holds several towers; pass the vision or the text encoder alone")
+        raise ValueError(f"{native.__name__} contains several towers; pass only the vision or the text encoder")
     if getattr(config_class, "is_encoder_decoder", False):
         if config_class not in MODEL_FOR_TEXT_ENCODING_MAPPING:
-            raise ValueError(f"{native.__name__} has a decoder, and transformers has no model of its encoder alone")
+            raise ValueError(f"{native.__name__} has a decoder, and transformers has no model of only its encoder")
         native = MODEL_FOR_TEXT_ENCODING_MAPPING[config_class]
     return native
 
@@ -174,7 +172,7 @@ def image_sides(config: PreTrainedConfig) -> tuple[int, int]:
     """
     size = getattr(config, "image_size", None)
     if size is None:
-        raise ValueError(f"{type(config).__name__} names no image size; give one (--image_size)")
+        raise ValueError(f"{type(config).__name__} has no image size; give one (--image_size)")
     sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(f"vision_config.image_size must be one whole number (square images), got {size}")
@@ -193,7 +191,7 @@ def square_side(config: PreTrainedConfig) -> int:
     rows, columns = image_sides(config)
     if rows != columns:
         raise ValueError(
-            f"vision_config.image_size must be one whole number (square images), got {[rows, columns]}; take an image "
+            f"vision_config.image_size must be one whole number (square images), got {[rows, columns]}; use an image "
             "tower for square images"
         )
     return rows
@@ -226,7 +224,7 @@ def _describe_image_tower(native: type[PreTrainedModel], config: PreTrainedConfi
         grid, special, merged = _locate_patches(native, known, states.shape[1], [states.shape[1] for states in inputs])
         width = states.shape[2]
     else:
-        raise ValueError(f"{native.__name__} gives no states of patches, and cannot be the image tower")
+        raise ValueError(f"{native.__name__} does not output patch states and cannot be used as the image tower")
     own_token = "bool_masked_pos" in arguments
     maskable = None
     if not own_token and not merged and len(convolutions) == 1 and grids[0] == grid:
@@ -312,7 +310,7 @@ def _locate_patches(
         rows, columns = grids[-1]
         if inputs and inputs[0] < rows * columns:
             raise ValueError(
-                f"{native.__name__} drops patches: of {rows} x {columns} it keeps {inputs[0]} tokens; take a model "
+                f"{native.__name__} drops patches: of {rows} x {columns} it keeps {inputs[0]} tokens; use a model "
                 "that keeps them all, such as ViTModel for ViT-MAE's weights"
             )
         for factor in range(1, min(rows, columns) + 1):
@@ -322,7 +320,7 @@ def _locate_patches(
                 break
             if special >= 0:
                 return grid, special, factor > 1
-    raise ValueError(f"{native.__name__} gives {tokens} states, which are no grid of patches")
+    raise ValueError(f"{native.__name__} outputs {tokens} states, which do not form a grid of patches")
 
 
 # ---------------------------------------------------------------------- text towers
@@ -332,7 +330,9 @@ def _describe_text_tower(native: type[PreTrainedModel], config: PreTrainedConfig
     arguments = inspect.signature(native.forward).parameters
     _check_only_needs(native, arguments, "input_ids")
     if "attention_mask" not in arguments:
-        raise ValueError(f"{native.__name__} takes no attention mask: padding would change a text's embedding")
+        raise ValueError(
+            f"{native.__name__} does not accept an attention mask, so padding would change a text's embedding"
+        )
     with _examined(native, "cannot be the text tower"):
         model = _small_text_model(native, config)
         sees_later, sees_earlier, padding, width, pooled_size = _measure_context(model, arguments)
@@ -402,7 +402,7 @@ def _measure_context(model: PreTrainedModel, arguments: Any) -> tuple[bool, bool
     pooled = outputs[0].get("pooler_output")
     pooled_size = None if pooled is None else pooled.shape[-1]
     if states.shape[:2] != ids.shape:
-        raise ValueError(f"it gives {states.shape[1]} states for {ids.shape[1]} words")
+        raise ValueError(f"it outputs {states.shape[1]} states for {ids.shape[1]} words")
     if states.device.type == "meta":
         causal = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
         return not (causal and all(causal)), True, False, states.shape[-1], pooled_size
@@ -467,7 +467,7 @@ def _check_only_needs(native: type[PreTrainedModel], arguments: Any, given: str)
         if argument.default is argument.empty and argument.kind not in kinds and name not in ("self", given)
     ]
     if needed:
-        raise ValueError(f"{native.__name__} needs {', '.join(needed)} beside {given}, which no model here gives")
+        raise ValueError(f"{native.__name__} needs {', '.join(needed)} in addition to {given}, which is not supported")
 
 
 @contextmanager

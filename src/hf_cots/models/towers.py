@@ -66,7 +66,7 @@ def build_tower(config: PreTrainedConfig, **options: bool) -> PreTrainedModel:
     cls = tower_class(type(config))  # type: ignore[arg-type]
     if options.get("use_mask_token") and not describe_tower(config).can_mask_patches:
         raise ValueError(
-            f"{cls.__name__} cannot mask patches, which masked vision modelling needs; take another vision tower, or "
+            f"{cls.__name__} cannot mask patches, which masked vision modeling needs; use another vision tower, or "
             "set mvm_weight=0"
         )
     known = inspect.signature(cls.__init__).parameters
@@ -134,11 +134,11 @@ def _take_half(
     tower = getattr(model, attribute, None)
     if not isinstance(tower, native_class(type(tower_config(model.config, kind)))):
         raise ValueError(
-            f"{name}: the {kind} half of {type(model).__name__} is no tower of its own; name another model"
+            f"{name}: the {kind} half of {type(model).__name__} is not a separate tower; use another model"
         )
     lacking = sorted(key for key in missing if key.startswith(f"{attribute}."))
     if lacking:
-        raise ValueError(f"{name}: the file lacks weights of the {kind} tower: {', '.join(lacking[:3])}")
+        raise ValueError(f"{name}: the file is missing weights of the {kind} tower: {', '.join(lacking[:3])}")
     return tower
 
 
@@ -181,7 +181,7 @@ def interpolate_positions(source: PreTrainedModel, target: PreTrainedModel) -> d
                 new = owner.interpolate_pos_encoding(tensor.new_zeros(1, ours[name].numel() // width, width), *size)
         if new is None or new.numel() != ours[name].numel():
             raise ValueError(
-                f"{type(source).__name__} cannot take image_size={size[0]}: its {name} is made for "
+                f"{type(source).__name__} does not support image_size={size[0]}: its {name} is made for "
                 f"{getattr(source.config, 'image_size', 'another size')} pixels"
             )
         made[name] = new.reshape(ours[name].shape)

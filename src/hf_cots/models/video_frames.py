@@ -132,10 +132,10 @@ class _Times:
         if self.given is None:
             return [(2 * i + 1) * duration / (2 * self.num_frames) for i in range(self.num_frames)]
         if not len(self.given):
-            raise ValueError("times is empty: give at least one")
+            raise ValueError("times is empty: give at least one time")
         for time in self.given:
             if not 0 <= time <= duration:
-                raise ValueError(f"time {time:g} s lies outside of the clip, which lasts {float(duration):.3f} s")
+                raise ValueError(f"time {time:g} s is outside the clip, which lasts {float(duration):.3f} s")
         return [Fraction(float(time)).limit_denominator(10**6) for time in self.given]  # 0.3 is meant as 3/10
 
 
@@ -182,7 +182,7 @@ def _collect(
 def _read_sequence(images: list[Any], wanted: _Times) -> VideoFrames:
     """The frames of a list of images, of which each lasts a second."""
     if not images:
-        raise ValueError("a clip without frames: give at least one image")
+        raise ValueError("the clip has no frames: give at least one image")
     duration = Fraction(len(images))
     times = wanted.within(duration)
     numbers = {time: min(int(time), len(images) - 1) for time in times}
@@ -273,7 +273,7 @@ class _VideoFile:
                     raise ValueError("PyAV cannot decode its pictures: their codec is unknown to it")
                 width, height = stream.codec_context.width, stream.codec_context.height
                 if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
-                    raise ValueError(f"{width} x {height} pixels are more than the limit of {Image.MAX_IMAGE_PIXELS}")
+                    raise ValueError(f"{width} x {height} pixels exceed the limit of {Image.MAX_IMAGE_PIXELS}")
                 return stream
         raise ValueError("it has sound only" if self.container.streams.audio else "it has no pictures")
 
@@ -383,7 +383,7 @@ def _check_length(source: Path | bytes) -> None:
         file.seek(0)
         declared = _declared_length(file, size)
     if declared > size:
-        raise ValueError(f"cut off: {size:,} of {declared:,} bytes are there")
+        raise ValueError(f"truncated: only {size:,} of {declared:,} bytes are there")
 
 
 def _declared_length(file: BinaryIO, size: int) -> int:

@@ -120,7 +120,7 @@ def _as_clip(clip: Any, number: int, num_frames: int, times: Sequence[float] | N
     if isinstance(clip, VideoFrames):
         return clip
     if not sample and isinstance(clip, FILES):
-        raise ValueError(f"videos[{number}]: of a file frames are sampled: leave out do_sample_frames=False")
+        raise ValueError(f"videos[{number}]: frames of a file must be sampled: leave out do_sample_frames=False")
     try:
         if isinstance(clip, FILES):
             return read_frames(clip if isinstance(clip, (str, Path)) else bytes(clip), num_frames, times)

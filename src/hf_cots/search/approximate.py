@@ -45,7 +45,7 @@ POINTS_PER_CLUSTER = 50  # on which they are found; FAISS wants 39 at least
 
 @dataclass(frozen=True)
 class Measurement:
-    """What an index notes of a search that is not exact.
+    """What an index records about a search that is not exact.
 
     Attributes:
         vectors, end: the vectors' file that it is of, and the slot after its last one.
@@ -65,7 +65,7 @@ class Measurement:
     exact_milliseconds: float
 
     def measured(self) -> dict[str, Any]:
-        """What a user wants to know."""
+        """The measurement as a user reads it."""
         names = ("target", "recall", self.EFFORT, "milliseconds", "exact_milliseconds")
         return {name: value for name, value in asdict(self).items() if name in names}
 
@@ -85,7 +85,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Approximation(Measurement):
-    """What an index notes of its inverted file.
+    """What an index records about its inverted file.
 
     Attributes:
         file, checksum: its name and CRC-32.
@@ -108,28 +108,28 @@ def read_approximation(store: IndexStore) -> Approximation | None:
 
 
 def check_approximate(count: int, approximate: bool | None, recall: float | None) -> float:
-    """Check that approximate search of so many images is worth while, and possible, if one asks for it.
+    """Check that approximate search, if requested, is possible and useful for this number of images.
 
     Returns:
-        The recall that it must have; 0 if one does not ask for it.
+        The recall that it must have; 0 if it is not requested.
 
     Raises:
         ModuleNotFoundError: without FAISS; names the extra to install.
-        ValueError: if they are too few, or the recall is none.
+        ValueError: if there are too few images, or the recall is not in range.
     """
     if not approximate:
         if recall is not None:
-            raise ValueError("--recall is that of approximate search: add --approximate")
+            raise ValueError("--recall is only for approximate search: add --approximate")
         return 0.0
     target = TARGET if recall is None else recall
     if not 0 < target <= 1:
         raise ValueError(f"--recall must be above 0 and at most 1, got {target}")
     if count < MIN_VECTORS:
         raise ValueError(
-            f"{count} images are searched exactly in milliseconds: --approximate is for {MIN_VECTORS} and more"
+            f"--approximate needs at least {MIN_VECTORS} images: {count} images are searched exactly in milliseconds"
         )
     if load_faiss() is None:
-        raise ModuleNotFoundError("faiss is not installed; for --approximate: pip install 'hf-cots[search]'")
+        raise ModuleNotFoundError("faiss is not installed, which --approximate needs: pip install 'hf-cots[search]'")
     return target
 
 
@@ -168,7 +168,7 @@ class ApproximateSearch:
                     return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC), nprobe)
             except (OSError, RuntimeError) as error:
                 logger.info("%s: %s", path, error)
-        logger.warning("%s is searched exactly, because %s", store.folder, reason)
+        logger.warning("searching %s exactly, because %s", store.folder, reason)
         return None
 
     def nearest(self, snapshot: Snapshot, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -226,10 +226,10 @@ def update_approximate(store: IndexStore, encoder: Encoder) -> Approximation | N
         pass
     approximation = None
     if target and load_faiss() is None:
-        logger.warning("faiss is not installed: the approximate search of %s is not brought up to date", store.folder)
+        logger.warning("faiss is not installed: the approximate search of %s was not updated", store.folder)
         return read_approximation(store)
     if target and snapshot.count < MIN_VECTORS:
-        logger.warning("%s has fewer than %d different images: they are searched exactly", store.folder, MIN_VECTORS)
+        logger.warning("%s has fewer than %d different images and is searched exactly", store.folder, MIN_VECTORS)
     elif target:
         approximation = _usable(store, target)
         if approximation is None or count_changes(approximation, snapshot) > CHANGED_FRACTION * snapshot.count:
@@ -280,7 +280,9 @@ def _write(
     search, queries = ApproximateSearch(inverted, {}), draw_queries(store, snapshot, encoder)
     recalls = _choose(search, snapshot, queries, target)
     if recalls is None:
-        logger.warning("%s is searched exactly: no approximate search reaches recall %g", store.folder, target)
+        logger.warning(
+            "%s is searched exactly: approximate search does not reach a recall of %g", store.folder, target
+        )
         return None
     every = np.concatenate(list(queries.values()))
     path = _next_file(store.folder)

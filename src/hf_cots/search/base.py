@@ -1,4 +1,4 @@
-"""What one can ask an index, and what it answers."""
+"""The interface of an index: its searches and their results."""
 
 import json
 import threading
@@ -31,19 +31,19 @@ AnyQuery: TypeAlias = Union[str, Path, bytes, Image.Image, np.ndarray, "torch.Te
 
 @dataclass(frozen=True)
 class Match:
-    """A search result: the file, its score, and what the index knows of it.
+    """A search result: a file, its score and its columns.
 
     Args:
         path: the file.
-        score: its cosine similarity to the query, in [-1, 1]; of a hybrid search the sum of reciprocal ranks; of a
+        score: cosine similarity to the query, in [-1, 1]; in a hybrid search the sum of reciprocal ranks; of a
             re-ranked match the fused score.
-        columns: what the source says of it.
-        id: of its row in an index on disk.
-        similarity: the cosine similarity, where the score of the first stage is another one.
-        digest: the hash of the bytes that were indexed, in an index on disk.
-        moment: of a clip, the seconds of its frame that is most similar to the query.
-        duration: of a clip, in seconds.
-        times: of a clip, the seconds of the frames that were compared.
+        columns: the file's columns in the source.
+        id: row id in an index on disk.
+        similarity: cosine similarity, if the score of the first stage is a different one.
+        digest: hash of the indexed bytes, in an index on disk.
+        moment: for a clip, the time in seconds of the frame that is most similar to the query.
+        duration: for a clip, its duration in seconds.
+        times: for a clip, the times in seconds of the frames that were compared.
     """
 
     path: Path
@@ -58,27 +58,27 @@ class Match:
 
 
 def describe_clip(clip: ClipFrames | None, query: np.ndarray) -> dict[str, Any]:
-    """The fields of a [`Match`] that tell of a clip, for the embedding (D,) of a query; none of an image."""
+    """The clip fields of a [`Match`] for a query embedding (D,); empty for an image."""
     if clip is None:
         return {}
     return {"moment": clip.find_moment(query), "duration": clip.duration, "times": clip.times}
 
 
 def check_k(k: int) -> None:
-    """Check the number of matches that is asked for.
+    """Check the requested number of matches.
 
     Raises:
         ValueError: if it is not a positive whole number.
     """
     if not isinstance(k, Integral) or k < 1:
-        raise ValueError(f"k must be at least 1 and a whole number, got {k!r}")
+        raise ValueError(f"k must be a whole number of at least 1, got {k!r}")
 
 
 class BaseIndex(ABC):
     """The embeddings of a set of images, in memory or on disk.
 
     Attributes:
-        encoder: embeds queries, as it embedded the images.
+        encoder: the encoder of queries and images.
     """
 
     encoder: Encoder
@@ -110,33 +110,34 @@ class BaseIndex(ABC):
         image: AnyQuery | None = None,
         minus: AnyQuery | None = None,
     ) -> list[Match]:
-        """Find the k best images for a text, or for an image, or for sums and differences of them.
+        """Find the k best images for a text, an image, or a combination of them.
 
         Args:
-            query: a text, if it is a `str`; otherwise an image: a `Path`, bytes, a PIL image, an array or a tensor; or
-                a clip: a `Path`, bytes or [`VideoFrames`].
-            k: how many; fewer are returned by a smaller index.
-            image: an image with which the matches should agree, too, or alone; a `str` is a path here.
-            minus: what they should not agree with. Embeddings of all parts are added, or subtracted, and normalized.
+            query: a text (`str`); an image (`Path`, bytes, PIL image, array or tensor); or a clip (`Path`, bytes or
+                [`VideoFrames`]).
+            k: number of matches; a smaller index returns fewer.
+            image: an image to search for, alone or together with a text; here a `str` is a path.
+            minus: what the matches should not be similar to. The embeddings of all parts are added or subtracted, and
+                the result is normalized.
 
         Raises:
-            ValueError: if the query is empty, no text and no image, or has an embedding that is not finite; or if k is
-                not positive.
+            ValueError: if the query is empty, is neither a text nor an image, or has a non-finite embedding; or if k
+                is not positive.
         """
 
     def embed_query(
         self, query: AnyQuery | None, image: AnyQuery | None = None, minus: AnyQuery | None = None
     ) -> np.ndarray:
-        """The embedding (D,) of a query; arguments and errors as for [`search`]."""
+        """Compute the embedding (D,) of a query; arguments and errors as for [`search`]."""
         image = Path(image) if isinstance(image, str) else image
         parts = [self._embed(part) for part in (query, image) if part is not None]
         if not parts:
-            raise ValueError("the query must be one text (str) or one image, or both, and is neither")
+            raise ValueError("the query is missing: give a text (str), an image, or both")
         if len(parts) == 1 and minus is None:
             return parts[0]
         total = np.sum(parts, axis=0) - (0 if minus is None else self._embed(minus))
         if float(np.linalg.norm(total)) < 1e-6:
-            raise ValueError("the parts of the query cancel one another")
+            raise ValueError("the parts of the query cancel each other: change the query or `minus`")
         return l2_normalize(total)
 
     def _embed(self, query: AnyQuery) -> np.ndarray:
@@ -163,10 +164,10 @@ class BaseIndex(ABC):
 
 
 class StoredIndex(BaseIndex):
-    """An index that outlives the process, with what is needed to read the images of its source.
+    """An index that is stored permanently, with what is needed to read the images of its source.
 
     Attributes:
-        root: the folder that the images' paths start from; None where they are within a data set.
+        root: the folder that image paths are relative to; None if the images are inside a data set.
     """
 
     root: Path | None
@@ -179,10 +180,10 @@ class StoredIndex(BaseIndex):
     @property
     @abstractmethod
     def meta(self) -> dict[str, str]:
-        """What the index notes of its model and source."""
+        """What the index records about its model and source."""
 
     def count_clips(self) -> int:
-        """How many of its images were clips when an update ended last."""
+        """The number of clips after the last update."""
         return int(self.meta.get("clips", 0))
 
     @abstractmethod

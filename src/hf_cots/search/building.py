@@ -1,4 +1,4 @@
-"""How an index is brought up to date with its source, whatever store keeps it."""
+"""Create or update an index from its source, for any kind of store."""
 
 import json
 from collections.abc import Callable
@@ -25,8 +25,9 @@ def check_model(name: str, meta: dict[str, str], encoder: Encoder) -> None:
     different = different_parts(json.loads(meta["fingerprint"]), describe_model(encoder))
     if different:
         raise ValueError(
-            f"the index {name} was built with {meta['model']}, and {encoder.name} has another "
-            f"{' and another '.join(different)}: their embeddings do not compare. Name that model, or another index"
+            f"the index {name} was built with {meta['model']}, but {encoder.name} has a different "
+            f"{' and a different '.join(different)}: their embeddings cannot be compared. Use that model, or another "
+            "index"
         )
 
 
@@ -38,9 +39,13 @@ def check_source(store: IndexStore, source: str, dtype: str | None) -> None:
     """
     before = store.meta["source"]
     if source != before and Path(before).exists():
-        raise ValueError(f"the index {store.name} is of {before}, not of {source}: name another one with --to")
+        raise ValueError(
+            f"the index {store.name} was built from {before}, not from {source}: choose another index with --to"
+        )
     if dtype is not None and dtype != store.dtype:
-        raise ValueError(f"the index {store.name} keeps {store.dtype}, not {dtype}: name another one with --to")
+        raise ValueError(
+            f"the index {store.name} stores {store.dtype} vectors, not {dtype}: choose another index with --to"
+        )
 
 
 def check_precision(store: IndexStore, encoder: Encoder, precision: str | None) -> None:
@@ -52,7 +57,7 @@ def check_precision(store: IndexStore, encoder: Encoder, precision: str | None) 
     asked = precision_of(set_precision(encoder, precision or store.precision))
     if asked != store.precision:
         raise ValueError(
-            f"the index {store.name} was encoded in {store.precision}, not in {asked}: name another one with --to"
+            f"the index {store.name} was encoded in {store.precision}, not in {asked}: choose another index with --to"
         )
 
 

@@ -1,4 +1,4 @@
-"""Clips in an index: a few frames of each, its embedding, and the moment at which it fits a query best."""
+"""Clips in an index: a few frames of each, its embedding, and the moment that matches a query best."""
 
 import base64
 import io

@@ -48,18 +48,18 @@ PLACES = 'SELECT "hf_cots slot", "hf_cots path", "hf_cots id"'
 
 
 class DiskIndex(StoredIndex):
-    """An index in a folder; made by [`build`] and opened by [`open`].
+    """An index in a folder, created by [`build`] and opened by [`open`].
 
-    Scores and order are those of [`ImageIndex`] over the same images; images with equal scores are in the order of
-    their paths. Every search sees the last state that a writer has committed. Several threads may share one.
+    Scores and order equal those of an [`ImageIndex`] over the same images; images with equal scores are ordered by
+    path. Every search sees the last committed state. Several threads can share an index.
 
     Args:
-        folder: of the index.
+        folder: folder of the index.
         encoder: the model that it was built with.
-        root: the folder that the images' paths start from; the one that it was built from if None.
+        root: the folder that image paths are relative to; by default the source folder it was built from.
 
     Attributes:
-        summary: what the last update did.
+        summary: summary of the last update.
 
     Raises:
         FileNotFoundError: if there is no index.
@@ -96,36 +96,37 @@ class DiskIndex(StoredIndex):
         recall: float | None = None,
         precision: str | None = None,
     ) -> "DiskIndex":
-        """Make an index, or bring one up to date with its source.
+        """Create an index, or update it from its source.
 
-        Only contents that the index does not have are encoded. A kill loses at most one batch; the same call goes on.
-        Under torchrun or accelerate all processes must call: each encodes a part, and the first one writes.
+        Only contents that the index does not have yet are encoded. A killed build loses at most one batch; the same
+        call continues it. Under torchrun or accelerate all processes must call: each encodes a part, and the first one
+        writes.
 
         Args:
             model, device, revision: see [`load_encoder`]; or an encoder.
-            source: a folder of images, or a data set as [`load_pairs`] reads it; or an opened one.
-            to: folder of the index; made if it is not there.
-            dtype: of the vectors, "float32", "float16", "int8", or "binary", which is int8 and searched by signs, not
-                quite exactly; if None that of the index, or else float32.
+            source: a folder of images, a data set as for [`load_pairs`], or an opened gallery.
+            to: folder of the index; created if it does not exist.
+            dtype: precision of the stored vectors: "float32", "float16", "int8", or "binary", which is int8 and is
+                searched approximately by signs; None keeps that of the index, or uses float32 for a new one.
             options: how a data set is read.
-            batch_size: images in a forward pass.
+            batch_size: images per forward pass.
             progress: show a progress bar.
-            with_columns: keep what the source says of its images, to filter by.
-            wait: for another process that writes the index, instead of refusing.
-            approximate: from now on, each update also brings a file for approximate search up to date, which searches
-                use; False removes it, None leaves it as it is.
-            recall: that an approximate search must have, as measured; 0.99 if None.
-            precision: to encode in: "float32" (as the weights are), "bfloat16", or "auto", which is bfloat16 on a GPU
-                that computes in it; if None that of the index, or else float32.
+            with_columns: store the columns of the source, to filter by them.
+            wait: wait for another process that writes the index, instead of raising an error.
+            approximate: True turns on approximate search, for which each update also maintains a file; False turns it
+                off and removes the file; None keeps the current state.
+            recall: minimum measured recall of approximate search; 0.99 if None.
+            precision: precision of the model: "float32" (as the weights), "bfloat16", or "auto", which is bfloat16 on
+                GPUs that support it; None keeps that of the index, or uses float32 for a new one.
 
         Returns:
-            The index; its `summary` tells what was done.
+            The index; its `summary` says what was done.
 
         Raises:
             FileNotFoundError: if there is no such source.
-            OSError: if the index cannot be written, or another process writes it.
-            ValueError: if the index is of another model, source, dtype or precision, or no image can be read; or if
-                there are too few for approximate search.
+            OSError: if the index cannot be written, or another process is writing it.
+            ValueError: if the index has another model, source, dtype or precision; if no image can be read; or if
+                there are too few images for approximate search.
             ModuleNotFoundError: for approximate search without FAISS.
         """
 
@@ -155,12 +156,12 @@ class DiskIndex(StoredIndex):
 
         Args:
             index: its folder.
-            model: the model that it was built with, where it is no longer where it was then; or its encoder.
+            model: the model that it was built with, if it has moved since; or its encoder.
             device: see [`load_encoder`].
 
         Raises:
             FileNotFoundError: if there is no index.
-            OSError: if its model is not there.
+            OSError: if its model does not exist.
             ValueError: if the model is another one, or the index is damaged.
         """
         if model is None:
@@ -170,7 +171,7 @@ class DiskIndex(StoredIndex):
         return DiskIndex(index, load_encoder(model, device) if isinstance(model, (str, Path)) else model)
 
     def update(self, batch_size: int = 64, progress: bool = False) -> UpdateSummary:
-        """Bring the index up to date with the source that it was built from; arguments and errors as for [`build`]."""
+        """Update the index from the source that it was built from; arguments and errors as for [`build`]."""
         meta = self.store.meta
         options, columns = SourceOptions(**json.loads(meta["options"])), meta["with_columns"] == "1"
         updated = DiskIndex.build(
@@ -196,7 +197,7 @@ class DiskIndex(StoredIndex):
 
     @property
     def paths(self) -> list[Path]:
-        """The images that can be found, in sorted order."""
+        """The searchable images, in sorted order."""
         with self._lock, self.store.reading():
             return [place(self.root, path) for path, _ in self._list_images()]
 
@@ -221,7 +222,7 @@ class DiskIndex(StoredIndex):
 
     @property
     def columns(self) -> list[str]:
-        """The columns of the source that can be filtered by; `path` can, too."""
+        """The columns of the source that can be used in filters, as can `path`."""
         with self._lock, self.store.reading():
             return self.store.column_names()
 
@@ -253,7 +254,9 @@ class DiskIndex(StoredIndex):
         """
         faiss = load_faiss()
         if faiss is None:
-            raise ModuleNotFoundError("faiss is not installed; to write its files: pip install 'hf-cots[search]'")
+            raise ModuleNotFoundError(
+                "faiss is not installed, which is needed to write its files: pip install 'hf-cots[search]'"
+            )
         flat = faiss.IndexFlatIP(self.store.dim)
         flat.add(self.embeds)
         replace_file(Path(path), lambda draft: faiss.write_index(flat, str(draft)))
@@ -274,17 +277,18 @@ class DiskIndex(StoredIndex):
 
         Args:
             query, k, image, minus: as for [`BaseIndex.search`].
-            where: an SQL expression over the columns, such as "license = 'MIT' AND width > 100"; only the images for
-                which it holds are considered, all of them.
-            hybrid: columns, or `path`, whose words are searched for those of the query, a text, too. The score is then
-                the sum of reciprocal ranks in both searches, and `similarity` the cosine similarity.
-            exact: consider all images in an index with approximate search, too.
+            where: an SQL expression on the columns, such as "license = 'MIT' AND width > 100". All images for which it
+                is true are considered, and only those.
+            hybrid: names of columns (or `path`) to also search by keyword for the words of the query, which must be a
+                text. The score is then the sum of reciprocal ranks in both searches, and `similarity` the cosine
+                similarity.
+            exact: search exactly, even if the index has approximate search.
 
         Returns:
             Matches with their columns.
 
         Raises:
-            ValueError: as [`BaseIndex.search`]; or naming what is wrong with `where` or `hybrid`.
+            ValueError: as [`BaseIndex.search`]; or if `where` or `hybrid` is invalid.
         """
         check_k(k)
         self.check_where(where)  # a mistake costs no encoding
@@ -383,7 +387,7 @@ class DiskIndex(StoredIndex):
             allowed = np.isin(ids, [image for (image,) in self._select(where, 'SELECT "hf_cots id"')])
             ids, slots, scores = ids[allowed], slots[allowed], scores[allowed]
         if len(ids) == 0:
-            logger.info("no word of the text is in %s: ranked by the model alone", ", ".join(columns))
+            logger.info("none of the query's words occur in %s: ranking by the model alone", ", ".join(columns))
         elif len(ids) > window:
             last = np.partition(scores, -window)[-window]
             similar = list(score_rows(snapshot.rows, query, slots[scores == last], window))

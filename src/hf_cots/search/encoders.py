@@ -43,7 +43,7 @@ TextLimit: TypeAlias = tuple[PreTrainedTokenizerBase | None, int | None]
 
 
 class Encoder(Protocol):
-    """A model that embeds images and texts. Embeddings are numpy arrays, float32, and of length 1."""
+    """A model that embeds images and texts as normalized float32 numpy arrays."""
 
     @property
     def name(self) -> str:
@@ -66,14 +66,15 @@ class Encoder(Protocol):
         """(n, dim); a single `str` is one text."""
 
     def fingerprint(self) -> str:
-        """Hash of the weights' names, shapes, types and values: equal for equal weights, wherever they were loaded."""
+        """Hash of the weights' names, shapes, types and values: equal for equal weights, wherever they were loaded
+        from."""
 
 
 class LoadedEncoder(ABC):
-    """What [`load_encoder`] returns: an [`Encoder`] that also tells what it was loaded from.
+    """What [`load_encoder`] returns: an [`Encoder`] that also describes what it was loaded from.
 
     Attributes:
-        precision: in which it computes: "float32", as its weights are, or "bfloat16".
+        precision: precision it computes in: "float32", as its weights, or "bfloat16".
     """
 
     name: str
@@ -110,7 +111,7 @@ class LoadedEncoder(ABC):
     def in_precision(self, precision: str) -> Any:
         """The same encoder, computing in another precision; arguments and errors as for [`set_precision`]."""
         if precision == "bfloat16":
-            raise ValueError(f"{self.name} cannot encode in {precision}")
+            raise ValueError(f"{self.name} does not support --precision {precision}")
         return self
 
 
@@ -139,7 +140,7 @@ def set_precision(encoder: Encoder, precision: str) -> Encoder:
     if isinstance(encoder, LoadedEncoder):
         return encoder.in_precision(precision)
     if precision == "bfloat16":
-        raise ValueError(f"{encoder.name} cannot encode in {precision}")
+        raise ValueError(f"{encoder.name} does not support --precision {precision}")
     return encoder
 
 
@@ -206,7 +207,7 @@ def check_finite(embeds: np.ndarray, kind: str, name: Callable[[int], str]) -> N
     """
     broken = np.flatnonzero(~np.isfinite(embeds).all(axis=1)).tolist()
     if broken:
-        raise ValueError(f"{len(broken)} {kind} embeddings are not finite, the first is of {name(broken[0])}")
+        raise ValueError(f"{len(broken)} {kind} embeddings are not finite; the first is that of {name(broken[0])}")
 
 
 def frames_per_clip(encoder: Encoder) -> int:
@@ -223,7 +224,9 @@ def choose_frames(pairs: PairDataset, encoder: Encoder, num_frames: int | None) 
     if pairs.num_frames is not None:
         pairs.num_frames = num_frames or frames_per_clip(encoder)
     elif num_frames is not None:
-        raise ValueError(f"--num-frames is for clips, and {pairs.name} has images: name clips with --video-column")
+        raise ValueError(
+            f"--num-frames is only for clips, but {pairs.name} has images: choose clips with --video-column"
+        )
 
 
 def media_steps(

@@ -1,4 +1,4 @@
-"""Encode many images or texts batch by batch, whatever computes the embeddings; nothing here needs torch."""
+"""Encode many images or texts in batches, with any encoder; nothing here needs torch."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice

@@ -40,7 +40,7 @@ def import_package(name: str, extra: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
-            f"{name.partition('.')[0]} is not installed; for exported models: pip install 'hf-cots[{extra}]'"
+            f"{name.partition('.')[0]} is not installed, which exported models need: pip install 'hf-cots[{extra}]'"
         ) from None
 
 
@@ -66,7 +66,9 @@ def open_tower(path: Path, format: str) -> Tower:
         return (_open_onnx if format == "onnx" else _open_openvino)(package, path, threads)
     except Exception as error:  # the runtimes have their own errors, some of them plain RuntimeErrors
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{path}: {PACKAGES[format]} cannot open it ({reason[0]}): export the model again") from error
+        raise ValueError(
+            f"{path}: {PACKAGES[format]} cannot open this file ({reason[0]}): export the model again"
+        ) from error
 
 
 def _open_onnx(onnxruntime: Any, path: Path, threads: int) -> Tower:
@@ -189,10 +191,12 @@ def read_about(folder: Path) -> dict[str, Any]:
     about = json.loads(path.read_text(encoding="utf-8"))
     version = about.get("version") if isinstance(about, dict) else None
     if isinstance(version, int) and version > VERSION:
-        raise ValueError(f"{path} is of version {version}, this hf-cots reads up to {VERSION}: install a newer one")
+        raise ValueError(
+            f"{path} has version {version}, but this hf-cots only reads versions up to {VERSION}: upgrade hf-cots"
+        )
     missing = {"version", "format", "dim", "text_options", "towers"} - set(about if isinstance(about, dict) else ())
     if missing or about["format"] not in PACKAGES:
-        raise ValueError(f"{path} is not as `hf-cots export` writes it: export the model again")
+        raise ValueError(f"{path} is not a valid file of `hf-cots export`: export the model again")
     return about
 
 
@@ -205,6 +209,6 @@ def check_files(folder: Path, kind: str, expected: int) -> None:
     found = sum(file.stat().st_size for file in tower_files(folder, kind))
     if found != expected:
         raise OSError(
-            f"{folder}/{kind}_encoder has {found} bytes and {EXPORT_FILE} says {expected}: copy it again, or export "
+            f"{folder}/{kind}_encoder has {found} bytes, but {EXPORT_FILE} says {expected}: copy it again, or export "
             "the model again"
         )

@@ -28,7 +28,7 @@ class Fusion:
 
     def __post_init__(self):
         if not 0 <= self.weight <= 1 or not self.similarity_scale > 0 or not self.logit_scale > 0:
-            raise ValueError(f"a fusion needs a weight in [0, 1] and positive scales, got {self}")
+            raise ValueError(f"the fusion weight must be in [0, 1] and the scales must be positive, got {self}")
 
     def __call__(self, similarities: np.ndarray, logits: np.ndarray) -> np.ndarray:
         """Fused scores, float64, of any shape that the two share."""
@@ -83,7 +83,7 @@ class CandidateBudget:
 
     def __post_init__(self):
         if self.max_candidates < 0 or math.isnan(self.margin):
-            raise ValueError(f"a budget needs at least 0 candidates and a margin that is a number, got {self}")
+            raise ValueError(f"max_candidates must be at least 0 and the margin must not be NaN, got {self}")
 
     def num_candidates(self, similarities: np.ndarray) -> np.ndarray:
         """(n,) int64 for (n, k) similarities in descending order; 0 where there would be only one."""
@@ -109,7 +109,7 @@ class CandidateBudget:
             ValueError: if the average is negative.
         """
         if pairs_per_query < 0:
-            raise ValueError(f"a budget must not be negative, got {pairs_per_query}")
+            raise ValueError(f"pairs_per_query must not be negative, got {pairs_per_query}")
         gaps = np.unique(similarities[:, :1] - similarities[:, :max_candidates])
         low, high = 0, len(gaps)  # the first `low` margins are affordable
         while low < high:

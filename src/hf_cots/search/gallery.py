@@ -195,9 +195,7 @@ class TableGallery(Gallery):
                 repeated += 1
             named.setdefault(name, row)
         if repeated:
-            logger.info(
-                "%s: %d rows name an image that an earlier row names, whose columns are kept", source, repeated
-            )
+            logger.info("%s: %d rows name the same image as an earlier row, whose columns are kept", source, repeated)
         self.paths, self._row_numbers = list(named), list(named.values())
 
     def _names(self) -> Iterable[str | None]:
@@ -218,7 +216,7 @@ class TableGallery(Gallery):
         cell = self.pairs.table[self._row_numbers[index]][self.pairs.image_column]
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(data, bytes):
-            raise BrokenImage(self.paths[index], f"column '{self.pairs.image_column}' holds no image")
+            raise BrokenImage(self.paths[index], f"column '{self.pairs.image_column}' contains no image")
         return data
 
     def columns(self) -> Iterator[dict[str, Any]]:
@@ -233,7 +231,7 @@ class TableGallery(Gallery):
         kept = kept if self.with_columns else []
         others = [name for name in left_out if name != self.pairs.image_column]
         if others and self.with_columns:
-            logger.info("columns that hold no text or number are not kept: %s", ", ".join(others))
+            logger.info("columns without text or numbers are not stored: %s", ", ".join(others))
         if not kept:
             yield from ({} for _ in self.paths)
             return

@@ -1,7 +1,7 @@
 """Search images and clips with a text or an image: one forward pass per image, one dot product per query.
 
-[`ImageIndex`] keeps its embeddings in memory; [`DiskIndex`] is one in a folder, which is brought up to date, filtered
-and shared between processes.
+[`ImageIndex`] keeps its embeddings in memory. [`DiskIndex`] is stored in a folder and can be updated, filtered and
+shared between processes.
 """
 
 import json
@@ -38,13 +38,13 @@ logger = logging.getLogger(__name__)
 
 
 class ImageIndex(BaseIndex):
-    """The embeddings of a set of image files, and of clips (videos, animated GIFs and WebPs) as of images.
+    """A search index in memory: the embeddings of image files and clips (videos, animated GIFs and WebPs).
 
     Args:
         encoder: embeds images and queries; see [`load_encoder`].
-        paths: the files. Those that cannot be read, or whose embedding is not finite, are skipped and kept, with the
-            reason, in `broken`.
-        batch_size: images in a forward pass.
+        paths: the files. Files that cannot be read or have a non-finite embedding are skipped and listed in `broken`
+            with the reason.
+        batch_size: images per forward pass.
         progress: show a progress bar.
 
     Raises:
@@ -89,15 +89,15 @@ class ImageIndex(BaseIndex):
         device: "str | torch.device | None" = None,
         revision: str | None = None,
     ) -> "ImageIndex":
-        """Load a model by Hub id or folder and encode every image below a folder.
+        """Load a model and encode all images and clips below a folder.
 
         Args:
             model, device, revision: see [`load_encoder`], whose errors are raised too.
-            folder: searched with its sub-folders.
+            folder: folder of images and clips, including its sub-folders.
             batch_size, progress: as for the class.
 
         Raises:
-            FileNotFoundError: if the folder does not exist or holds no image and no clip.
+            FileNotFoundError: if the folder does not exist or contains no images or clips.
         """
         paths = find_images(Path(folder), is_media)
         return cls(load_encoder(model, device, revision), paths, batch_size, progress)
@@ -112,7 +112,7 @@ class ImageIndex(BaseIndex):
     def build(
         model: str | Path | Encoder, source: str | Path, to: str | Path, **options: Any
     ) -> DiskIndex | MilvusIndex:
-        """Make an index on disk, or in Milvus, or bring it up to date; see [`DiskIndex.build`]."""
+        """Create or update an index on disk or in Milvus; see [`DiskIndex.build`]."""
         if is_milvus(to):
             return MilvusIndex.build(model, source, str(to), **options)
         return DiskIndex.build(model, source, to, **options)
@@ -121,7 +121,7 @@ class ImageIndex(BaseIndex):
     def open(
         index: str | Path, model: str | Path | Encoder | None = None, device: "str | torch.device | None" = None
     ) -> DiskIndex | MilvusIndex:
-        """Open an index on disk, or in Milvus; see [`DiskIndex.open`]."""
+        """Open an index on disk or in Milvus; see [`DiskIndex.open`]."""
         if is_milvus(index):
             return MilvusIndex.open(str(index), model, device)
         return DiskIndex.open(index, model, device)
@@ -141,7 +141,7 @@ class ImageIndex(BaseIndex):
 def open_folder(
     model: str | Path, folder: Path, revision: str | None = None, progress: bool = False
 ) -> tuple[BaseIndex, list[BrokenImage]]:
-    """Bring the index of a folder in the user's cache up to date; where no cache can be written, make one in memory.
+    """Update a folder's index in the user's cache and open it; if the cache is not writable, build an index in memory.
 
     Args:
         model, revision: see [`load_encoder`].
@@ -162,7 +162,7 @@ def open_folder(
     try:
         check_output_folder(cached)
     except OSError as error:
-        logger.info("the index is made in memory, for this search only: %s", error)
+        logger.info("building the index in memory, for this search only: %s", error)
         in_memory = ImageIndex(encoder, [folder / path for path in gallery.paths], progress=progress)
         return in_memory, in_memory.broken
     index = DiskIndex.build(encoder, gallery, cached, progress=progress, wait=True)

@@ -139,7 +139,7 @@ def check_columns(hybrid: str | Sequence[str] | None, columns: Sequence[str], te
         problem = "names no column" if unknown is None else f"no column '{unknown}'"
         raise ValueError(f"--hybrid: {problem}; the index has {', '.join(known)}")
     if text is None:
-        raise ValueError("--hybrid: there is no text whose words could be searched for")
+        raise ValueError("--hybrid needs a text to search for")
     return tuple(name for name in known if name in named)
 
 

@@ -1,6 +1,6 @@
 """Load encoders, re-rankers and training checkpoints by Hub id or folder. No code that comes with a model is run.
 
-A model whose file lacks weights is refused: they would be random, and so would every number computed with them.
+Models whose files are missing weights are refused: random weights would make every result random.
 """
 
 from collections.abc import Iterator
@@ -67,7 +67,7 @@ def check_source(name: str | Path) -> None:
     try:
         validate_repo_id(str(name))
     except HFValidationError:
-        raise FileNotFoundError(f"no such folder, and no Hub id: {name}") from None
+        raise FileNotFoundError(f"no such folder, and not a valid Hub id: {name}") from None
 
 
 @contextmanager
@@ -100,14 +100,14 @@ def check_torch(name: str) -> None:
     """
     if not is_torch_available():
         raise ModuleNotFoundError(
-            f"torch is not installed, and only exported models run without it: pip install torch, or export {name} "
-            "with `hf-cots export` where it is installed"
+            "torch is not installed, and only exported models run without it: pip install torch, or run `hf-cots "
+            f"export` on {name} where torch is installed"
         )
 
 
 def _folder_or_id(name: str | Path) -> str:
     if Path(name).is_file():
-        raise NotADirectoryError(f"{name} is a file: name the folder of the model")
+        raise NotADirectoryError(f"{name} is a file: give the model's folder")
     return str(name)
 
 
@@ -120,24 +120,24 @@ def load_encoder(
 ) -> Encoder:
     """Load an encoder by Hub id or folder.
 
-    A folder that `hf-cots export` wrote is opened by its runtime. A folder or repository with a `modules.json` is
-    opened by sentence-transformers. All else is opened by transformers: a dual encoder (COTS, CLIP, SigLIP, ...) with
-    its processor, or a text-only model with mean pooling ([`TextEncoder`]).
+    Folders written by `hf-cots export` are loaded with their runtime, and folders or repositories with a
+    `modules.json` with sentence-transformers. All others are loaded with transformers: a dual encoder (COTS, CLIP,
+    SigLIP, ...) with its processor, or a text-only model with mean pooling ([`TextEncoder`]).
 
     Args:
         name: Hub id or folder.
-        device: where it computes; [`default_device`] if None.
+        device: device to run on; [`default_device`] if None.
         revision: branch, tag or commit on the Hub; the main branch if None.
         token: for a private or gated repository; that of `hf auth login` or HF_TOKEN if None.
-        precision: to compute in: "float32" (as the weights are), "bfloat16", or "auto", which is bfloat16 on a GPU
-            that computes in it. The weights stay as they are.
+        precision: precision to compute in: "float32" (as the weights), "bfloat16", or "auto", which is bfloat16 on
+            GPUs that support it. The weights are not converted.
 
     Raises:
         OSError: if there is no such model.
-        ValueError: if it is neither a dual encoder nor a text model, if the file lacks weights of it, if tokenizer or
-            image processor do not fit it, or if an exported one is to run on another device than the CPU.
-        ModuleNotFoundError: for an exported or a sentence-transformers model without the package that opens it; names
-            the extra to install. For any but an exported one without torch.
+        ValueError: if it is neither a dual encoder nor a text model, if weights are missing, if the tokenizer or image
+            processor does not fit, or if an exported model is to run on another device than the CPU.
+        ModuleNotFoundError: naming the extra to install, if a package for exported or sentence-transformers models is
+            missing; or if torch is missing and the model is not an exported one.
 
     Example:
         >>> encoder = load_encoder("runs/demo/model")  # doctest: +SKIP
@@ -149,7 +149,7 @@ def load_encoder(
     with named_errors(name), named_damage(name):
         if is_exported(name):
             if device is not None and str(device).partition(":")[0] != "cpu":
-                raise ValueError(f"{name} was exported and runs on the CPU, not on {device}")
+                raise ValueError(f"{name} is an exported model, which only runs on the CPU, not on {device}")
             return set_precision(load_exported(name), precision)
         check_torch(name)
         load = _load_sentence_encoder if _has_file(name, "modules.json", hub) else _load_transformers_encoder
@@ -166,7 +166,7 @@ def load_reranker(
 
     Args:
         name: Hub id or folder.
-        device: where it computes; [`default_device`] if None.
+        device: device to run on; [`default_device`] if None.
         revision: branch, tag or commit on the Hub; the main branch if None.
         token: for a private or gated repository; that of `hf auth login` or HF_TOKEN if None.
 
@@ -175,14 +175,14 @@ def load_reranker(
 
     Raises:
         OSError: if there is no such model.
-        ValueError: if it is a model of another kind, or lacks weights.
+        ValueError: if it is another kind of model, or weights are missing.
     """
     name, hub = _folder_or_id(name), hub_options(revision, token)
     with named_errors(name), named_damage(name):
         check_torch(name)
         config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE, **hub)
         if not isinstance(config, SimlaConfig):
-            raise ValueError(f"{name} is '{config.model_type}' and cannot re-rank: name a SIMLA model")
+            raise ValueError(f"{name} has model_type '{config.model_type}' and cannot re-rank: use a SIMLA model")
         model = _load_complete(AutoModel, name, device, hub)
         return model, _load_fitting_processor(name, model, hub)
 
@@ -197,7 +197,7 @@ def load_for_pretraining(
 
     Args:
         name: Hub id or folder, such as `output_dir/checkpoint-1000`.
-        device: where it computes; [`default_device`] if None.
+        device: device to run on; [`default_device`] if None.
         revision: branch, tag or commit on the Hub; the main branch if None.
         token: for a private or gated repository; that of `hf auth login` or HF_TOKEN if None.
 
@@ -206,14 +206,14 @@ def load_for_pretraining(
 
     Raises:
         OSError: if there is no such model.
-        ValueError: if it is a model of another kind, or a deployable one without the heads.
+        ValueError: if it is another kind of model, or a saved model without the pre-training heads.
     """
     name, hub = _folder_or_id(name), hub_options(revision, token)
     with named_errors(name), named_damage(name):
         check_torch(name)
         config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE, **hub)
         if not isinstance(config, (COTSConfig, CookieConfig, SimlaConfig)):
-            raise ValueError(f"{name} is '{config.model_type}': name a checkpoint of COTS, COOKIE or SIMLA")
+            raise ValueError(f"{name} has model_type '{config.model_type}': use a checkpoint of COTS, COOKIE or SIMLA")
         advice = ". Name a checkpoint of its pre-training, such as output_dir/checkpoint-1000, not a model to deploy"
         model = _load_complete(AutoModelForPreTraining, name, device, hub, advice)
         return model, _load_fitting_processor(name, model, hub)
@@ -233,7 +233,7 @@ def _load_fitting_processor(name: str, model: PreTrainedModel, hub: dict[str, An
         sides = output_sides(processor.image_processor)
         if isinstance(side, int) and (sides is None or set(sides) != {side}):
             made = "images of many sizes" if sides is None else f"{sides[0]} x {sides[1]} pixels"
-            raise ValueError(f"{name}: the image processor makes {made}, the image tower takes {side} x {side}")
+            raise ValueError(f"{name}: the image processor outputs {made}, but the image tower needs {side} x {side}")
     return processor
 
 
@@ -253,12 +253,12 @@ def check_tokenizer(
     vocabulary = tokenizer.get_vocab()
     if not set(vocabulary) - set(tokenizer.all_special_tokens):
         raise ValueError(
-            f"{name}: the tokenizer has no vocabulary, every word would be unknown: is tokenizer.json or the "
-            "vocabulary's file missing?"
+            f"{name}: the tokenizer has no vocabulary, so every word would be unknown: is tokenizer.json or the "
+            "vocabulary file missing?"
         )
     tokens = 1 + max(vocabulary.values())
     if vocab_size is not None and tokens > vocab_size:
-        raise ValueError(f"{name}: the tokenizer has {tokens} tokens, the text tower only {vocab_size}")
+        raise ValueError(f"{name}: the tokenizer has {tokens} tokens, but the text tower only {vocab_size}")
 
 
 def hub_options(revision: str | None = None, token: str | bool | None = None) -> dict[str, Any]:
@@ -279,7 +279,7 @@ def _load_complete(
     missing = sorted(key for key in loading["missing_keys"] if unused is None or not key.startswith(unused))
     if missing:
         kind, names = type(model).__name__, ", ".join(missing[:3])
-        raise ValueError(f"{name}: {kind} needs weights that the file lacks: {names}{advice}")
+        raise ValueError(f"{name}: {kind} needs weights that are missing from the file: {names}{advice}")
     return model.eval().to(default_device() if device is None else device)
 
 
@@ -300,7 +300,7 @@ def _load_transformers_encoder(name: str, device: Device, hub: dict[str, Any]) -
     if not isinstance(model, DualTower):
         raise ValueError(
             f"{name}: {type(model).__name__} has no separate embeddings for images and texts (get_image_features, "
-            f"get_text_features); name a dual encoder or a text model"
+            f"get_text_features); use a dual encoder or a text model"
         )
     return DualEncoder(model, _load_fitting_processor(name, model, hub), name)
 
@@ -310,7 +310,7 @@ def _load_sentence_encoder(name: str, device: Device, hub: dict[str, Any]) -> "S
         from sentence_transformers import SentenceTransformer
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
-            f"{name} is a sentence-transformers model; to use it: pip install 'hf-cots[sentence-transformers]'"
+            f"{name} is a sentence-transformers model; to use it, pip install 'hf-cots[sentence-transformers]'"
         ) from None
     from .torch_encoders import SentenceEncoder
 

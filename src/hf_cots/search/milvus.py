@@ -82,7 +82,7 @@ class Collection:
             import pymilvus
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                f"pymilvus is not installed; for an index in Milvus: pip install 'hf-cots[milvus]' ({error})"
+                f"pymilvus is not installed, which an index in Milvus needs: pip install 'hf-cots[milvus]' ({error})"
             ) from None
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it prints a traceback of each error that it raises
         parts = urlsplit(uri)
@@ -90,8 +90,8 @@ class Collection:
         self.uri = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
         if not self.name.isidentifier() or not self.name.isascii() or not parts.hostname or parts.query:
             raise ValueError(
-                f"{self.uri}: an index in Milvus is named by server and collection, as http://127.0.0.1:19530/images; "
-                "a collection's name has letters, digits and _"
+                f"{self.uri}: the address of an index in Milvus is server and collection, such as "
+                "http://127.0.0.1:19530/images; collection names consist of letters, digits and _"
             )
         login = {"user": unquote(parts.username or ""), "password": unquote(parts.password or "")}
         with self._named():
@@ -101,7 +101,7 @@ class Collection:
             if self.exists:
                 fields = self.client.describe_collection(self.name, timeout=SECONDS)["fields"]
                 if {field["name"] for field in fields} != FIELDS:
-                    raise ValueError(f"{self.uri} is a collection, but no index of images: name another one")
+                    raise ValueError(f"the collection {self.uri} is not an index of images: choose another one")
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -168,7 +168,7 @@ class Collection:
             yield from sorted(found, key=lambda entity: entity["path"])
             last, count = max(entity["path"] for entity in found), count + len(found)
         if count != expected:
-            raise OSError(f"{self.uri}: another process writes the index: try again when it has ended")
+            raise OSError(f"{self.uri}: another process is writing the index: try again when it has finished")
 
     def search(self, vector: np.ndarray, count: int, condition: str) -> list[tuple[str, float, np.ndarray, dict]]:
         """(path, float32 score, vector, columns) of the best images for which a condition holds, best first."""
@@ -338,7 +338,7 @@ class MilvusStore(IndexStore):
             if entity["row"]["hash"] == digest:
                 vectors[slot] = np.array(entity["vector"], dtype=np.float32)
         if not vectors.keys() >= slots:
-            raise OSError(f"{self.name}: another process writes the index: try again when it has ended")
+            raise OSError(f"{self.name}: another process is writing the index: try again when it has finished")
         return vectors
 
     def _read_clip(self, digest: str, path: str) -> dict[str, Any]:
@@ -354,8 +354,8 @@ class MilvusStore(IndexStore):
         clip = clip_to_json(*found)
         if len(json.dumps(clip)) > LONGEST_TEXT - ROW_BYTES:
             raise ValueError(
-                f"{path}: its {len(clip['times'])} frames have more bytes than Milvus keeps: take an index in a "
-                "folder, or a model with a lower num_frames"
+                f"{path}: its {len(clip['times'])} frames exceed Milvus' size limit: use an index in a folder, or a "
+                "model with a lower num_frames"
             )
         return {"clip": clip}
 
@@ -369,11 +369,11 @@ class MilvusStore(IndexStore):
         cells = {f"c{i}": cell for i, cell in enumerate(row[1:]) if cell is not None}
         infinite = [self.column_names()[int(key[1:])] for key, cell in cells.items() if cell in (np.inf, -np.inf)]
         if infinite:
-            raise ValueError(f"{path}: column '{infinite[0]}' is infinite, which Milvus cannot keep: leave it empty")
+            raise ValueError(f"{path}: column '{infinite[0]}' is infinite, which Milvus cannot store: leave it empty")
         if len(json.dumps(cells, ensure_ascii=False).encode()) > LONGEST_TEXT:
             raise ValueError(
-                f"{path}: its columns have more than {LONGEST_TEXT} bytes, which Milvus does not keep: leave the "
-                "longest out of the source"
+                f"{path}: its columns have more than {LONGEST_TEXT} bytes, the limit of Milvus: remove the longest "
+                "from the source"
             )
         return cells
 
@@ -385,5 +385,5 @@ def check_path(path: str) -> str:
         ValueError: if it is empty or too long.
     """
     if not 0 < len(path.encode()) <= LONGEST_TEXT:
-        raise ValueError(f"an image in Milvus has a name of 1 to {LONGEST_TEXT} bytes, not {path[:40]!r}: rename it")
+        raise ValueError(f"{path[:40]!r}: names of images in Milvus must have 1 to {LONGEST_TEXT} bytes: rename it")
     return path

@@ -86,9 +86,9 @@ class MilvusIndex(StoredIndex):
             approximate, recall: not in Milvus, which is searched exactly.
         """
         if dtype not in (None, "float32"):
-            raise ValueError(f"an index in Milvus keeps float32 vectors, not {dtype}: leave --dtype out")
+            raise ValueError(f"an index in Milvus only stores float32 vectors, not {dtype}: leave out --dtype")
         if approximate or recall is not None:
-            raise ValueError("an index in Milvus is searched exactly: leave --approximate and --recall out")
+            raise ValueError("an index in Milvus is always searched exactly: leave out --approximate and --recall")
         gallery = source if isinstance(source, Gallery) else open_gallery(source, options, with_columns)
         encoder = load_encoder(model, device, revision) if isinstance(model, (str, Path)) else model
         summary = bring_up_to_date(
@@ -191,7 +191,7 @@ class MilvusIndex(StoredIndex):
         """
         check_k(k)
         if k > MOST_HITS:
-            raise ValueError(f"Milvus finds at most {MOST_HITS} images at a time, not {k}: ask for fewer with -k")
+            raise ValueError(f"Milvus returns at most {MOST_HITS} images per search, not {k}: set a lower -k")
         condition, query = self._translate(where), np.asarray(vector, dtype=np.float32)
         margin = 4 * len(query) * 2.0**-24
         fetch = int(k) + MORE
@@ -202,7 +202,7 @@ class MilvusIndex(StoredIndex):
                 break
             if fetch == MOST_HITS:
                 logger.warning(
-                    "more than %d images have nearly the same scores: which of them are given is left to Milvus", fetch
+                    "more than %d images have almost the same score: Milvus chooses which of them are returned", fetch
                 )
                 break
             fetch *= 4
@@ -240,5 +240,5 @@ def read_existing(collection: Collection) -> tuple[dict[str, str], list[tuple[st
     meta, columns = collection.read_index()
     if not meta:
         uri = collection.uri
-        raise FileNotFoundError(f"no index at {uri}: `hf-cots index MODEL SOURCE --to {uri}` makes one")
+        raise FileNotFoundError(f"no index at {uri}: create one with `hf-cots index MODEL SOURCE --to {uri}`")
     return meta, columns

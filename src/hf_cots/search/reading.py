@@ -68,15 +68,15 @@ class ImageReader:
             return Loaded(index, None, broken=BrokenImage(name, str(error)))
 
     def _load_video(self, index: int, stamp: tuple[int, int] | None, path: Path) -> Loaded:
-        """Read a video, of which the frames that are needed and some bytes are in memory. It is read twice, for its
-        hash and for its frames: that both are of one file is told by its size and time."""
+        """Read a video with only the needed frames and some bytes in memory. It is read twice, for its hash and for
+        its frames; size and time show whether the file has changed in between."""
         before = file_state(path)
         digest = digest_file(path)
         if digest in self.known:
             return Loaded(index, stamp, digest)
         prepared = self.prepare(read_media(path, self.num_frames))
         if file_state(path) != before:
-            raise BrokenImage(str(path), "it changed while it was read")
+            raise BrokenImage(str(path), "it changed while it was being read")
         return Loaded(index, stamp, digest, prepared)
 
     def load_all(self, indices: Sequence[int], batch_size: int) -> Iterator[Loaded]:
@@ -141,8 +141,8 @@ def check_same_source(gallery: Gallery) -> None:
     own = hex_digest([path.encode(errors="surrogateescape") + b"\0" for path in gallery.paths])
     if len(set(gather_objects([own]))) > 1:
         raise ValueError(
-            f"the processes see different images in {gallery.name}: it has just changed, or their machines do not "
-            "share it. Start them again, on one machine"
+            f"the processes see different images in {gallery.name}: it has just changed, or is not shared by their "
+            "machines. Start them again on one machine"
         )
 
 

@@ -1,4 +1,4 @@
-"""SIMLA as the second stage of a search: it re-ranks the candidates of a dual encoder.
+"""SIMLA as the second stage of a search: re-rank the candidates of a dual encoder.
 
 The text stack attends to an image through keys and values in every layer. They are computed once per image and cached;
 a pair then costs one pass of a short text. Pairs of different queries share batches.
@@ -22,7 +22,7 @@ from .torch_encoders import text_options
 
 @dataclass
 class Cost:
-    """What scoring has cost so far, in seconds of wall-clock time.
+    """The cost of scoring so far, in seconds of wall-clock time.
 
     Args:
         pairs, pair_seconds: pairs scored, and the time of their passes.
@@ -48,14 +48,14 @@ def image_bytes(model: SimlaModel) -> int:
 
 
 class Reranker:
-    """Scores pairs of texts and images of one gallery.
+    """Scores pairs of texts and gallery images with a SIMLA model.
 
     Args:
         model, processor: SIMLA in evaluation mode, and its processor; see [`load_reranker`].
-        read_image: returns the RGB image of a gallery index.
-        cache_bytes: memory for keys and values; the least recently used are evicted. One image always fits.
-        batch_size: pairs in a pass of the text stack.
-        image_batch: images in a pass of the image encoder.
+        read_image: returns the RGB image at an index of the gallery.
+        cache_bytes: memory for cached keys and values; the least recently used are evicted. One image always fits.
+        batch_size: pairs per pass of the text stack.
+        image_batch: images per pass of the image encoder.
     """
 
     def __init__(
@@ -82,31 +82,33 @@ class Reranker:
 
     @property
     def cached(self) -> list[int]:
-        """The images whose keys and values are in memory, the least recently used first."""
+        """The cached images, least recently used first."""
         return list(self._slots)
 
     @torch.no_grad()
     def score(self, texts: str | Sequence[str], text_rows: np.ndarray, images: np.ndarray) -> np.ndarray:
-        """The logit for "these belong together" of each pair, as the authors rank with: (pairs,) float32.
+        """Compute the logit that text and image of each pair match, which the authors rank by: (pairs,) float32.
 
-        However small the cache is, each image is encoded at most once in a call.
+        Each image is encoded at most once per call, however small the cache is.
 
         Args:
-            texts: that `text_rows` refers to; one, or several.
-            text_rows: (pairs,) int64, the text of each pair.
-            images: (pairs,) int64, the gallery index of its image.
+            texts: one or more texts, which `text_rows` refers to.
+            text_rows: (pairs,) int64, index of each pair's text.
+            images: (pairs,) int64, gallery index of each pair's image.
 
         Raises:
-            ValueError: if there are not as many texts as images, or there is no such text.
+            ValueError: if there are not as many texts as images, or a text index is out of range.
         """
         texts = as_texts(texts)
         text_of, image_of = np.asarray(text_rows), np.asarray(images)
         if len(text_of) != len(image_of):
-            raise ValueError(f"{len(text_of)} texts and {len(image_of)} images are no pairs")
+            raise ValueError(f"text_rows and images must have the same length, got {len(text_of)} and {len(image_of)}")
         if len(image_of) == 0:
             return np.empty(0, np.float32)
         if not 0 <= text_of.min() <= text_of.max() < len(texts):
-            raise ValueError(f"text_rows from {text_of.min()} to {text_of.max()} do not fit {len(texts)} texts")
+            raise ValueError(
+                f"text_rows from {text_of.min()} to {text_of.max()} are out of range for {len(texts)} texts"
+            )
         options = text_options(self.model, self.processor.tokenizer) | {"padding": False}
         tokens = self.processor.tokenizer(texts, **options)["input_ids"]
         lengths = np.array([len(ids) for ids in tokens])

@@ -1,4 +1,4 @@
-"""Search a folder of images and clips in two stages: the index proposes candidates, SIMLA re-ranks them."""
+"""Search images and clips in two stages: an index proposes candidates, and SIMLA re-ranks them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +16,16 @@ from .rerank import Reranker
 
 
 class RerankedIndex:
-    """An [`ImageIndex`] whose best matches are re-ranked, clips by their frames at the matches' moments. Keys and
-    values of re-ranked images are cached, those of an index on disk by the bytes of their files: a file that changes
-    is encoded again, one that is renamed is not.
+    """An index whose best matches are re-ranked; clips are re-ranked by their frame at the match's moment. Keys and
+    values of re-ranked images are cached, for an index on disk by the contents of their files: a changed file is
+    encoded again, a renamed one is not.
 
     Args:
         index: the first stage.
         model, processor: SIMLA in evaluation mode, and its processor; see [`load_reranker`].
-        fusion: how both scores are fused; the re-ranker's alone by default.
-        budget: how many candidates are re-ranked; the best 64 by default.
-        cache_bytes: memory for keys and values.
+        fusion: how the two scores are combined; by default only the re-ranker's counts.
+        budget: how many candidates are re-ranked; by default the best 64.
+        cache_bytes: memory for cached keys and values.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class RerankedIndex:
 
     @classmethod
     def from_index(cls, index: BaseIndex, reranker: str, **options) -> "RerankedIndex":
-        """Load a SIMLA model by Hub id or folder; options and errors as for the class and [`load_reranker`]."""
+        """Load the SIMLA model by Hub id or folder; options and errors as for the class and [`load_reranker`]."""
         return cls(index, *load_reranker(reranker), **options)
 
     def _number(self, match: Match) -> int:
@@ -64,22 +64,21 @@ class RerankedIndex:
         return read_image(source, str(path)) if moment is None else read_moment(source, moment, str(path))
 
     def search(self, text: str, k: int = 10, **options) -> list[Match]:
-        """Find the k best files for a text. Re-ranked ones come first, with their fused scores; the others follow with
-        their similarities.
+        """Find the k best files for a text. Re-ranked matches come first, with their fused scores; the others follow
+        with their similarities.
 
         Args:
-            text: the query; images cannot be re-ranked for an image.
-            k: how many; fewer are returned by a smaller index.
-            options: of the first stage, such as `where` of a [`DiskIndex`].
+            text: the query, which must be a text.
+            k: number of matches; a smaller index returns fewer.
+            options: options of the first stage, such as `where` of a [`DiskIndex`].
 
         Raises:
-            ValueError: as [`BaseIndex.search`]; or if the query is not a text, or the score of a candidate is not
-                finite.
+            ValueError: as [`BaseIndex.search`]; or if the query is not a text, or a candidate's score is not finite.
             BrokenImage: if the file of a candidate can no longer be read.
         """
         check_k(k)
         if not isinstance(text, str):
-            raise ValueError(f"a re-ranker takes one text as its query, not {type(text).__name__}")
+            raise ValueError(f"re-ranking needs a text as the query, not {type(text).__name__}")
         return self.rerank(text, self.index.search(text, max(k, self.budget.max_candidates), **options), k)
 
     def rerank(self, text: str, found: list[Match], k: int) -> list[Match]:

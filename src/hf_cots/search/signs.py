@@ -73,7 +73,7 @@ def check_binary(dtype: str | None) -> None:
         ModuleNotFoundError: without FAISS, with which the recall is measured; names the extra to install.
     """
     if dtype == "binary" and load_faiss() is None:
-        raise ModuleNotFoundError("faiss is not installed; for --dtype binary: pip install 'hf-cots[search]'")
+        raise ModuleNotFoundError("faiss is not installed, which --dtype binary needs: pip install 'hf-cots[search]'")
 
 
 def read_signs(store: IndexStore) -> SignMeasurement | None:

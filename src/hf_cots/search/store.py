@@ -33,7 +33,7 @@ from .vectors import row_type, sign_bits, unpack
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
-WITHOUT_CLIPS = 1  # the format of an index without clips, which versions of before read
+WITHOUT_CLIPS = 1  # the format of an index without clips, which older versions can read
 DATABASE = "index.sqlite"
 OWN_FILES = (DATABASE, "vectors-", "approximate-", "lock")
 BUSY_SECONDS = 30
@@ -120,7 +120,9 @@ class IndexStore:
     def __init__(self, folder: Path | str, writable: bool = False, wait: bool = False):
         self.folder, self.name, self.writable = Path(folder), str(folder), writable
         if not is_index(self.folder):
-            raise FileNotFoundError(f"no index in {folder}: `hf-cots index MODEL SOURCE --to {folder}` makes one")
+            raise FileNotFoundError(
+                f"no index in {folder}: create one with `hf-cots index MODEL SOURCE --to {folder}`"
+            )
         self._snapshot: Snapshot | None = None
         self._lock = take_lock(self.folder, wait) if writable else None
         try:
@@ -156,12 +158,13 @@ class IndexStore:
         others = [path.name for path in folder.glob("*") if not path.name.startswith(OWN_FILES)]
         if others:
             raise OSError(
-                f"{folder} is no index and holds other files, such as {others[0]}: name a new folder with --to"
+                f"{folder} is not an index and contains other files, such as {others[0]}: choose a new folder with "
+                "--to"
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OSError(f"cannot make the index {folder}: {error.strerror}") from error
+            raise OSError(f"cannot create the index {folder}: {error.strerror}") from error
         lock = take_lock(folder, wait)
         try:
             if not is_index(folder):
@@ -185,8 +188,8 @@ class IndexStore:
         found = int(self.meta.get("format", 0))
         if found > FORMAT:
             raise ValueError(
-                f"the index {self.name} has format {found}, and this version of hf_cots reads up to {FORMAT}: "
-                "install a newer one"
+                f"the index {self.name} has format {found}, but this version of hf_cots only reads formats up to "
+                f"{FORMAT}: upgrade hf-cots"
             )
 
     def close(self) -> None:
@@ -244,7 +247,7 @@ class IndexStore:
         if end == 0:
             return np.empty(0, dtype=self.row_type)
         if self.vectors_path.stat().st_size < end * self.row_type.itemsize:
-            raise self._damage(f"{self.vectors_path} is cut off")
+            raise self._damage(f"{self.vectors_path} is truncated")
         return np.memmap(self.vectors_path, dtype=self.row_type, mode="r", shape=(end,))
 
     def _damage(self, what: str) -> ValueError:
@@ -334,7 +337,9 @@ class IndexStore:
                         )
                 lost = sum(count for _, count in damaged)
                 logger.warning(
-                    "%s is damaged: %d vectors are forgotten and their images encoded again", self.vectors_path, lost
+                    "%s is damaged: %d vectors are discarded and their images will be encoded again",
+                    self.vectors_path,
+                    lost,
                 )
             end = self.end() * self.row_type.itemsize
         with open(self.vectors_path, "ab") as file:
@@ -401,8 +406,8 @@ class IndexStore:
             if name not in present.values():
                 if name.lower() in present:
                     raise ValueError(
-                        f"columns '{present[name.lower()]}' and '{name}' differ only in case, which an index cannot "
-                        "tell apart: rename one"
+                        f"columns '{present[name.lower()]}' and '{name}' differ only in case, which an index does not "
+                        "support: rename one"
                     )
                 self.database.execute(f"ALTER TABLE columns ADD COLUMN {quote_name(name)} {affinity}")
                 present[name.lower()] = name
@@ -490,7 +495,7 @@ def take_lock(folder: Path, wait: bool) -> FileLock:
     try:
         lock.acquire(timeout=WAIT_SECONDS if wait else 0)
     except Timeout:
-        raise OSError(f"the index {folder} is being written by another process: wait until it has ended") from None
+        raise OSError(f"the index {folder} is being written by another process: wait until it has finished") from None
     except OSError as error:
         raise OSError(f"cannot write the index {folder}: {error.strerror}") from error
     return lock

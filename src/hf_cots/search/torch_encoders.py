@@ -188,7 +188,7 @@ def pools_frames(model: Any) -> bool:
 
 
 def hash_config(model: PreTrainedModel) -> str:
-    """Hash a model's config; an index of before fields were added still is of that model."""
+    """Hash a model's config such that indexes built before new fields were added still match the model."""
     fields = model.config.to_dict().items()
     return hash_json({key: value for key, value in fields if key not in ADDED or ADDED[key] != value})
 
@@ -310,7 +310,7 @@ class SentenceEncoder(ModelEncoder):
     ) -> np.ndarray:
         if not self.model.supports("image"):
             raise ValueError(
-                f"{self.name} has no image tower: it encodes {', '.join(map(str, self.model.modalities))}"
+                f"{self.name} has no image tower: it only encodes {', '.join(map(str, self.model.modalities))}"
             )
         embeddings = []
         with tqdm(total=total, desc="images", disable=total is None, leave=False) as bar:

@@ -30,7 +30,7 @@ def row_type(dim: int, dtype: str) -> np.dtype:
         ValueError: if there is no such precision.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"vectors are kept as {', '.join(DTYPES)}, not as {dtype!r}")
+        raise ValueError(f"the dtype of vectors must be one of {', '.join(DTYPES)}, not {dtype!r}")
     if dtype in ("int8", "binary"):
         return np.dtype([("scale", "<f4"), ("values", "i1", (dim,))])
     return np.dtype(("<f4" if dtype == "float32" else "<f2", (dim,)))

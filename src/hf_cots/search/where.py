@@ -37,23 +37,23 @@ def check_expression(where: str, columns: Sequence[str]) -> str:
     """
     depth = 0
     if not where.strip() or "\0" in where:
-        raise ValueError("--where is empty" if not where.strip() else "--where holds a null character")
+        raise ValueError("--where is empty" if not where.strip() else "--where contains a null character")
     for token in TOKEN.findall(where):
         if token[0] in '"`[' and len(token) > 1:
             name = token[1:-1].replace('""', '"') if token[0] == '"' else token[1:-1]
             if name.lower() not in {column.lower() for column in columns}:
                 raise ValueError(
-                    f"--where: no column '{name}'; the index has {', '.join(columns)}. Texts stand in single quotes: "
+                    f"--where: no column '{name}'; the index has {', '.join(columns)}. Put texts in single quotes: "
                     f"'{name}'"
                 )
         elif token in "()":
             depth += 1 if token == "(" else -1
             if depth < 0:
-                raise ValueError(f"--where: a parenthesis is closed that was not opened: {where}")
+                raise ValueError(f"--where: unmatched closing parenthesis: {where}")
         elif token[0] != "'" or len(token) == 1:
-            raise ValueError(f"--where: {token} is not allowed outside of quotes, or a quote is not closed: {where}")
+            raise ValueError(f"--where: {token} is not allowed outside quotes, or a quote is not closed: {where}")
     if depth:
-        raise ValueError(f"--where: a parenthesis is not closed: {where}")
+        raise ValueError(f"--where: unclosed parenthesis: {where}")
     return f"({where})"
 
 

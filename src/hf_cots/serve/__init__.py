@@ -6,7 +6,7 @@ try:
     import uvicorn  # noqa: F401
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f"{error.name} is not installed; to serve an index: pip install 'hf-cots[serve]'"
+        f"{error.name} is not installed, which the search page needs: pip install 'hf-cots[serve]'"
     ) from None
 
 from .app import create_app

@@ -1,4 +1,4 @@
-"""The application: a page, its JSON interface, and the images and clips of the index by their ids."""
+"""The application: the page, its JSON API, and the images and clips of the index by id."""
 
 import logging
 import pathlib
@@ -62,11 +62,11 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         503: "Busy.",
     }.items()
 }
-Text = Annotated[str | None, Query(max_length=MAX_TEXT, description="What the images should show.")]
+Text = Annotated[str | None, Query(max_length=MAX_TEXT, description="Text to search for.")]
 Minus = Annotated[str | None, Query(max_length=MAX_TEXT, description="What they should not show.")]
 Where = Annotated[str | None, Query(max_length=MAX_TEXT, description="An SQL expression over the columns.")]
 Filters = Annotated[str | None, Query(description='A JSON object, such as {"style": ["flat"]}.')]
-Hybrid = Annotated[list[str] | None, Query(description="Columns whose words are searched for the text, too.")]
+Hybrid = Annotated[list[str] | None, Query(description="Columns to also search by keyword.")]
 Count = Annotated[int, Query(ge=1, le=MAX_RESULTS)]
 FILTERS = TypeAdapter(dict[str, list[Cell]])
 Seconds = Annotated[float | None, Query(ge=0, allow_inf_nan=False, description="Seconds, of a clip.")]
@@ -79,13 +79,13 @@ def create_app(
     hosts: Sequence[str] | None = LOOPBACK,
     max_upload_bytes: int = 10 << 20,
 ) -> FastAPI:
-    """Make the application that serves an index; any ASGI server runs it.
+    """Create the ASGI application that serves an index.
 
     Args:
-        index: opened by [`ImageIndex.open`]. Updates by other processes are followed.
-        reranker: over that index, for requests that ask for it.
-        hosts: the names under which the server may be asked; None allows all, for a server that others reach.
-        max_upload_bytes: of a query's image.
+        index: an index opened by [`ImageIndex.open`]. Updates by other processes are picked up.
+        reranker: a re-ranker over that index, for requests that ask for it.
+        hosts: the allowed host names; None allows all, for a server that is open to other machines.
+        max_upload_bytes: maximum size of a query image.
 
     Raises:
         OSError, ValueError: if the index cannot be read.
@@ -245,7 +245,7 @@ def add_images(app: FastAPI, engine: Engine) -> None:
         location = engine.locate(id)
         times = location.times
         if times is None:
-            raise NotFound(f"image {id} is no clip")
+            raise NotFound(f"image {id} is not a clip")
         key = f"{location.digest}-sheet"
         return answer_small(request, kept, key, lambda: kept.make(key, lambda: draw_sheet(*clip_of(location), times)))
 
@@ -347,7 +347,7 @@ def add_request_errors(app: FastAPI) -> None:
 
 
 def add_index_errors(app: FastAPI) -> None:
-    """Answer what is wrong with the index or the server as {"error": ...}, without a trace of the program."""
+    """Answer errors of the index or the server as {"error": ...}, without a traceback."""
 
     @app.exception_handler(NotFound)
     async def not_found(_: Request, error: NotFound) -> Response:

@@ -106,7 +106,7 @@ class Engine:
         """
         with self._opening:
             if self.catalog.is_outdated():
-                logger.info("opening the index %s again", self.catalog.name)
+                logger.info("reopening the index %s", self.catalog.name)
                 self._adopt(self.catalog.reopen())
 
     # ------------------------------------------------------------------ answers
@@ -149,7 +149,7 @@ class Engine:
                 read_words = partial(self.index.prepare_hybrid, hybrid, text)
                 clock.time("search", partial(self._filtered, read_words, limited=False))
             elif hybrid:
-                raise ValueError("hybrid: an index in Milvus is not searched by keyword: leave it out")
+                raise ValueError("hybrid: keyword search is not supported for an index in Milvus: leave it out")
             image = None if upload is None else decode_upload(upload, frames_per_clip(self.index.encoder))
             vector = clock.time("encode", lambda: self.index.embed_query(text, image, minus))
             count = max(request.k, reranker.budget.max_candidates if reranker else 0)
@@ -213,7 +213,7 @@ class Engine:
         if self.reranker is None:
             raise ValueError("rerank: the server was started without --rerank")
         if text is None:
-            raise ValueError("rerank: the re-ranker needs a text")
+            raise ValueError("rerank: re-ranking needs a text")
         return self.reranker
 
     def _nearest(
@@ -250,7 +250,7 @@ class Engine:
             return search()
         except (ValueError, OSError) as error:
             if str(error).endswith(": interrupted"):
-                raise ValueError(f"where: it takes longer than {FILTER_SECONDS:g} seconds") from None
+                raise ValueError(f"where: the filter takes longer than {FILTER_SECONDS:g} seconds") from None
             if isinstance(error, OSError):
                 raise
             raise ValueError(str(error).removeprefix("--")) from None

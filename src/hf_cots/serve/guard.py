@@ -70,7 +70,7 @@ class Guard:
             return 403, "requests of other sites' pages are refused"
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()):
-            return 400, "the header Content-Length is no number"
+            return 400, "the header Content-Length is not a number"
         if len(length) > 18 or int(length) > self.max_body:
             return 413, f"the request is larger than {self.max_body:,} bytes"
         return None

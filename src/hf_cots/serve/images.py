@@ -60,7 +60,7 @@ def check_upload(data: bytes, max_bytes: int) -> None:
         UploadError: if it is too large or empty.
     """
     if len(data) > max_bytes:
-        raise UploadError(f"image: {len(data):,} bytes; the server takes up to {max_bytes:,}", 413)
+        raise UploadError(f"image: {len(data):,} bytes, but the server accepts at most {max_bytes:,}", 413)
     if not data:
         raise UploadError("image: the file is empty", 422)
 
@@ -79,15 +79,17 @@ def decode_upload(data: bytes, num_frames: int) -> Media:
             with Image.open(io.BytesIO(data), formats=FORMATS) as opened:  # reads the header only
                 if opened.width * opened.height > MAX_PIXELS:
                     raise UploadError(
-                        f"image: {opened.width} x {opened.height} pixels; up to {MAX_PIXELS:,} are taken", 413
+                        f"image: {opened.width} x {opened.height} pixels, but the server accepts at most "
+                        f"{MAX_PIXELS:,}",
+                        413,
                     )
                 return to_rgb(opened)
     except UploadError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UploadError(f"image: too many pixels; up to {MAX_PIXELS:,} are taken", 413) from None
+        raise UploadError(f"image: too many pixels; the server accepts at most {MAX_PIXELS:,}", 413) from None
     except Exception:  # decoders raise whatever they like
-        raise UploadError(f"image: it cannot be read; {', '.join(FORMATS)} can", 422) from None
+        raise UploadError(f"image: cannot be read; supported formats are {', '.join(FORMATS)}", 422) from None
 
 
 def decode_clip(data: bytes, num_frames: int) -> VideoFrames:
@@ -98,7 +100,9 @@ def decode_clip(data: bytes, num_frames: int) -> VideoFrames:
                 pixels = opened.width * opened.height * getattr(opened, "n_frames", 1)
             if pixels > MAX_CLIP_PIXELS:
                 raise UploadError(
-                    f"image: {pixels:,} pixels in all frames; up to {MAX_CLIP_PIXELS:,} are taken of an animation", 413
+                    f"image: {pixels:,} pixels in all frames, but the server accepts at most {MAX_CLIP_PIXELS:,} of "
+                    "an animation",
+                    413,
                 )
         return read_clip(data, num_frames, name="image")
     except ModuleNotFoundError as error:
@@ -106,7 +110,7 @@ def decode_clip(data: bytes, num_frames: int) -> VideoFrames:
     except UploadError:
         raise
     except Exception as error:  # decoders raise whatever they like
-        raise UploadError(str(error) if isinstance(error, BrokenImage) else "image: it cannot be read", 422) from None
+        raise UploadError(str(error) if isinstance(error, BrokenImage) else "image: cannot be read", 422) from None
 
 
 class ImageFiles:

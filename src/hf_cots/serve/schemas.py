@@ -1,4 +1,4 @@
-"""What the JSON interface takes and gives."""
+"""Requests and responses of the JSON API."""
 
 from typing import Any
 
@@ -28,16 +28,18 @@ class Filtered(BaseModel):
 class SearchRequest(Filtered):
     """A search for a text, an image, or both."""
 
-    text: str | None = Field(None, max_length=MAX_TEXT, description="What the images should show.")
+    text: str | None = Field(None, max_length=MAX_TEXT, description="Text to search for.")
     image: str | None = Field(
         None, description="A data URL (data:image/png;base64,..., data:video/mp4;...); never a path or another URL."
     )
-    minus: str | None = Field(None, max_length=MAX_TEXT, description="What the images should not show.")
+    minus: str | None = Field(
+        None, max_length=MAX_TEXT, description="Text describing what the results should not show."
+    )
     rerank: bool = Field(False, description="Re-rank the best images by the text, if the server has a re-ranker.")
     hybrid: list[str] = Field(
         default_factory=list,
         max_length=MAX_COLUMNS,
-        description="Columns, or path, whose words are searched for the text, too.",
+        description="Columns (or path) to also search by keyword.",
     )
 
 
@@ -48,7 +50,7 @@ class SimilarRequest(Filtered):
 
 
 class Clip(BaseModel):
-    """What is told of a result that is a clip."""
+    """The clip fields of a result."""
 
     moment: float = Field(description="Seconds of the frame that is most similar to the query.")
     duration: float = Field(description="Seconds.")
@@ -82,7 +84,7 @@ class Timings(BaseModel):
 
 
 class Approximation(BaseModel):
-    """What was measured of an approximate search when its index was last written."""
+    """The approximate search as measured when its index was last written."""
 
     results: int = Field(description="For how many results: 10, or 100 for more than 10.")
     recall: float = Field(description="The part of the best that is found; the lower one of images and texts.")
@@ -111,7 +113,7 @@ class Facet(BaseModel):
 
 
 class Info(BaseModel):
-    """What is served."""
+    """What the server serves."""
 
     name: str
     model: str
@@ -125,6 +127,6 @@ class Info(BaseModel):
 
 
 class Error(BaseModel):
-    """What was wrong with a request."""
+    """The error of a request."""
 
     error: str

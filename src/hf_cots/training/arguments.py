@@ -38,11 +38,11 @@ RENAMED_FLAGS = {
     "temperature_share": "temperature_anneal_fraction",
 }
 
-LICENSE_HELP = "License of the weights for the model card, as the Hub names it, such as apache-2.0; yours to choose."
+LICENSE_HELP = "License of the weights for the model card, as a Hub identifier such as apache-2.0; yours to choose."
 
 
 def check_range(flag: str, value: float, low: float, high: float = math.inf, *, open_below: bool = False) -> None:
-    """Check a number that a flag gives.
+    """Check that a flag's number is finite and within its range.
 
     Raises:
         ValueError: naming the flag, if the number is not finite or not in the range.
@@ -54,20 +54,20 @@ def check_range(flag: str, value: float, low: float, high: float = math.inf, *, 
 
 
 def check_license(name: str | None) -> None:
-    """Check that a license is written as the Hub's identifiers are.
+    """Check that a license is written like the Hub's identifiers.
 
     Raises:
         ValueError: if it is not.
     """
     if name is not None and not re.fullmatch(r"[a-z0-9]+([.+-][a-z0-9]+)*[+]?", name):
         raise ValueError(
-            f"--license {name!r} is no identifier of the Hub such as apache-2.0, cc-by-4.0 or other: see "
+            f"--license {name!r} is not a license identifier of the Hub (such as apache-2.0, cc-by-4.0 or other): see "
             "https://hf.co/docs/hub/repositories-licenses"
         )
 
 
 def check_batches(training: Any) -> None:
-    """Check the sizes of batches, which transformers would only divide by.
+    """Check that batch sizes are at least 1; transformers does not check them.
 
     Raises:
         ValueError: naming the flag.
@@ -78,48 +78,53 @@ def check_batches(training: Any) -> None:
 
 @dataclass
 class ModelArguments:
-    """Where the model comes from: a checkpoint, two pretrained towers, or a config. Exactly one of the three."""
+    """The source of the model: exactly one of a checkpoint, two pretrained towers, or a config."""
 
     _argument_group_name = "Model"
 
     model: str | None = HfArg(
         default=None,
-        help="Checkpoint to start from: COTS, SIMLA or COOKIE, or for a COTS any dual encoder (CLIP, SigLIP, ...).",
+        help="Checkpoint to start from: a COTS, SIMLA or COOKIE, or for a COTS any dual encoder (CLIP, SigLIP, ...).",
     )
-    vision: str | None = HfArg(default=None, help="Image tower: Hub id, folder, or a config as JSON (random weights).")
-    text: str | None = HfArg(default=None, help="Text tower: Hub id, folder, or a config as JSON (random weights).")
+    vision: str | None = HfArg(
+        default=None, help="Image tower: Hub id or folder, or a JSON config for random weights."
+    )
+    text: str | None = HfArg(default=None, help="Text tower: Hub id or folder, or a JSON config for random weights.")
     architecture: Literal["cots", "simla", "cookie"] = HfArg(
-        default="cots", help="Model built from --vision and --text; --model and --config already determine it."
+        default="cots", help="Model to build from --vision and --text; not needed with --model or --config."
     )
     config: str | None = HfArg(
         default=None, help="COTS, SIMLA or COOKIE config (Hub id, folder or file) to train from random weights."
     )
     config_overrides: dict | str | None = HfArg(
-        default=None, help='Config fields to replace, as JSON or as a YAML mapping: {"queue_size": 4096}.'
+        default=None, help='Config fields to override, as JSON or a YAML mapping: {"queue_size": 4096}.'
     )
     image_tokenizer: str | None = HfArg(
-        default=None, help="Trained image tokenizer: Hub id or folder. Needed for mvm_weight (SIMLA: mim_weight) > 0."
+        default=None, help="Trained image tokenizer: Hub id or folder. Required if mvm_weight (SIMLA: mim_weight) > 0."
     )
     tokenizer: str | None = HfArg(
-        default=None, help="Text tokenizer: Hub id or folder. Defaults to that of --model, --text or --config."
+        default=None,
+        help="Text tokenizer: Hub id or folder. Defaults to the tokenizer of --model, --text or --config.",
     )
     max_text_length: int | None = HfArg(
         default=None,
-        help="Maximum number of tokens of a text; the rest is cut. By default that of --model, and otherwise 64.",
+        help="Maximum number of tokens per text; the rest is truncated. Defaults to the limit of --model, else 64.",
     )
     image_size: int | None = HfArg(
         default=None,
-        help="Side of the images in pixels, if it is not the image tower's own; position embeddings are interpolated.",
+        help="Image size in pixels, if different from the image tower's; position embeddings are interpolated.",
     )
     freeze: list[str] = HfArg(
         default_factory=list,
-        help="Towers that are not trained: vision, text or both; vision:8 freezes the embeddings and first 8 layers.",
+        help="Towers to freeze: vision, text or both; vision:8 freezes only the embeddings and the first 8 layers.",
     )
     standardize_features: bool = HfArg(
         default=False,
-        help="Initialize new projections as for features of zero mean and unit variance (needs --feature_cache).",
+        help="Initialize new projections as if features had zero mean and unit variance (needs --feature_cache).",
     )
-    lora_rank: int = HfArg(default=0, help="Rank of LoRA adapters to train the towers with (needs peft); 0 for none.")
+    lora_rank: int = HfArg(
+        default=0, help="Rank of the LoRA adapters for training the towers (needs peft); 0 for none."
+    )
     license: str | None = HfArg(default=None, help=LICENSE_HELP)
 
     def __post_init__(self) -> None:
@@ -131,13 +136,13 @@ class ModelArguments:
 
 @dataclass
 class ImageTokenizerArguments:
-    """The image tokenizer that is trained: a new one, or one to continue from."""
+    """The image tokenizer to train: a new one, or one to continue training."""
 
     _argument_group_name = "Image tokenizer"
 
     model: str | None = HfArg(default=None, help="Image tokenizer to continue training from: Hub id or folder.")
     config: dict | str | None = HfArg(
-        default=None, help='Fields of COTSImageTokenizerConfig, as JSON or as a YAML mapping: {"codebook_size": 512}.'
+        default=None, help='COTSImageTokenizerConfig fields, as JSON or a YAML mapping: {"codebook_size": 512}.'
     )
     license: str | None = HfArg(default=None, help=LICENSE_HELP)
 
@@ -151,22 +156,25 @@ class ImageArguments:
 
     _argument_group_name = "Data"
 
-    train_data: str = HfArg(help="Training data: Hub id, folder, Parquet, CSV, JSON lines, or tar files; globs work.")
-    eval_data: str | None = HfArg(default=None, help="Evaluation data, in any of the forms of --train_data.")
-    train_split: str = HfArg(default="train", help="Split to train on, of a Hub data set.")
-    eval_split: str = HfArg(default="test", help="Split to evaluate on, of a Hub data set.")
-    image_column: str = HfArg(default="image", help="Column of images or of paths to them.")
+    train_data: str = HfArg(
+        help="Training data: Hub id, folder, Parquet, CSV, JSON lines or tar files; glob patterns are allowed."
+    )
+    eval_data: str | None = HfArg(default=None, help="Evaluation data, in any format that --train_data accepts.")
+    train_split: str = HfArg(default="train", help="Split of a Hub data set to train on.")
+    eval_split: str = HfArg(default="test", help="Split of a Hub data set to evaluate on.")
+    image_column: str = HfArg(default="image", help="Column of images or image paths.")
     separator: str | None = HfArg(
-        default=None, help="Separator of CSV files (a character, or tab); by default that of the header."
+        default=None, help="Separator of CSV files (a character, or tab); detected from the header by default."
     )
     streaming: bool = HfArg(
-        default=False, help="Read the training data sequentially, without a copy or an index (needs --max_steps)."
+        default=False, help="Stream the training data instead of caching and indexing it (needs --max_steps)."
     )
-    shuffle_buffer_size: int = HfArg(default=1000, help="Pairs that are shuffled together, with --streaming.")
-    min_scale: float = HfArg(default=0.2, help="Smallest area of a random crop, as a fraction of the image's area.")
+    shuffle_buffer_size: int = HfArg(default=1000, help="Size of the shuffle buffer in pairs, with --streaming.")
+    min_scale: float = HfArg(default=0.2, help="Minimum area of a random crop, as a fraction of the image's area.")
     flip: float = HfArg(default=0.5, help="Probability of a horizontal flip.")
     recolor: float = HfArg(
-        default=0.0, help="Probability of random colors for black and white, for drawings whose color means nothing."
+        default=0.0,
+        help="Probability of replacing black and white by random colors, for drawings whose color has no meaning.",
     )
 
     def __post_init__(self) -> None:
@@ -177,7 +185,7 @@ class ImageArguments:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The column arguments of [`load_pairs`] and [`load_stream`]; captions are not read."""
+        """The column arguments for [`load_pairs`] and [`load_stream`]; captions are not read."""
         return {"image_column": self.image_column, "caption_column": None, "image_id_column": None}
 
 
@@ -187,36 +195,40 @@ class DataArguments(ImageArguments):
 
     caption_column: str = HfArg(
         default="auto",
-        help="Column of texts, or of lists of texts; by default the one called caption, captions, text or txt.",
+        help="Column of captions (texts or lists of texts); by default the one named caption, captions, text or txt.",
     )
     image_id_column: str | None = HfArg(
-        default=None, help="Column whose equal values mean the same image; by default the image's path or row."
+        default=None,
+        help="Column of image ids (equal values mean the same image); by default the image's path or row.",
     )
     video_column: str | None = HfArg(
-        default=None, help="Column of clips or of paths to them, in place of images; of a folder of clips, video."
+        default=None,
+        help="Column of clips or clip paths, to train on clips instead of images; for a folder of clips: video.",
     )
-    num_frames: int = HfArg(default=8, help="Frames of a clip, from the middles of so many equal parts of it.")
-    frame_jitter: bool = HfArg(default=False, help="Train on frames from random times of these parts.")
+    num_frames: int = HfArg(
+        default=8, help="Frames to sample per clip: the middle of each of this many equal segments."
+    )
+    frame_jitter: bool = HfArg(default=False, help="In training, sample each frame at a random time of its segment.")
     keep_mask: str | None = HfArg(
-        default=None, help="keep_mask.json of `hf-cots audit`, which says which training pairs to leave out."
+        default=None, help="keep_mask.json from `hf-cots audit`: training pairs to leave out."
     )
     code_cache: str | None = HfArg(
-        default=None, help="Folder of `hf-cots tokenize` with precomputed image codes; missing codes are computed."
+        default=None, help="Folder of precomputed image codes from `hf-cots tokenize`; missing codes are computed."
     )
     feature_cache: str | None = HfArg(
         default=None,
-        help="Folder for features that are computed once: of a frozen text tower, or of both (without augmentation).",
+        help="Folder for caching the features of a frozen text tower, or of two frozen towers (without augmentation).",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("num_frames", self.num_frames, 1)
         if self.frame_jitter and self.video_column is None:
-            raise ValueError("--frame_jitter is for clips: name their column with --video_column")
+            raise ValueError("--frame_jitter is only for clips: give their column with --video_column")
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The column arguments of [`load_pairs`] and [`load_stream`]."""
+        """The column arguments for [`load_pairs`] and [`load_stream`]."""
         names = ("image_column", "caption_column", "image_id_column", "video_column", "num_frames")
         return {name: getattr(self, name) for name in names}
 
@@ -225,8 +237,8 @@ MOST_WORKERS = 8
 
 
 def default_workers(use_cpu: bool) -> int:
-    """How many processes read data: a core each of those that this process may use, less the one it runs on, beside a
-    GPU; none on a CPU, whose cores all train."""
+    """The default number of data loading processes: with a GPU, one for each core available to this process but one;
+    on a CPU none, because all cores train."""
     if use_cpu or not torch.cuda.is_available():
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -236,42 +248,50 @@ def default_workers(use_cpu: bool) -> int:
 
 @dataclass
 class COTSTrainingArguments(TrainingArguments):
-    """transformers' training arguments with the values that COTS needs."""
+    """transformers' `TrainingArguments` with defaults and extra flags for [`COTSTrainer`]."""
 
-    remove_unused_columns: bool = HfArg(default=False, help="Must be off: items are pairs, not columns.")
-    ddp_broadcast_buffers: bool | None = HfArg(default=False, help="Must be off: queues are kept equal without it.")
-    label_names: list[str] | None = HfArg(
-        default_factory=lambda: ["image_ids"], help="Names of the inputs that are labels."
+    remove_unused_columns: bool = HfArg(default=False, help="Must be false: data set items are pairs, not columns.")
+    ddp_broadcast_buffers: bool | None = HfArg(
+        default=False, help="Must be false: the queues are synchronized without it."
     )
-    logging_steps: float = HfArg(default=10, help="Log every this many steps; below 1, a fraction of all steps.")
+    label_names: list[str] | None = HfArg(
+        default_factory=lambda: ["image_ids"], help="Names of the model inputs that are labels."
+    )
+    logging_steps: float = HfArg(default=10, help="Log every N steps; a value below 1 is a fraction of all steps.")
     logging_nan_inf_filter: bool = HfArg(
-        default=False, help="Hide losses that are not finite in the log, for which each step waits for the GPU."
+        default=False, help="Leave non-finite losses out of the log; this makes every step wait for the GPU."
     )
     dataloader_num_workers: int = HfArg(
         default=None,
-        help="Processes that read data; by default, beside a GPU, one for each core but one, at most 8; on a CPU 0.",
+        help="Number of data loading processes. Defaults to the number of cores minus 1 (1 to 8) with a GPU, else 0.",
     )
     peak_tflops: float | None = HfArg(
-        default=None, help="Most operations of one GPU in 10^12 a second; with it the log shows the share used (mfu)."
+        default=None,
+        help="Peak throughput of one GPU in TFLOPS; if set, the log shows the fraction that is used (mfu).",
     )
     gradient_cache: bool = HfArg(
         default=False,
-        help="Contrast all pairs of an optimizer step in the memory of one micro-batch (in-batch contrasts).",
+        help="Contrast all pairs of an optimizer step in the memory of one micro-batch (for in-batch contrasts).",
     )
-    text_learning_rate: float | None = HfArg(default=None, help="Learning rate of the text tower, if it differs.")
-    vision_learning_rate: float | None = HfArg(default=None, help="Learning rate of the image tower, if it differs.")
+    text_learning_rate: float | None = HfArg(
+        default=None, help="Learning rate of the text tower; defaults to --learning_rate."
+    )
+    vision_learning_rate: float | None = HfArg(
+        default=None, help="Learning rate of the image tower; defaults to --learning_rate."
+    )
     layer_decay: float | None = HfArg(
         default=None,
-        help="Factor from each layer's learning rate to that of the layer below it, in the towers; 1 for none.",
+        help="Layer-wise learning rate decay: the factor from each tower layer to the one below; 1 for none.",
     )
     ema_decay: float | None = HfArg(
-        default=None, help="Decay of a moving average of the weights, which is evaluated and saved in their place."
+        default=None,
+        help="Decay of an exponential moving average of the weights, which is evaluated and saved instead of them.",
     )
     channels_last: bool = HfArg(
-        default=False, help="Lay pixels out channels last, in which convolutional image towers run faster."
+        default=False, help="Use the channels-last memory format, in which convolutional image towers run faster."
     )
     early_stopping_patience: int | None = HfArg(
-        default=None, help="Evaluations without a better one after which training stops, and loads the best model."
+        default=None, help="Stop after this many evaluations without improvement, and load the best model."
     )
 
     def __post_init__(self):
@@ -293,25 +313,29 @@ class COTSTrainingArguments(TrainingArguments):
 
 @dataclass
 class DVAETrainingArguments(TrainingArguments):
-    """transformers' training arguments with DALL-E's values (Ramesh et al. 2021, appendix A.2): AdamW with a cosine
-    from 1e-4 to 1.25e-6, and two schedules. Theirs took 150,000 and 5,000 of 3 million updates; here they are
-    fractions of all steps, and the learning rate falls until the last one."""
+    """transformers' `TrainingArguments` with DALL-E's settings (Ramesh et al. 2021, appendix A.2): AdamW with a cosine
+    schedule from 1e-4 to 1.25e-6, and schedules for the temperature and the KL weight. DALL-E's took 150,000 and 5,000
+    of 3 million updates; here they are fractions of all steps, and the learning rate decays until the last step."""
 
-    remove_unused_columns: bool = HfArg(default=False, help="Must be off: items are images, not columns.")
+    remove_unused_columns: bool = HfArg(default=False, help="Must be false: data set items are images, not columns.")
     learning_rate: float = HfArg(default=1e-4, help="Initial learning rate.")
-    lr_scheduler_type: str = HfArg(default="cosine_with_min_lr", help="Schedule of the learning rate.")
+    lr_scheduler_type: str = HfArg(default="cosine_with_min_lr", help="Learning rate schedule.")
     lr_scheduler_kwargs: dict | str | None = HfArg(
-        default_factory=lambda: {"min_lr_rate": 0.0125}, help="Arguments of the schedule, as JSON."
+        default_factory=lambda: {"min_lr_rate": 0.0125}, help="Arguments of the learning rate schedule, as JSON."
     )
     weight_decay: float = HfArg(default=1e-4, help="Weight decay of AdamW.")
-    dataloader_drop_last: bool = HfArg(default=True, help="Drop an incomplete last batch, which would weigh more.")
-    logging_steps: float = HfArg(default=10, help="Log every this many steps; below 1, a fraction of all steps.")
+    dataloader_drop_last: bool = HfArg(
+        default=True, help="Drop an incomplete last batch, whose images would weigh more."
+    )
+    logging_steps: float = HfArg(default=10, help="Log every N steps; a value below 1 is a fraction of all steps.")
     final_temperature: float = HfArg(
         default=1 / 16, help="Final temperature of the Gumbel-softmax; it starts at the config's gumbel_temperature."
     )
-    temperature_anneal_fraction: float = HfArg(default=0.05, help="Fraction of the steps that anneal the temperature.")
+    temperature_anneal_fraction: float = HfArg(
+        default=0.05, help="Fraction of the steps over which the temperature is annealed."
+    )
     kl_warmup_fraction: float = HfArg(
-        default=1 / 600, help="Fraction of the steps that raise the KL weight to the config's."
+        default=1 / 600, help="Fraction of the steps over which the KL weight rises to the config's."
     )
 
     def __post_init__(self):
@@ -322,14 +346,16 @@ class DVAETrainingArguments(TrainingArguments):
 
 @dataclass
 class TeacherArguments:
-    """The text tower that is distilled, and the vocabulary of the student, which starts from it."""
+    """The teacher text tower, and the vocabulary size of the student, which is initialized from it."""
 
     _argument_group_name = "Model"
 
-    teacher: str = HfArg(help="Text tower with a WordPiece tokenizer, or a COTS that has one: Hub id or folder.")
+    teacher: str = HfArg(
+        help="Text tower with a WordPiece tokenizer, or a COTS with such a text tower: Hub id or folder."
+    )
     vocab_size: int = HfArg(
         default=30_000,
-        help="Pieces to learn from the translations; those that the teacher lacks are added to its own.",
+        help="Size of the vocabulary to learn from the translations; its new pieces are added to the teacher's.",
     )
 
     def __post_init__(self) -> None:
@@ -342,40 +368,42 @@ class TranslationArguments:
 
     _argument_group_name = "Data"
 
-    train_data: str = HfArg(help="Translation pairs: Hub id, folder, Parquet, CSV, TSV or JSON lines; globs work.")
-    eval_data: str | None = HfArg(default=None, help="Evaluation data, in any of the forms of --train_data.")
-    train_split: str = HfArg(default="train", help="Split to train on, of a Hub data set.")
-    eval_split: str = HfArg(default="test", help="Split to evaluate on, of a Hub data set.")
+    train_data: str = HfArg(
+        help="Translation pairs: Hub id, folder, Parquet, CSV, TSV or JSON lines; glob patterns are allowed."
+    )
+    eval_data: str | None = HfArg(default=None, help="Evaluation data, in any format that --train_data accepts.")
+    train_split: str = HfArg(default="train", help="Split of a Hub data set to train on.")
+    eval_split: str = HfArg(default="test", help="Split of a Hub data set to evaluate on.")
     english_column: str = HfArg(default="english", help="Column of the English texts.")
-    translation_column: str = HfArg(default="translation", help="Column of their translations.")
+    translation_column: str = HfArg(default="translation", help="Column of the translations.")
     language_column: str | None = HfArg(
-        default="language", help='Column of the translations\' languages; "" if there is none.'
+        default="language", help='Column of the languages of the translations; "" if there is none.'
     )
-    languages: list[str] = HfArg(default_factory=list, help="Languages to train on; by default all.")
+    languages: list[str] = HfArg(default_factory=list, help="Languages to train on; all by default.")
     separator: str | None = HfArg(
-        default=None, help="Separator of CSV files (a character, or tab); by default that of the header."
+        default=None, help="Separator of CSV files (a character, or tab); detected from the header by default."
     )
-    max_text_length: int = HfArg(default=128, help="Maximum number of tokens of a text; the rest is cut.")
+    max_text_length: int = HfArg(default=128, help="Maximum number of tokens per text; longer texts are truncated.")
 
     def __post_init__(self) -> None:
         check_range("max_text_length", self.max_text_length, 1)
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The column arguments of [`load_translations`]."""
+        """The column arguments for [`load_translations`]."""
         names = ("english_column", "translation_column", "separator")
         return {name: getattr(self, name) for name in names} | {"language_column": self.language_column or None}
 
 
 @dataclass
 class DistillationTrainingArguments(TrainingArguments):
-    """transformers' training arguments with values for a student that starts from its teacher."""
+    """transformers' `TrainingArguments` with defaults for a student that is initialized from its teacher."""
 
-    remove_unused_columns: bool = HfArg(default=False, help="Must be off: items are texts, not columns.")
-    learning_rate: float = HfArg(default=1e-4, help="Learning rate of the layers, which are the teacher's.")
-    embedding_learning_rate: float = HfArg(default=1e-3, help="Learning rate of the words' embeddings.")
-    lr_scheduler_type: str = HfArg(default="cosine", help="Schedule of the learning rates.")
-    logging_steps: float = HfArg(default=10, help="Log every this many steps; below 1, a fraction of all steps.")
+    remove_unused_columns: bool = HfArg(default=False, help="Must be false: data set items are texts, not columns.")
+    learning_rate: float = HfArg(default=1e-4, help="Learning rate of the layers, which start as the teacher's.")
+    embedding_learning_rate: float = HfArg(default=1e-3, help="Learning rate of the word embeddings.")
+    lr_scheduler_type: str = HfArg(default="cosine", help="Learning rate schedule.")
+    logging_steps: float = HfArg(default=10, help="Log every N steps; a value below 1 is a fraction of all steps.")
 
     def __post_init__(self):
         check_range("embedding_learning_rate", self.embedding_learning_rate, 0)
@@ -388,7 +416,7 @@ class DistillationTrainingArguments(TrainingArguments):
 
 
 def to_flags(settings: Mapping[str, Any]) -> list[str]:
-    """Turn a recipe's mapping into command-line flags; entries without a value keep the flag's default."""
+    """Convert a recipe's mapping to command-line flags; entries without a value keep the flag's default."""
     flags = []
     for name, value in settings.items():
         if value is None or value == []:
@@ -402,23 +430,23 @@ def rename_keys(settings: Mapping[str, Any], new_names: Mapping[str, str], sourc
     """Rename the keys of `settings` that have an old name, with a warning that lists them.
 
     Raises:
-        ValueError: if something is given under both its old and its new name.
+        ValueError: if a setting is given under both its old and its new name.
     """
     old = [name for name in settings if name in new_names]
     for name in old:
         if new_names[name] in settings:
-            raise ValueError(f"{source} gives {new_names[name]} twice, once under its old name {name}")
+            raise ValueError(f"{source} sets {new_names[name]} twice, once under its old name {name}: remove one")
     if old:
         logger.warning("%s uses old names: %s", source, ", ".join(f"{name} is now {new_names[name]}" for name in old))
     return {new_names.get(name, name): value for name, value in settings.items()}
 
 
 def read_recipe(recipe: Mapping[str, Any] | Path | str) -> dict[str, Any]:
-    """Read the flags of a recipe: a mapping, or a YAML or JSON file that holds one.
+    """Read the flags of a recipe: a mapping, or a YAML or JSON file that contains one.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if it holds no mapping, or a flag under both its old and its new name.
+        ValueError: if it does not contain a mapping, or sets a flag under both its old and its new name.
     """
     if isinstance(recipe, Mapping):
         return rename_keys(recipe, RENAMED_FLAGS, "the recipe")
@@ -426,12 +454,12 @@ def read_recipe(recipe: Mapping[str, Any] | Path | str) -> dict[str, Any]:
         settings = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))  # JSON is YAML too
     check_size(settings, recipe)
     if not isinstance(settings, dict):
-        raise ValueError(f"{recipe} must hold a mapping of flags to values, got {type(settings).__name__}")
+        raise ValueError(f"{recipe} must contain a mapping of flags to values, got {type(settings).__name__}")
     return rename_keys(settings, RENAMED_FLAGS, str(recipe))
 
 
 def check_size(settings: Any, source: Path | str, most: int = 100_000) -> None:
-    """Check that a recipe is not made of aliases that multiply: written out, each value counts.
+    """Check that a recipe's YAML aliases do not expand to a huge number of values.
 
     Raises:
         ValueError: naming the file, if it has more values than `most`.
@@ -441,13 +469,13 @@ def check_size(settings: Any, source: Path | str, most: int = 100_000) -> None:
         value = left.pop()
         count += 1
         if count > most:
-            raise ValueError(f"{source}: its aliases stand for more than {most:,} values")
+            raise ValueError(f"{source}: its YAML aliases expand to more than {most:,} values")
         if isinstance(value, (dict, list)):
             left += value.values() if isinstance(value, dict) else value
 
 
 def parse_mapping(flag: str, value: Mapping[str, Any] | str | None) -> dict[str, Any]:
-    """Parse the mapping that a flag gives as JSON; an empty one if the flag is not set.
+    """Parse a flag's JSON mapping; returns an empty mapping if the flag is not set.
 
     Raises:
         ValueError: if it is not JSON, or not a mapping.
@@ -463,8 +491,8 @@ def parse_mapping(flag: str, value: Mapping[str, Any] | str | None) -> dict[str,
 
 
 def help_groups(kind: type) -> list[type]:
-    """List the dataclasses that the parser reads in place of `kind`, one for each group of `--help`: training
-    arguments are split into our own and those of transformers."""
+    """Split `kind` into dataclasses, one for each group of `--help`: training arguments are divided into this
+    package's and those of transformers."""
     if not issubclass(kind, TrainingArguments):
         return [kind]
     inherited = {field.name for field in fields(TrainingArguments)}
@@ -481,17 +509,19 @@ def help_groups(kind: type) -> list[type]:
 
 
 def parse_flags(kinds: tuple[type, ...], argv: list[str] | None, description: str) -> tuple[Any, ...]:
-    """Make one object of each of the dataclasses `kinds`, from flags, or from a recipe file with flags on top.
+    """Parse flags, or a recipe file followed by flags, into one object of each dataclass in `kinds`.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if it holds no mapping, or a flag is unknown.
+        ValueError: if it does not contain a mapping, or a flag is unknown.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
         argv = to_flags(read_recipe(argv[0])) + argv[1:]
     elif argv and not argv[0].startswith("-"):
-        raise ValueError(f"{argv[0]} is no recipe (.yaml, .yml or .json) and no flag: name data with --train_data")
+        raise ValueError(
+            f"{argv[0]} is neither a recipe (.yaml, .yml or .json) nor a flag: give the data with --train_data"
+        )
     parser = HfArgumentParser([group for kind in kinds for group in help_groups(kind)], description=description)
     values, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -510,7 +540,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if it holds no mapping, a flag is unknown, or the overrides are not a mapping in JSON.
+        ValueError: if it does not contain a mapping, a flag is unknown, or the overrides are not a JSON mapping.
     """
     kinds = (ModelArguments, DataArguments, COTSTrainingArguments)
     model, data, training = parse_flags(kinds, argv, "Train COTS, SIMLA or COOKIE on image-text pairs.")
@@ -518,7 +548,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     model.config_overrides = rename_fields(overrides)
     for name, value in model.config_overrides.items():
         if value != overrides[name]:
-            logger.warning("--config_overrides uses an old value: %s %s is now %s", name, overrides[name], value)
+            logger.warning("--config_overrides uses an old value: %s=%s is now %s", name, overrides[name], value)
     return model, data, training
 
 
@@ -528,7 +558,7 @@ def parse_image_tokenizer_arguments(
     """Parse the arguments of `hf_cots.train_dvae`: flags, or a recipe file with flags on top.
 
     Raises:
-        As [`parse_arguments`].
+        FileNotFoundError, ValueError: as [`parse_arguments`].
     """
     kinds = (ImageTokenizerArguments, ImageArguments, DVAETrainingArguments)
     model, images, training = parse_flags(kinds, argv, "Train an image tokenizer on images.")
@@ -542,7 +572,7 @@ def parse_distillation_arguments(
     """Parse the arguments of `hf_cots.distill_text`: flags, or a recipe file with flags on top.
 
     Raises:
-        As [`parse_arguments`].
+        FileNotFoundError, ValueError: as [`parse_arguments`].
     """
     kinds = (TeacherArguments, TranslationArguments, DistillationTrainingArguments)
     return parse_flags(kinds, argv, "Distill a text tower into one for several languages.")  # type: ignore[return-value]
@@ -554,10 +584,10 @@ def parse_recipe(
     """Parse a recipe into the arguments that `hf_cots.train.build_trainer` takes.
 
     Args:
-        recipe: flags and their values: a mapping, or a YAML or JSON file that holds one.
+        recipe: flags and their values, as a mapping, or as a YAML or JSON file that contains one.
         changes: flags to add or replace; None restores a flag's default.
 
     Raises:
-        As [`parse_arguments`].
+        FileNotFoundError, ValueError: as [`parse_arguments`].
     """
     return parse_arguments(to_flags(read_recipe(recipe) | changes))

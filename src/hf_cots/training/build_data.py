@@ -31,7 +31,7 @@ def load_train_data(arguments: ImageArguments, training: TrainingArguments) -> P
 
     Raises:
         FileNotFoundError, ValueError: naming the file, column or row that is wrong, or if incomplete batches are
-            dropped and there is no complete one.
+            dropped and no batch is complete.
     """
     source: dict[str, Any] = {
         "split": arguments.train_split,
@@ -49,14 +49,14 @@ def load_train_data(arguments: ImageArguments, training: TrainingArguments) -> P
     batch_size = training.train_batch_size * training.world_size
     if training.dataloader_drop_last and len(pairs) < batch_size:
         raise ValueError(
-            f"{arguments.train_data} has only {len(pairs)} {pairs.medium}s, fewer than a batch of {batch_size}: lower "
+            f"{arguments.train_data} has only {len(pairs)} {pairs.medium}s, less than a batch of {batch_size}: lower "
             "--per_device_train_batch_size"
         )
     return pairs
 
 
 def load_eval_data(arguments: ImageArguments) -> PairDataset | None:
-    """Load the evaluation data, if any are named.
+    """Load the evaluation data, if `--eval_data` is set.
 
     Raises:
         FileNotFoundError, ValueError: naming the file, column or row that is wrong.
@@ -68,13 +68,13 @@ def load_eval_data(arguments: ImageArguments) -> PairDataset | None:
 
 
 def build_data(arguments: DataArguments, training: COTSTrainingArguments) -> tuple[Pairs, PairDataset | None]:
-    """Training pairs without those of `--keep_mask`, and evaluation pairs.
+    """Load the training pairs that `--keep_mask` keeps, and the evaluation pairs.
 
     Raises:
-        FileNotFoundError, ValueError: as [`load_train_data`], or if a stream is to be masked.
+        FileNotFoundError, ValueError: as [`load_train_data`], or if `--keep_mask` is combined with `--streaming`.
     """
     if arguments.streaming and arguments.keep_mask:
-        raise ValueError("--keep_mask needs a data set with a known length: leave out --streaming")
+        raise ValueError("--keep_mask needs a data set of known length: leave out --streaming")
     train_pairs = load_train_data(arguments, training)
     if arguments.keep_mask:
         apply_keep_mask(train_pairs, arguments.keep_mask)  # type: ignore[arg-type]  # no stream: refused above
@@ -84,31 +84,34 @@ def build_data(arguments: DataArguments, training: COTSTrainingArguments) -> tup
 def prepare_for_clips(
     model: PreTrainingModel, processor: COTSProcessor, model_arguments: ModelArguments, arguments: DataArguments
 ) -> None:
-    """Check that a model can be trained on the clips of `--video_column`, if it is set, and let its files say of how
-    many frames its clips are.
+    """If `--video_column` is set, check that the model can be trained on clips, and save the number of frames in its
+    config.
 
     Raises:
-        ValueError: naming what is for images alone.
+        ValueError: naming the flag or field that only supports images.
     """
     if arguments.video_column is None:
         return
     config = model.config
     if not isinstance(config, COTSConfig):
-        raise ValueError("--video_column is for COTS: SIMLA and COOKIE are trained on images")
+        raise ValueError("--video_column is only supported by COTS: SIMLA and COOKIE are trained on images")
     if config.uses_masks:
         raise ValueError(
             "--video_column: the token level masks images, not clips: turn it off with --config_overrides "
             '\'{"mvm_weight": 0, "mlm_weight": 0}\''
         )
     if model_arguments.standardize_features:
-        raise ValueError("--standardize_features is for images, not for the clips of --video_column")
+        raise ValueError("--standardize_features does not support clips: remove it or --video_column")
     if arguments.feature_cache and arguments.frame_jitter and "vision" in model_arguments.freeze:
-        raise ValueError("--frame_jitter takes other frames in each epoch, of which --feature_cache keeps none")
+        raise ValueError(
+            "--frame_jitter samples other frames in each epoch, which --feature_cache cannot store: remove one of the "
+            "two"
+        )
     config.num_frames = processor.video_processor.num_frames = arguments.num_frames
 
 
 def build_augmentation(config: Config, arguments: DataArguments) -> RandomCropFlip:
-    """Random crops and flips as the flags ask."""
+    """Build the random crops and flips that the flags ask for."""
     size = config.vision_config.image_size
     return RandomCropFlip(size, arguments.min_scale, arguments.flip, recolor=arguments.recolor)
 
@@ -117,16 +120,18 @@ def build_code_cache(model: PreTrainingModel, arguments: DataArguments, seed: in
     """Open the image codes of `--code_cache`, if it is set.
 
     Raises:
-        FileNotFoundError, ValueError: if the folder does not exist, was made with another tokenizer, crop, size or
-            seed, or masked image modeling, which needs codes, is off.
+        FileNotFoundError, ValueError: if the folder does not exist, was written for another tokenizer, crop, size or
+            seed, or masked image modeling, which needs the codes, is off.
     """
     if arguments.code_cache is None:
         return None
     config = model.config
     if config.tokenizer_loss is None:
-        raise ValueError("--code_cache is for masked image modeling, which COOKIE does not have")
+        raise ValueError("--code_cache is only for masked image modeling, which COOKIE does not have: remove it")
     if getattr(config, config.tokenizer_loss) == 0:
-        raise ValueError(f"--code_cache is for masked image modeling, but {config.tokenizer_loss} is 0")
+        raise ValueError(
+            f"--code_cache is only for masked image modeling, but {config.tokenizer_loss} is 0: remove it"
+        )
     settings = CodeSettings.from_tokenizer(
         model.image_tokenizer,
         config.image_tokenizer_config.image_size,
@@ -136,7 +141,11 @@ def build_code_cache(model: PreTrainingModel, arguments: DataArguments, seed: in
         seed,
     )
     cache = CodeCache(arguments.code_cache, settings)
-    logger.info("the codes of %d crops are read from %s, others are computed", len(cache), arguments.code_cache)
+    logger.info(
+        "%d crops have precomputed codes in %s; the codes of other crops are computed",
+        len(cache),
+        arguments.code_cache,
+    )
     return cache
 
 
@@ -148,19 +157,23 @@ def build_stored_features(
     arguments: DataArguments,
     training: COTSTrainingArguments,
 ) -> StoredFeaturePairs | StoredTexts | None:
-    """Compute or read the features of `--feature_cache`, if it is set: of all pairs, or of their texts alone where the
+    """If `--feature_cache` is set, compute or read the stored features: of all pairs, or only of their texts if the
     image tower is trained. `--standardize_features` initializes the projections with them.
 
     Raises:
-        ValueError: if training needs more of the towers than their features, or the projections are not new.
+        ValueError: if training needs more than the towers' features, or the projections are not new.
     """
     if model_arguments.standardize_features and (arguments.feature_cache is None or model_arguments.model):
         raise ValueError(
-            "--standardize_features needs --feature_cache, and new projections, which --model does not have"
+            "--standardize_features needs --feature_cache and new projections, which a --model checkpoint does not "
+            "have"
         )
     measured = model_arguments.standardize_features or model_arguments.model is not None
     if model.config.standardize_features and not measured:
-        raise ValueError("the config's standardize_features needs --standardize_features, which measures them")
+        raise ValueError(
+            "the config field standardize_features needs the flag --standardize_features, which measures mean and "
+            "deviation"
+        )
     if arguments.feature_cache is None:
         return None
     check_features_suffice(model, model_arguments, pairs)
@@ -186,8 +199,8 @@ def build_stored_features(
 
 
 def check_features_suffice(model: PreTrainingModel, arguments: ModelArguments, pairs: Pairs) -> None:
-    """Check that training needs nothing of the frozen towers but one global feature per image and text; of an image
-    tower that is trained, texts alone are stored.
+    """Check that training needs no more of the frozen towers than one global feature per image and text. If the image
+    tower is trained, only text features are stored.
 
     Raises:
         ValueError: naming the flag or field that needs more.
@@ -195,34 +208,34 @@ def check_features_suffice(model: PreTrainingModel, arguments: ModelArguments, p
     frozen = set(arguments.freeze)
     if frozen not in (set(TOWERS), {"text"}) or arguments.lora_rank:
         raise ValueError(
-            "--feature_cache needs towers that are not trained: --freeze vision text, or --freeze text (images are "
-            "augmented, and those of a frozen image tower alone are not stored), without LoRA"
+            "--feature_cache needs frozen towers: set --freeze vision text, or --freeze text (images are "
+            "augmented, so a frozen image tower alone cannot be stored), and do not use LoRA"
         )
     if frozen == {"text"} and arguments.standardize_features:
-        raise ValueError("--standardize_features needs the features of both towers: --freeze vision text")
+        raise ValueError("--standardize_features needs the features of both towers: set --freeze vision text")
     if not isinstance(model, COTSForPreTraining):
-        raise ValueError("--feature_cache is for COTS: SIMLA and COOKIE read their towers' tokens")
+        raise ValueError("--feature_cache is only supported by COTS: SIMLA and COOKIE use the towers' token states")
     if model.config.uses_masks and frozen != {"text"}:
         raise ValueError(
-            "--feature_cache stores features of unmasked inputs: turn the token level off with --config_overrides "
+            "--feature_cache stores features of unmasked inputs: turn off the token level with --config_overrides "
             '\'{"mvm_weight": 0, "mlm_weight": 0}\''
         )
     if not isinstance(pairs, PairDataset):
-        raise ValueError("--feature_cache needs a data set with a known length: leave out --streaming")
+        raise ValueError("--feature_cache needs a data set of known length: leave out --streaming")
 
 
 def build_views(config: Config, arguments: DataArguments, pairs: Pairs) -> SecondViews | None:
-    """The second views of COOKIE's contrasts within a modality, None for other models; `pairs` are told if a second
-    caption of the same image serves as one.
+    """Build the second views for COOKIE's contrasts within one modality; None for other models. If another caption of
+    the same image serves as a view, `pairs` are set to return it.
 
     Raises:
-        ValueError: if other captions are asked of a stream.
+        ValueError: if other captions are needed from a stream.
     """
     if not isinstance(config, CookieConfig):
         return None
     if config.textual_weight > 0 and config.text_view == "other_caption":
         if not isinstance(pairs, PairDataset):
-            raise ValueError('text_view="other_caption" needs a data set with a known length: leave out --streaming')
+            raise ValueError('text_view="other_caption" needs a data set of known length: leave out --streaming')
         pairs.other_captions = True
     return SecondViews.from_config(config, build_augmentation(config, arguments))
 
@@ -235,6 +248,6 @@ def build_collator(
     views: SecondViews | None = None,
     stored_texts: StoredTexts | None = None,
 ) -> COTSCollator:
-    """The collator with the flags' augmentation, stored codes, second views and stored features of texts."""
+    """Build the collator with the flags' augmentation, stored codes, second views and stored text features."""
     augmentation, clips = build_augmentation(config, arguments), arguments.video_column is not None
     return COTSCollator(processor, config, augmentation, code_cache, views, stored_texts, clips)

@@ -72,15 +72,15 @@ TEXT_LENGTH = 64  # tokens of a text, where neither flag nor model says
 
 
 def check_sources(arguments: ModelArguments) -> None:
-    """Check that exactly one source of the model is named, and that what is named exists or may be a Hub id.
+    """Check that exactly one model source is given, and that every name exists or has the form of a Hub id.
 
     Raises:
-        ValueError: if there is none, or more than one.
+        ValueError: if no source or more than one is given.
         OSError: naming the one that is missing.
     """
     sources = [arguments.model, arguments.vision or arguments.text, arguments.config]
     if sum(source is not None for source in sources) != 1 or bool(arguments.vision) != bool(arguments.text):
-        raise ValueError("name exactly one source of the model: --model, or --vision with --text, or --config")
+        raise ValueError("give exactly one source for the model: --model, or --vision with --text, or --config")
     if arguments.image_tokenizer and arguments.architecture == "cookie":
         CookieForPreTraining.refuse_image_tokenizer()
     for source in (*sources, arguments.text, arguments.image_tokenizer):
@@ -90,12 +90,12 @@ def check_sources(arguments: ModelArguments) -> None:
 
 
 def build_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
-    """Load the named text tokenizer, or that of the checkpoint, the text tower or the config. With a text tower that
-    becomes SIMLA's, it drops [SEP] and punctuation, see [`simla_tokenizer`]. Without a padding token, as GPT-2's, its
-    end token pads: the attention mask tells the two apart.
+    """Load the text tokenizer: `--tokenizer`, or that of the checkpoint, the text tower or the config. For a new SIMLA
+    it drops [SEP] and punctuation, see [`simla_tokenizer`]. If it has no padding token (GPT-2), texts are padded with
+    its end token; the attention mask tells the two apart.
 
     Raises:
-        ValueError: if not exactly one source of the model is named, or the tokenizer has no token to pad with.
+        ValueError: if not exactly one model source is given, or the tokenizer has no token to pad with.
     """
     check_sources(arguments)
     source = arguments.tokenizer or arguments.model or arguments.text or arguments.config
@@ -108,7 +108,7 @@ def build_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ValueError(
-                f"the tokenizer {source} has neither a pad_token nor an eos_token to pad with; name another with "
+                f"the tokenizer {source} has neither a pad_token nor an eos_token to pad with; choose another with "
                 "--tokenizer"
             )
         logger.warning("the tokenizer %s has no pad_token: texts are padded with %s", source, tokenizer.eos_token)
@@ -123,8 +123,8 @@ def build_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
 def build_processor(
     config: Config, tokenizer: PreTrainedTokenizerBase, arguments: ModelArguments | None = None
 ) -> COTSProcessor:
-    """Make the processor with the config's image size, mean and standard deviation; resizing, cropping and padding are
-    those of `--model`, if it has a processor."""
+    """Make the processor with the config's image size, mean and standard deviation. It resizes, crops and pads like
+    the processor of `--model`, if there is one."""
     source = read_processor(arguments.model) if arguments is not None and arguments.model else None
     if source is not None:
         return build_source_processor(source, config, tokenizer)
@@ -136,7 +136,7 @@ def build_processor(
 
 
 def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainingModel:
-    """Build the model for pre-training that the flags name, with LoRA and frozen towers as they ask.
+    """Build the pre-training model from the flags, with LoRA and frozen towers if requested.
 
     Raises:
         ValueError: if not exactly one source is named, an override is not a field of the config, a tower lacks what
@@ -184,7 +184,7 @@ def build_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -
 
 
 def find_model_class(arguments: ModelArguments) -> type[PreTrainingModel]:
-    """The class that the flags, the checkpoint or the config ask for.
+    """Find the model class from the flags, the checkpoint or the config.
 
     Raises:
         ValueError: if the checkpoint or config is of another model.
@@ -197,12 +197,14 @@ def find_model_class(arguments: ModelArguments) -> type[PreTrainingModel]:
         return COTSForPreTraining
     if config.model_type not in MODELS:
         other = ", nor another dual encoder" if arguments.model else ""
-        raise ValueError(f"{source} is not a COTS, SIMLA or COOKIE model but '{config.model_type}'{other}")
+        raise ValueError(
+            f"{source} is not a COTS, SIMLA or COOKIE model: its model_type is '{config.model_type}'{other}"
+        )
     return MODELS[config.model_type]
 
 
 def read_overrides(arguments: ModelArguments, config_class: type[Config]) -> dict[str, Any]:
-    """The config fields of `--config_overrides`.
+    """Read the config fields of `--config_overrides`.
 
     Raises:
         ValueError: naming those that the config does not have.
@@ -210,12 +212,12 @@ def read_overrides(arguments: ModelArguments, config_class: type[Config]) -> dic
     overrides = dict(arguments.config_overrides or {})  # type: ignore[arg-type]  # parse_arguments reads JSON
     unknown = sorted(set(overrides) - {field.name for field in dataclasses.fields(config_class)})
     if unknown:
-        raise ValueError(f"--config_overrides: no field of {config_class.__name__}: {', '.join(unknown)}")
+        raise ValueError(f"--config_overrides: {config_class.__name__} has no field {', '.join(unknown)}")
     return overrides
 
 
 def load_config(source: str | None, overrides: dict[str, Any]) -> Config:
-    """The config of a checkpoint, folder or file, with some fields replaced.
+    """Load the config of a checkpoint, folder or file, with some fields replaced.
 
     Raises:
         ValueError: if the fields contradict each other.
@@ -231,8 +233,8 @@ def plan_config(
     overrides: dict[str, Any],
     theirs: PreTrainedModel | None = None,
 ) -> Config:
-    """The config of the model that the flags name, read before any weights are; from a dual encoder that is loaded,
-    `theirs`, that of all fields in `overrides`.
+    """Build the model's config before any weights are loaded. For a dual encoder that is already loaded, `theirs`, all
+    fields come from `overrides`.
 
     Raises:
         ValueError: if a tower cannot be used, or fields contradict each other.
@@ -252,8 +254,8 @@ def plan_config(
 def choose_text_pooling(
     text: str, tokenizer: PreTrainedTokenizerBase, config_class: type[Config], overrides: dict[str, Any]
 ) -> dict[str, str]:
-    """The pooling of a text tower whose tokenizer puts no special token in front, unless one is named: there is no
-    class token to take, and `"mean"` takes its place. Empty where the tower's own default will do."""
+    """Choose `"mean"` pooling for a text tower whose tokenizer adds no special token at the start, since there is no
+    class token, unless a pooling is given. Empty if the tower's default is kept."""
     first = tokenizer("a")["input_ids"][:1]
     if config_class is not COTSConfig or (first and first[0] in tokenizer.all_special_ids):
         return {}
@@ -261,14 +263,14 @@ def choose_text_pooling(
         default = describe_tower(load_tower_config(text, "text"), "text").default_pooling
         return {"text_pooling": "mean"} if default == "cls" else {}
     if overrides["text_pooling"].startswith("cls"):
-        logger.warning('text_pooling="cls" takes the first word: the tokenizer puts no special token in front of it')
+        logger.warning('text_pooling="cls" pools the first word: the tokenizer adds no special token before it')
     return {}
 
 
 def load_checkpoint(
     source: str, model_class: type[PreTrainingModel], overrides: dict[str, Any]
 ) -> tuple[PreTrainingModel, bool]:
-    """A trained model with empty queues, and whether its image tokenizer has random weights.
+    """Load a trained model with empty queues, and say whether its image tokenizer has random weights.
 
     Raises:
         ValueError: if the file lacks weights of the encoder, or they do not fit the config.
@@ -285,17 +287,17 @@ def load_checkpoint(
     missing = sorted(key for key in info["missing_keys"] if key.startswith(prefix) and not key.endswith(new))
     missing = [key for key in missing if not key.startswith(f"{prefix}frame_pooler.")]
     if missing:
-        raise ValueError(f"{source}: the file lacks weights of the model: {', '.join(missing[:3])}")
+        raise ValueError(f"{source}: the file is missing weights of the model: {', '.join(missing[:3])}")
     model.reset_queues(**{name: getattr(config, name) if size is None else size for name, size in sizes.items()})
     return model, any(key.startswith("image_tokenizer.") for key in info["missing_keys"])
 
 
 def resize_images(model: PreTrainingModel, image_size: int | None) -> PreTrainingModel:
-    """The model for images of another side in pixels, if one is named: position embeddings of its image towers are
-    interpolated, the image tokenizer's grid follows, and all other weights stay.
+    """Adapt the model to another image size, if one is given: the position embeddings of its image towers are
+    interpolated, the image tokenizer's grid is adjusted, and all other weights are kept.
 
     Raises:
-        ValueError: if the image tower or the config does not allow for it.
+        ValueError: if the image tower or the config does not allow it.
     """
     if image_size is None or image_size == model.config.vision_config.image_size:
         return model
@@ -311,13 +313,13 @@ def resize_images(model: PreTrainingModel, image_size: int | None) -> PreTrainin
 def combine_towers(
     vision: str, text: str, image_tokenizer: str | None, model_class: type[PreTrainingModel], overrides: dict[str, Any]
 ) -> PreTrainingModel:
-    """A new model on top of two towers, with the image normalization of the image tower."""
+    """Build a new model on top of two towers, with the image normalization of the image tower."""
     overrides = read_normalization(vision) | overrides
     return model_class.from_vision_text_pretrained(load_tower(vision), load_tower(text), image_tokenizer, **overrides)
 
 
 def load_tower_config(source: str, kind: Literal["image", "text"]) -> PreTrainedConfig:
-    """The config of a tower: of a Hub id or folder, of which a dual encoder gives that half, or given as JSON.
+    """Load the config of a tower from a Hub id, a folder (of a dual encoder, that half), or JSON.
 
     Raises:
         ValueError: if the JSON is invalid or has no `model_type`.
@@ -330,22 +332,22 @@ def load_tower_config(source: str, kind: Literal["image", "text"]) -> PreTrained
 
 
 def read_tower_json(source: str) -> dict[str, Any]:
-    """The fields of a tower's config given as JSON.
+    """Read the fields of a tower's config from JSON.
 
     Raises:
         ValueError: if the JSON is invalid or has no `model_type`.
     """
-    with naming(f"the config of a tower (--vision or --text) is no JSON: {source}"):
+    with naming(f"the config of a tower (--vision or --text) is not valid JSON: {source}"):
         fields = json.loads(source)
     if "model_type" not in fields:
-        raise ValueError(f"the config of a tower to train from random weights needs a model_type, got {source}")
+        raise ValueError(f"the JSON config of a tower with random weights needs a model_type, got {source}")
     return fields
 
 
 def load_tower(source: str) -> str | PreTrainedModel:
-    """A tower with random weights if `source` is a config as JSON; else `source` itself, a Hub id or folder.
+    """Build a tower with random weights if `source` is a JSON config; else return `source`, a Hub id or folder.
 
-    `"add_pooling_layer": false` leaves the pooler out. No model here uses it, but it takes random numbers.
+    `"add_pooling_layer": false` leaves out the pooler, which no model here uses but which would draw random numbers.
 
     Raises:
         ValueError: if the JSON is invalid or has no `model_type`.
@@ -361,14 +363,15 @@ def load_tower(source: str) -> str | PreTrainedModel:
 
 
 def read_normalization(source: str) -> dict[str, list[float]]:
-    """Image mean and standard deviation that a pretrained image tower was trained with; empty if it has no image
-    processor."""
+    """Read the image mean and standard deviation of a pretrained image tower; empty if it has no image processor."""
     if source.startswith("{"):
         return {}
     try:
         processor = AutoImageProcessor.from_pretrained(source)
     except (OSError, ValueError):
-        logger.warning("%s has no image processor: images are normalized with mean and deviation 0.5", source)
+        logger.warning(
+            "%s has no image processor: images are normalized with mean 0.5 and standard deviation 0.5", source
+        )
         return {}
     return {"image_mean": list(processor.image_mean), "image_std": list(processor.image_std)}
 
@@ -377,7 +380,7 @@ def read_normalization(source: str) -> dict[str, list[float]]:
 
 
 def check_image_tokenizer(config: Config, trained: bool) -> None:
-    """Check that masked image modeling, if it is on, has a trained image tokenizer.
+    """Check that there is a trained image tokenizer if masked image modeling is on.
 
     Raises:
         ValueError: naming the loss that needs one.
@@ -385,18 +388,18 @@ def check_image_tokenizer(config: Config, trained: bool) -> None:
     weight = config.tokenizer_loss
     if weight is not None and getattr(config, weight) > 0 and not trained:
         raise ValueError(
-            f"{weight} > 0 needs a trained image tokenizer: name one with --image_tokenizer, or turn the loss off "
+            f"{weight} > 0 needs a trained image tokenizer: give one with --image_tokenizer, or turn off the loss "
             f"with --config_overrides '{{\"{weight}\": 0}}'"
         )
 
 
 @torch.no_grad()
 def add_mask_token(model: PreTrainingModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a model that masks words, and its tokenizer, the mask token that it lacks. Its word embedding begins as the
+    """Add a missing mask token to a model that masks words, and to its tokenizer. Its word embedding starts as the
     mean of the others.
 
     Raises:
-        ValueError: naming the field that asks for one, if the tokenizer takes no new token or the tower has no word
+        ValueError: naming the field that needs it, if the tokenizer cannot take a new token or the tower has no word
             embeddings.
     """
     known, name = len(tokenizer), tokenizer.name_or_path or "the tokenizer"
@@ -404,8 +407,8 @@ def add_mask_token(model: PreTrainingModel, tokenizer: PreTrainedTokenizerBase) 
     mask, encoders = tokenizer.mask_token_id, (model.encoder, *(momentum for momentum, _ in model.ema_pairs))
     if mask in (None, tokenizer.unk_token_id) or describe_tower(model.config.text_config).embedding_size is None:
         raise ValueError(
-            f"{name} has no mask_token and can be given none; name another with --tokenizer, or turn masked words off "
-            f"with --config_overrides '{{\"{model.config.mask_token_field}\": 0}}'"
+            f"{name} has no mask_token and none can be added; choose another with --tokenizer, or turn off word "
+            f"masking with --config_overrides '{{\"{model.config.mask_token_field}\": 0}}'"
         )
     if mask >= model.config.text_config.vocab_size:
         model.resize_token_embeddings(mask + 1, mean_resizing=False)
@@ -413,54 +416,54 @@ def add_mask_token(model: PreTrainingModel, tokenizer: PreTrainedTokenizerBase) 
         words = encoder.get_input_embeddings().weight
         words[mask] = words[:known].mean(dim=0)
     model.config.mask_token_id, model.config.special_token_ids = mask, sorted(tokenizer.all_special_ids)
-    logger.warning(
-        "%s has no mask_token: %s was added to it and to the text tower, for masked words", name, MASK_TOKEN
-    )
+    logger.warning("%s has no mask_token: %s was added to it and to the text tower for word masking", name, MASK_TOKEN)
 
 
 def check_simla_text(config: PreTrainedConfig) -> None:
-    """Check that a text tower can become SIMLA's, before its tokenizer is rewritten.
+    """Check that a text tower can be used by SIMLA, before its tokenizer is modified.
 
     Raises:
-        ValueError: if it is no BERT.
+        ValueError: if it is not a BERT.
     """
     if config.model_type != "bert":
-        raise ValueError(f"SIMLA's text stack starts from a BERT, not from '{config.model_type}'")
+        raise ValueError(f"SIMLA's text stack must start from a BERT, not from '{config.model_type}'")
 
 
 def check_text_tower(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
     """Check that the text tower has an embedding for every token and every position.
 
     Raises:
-        ValueError: if its vocabulary or its positions are too few.
+        ValueError: if it has too few word embeddings or positions.
     """
     words = config.text_config.vocab_size
     if len(tokenizer) > words:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the text tower only {words}")
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, but the text tower only {words}")
     positions = describe_tower(config.text_config).max_positions
     if positions is not None and tokenizer.model_max_length > positions:
         raise ValueError(
-            f"--max_text_length {tokenizer.model_max_length} is more than the text tower's {positions} positions"
+            f"--max_text_length {tokenizer.model_max_length} exceeds the text tower's {positions} positions"
         )
 
 
 def tell_about_towers(config: Config) -> None:
-    """Log what sets a tower apart: another pooling than "cls" by default, words that see only those before them,
-    padding that is not ignored."""
+    """Log what is special about a tower: a default pooling other than "cls", causal attention, or padding that is not
+    ignored."""
     for field, tower in config.tower_properties.items():
         if tower.default_pooling != "cls" and isinstance(config, COTSConfig):
             logger.info('%s: %s="%s"', tower.name, field, getattr(config, field))
         if not tower.ignores_padding:
-            logger.warning("%s does not ignore padding: it changes the embeddings of shorter texts", tower.name)
+            logger.warning(
+                "%s does not ignore padding: the embedding of a text depends on how much it is padded", tower.name
+            )
         if tower.is_causal and config.loss_weights.get("mlm", 0) > 0:
-            logger.warning("%s is causal: masked words are predicted from the words before them alone", tower.name)
+            logger.warning("%s is causal: masked words are predicted only from the words before them", tower.name)
 
 
 # ---------------------------------------------------------------------- which parameters are trained
 
 
 def parse_freeze(names: Sequence[str]) -> dict[str, int | None]:
-    """Which towers `--freeze` names, each with the number of its first layers, None for all of it.
+    """Parse `--freeze` into towers with the number of first layers to freeze, None for the whole tower.
 
     Raises:
         ValueError: for anything but "vision", "text" and these with a number, as in "vision:8", or one named twice.
@@ -470,12 +473,12 @@ def parse_freeze(names: Sequence[str]) -> dict[str, int | None]:
         tower, colon, count = name.partition(":")
         if tower not in TOWERS or (colon and not count.isdecimal()):
             raise ValueError(
-                f"--freeze takes {' and '.join(TOWERS)}, or one of them with its number of layers as in vision:8, "
+                f"--freeze takes {' and '.join(TOWERS)}, or one of them with a number of layers as in vision:8, "
                 f"got '{name}'"
             )
         depth = int(count) if colon else None
         if towers.setdefault(tower, depth) != depth:
-            raise ValueError(f"--freeze names {tower} twice: once is enough")
+            raise ValueError(f"--freeze names {tower} twice: remove one")
     return towers
 
 
@@ -483,7 +486,7 @@ def freeze_towers(model: PreTrainingModel, names: Sequence[str]) -> None:
     """Exclude the named towers, or their embeddings and first layers, from training.
 
     Raises:
-        ValueError: as [`parse_freeze`], or if a tower has not so many layers.
+        ValueError: as [`parse_freeze`], or if a tower has fewer layers.
     """
     for name, count in parse_freeze(names).items():
         tower = getattr(model.encoder, TOWERS[name])
@@ -498,20 +501,20 @@ def freeze_towers(model: PreTrainingModel, names: Sequence[str]) -> None:
 
 
 def add_lora(model: PreTrainingModel, rank: int, frozen: Sequence[str] = ()):
-    """Add low-rank adapters (Hu et al. 2022) to the attention of both towers; projections and token heads are
-    trained in full. The momentum encoder gets adapters too, which follow the trained ones.
+    """Add low-rank adapters (Hu et al. 2022) to the attention of both towers; projections and token heads are fully
+    trained. The momentum encoder gets adapters too, which follow the trained ones.
 
     Args:
-        frozen: towers that are not trained, and need no attention.
+        frozen: towers that are not trained, in which no attention layer is required.
 
     Raises:
         ModuleNotFoundError: naming the package, if peft is missing.
-        ValueError: for SIMLA and COOKIE, whose cross-attention and shared layers are new and must be trained in full;
-            and for a tower to be trained in whose attention no linear layer is found.
+        ValueError: for SIMLA and COOKIE, whose new cross-attention and shared layers must be fully trained; or if the
+            attention of a trained tower has no linear layers.
     """
     if not isinstance(model, COTSForPreTraining):
         new = "SIMLA's cross-attention" if isinstance(model, SimlaForPreTraining) else "COOKIE's shared layers"
-        raise ValueError(f"--lora_rank is for COTS: {new} must be trained in full")
+        raise ValueError(f"--lora_rank is only supported by COTS: {new} must be fully trained")
     targets = find_lora_targets(model, frozen)
     try:
         from peft import LoraConfig, get_peft_model
@@ -527,10 +530,10 @@ def add_lora(model: PreTrainingModel, rank: int, frozen: Sequence[str] = ()):
 
 
 def find_lora_targets(model: COTSForPreTraining, frozen: Sequence[str]) -> list[str]:
-    """Names of the linear layers to adapt, in both towers and in the momentum encoder's.
+    """Find the names of the linear layers to adapt, in both towers and in the momentum encoder.
 
     Raises:
-        ValueError: naming the tower, if one that is to be trained has none.
+        ValueError: naming the tower, if a trained tower has none.
     """
     targets = []
     for kind, attribute in TOWERS.items():
@@ -538,8 +541,8 @@ def find_lora_targets(model: COTSForPreTraining, frozen: Sequence[str]) -> list[
         layers = attention_layers(tower)
         if not layers and kind not in frozen:
             raise ValueError(
-                f"--lora_rank: {describe_tower(tower).name} has no attention with linear layers to adapt; leave out "
-                f"--lora_rank, or keep that tower as it is with --freeze {kind}"
+                f"--lora_rank: {describe_tower(tower).name} has no attention with linear layers to adapt; remove "
+                f"--lora_rank, or freeze that tower with --freeze {kind}"
             )
         encoders = ["cots"] + ["momentum_encoder"] * (model.momentum_encoder is not None)
         targets += [f"{encoder}.{attribute}.{layer}" for encoder in encoders for layer in layers]

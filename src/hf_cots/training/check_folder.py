@@ -1,4 +1,4 @@
-"""Checks a model's folder before it leaves this machine: files, card, and that it loads without the package."""
+"""Checks a model folder before it is published: its files, its card, and that it loads without the package."""
 
 import os
 import subprocess
@@ -20,10 +20,10 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 def check_folder(folder: Path) -> list[str]:
-    """Check a folder; returns what its owner should know, one line each.
+    """Check a folder; returns notes for its owner, one line each.
 
     Raises:
-        FileNotFoundError: if it is no saved model.
+        FileNotFoundError: if it is not a saved model.
         ValueError: naming the file that must not be published, the card's fault, or what differs without the package.
     """
     check_files(folder)
@@ -33,31 +33,33 @@ def check_folder(folder: Path) -> list[str]:
 
 
 def check_files(folder: Path) -> None:
-    """Check that a folder is a saved model and nothing else."""
+    """Check that a folder contains a saved model and nothing else."""
     for name in ("config.json", "README.md"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} has no {name}: it is no folder of a saved model")
+            raise FileNotFoundError(f"{folder} has no {name}: it is not a saved model's folder")
     if not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(f"{folder} has no weights (*.safetensors)")
     for path in sorted(folder.rglob("*")):
         if path.suffix in PICKLES:
             raise ValueError(
-                f"{path} is a pickle file, which runs code when it is loaded: weights are safetensors only"
+                f"{path} is a pickle file, which can run code when loaded: only safetensors weights may be published"
             )
         if path.is_symlink() or path.name.startswith(".") or path.name.startswith("checkpoint-"):
-            raise ValueError(f"{path} is no part of a saved model: move it out of the folder")
+            raise ValueError(f"{path} is not part of a saved model: move it out of the folder")
 
 
 def check_card(folder: Path) -> list[str]:
     """Check the card's metadata with huggingface_hub, offline."""
     text = read_card(folder)
     if text is None:
-        raise ValueError(f"{folder / 'README.md'} is the card that transformers makes up: write what the model is")
+        raise ValueError(
+            f"{folder / 'README.md'} is transformers' generated card: write your own description of the model"
+        )
     try:
         data = ModelCard(text).data
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{folder / 'README.md'}: its metadata are wrong: {reason}") from None
+        raise ValueError(f"{folder / 'README.md'}: invalid metadata: {reason}") from None
     notes = []
     if data.license in (None, UNKNOWN_LICENSE):
         notes.append(
@@ -71,7 +73,7 @@ def check_card(folder: Path) -> list[str]:
 
 
 def check_without_package(folder: Path) -> None:
-    """Check that the folder's own code gives the same numbers as the package, in a process that cannot import it."""
+    """Check that the folder's own code gives the same outputs as the package, in a process that cannot import it."""
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "outputs.safetensors"
         variables = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(Path(scratch) / "modules")}
@@ -84,7 +86,9 @@ def check_without_package(folder: Path) -> None:
         theirs = load_file(output)
     ours = isolated.compute_outputs(folder, trust_remote_code=False)
     if theirs.keys() != ours.keys():
-        raise ValueError(f"{folder}: its own code gives {sorted(theirs)}, and the package {sorted(ours)}")
+        raise ValueError(f"{folder}: its own code outputs {sorted(theirs)}, but the package outputs {sorted(ours)}")
     differing = sorted(name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name]))
     if differing:
-        raise ValueError(f"{folder}: its own code gives other {', '.join(differing)} than the package: save it anew")
+        raise ValueError(
+            f"{folder}: its own code gives different {', '.join(differing)} than the package: save the model again"
+        )

@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or not used: one whose writing was interrupted has no valid `complete.json`."""
+"""Checkpoint completeness: a checkpoint whose writing was interrupted has no valid `complete.json` and is not used."""
 
 import json
 import logging
@@ -15,12 +15,12 @@ TRAINER_STATE = "trainer_state.json"
 
 
 def invalidate(folder: Path) -> None:
-    """Remove the mark of a checkpoint before anything in its folder is overwritten."""
+    """Remove a checkpoint's `complete.json` before anything in its folder is overwritten."""
     (folder / COMPLETE).unlink(missing_ok=True)
 
 
 def mark_complete(folder: Path) -> None:
-    """Mark a checkpoint whose files are all written: list each with its size in bytes, in one atomic step."""
+    """Write a checkpoint's `complete.json`, which lists each file with its size in bytes, in one atomic step."""
     sizes = {
         str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
     }
@@ -30,7 +30,7 @@ def mark_complete(folder: Path) -> None:
 
 
 def recorded_sizes(folder: Path) -> dict[str, int] | None:
-    """The files that a checkpoint was complete with and their sizes; None if its mark is missing or damaged."""
+    """Read the files and sizes of a checkpoint's `complete.json`; None if it is missing or damaged."""
     try:
         return json.loads((folder / COMPLETE).read_text())
     except (FileNotFoundError, ValueError):
@@ -38,16 +38,16 @@ def recorded_sizes(folder: Path) -> dict[str, int] | None:
 
 
 def holds_weights_alone(folder: Path) -> bool:
-    """Whether a checkpoint was written with `--save_only_model`: its last file is there, but no optimizer ever was."""
+    """Whether a checkpoint was written with `--save_only_model`: it is complete but has no optimizer state."""
     names = {path.name for path in folder.glob("*")} | (recorded_sizes(folder) or {}).keys()
     return TRAINER_STATE in names and not any(name.startswith(("optimizer", "global_step")) for name in names)
 
 
 def find_problem(folder: Path) -> str | None:
-    """Why a run must not be resumed from a checkpoint; None if it is marked as complete, every file has its recorded
-    size, and the optimizer's state is among them."""
+    """Say why a run cannot be resumed from a checkpoint; None if it is marked as complete, every file has its recorded
+    size, and the optimizer's state is included."""
     if not folder.is_dir():
-        return f"there is no folder {folder}"
+        return f"no such folder: {folder}"
     if holds_weights_alone(folder):
         return (
             f"{folder} has weights but no optimizer and no learning-rate schedule (--save_only_model); a new run can "
@@ -69,10 +69,10 @@ def find_problem(folder: Path) -> str | None:
 
 
 def last_checkpoint(output_dir: Path | str) -> Path | None:
-    """The complete checkpoint with the most steps, or None; later ones that are incomplete are named in the log.
+    """Find the complete checkpoint with the most steps, or None; later, incomplete ones are logged.
 
     Raises:
-        ValueError: if a later one holds weights alone: a run that began again before it would overwrite it.
+        ValueError: if a later one contains only weights: resuming from an earlier one would overwrite it.
     """
     steps = {}
     for folder in Path(output_dir).glob("checkpoint-*"):
@@ -85,7 +85,7 @@ def last_checkpoint(output_dir: Path | str) -> Path | None:
             return folder
         if holds_weights_alone(folder):
             raise ValueError(f"cannot resume: {problem}")
-        logger.warning("passing over a checkpoint: %s", problem)
+        logger.warning("skipping a checkpoint: %s", problem)
     return None
 
 

@@ -1,4 +1,4 @@
-"""The size of a run's data, told before its first step."""
+"""Reports the size of a run's data before its first step."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,19 +38,19 @@ class DataReport(TrainerCallback):
 
 
 def check_step(pairs: int, dataset: Any, step: int) -> None:
-    """Check that an optimizer step has any pair.
+    """Check that an optimizer step has at least one pair.
 
     Args:
-        pairs: of the step that could be used, over all processes.
-        dataset: where they come from.
+        pairs: usable pairs of the step, over all processes.
+        dataset: the data set they come from.
         step: number of the step, counted from 0.
 
     Raises:
-        ValueError: naming the data, a pair that cannot be used, and the file with the others.
+        ValueError: naming the data, a pair that cannot be used, and the file that lists the others.
     """
     if pairs > 0:
         return
-    message = f"step {step + 1} has no pair that can be used"
+    message = f"step {step + 1} has no usable pair"
     report = dataset.report if isinstance(dataset, (PairDataset, PairStream)) else None
     if isinstance(dataset, (PairDataset, PairStream)):
         message = f"{dataset.name}: {message}"

@@ -1,4 +1,4 @@
-"""Signs of a run that goes wrong while its loss falls: pure functions, computed on each micro-batch and logged."""
+"""Signs of a training run going wrong although its loss falls: pure functions, computed and logged per micro-batch."""
 
 import torch
 
@@ -48,7 +48,7 @@ def similarity_to_queue(
     """
     queue = model.key_queue
     if queue is None:
-        raise ValueError("a model without momentum contrast has no queue")
+        raise ValueError("the model has no queue: it does not use the momentum contrast")
     scores = image_embeds.float() @ queue.text_keys.float().t()  # (n, N_Q)
     age = (queue.pointer - 1 - torch.arange(len(queue), device=queue.pointer.device)) % len(queue)
     usable = ~queue.invalid_negatives(image_ids)

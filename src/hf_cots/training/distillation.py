@@ -1,4 +1,4 @@
-"""Distill a text tower into one for several languages, from translation pairs (Reimers and Gurevych, 2020)."""
+"""Distill a multilingual text tower from translation pairs (Reimers and Gurevych, 2020)."""
 
 import json
 import logging
@@ -48,7 +48,7 @@ class TextCollator:
         return dict(self.tokenizer(list(texts), return_token_type_ids=False, **options))
 
     def count_cut(self, texts: Sequence[str]) -> int:
-        """How many texts have more than `max_length` tokens."""
+        """Count the texts with more than `max_length` tokens."""
         if not texts:
             return 0
         lengths = map(len, self.tokenizer(list(texts), return_token_type_ids=False)["input_ids"])
@@ -81,7 +81,7 @@ def embed_texts(model: PreTrainedModel, collator: TextCollator, texts: Sequence[
 
 
 class DistillationTrainer(PairTrainer):
-    """Trains a student's embeddings of texts, of several languages, to be the teacher's of the English ones.
+    """Trains a multilingual student to give translations the embeddings that the teacher gives their English texts.
 
     The loss is the mean squared error between [`pool_tokens`] of the student's translation and that of the teacher's
     English text. In the paper each pair has a second term for the student's English text; here each distinct English
@@ -89,8 +89,8 @@ class DistillationTrainer(PairTrainer):
     as often as they are.
 
     Args:
-        targets: (sources, width) the teacher's embeddings of the training data's `sources`.
-        eval_targets: those of the evaluation data.
+        targets: (sources, width) teacher embeddings of the training data's `sources`.
+        eval_targets: teacher embeddings of the evaluation data's `sources`.
         Everything else is as for `transformers.Trainer`; data are [`TranslationPairs`] and the collator a
         [`TextCollator`].
     """
@@ -101,7 +101,7 @@ class DistillationTrainer(PairTrainer):
         self.targets, self.eval_targets = targets, eval_targets
 
     def create_optimizer(self, model: Any = None):
-        """Trainer's, with a learning rate of their own for the word embeddings, most of which are new."""
+        """Like Trainer's, with a separate learning rate for the word embeddings, most of which are new."""
         if self.optimizer is None:
             words = self.accelerator.unwrap_model(self.model).get_input_embeddings().weight
             decayed = set(self.get_decay_parameter_names(self.model))
@@ -126,15 +126,15 @@ class DistillationTrainer(PairTrainer):
         return (loss, {"embeds": embeds}) if return_outputs else loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """An estimate for the log, of all parts."""
+        """An estimate for the log, summed over all parts."""
         return sum(super(DistillationTrainer, self).floating_point_ops(part) for part in inputs["parts"])
 
     def metric_names(self) -> set[str]:
         return METRICS
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """The mean squared error on `eval_dataset`, and accuracy in percent: of how many translations the nearest
-        English text, by the cosine, is their own; both also by language."""
+        """Compute the mean squared error on `eval_dataset` and the accuracy: the percentage of translations whose
+        nearest English text by cosine is their own. Both are also reported by language."""
         pairs: TranslationPairs = self.eval_dataset if eval_dataset is None else eval_dataset
         model = self.accelerator.unwrap_model(self.model)
         embeds = embed_texts(model, self.data_collator, pairs.translations, self.args.per_device_eval_batch_size)
@@ -146,11 +146,11 @@ class DistillationTrainer(PairTrainer):
 
 
 def measure_translations(embeds: torch.Tensor, targets: torch.Tensor, pairs: TranslationPairs) -> dict[str, float]:
-    """What [`DistillationTrainer.evaluate`] reports, without prefix.
+    """Compute the metrics of [`DistillationTrainer.evaluate`], without prefix.
 
     Args:
-        embeds: (n, width) the student's, of the pairs' translations.
-        targets: (sources, width) the teacher's, of the pairs' sources.
+        embeds: (n, width) student embeddings of the pairs' translations.
+        targets: (sources, width) teacher embeddings of the pairs' sources.
     """
     rows = torch.from_numpy(pairs.source_rows)
     errors = (embeds - targets[rows]).square().mean(dim=1)
@@ -169,8 +169,8 @@ def save_student(trainer: DistillationTrainer, teacher: str, fingerprint: str) -
 
     Args:
         trainer: a trainer that has finished.
-        teacher: its name, for readers.
-        fingerprint: of the teacher, by [`tower_fingerprint`].
+        teacher: name of the teacher, for readers.
+        fingerprint: the teacher's [`tower_fingerprint`].
     """
     folder = Path(trainer.args.output_dir) / "model"
     if not trainer.is_world_process_zero():

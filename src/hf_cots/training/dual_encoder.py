@@ -1,4 +1,4 @@
-"""Training that starts from another dual encoder, such as CLIP or SigLIP: what is taken over, and what is left out."""
+"""Start training from another dual encoder, such as CLIP or SigLIP: what is taken over and what is left out."""
 
 import logging
 from typing import Any
@@ -19,18 +19,18 @@ logger = logging.getLogger(__name__)
 
 
 def read_config(source: str) -> PreTrainedConfig:
-    """The config of a model, of which sentence-transformers may keep the files in a folder of their own."""
+    """Read the config of a model; sentence-transformers may keep its files in a sub-folder."""
     name, subfolder = locate_dual_encoder(source)
     return AutoConfig.from_pretrained(name, subfolder=subfolder, trust_remote_code=False)
 
 
 def is_dual_encoder(config: PreTrainedConfig) -> bool:
-    """Whether a config is of a model of two towers that is none of ours."""
+    """Whether a config belongs to another library's two-tower model."""
     return {"vision_config", "text_config"} <= set(config.sub_configs) and not isinstance(config, TwoTowerConfig)
 
 
 def read_processor(source: str) -> COTSProcessor | None:
-    """The processor of a dual encoder, as our own, or that of one of our checkpoints; None if there is none."""
+    """Read a dual encoder's processor as a [`COTSProcessor`], or that of a checkpoint; None if there is none."""
     if is_dual_encoder(read_config(source)):
         return COTSProcessor.from_dual_encoder(source)
     try:
@@ -45,11 +45,11 @@ def read_processor(source: str) -> COTSProcessor | None:
 
 
 def text_limit(arguments: ModelArguments, default: int, limit: int) -> int:
-    """Tokens at which texts are cut: `--max_text_length`, or else the `limit` that comes with a dual encoder or a COTS
-    of `--model`, or else `default`; never more than `limit`.
+    """The maximum number of tokens per text: `--max_text_length`, or else the `limit` of the dual encoder or COTS
+    given by `--model`, or else `default`; never more than `limit`.
 
     Raises:
-        ValueError: if the text tower reads texts padded to `limit`, and another length is asked for.
+        ValueError: if the text tower needs texts padded to `limit` and another length is requested.
     """
     config = None if arguments.model is None else read_config(arguments.model)
     if arguments.max_text_length is None:
@@ -59,8 +59,8 @@ def text_limit(arguments: ModelArguments, default: int, limit: int) -> int:
         processor = read_processor(arguments.model)  # type: ignore[arg-type]
         if processor is not None and processor.padding == "max_length":
             raise ValueError(
-                f"--max_text_length {arguments.max_text_length}: {arguments.model} reads texts padded to {limit} "
-                "tokens, and only those; leave it out"
+                f"--max_text_length {arguments.max_text_length}: {arguments.model} only accepts texts padded to "
+                f"{limit} tokens; remove the flag"
             )
     return min(arguments.max_text_length, limit)
 
@@ -69,17 +69,17 @@ def text_limit(arguments: ModelArguments, default: int, limit: int) -> int:
 
 
 def load_named_dual_encoder(arguments: ModelArguments) -> PreTrainedModel | None:
-    """The dual encoder that `--model` names; None if it is one of our checkpoints, or there is no `--model`.
+    """Load the dual encoder that `--model` names; None if it is a checkpoint of this package, or `--model` is not set.
 
     Raises:
-        ValueError: if it cannot become a COTS, or another architecture is asked for.
+        ValueError: if it cannot become a COTS, or another architecture is requested.
     """
     if arguments.model is None or not is_dual_encoder(read_config(arguments.model)):
         return None
     if arguments.architecture != "cots":
         raise ValueError(
-            f"--architecture {arguments.architecture} is built from --vision and --text; from the dual encoder "
-            f"{arguments.model} only a COTS can start"
+            f"--architecture {arguments.architecture} must be built from --vision and --text; the dual encoder "
+            f"{arguments.model} can only be turned into a COTS"
         )
     return load_dual_encoder(arguments.model)
 
@@ -105,7 +105,7 @@ def choose_fields(
     fields |= text_fields(tokenizer, fields["text_padding"]) | dict.fromkeys(left_out, 0) | overrides
     taken = describe_what_is_taken_over(COTSConfig.from_towers(**fields), tokenizer.model_max_length)
     logger.info(
-        "%s (%s): taken over are %s%s",
+        "%s (%s): keeping %s%s",
         arguments.model,
         type(theirs).__name__,
         taken,
@@ -115,7 +115,7 @@ def choose_fields(
 
 
 def find_missing(config: PreTrainedConfig, arguments: ModelArguments) -> dict[str, str]:
-    """Why parts of the token level cannot be had, by the fields of their weights."""
+    """Explain which parts of the token level are not available and why, by the fields of their weights."""
     missing = {}
     if arguments.image_tokenizer is None:
         missing["mvm_weight"] = "no --image_tokenizer is named"
@@ -125,10 +125,10 @@ def find_missing(config: PreTrainedConfig, arguments: ModelArguments) -> dict[st
 
 
 def describe_what_is_taken_over(config: COTSConfig, length: int) -> str:
-    """The parts of a dual encoder that a training starts from, in words.
+    """Describe the parts of a dual encoder that training starts from.
 
     Args:
-        length: tokens at which texts are cut.
+        length: maximum number of tokens per text.
     """
     towers = (f'{tower.name} ({field}="{getattr(config, field)}")' for field, tower in config.tower_properties.items())
     return (
@@ -140,7 +140,7 @@ def describe_what_is_taken_over(config: COTSConfig, length: int) -> str:
 def build_source_processor(
     source: COTSProcessor, config: TwoTowerConfig, tokenizer: PreTrainedTokenizerBase
 ) -> COTSProcessor:
-    """The processor of `--model` for images of the config's size, mean and deviation, and a tokenizer."""
+    """Build the processor of `--model` with the config's image size, mean and deviation, and a tokenizer."""
     side, images = config.vision_config.image_size, source.image_processor
     if output_sides(images) != (side, side):
         images = images.at_size(side)

@@ -1,4 +1,4 @@
-"""Stop training when evaluation finds no better model any more, `--early_stopping_patience`."""
+"""Stop training when evaluation no longer improves (`--early_stopping_patience`)."""
 
 import logging
 
@@ -9,8 +9,8 @@ logger = logging.getLogger(__name__)
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """transformers' callback, which a resumed run goes on with: it keeps the count of its checkpoint, and a run that
-    was stopped stays stopped unless it is given more patience."""
+    """transformers' callback, made resumable: a resumed run continues the count of its checkpoint, and a stopped run
+    stays stopped unless it is given more patience."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
@@ -26,7 +26,7 @@ class EarlyStopping(EarlyStoppingCallback):
         if self.early_stopping_patience_counter >= self.early_stopping_patience:
             control.should_training_stop = True
             logger.info(
-                "stopped at step %d: the last %d evaluations found no better %s than the %.4g of step %s",
+                "stopped at step %d: no improvement in the last %d evaluations (best %s: %.4g at step %s)",
                 *(state.global_step, self.early_stopping_patience_counter, args.metric_for_best_model),
                 *(state.best_metric, state.best_global_step),
             )

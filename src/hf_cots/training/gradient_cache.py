@@ -39,7 +39,7 @@ class RandomState:
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
-        """Within, this state again; after it, the one before."""
+        """Restore this state for the duration of the context, and the previous state after it."""
         before = RandomState.now(self.device)
         self.restore()
         try:
@@ -49,12 +49,12 @@ class RandomState:
 
 
 def cache_gradients(model: Any, batches: list[dict[str, Any]], steps: list[Step]) -> list[Step]:
-    """The gradients of a whole step's contrast, for each of its micro-batches.
+    """Compute the gradients of a whole step's contrast, for each of its micro-batches.
 
     Args:
         model: with `contrast_embeds`, `contrast_parameters` and `contrast_terms`, in training mode.
         batches: this rank's micro-batches.
-        steps: theirs, of `begin_step`.
+        steps: their steps, from `begin_step`.
 
     Returns:
         The steps with `cached`: forward must be called under its random state. The sum of the backward passes, after

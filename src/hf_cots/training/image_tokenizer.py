@@ -63,7 +63,7 @@ class DVAETrainer(PairTrainer):
         return cosine(0.0, self.model.config.kl_weight, self._progress(self.args.kl_warmup_fraction))
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The micro-batches of an optimizer step, which must not all be without an image that can be read."""
+        """Get the micro-batches of an optimizer step, and check that at least one image can be read."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches and isinstance(self.train_dataset, PairStream) and self._train_batch_size > 1:
             # In the place of a batch of no image the collator gives one black image.
@@ -110,7 +110,7 @@ class DVAETrainer(PairTrainer):
             sheet.save(Path(self.args.output_dir) / f"reconstructions-{self.state.global_step:06d}.png")
         if found["collapsed"]:
             logger.warning(
-                "the codebook has collapsed: %d of %d codes are in use on %d images of %s",
+                "the codebook has collapsed: only %d of %d codes are used on %d images of %s",
                 *(found["used_codes"], self.model.config.codebook_size, len(dataset), dataset.name),
             )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}

@@ -1,6 +1,6 @@
-"""What a saved model computes for people without the package; this file imports nothing of it.
+"""Computes a saved model's outputs as users without this package would; this file imports nothing from it.
 
-As a program, `python isolated.py FOLDER OUTPUT.safetensors`, it refuses to find hf_cots, as if it were not installed.
+Run as a program, `python isolated.py FOLDER OUTPUT.safetensors`, it blocks imports of hf_cots, as if not installed.
 """
 
 import sys
@@ -16,7 +16,7 @@ TEXTS = ("a photo of the dog", "a small cat, sitting on a mat")
 
 
 class NotInstalled:
-    """An import hook for which there is no package hf_cots."""
+    """An import hook that hides the package hf_cots."""
 
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> None:
@@ -25,11 +25,11 @@ class NotInstalled:
 
 
 def compute_outputs(folder: Path | str, trust_remote_code: bool) -> dict[str, torch.Tensor]:
-    """All tensors that a folder's model gives for two images and two texts, or, for an image tokenizer, pixels.
+    """Compute all output tensors of a folder's model for two images and two texts; of an image tokenizer, for pixels.
 
     Args:
         folder: of the saved model.
-        trust_remote_code: use the code in the folder, not that of the package.
+        trust_remote_code: use the code in the folder instead of the package's.
     """
     from transformers import AutoConfig, AutoModel, AutoProcessor
 

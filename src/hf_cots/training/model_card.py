@@ -36,17 +36,17 @@ def write_model_card(
     license: str | None = None,
     location: str | None = None,
 ) -> None:
-    """Write `README.md` with the card of a retrieval model, from what the folder tells of its training and results.
+    """Write `README.md` with the card of a retrieval model, from the training record and results in its folder.
 
     Args:
-        folder: the model's folder. Of its files the card tells what is in `training.json` ([`record_training`]) and
-            `results.json` (a report of an evaluation), and shows or names `losses.png`, `queries.png`, `recipe.yaml`.
+        folder: the model's folder. The card reports the contents of `training.json` ([`record_training`]) and
+            `results.json` (an evaluation report), and shows or links `losses.png`, `queries.png` and `recipe.yaml`.
         config: the model's config.
-        training: a sentence or two on data and length of the training.
+        training: a sentence or two about the training data and its length.
         model_name: its name on the Hub; by default the folder's name.
-        license: of the weights, as the Hub names it. It depends on the training data, so only their owner can name it;
-            without it the card says so.
-        location: what the card's example passes to `from_pretrained`; by default the name.
+        license: license of the weights, as a Hub identifier. It depends on the training data, so that only you can
+            choose it; if None, the card says that no license was chosen.
+        location: what the card's example passes to `from_pretrained`; defaults to the name.
     """
     folder = Path(folder)
     name, report = model_name or folder.name, read_report(folder)
@@ -76,8 +76,8 @@ def write_model_card(
 
 
 def about_training(folder: Path) -> dict[str, Any]:
-    """What the templates tell of a training: `record`, which is `training.json` or None; `training_rows` of a table,
-    with the curves of the loss below it; and `has_recipe`."""
+    """Template variables about the training: `record`, the contents of `training.json` or None; `training_rows` of a
+    table, which has the loss curves below it; and `has_recipe`."""
     path = folder / TRAINING
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     losses = LOSSES if (folder / LOSSES).is_file() else None
@@ -86,7 +86,7 @@ def about_training(folder: Path) -> dict[str, Any]:
 
 
 def render_part(template: str, **values: Any) -> str:
-    """What a template of a part of a card gives."""
+    """Render the template of one part of a card."""
     text = (TEMPLATES / template).read_text(encoding="utf-8")
     return Template(text, trim_blocks=True, lstrip_blocks=True).render(**values).strip()
 
@@ -95,10 +95,10 @@ def render_part(template: str, **values: Any) -> str:
 
 
 def read_report(folder: Path) -> dict[str, Any] | None:
-    """The report of an evaluation that lies in a model's folder; None if there is none.
+    """Read the evaluation report in a model's folder; None if there is none.
 
     Raises:
-        ValueError: if `results.json` is no such report.
+        ValueError: if `results.json` is not such a report.
     """
     path = folder / RESULTS
     if not path.is_file():
@@ -106,17 +106,17 @@ def read_report(folder: Path) -> dict[str, Any] | None:
     with naming(path):
         report = json.loads(path.read_text(encoding="utf-8"))
     if not all(name in report for name in (*DIRECTIONS, "chance")):
-        raise ValueError(f"{path} is no report of a retrieval (`hf-cots evaluate --output` writes one)")
+        raise ValueError(f"{path} is not a retrieval report: write one with `hf-cots evaluate --output`")
     return report
 
 
 def evaluated_on(report: dict[str, Any]) -> str:
-    """The name of a report's data."""
+    """The name of the data in a report."""
     return data_name(report.get("data", {}).get("name", "held-out pairs"))
 
 
 def list_metrics(report: dict[str, Any]) -> list[EvalResult]:
-    """The metrics that the card's metadata hold."""
+    """The metrics for the card's metadata."""
     task, data = "image-text-retrieval", evaluated_on(report)
     return [
         EvalResult(task, "custom", data, metric, value, metric_name=f"{direction} {metric}")
@@ -127,7 +127,7 @@ def list_metrics(report: dict[str, Any]) -> list[EvalResult]:
 
 
 def render_results(folder: Path, report: dict[str, Any] | None) -> str:
-    """The part of a card on results, between its marks."""
+    """Render the results section of a card, between its markers."""
     table = None if report is None else card_table(report)
     queries = QUERIES if (folder / QUERIES).is_file() else None
     data = None if report is None else evaluated_on(report)
@@ -135,8 +135,8 @@ def render_results(folder: Path, report: dict[str, Any] | None) -> str:
 
 
 def refresh_results(folder: Path) -> None:
-    """Write the results in a card anew, such as after `hf-cots evaluate --output` has written others beside it. A card
-    without the marks of its results stays as it is."""
+    """Update the results in a card, for example after `hf-cots evaluate --output` has written new ones next to it. A
+    card without markers around its results is left unchanged."""
     path, report = folder / "README.md", read_report(folder)
     card = ModelCard.load(path)
     if report is None or not MARKED.search(card.text):
@@ -161,8 +161,8 @@ def write_image_tokenizer_card(
 
     Args:
         folder, config, training, model_name, license, location: as for [`write_model_card`].
-        results: metrics of [`evaluate_image_tokenizer`] on `eval_data`, whose image of reconstructions is
-            `reconstructions.png` in the folder; empty if it was not evaluated.
+        results: metrics of [`evaluate_image_tokenizer`] on `eval_data`, with reconstructions in the folder's
+            `reconstructions.png`; empty if it was not evaluated.
     """
     data = ModelCardData(
         license=license or UNKNOWN_LICENSE,
@@ -187,7 +187,7 @@ def write_image_tokenizer_card(
 
 
 def tell_of_truncation(path: Path, dim: int, before: int) -> None:
-    """Say in a card that the embeddings were truncated, and that its results are those of the whole model."""
+    """Note in a card that the embeddings were truncated, and that its results are those of the full model."""
     card = ModelCard.load(path)
     card.data.eval_results = card.data.model_name = None  # which were not measured with these embeddings
     note = f"**Embeddings of the first {dim} of {before} dimensions.** Results below, if any, are of all {before}.\n"

@@ -1,4 +1,4 @@
-"""What data, models and folders are called in what others will read: without the paths of this machine."""
+"""Public names of data, models and folders, without the paths of this machine."""
 
 import re
 from pathlib import Path, PureWindowsPath
@@ -12,8 +12,8 @@ def model_name(args: TrainingArguments) -> str:
 
 
 def data_name(data: str) -> str:
-    """The name of data for a card: a Hub id as it is; of a path or an address only the last part, because the rest
-    tells about this machine."""
+    """The name of data for a card: a Hub id as it is; of a path or URL only the last part, because the rest describes
+    this machine."""
     is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", data) and not data.startswith(".") and not Path(data).exists()
     if is_id or not re.search(r"[/\\~.]", data):
         return data
@@ -22,8 +22,8 @@ def data_name(data: str) -> str:
 
 
 def loadable_name(args: TrainingArguments, folder: Path) -> str:
-    """What a card's reader passes to `from_pretrained`: `--hub_model_id`, or the folder as seen from here, or from the
-    folder that holds it."""
+    """What a card's reader passes to `from_pretrained`: `--hub_model_id`, or the folder relative to the current folder
+    or to its parent."""
     if args.hub_model_id:
         return args.hub_model_id
     here = Path.cwd()

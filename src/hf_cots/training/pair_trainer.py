@@ -1,6 +1,6 @@
-"""A Trainer whose data order depends on the seed alone, and whose checkpoints are complete or not used.
+"""A Trainer whose data order depends only on the seed, and which never resumes from an incomplete checkpoint.
 
-Both serve one promise: a run that is killed at any moment and resumed equals the uninterrupted run.
+Together these guarantee that a run that is killed at any moment and resumed equals the uninterrupted run.
 """
 
 import logging
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class ExactOrder(TrainerCallback):
-    """Logs before each save, so that no mean is cut in two by a restart."""
+    """Logs before each save, so that a restart does not split a logged mean."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         check_evaluations(args, state)
@@ -38,7 +38,7 @@ class ExactOrder(TrainerCallback):
 
 
 class PassedOver(Sampler):
-    """Batches behind `count` that are not read: Trainer passes over as many when it resumes in mid-epoch."""
+    """Batches preceded by `count` placeholders, which Trainer skips when it resumes in mid-epoch."""
 
     def __init__(self, batches: PairBatches | StreamBatches, count: int):
         self.batches, self.count = batches, count
@@ -53,11 +53,11 @@ class PairTrainer(Trainer):
 
     - Each process takes its slice of a batch here; accelerate would fill an incomplete last batch with pairs of the
       epoch's beginning.
-    - A checkpoint counts only when all of it was written (`complete.json`); older ones are deleted after that.
-    - `resume_from_checkpoint` may be "last"; an incomplete checkpoint is refused by name.
-    - The position in the data is a number of pairs: a run may go on with another batch size, another number of
-      micro-batches in a step, or on another number of processes.
-    - A setting that would have no effect is refused, as is a resumed run that would silently differ.
+    - A checkpoint is valid only once all of it was written (`complete.json`); older ones are deleted after that.
+    - `resume_from_checkpoint` may be "last"; resuming from an incomplete checkpoint is an error.
+    - The position in the data is a number of pairs: a run can resume with another batch size, number of
+      micro-batches per step, or number of processes.
+    - A setting that would have no effect is an error, as is a resumed run that would silently differ.
 
     Args:
         As for `transformers.Trainer`. A `train_dataset` that has a length is indexed by `(epoch, index)`.
@@ -77,7 +77,7 @@ class PairTrainer(Trainer):
             self.add_callback(EarlyStopping(patience))
 
     def metric_names(self) -> set[str] | None:
-        """What `evaluate` reports, without the prefix; None if that is not known before."""
+        """The metrics that `evaluate` reports, without the prefix; None if not known in advance."""
         return None
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any):
@@ -88,7 +88,7 @@ class PairTrainer(Trainer):
                 as on the command line) for the same, or for a new run if there is none.
 
         Raises:
-            ValueError: if the checkpoint to resume from is incomplete or of another run, or none is found.
+            ValueError: if the checkpoint is incomplete or from another run, or none is found.
         """
         self.resumed_from = self._find_checkpoint(resume_from_checkpoint)
         if self.resumed_from is not None or self.args.save_strategy != "no":
@@ -117,7 +117,7 @@ class PairTrainer(Trainer):
     # ------------------------------------------------------------------ the order of the data
 
     def get_train_dataloader(self) -> DataLoader:
-        """The dataloader of this process; the order of the pairs depends on the seed alone."""
+        """Return the dataloader of this process; the order of the pairs depends only on the seed."""
         dataset, args = self.train_dataset, self.args
         process = {"rank": args.process_index, "world_size": args.world_size}
         seed = args.seed if args.data_seed is None else args.data_seed
@@ -185,7 +185,7 @@ class PairTrainer(Trainer):
             return
         if self.state.global_step >= self.state.max_steps:
             logger.warning(
-                "nothing is left to train: %d of %d steps are done", self.state.global_step, self.state.max_steps
+                "nothing left to train: %d of %d steps are done", self.state.global_step, self.state.max_steps
             )
             self.control.should_training_stop = True
             return
@@ -223,17 +223,18 @@ class PairTrainer(Trainer):
         except (RuntimeError, ValueError, LookupError, EOFError, UnpicklingError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
-                f"cannot resume {checkpoint}: its optimizer or schedule is damaged or of other parameters ({reason})"
+                f"cannot resume {checkpoint}: its optimizer or scheduler state is damaged or has other parameters "
+                f"({reason})"
             ) from None
         problem = resuming.find_other_moments(self.optimizer) if checkpoint else None
         if problem:
             raise ValueError(f"cannot resume {checkpoint}: {problem}")
 
     def _find_best_checkpoint(self) -> None:
-        """Find the best checkpoint again where the run's folder was moved.
+        """Find the best checkpoint again if the run's folder was moved.
 
         Raises:
-            ValueError: if it is to be loaded at the end, and is gone.
+            ValueError: if it must be loaded at the end but does not exist.
         """
         step = self.state.best_global_step
         if not self.args.load_best_model_at_end or not step or self.state.best_model_checkpoint is not None:
@@ -241,7 +242,7 @@ class PairTrainer(Trainer):
         folder = self.resumed_from.parent / f"checkpoint-{step}"
         if not folder.is_dir():
             raise ValueError(
-                f"cannot resume {self.resumed_from}: {folder}, the best checkpoint so far, is gone; put it back, or "
+                f"cannot resume {self.resumed_from}: the best checkpoint so far, {folder}, is missing; restore it, or "
                 "leave out --load_best_model_at_end"
             )
         self.state.best_model_checkpoint = str(folder)
@@ -269,4 +270,4 @@ class PairTrainer(Trainer):
             rotate_checkpoints(self._get_output_dir(trial), limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def save_beside(self, folder: Path) -> None:
-        """Write what a checkpoint holds beside what transformers writes, if there is more; on one process."""
+        """Write additional checkpoint files beside those of transformers; called on one process."""

@@ -20,16 +20,16 @@ TOWERS = {"vision": "vision_model", "text": "text_model"}
 def group_parameters(
     model: nn.Module, encoder: nn.Module, args: TrainingArguments, decayed: Collection[str]
 ) -> list[dict[str, Any]] | None:
-    """Parameter groups for an optimizer, each with `params`, `lr` and `weight_decay`; None if every
+    """Build parameter groups for an optimizer, each with `params`, `lr` and `weight_decay`; None if every
     parameter has the same rate.
 
     With `args.layer_decay` = d, layer i of a tower's L layers has the tower's rate times d^(L + 1 - i) (Clark et al.
-    2020, ELECTRA; Bao et al. 2022, BEiT): its embeddings d^(L + 1), its last layer d, and what stands behind the
-    layers, as the projections and heads do, the rate itself.
+    2020, ELECTRA; Bao et al. 2022, BEiT): its embeddings d^(L + 1), its last layer d; everything after the
+    layers, such as projections and heads, has the rate itself.
 
     Args:
         model: its trained parameters are grouped.
-        encoder: the part of it that has the towers.
+        encoder: the part of the model that contains the towers.
         args: with `learning_rate`, `weight_decay`, and any of `vision_learning_rate`, `text_learning_rate` and
             `layer_decay`.
         decayed: names of the parameters with weight decay.
@@ -70,9 +70,7 @@ def _rates_by_layer(name: str, tower: nn.Module, rate: float, decay: float) -> d
     try:
         depths, layers = parameter_depths(tower), len(find_layers(tower)[1])
     except ValueError as error:
-        raise ValueError(
-            f"--layer_decay: {error}; leave it out, or keep that tower as it is with --freeze {name}"
-        ) from None
+        raise ValueError(f"--layer_decay: {error}; leave it out, or freeze that tower with --freeze {name}") from None
     rates = {id(p): rate * decay ** (layers + 1 - depths[n]) for n, p in tower.named_parameters()}
     trained = [rates[id(p)] for p in tower.parameters() if p.requires_grad]
     logger.info("%s tower: learning rates from %.3g to %.3g over %d layers", name, min(trained), max(trained), layers)

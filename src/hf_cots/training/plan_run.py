@@ -1,4 +1,4 @@
-"""What a training run will take: parameters, memory and time, from a few real steps of it."""
+"""Estimate the parameters, memory and time of a training run from a few real steps."""
 
 import resource
 import statistics
@@ -19,15 +19,15 @@ WARM_UP = 2  # steps that pay for allocations, and do not count
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take.
+    """The estimated cost of a run.
 
     Args:
-        parameters: of each part of the model, and of those how many are trained.
-        pairs: in the training data; None for a stream.
-        batch: pairs in an optimizer step.
+        parameters: number of parameters of each part of the model, and how many of them are trained.
+        pairs: number of training pairs; None for a stream.
+        batch: pairs per optimizer step.
         steps: optimizer steps of the whole run.
-        seconds: of one step, the median.
-        data_share: fraction of the steps' time in which the model waited for data.
+        seconds: median time of one step.
+        data_share: fraction of the steps' time spent waiting for data.
         gib: peak memory so far, of the accelerator or, without one, of the process.
     """
 
@@ -41,7 +41,7 @@ class Plan:
 
     @property
     def bottleneck(self) -> str:
-        """What limits the speed, in words."""
+        """Describe what limits the speed."""
         if self.data_share > 0.5:
             return "reading data: raise --dataloader_num_workers, or store smaller images"
         return f"the model; {100 * self.data_share:.0f}% of a step waits for data"
@@ -54,11 +54,11 @@ class Plan:
 
 
 def plan_run(trainer: COTSTrainer, tried: int = 6) -> Plan:
-    """Take a few real steps; the trainer is used up.
+    """Run a few real training steps and measure them; the trainer cannot be used afterwards.
 
     Args:
-        trainer: of the run, before its training.
-        tried: steps that are timed.
+        trainer: the run's trainer, before training.
+        tried: number of steps to time.
     """
     stepper = Stepper(trainer)
     times = [stepper.step() for _ in range(WARM_UP + tried)][WARM_UP:]
@@ -79,7 +79,7 @@ def plan_run(trainer: COTSTrainer, tried: int = 6) -> Plan:
 
 
 def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Parameters of each direct part, and of the parts of the deployed encoder: in all, and trained."""
+    """Count the parameters, total and trained, of each direct part and of the parts of the deployed encoder."""
     encoder = model.encoder
     parts = {name: part for name, part in model.named_children() if part is not encoder}
     counts = {}
@@ -91,12 +91,12 @@ def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def share_of_data(times: list[StepTime]) -> float:
-    """The fraction of all steps' time that waited for data."""
+    """The fraction of all steps' time spent waiting for data."""
     return sum(each.data for each in times) / sum(each.total for each in times)
 
 
 def peak_memory(device: torch.device) -> float:
-    """GiB that were in use at once: of a GPU, or else of this process."""
+    """Peak memory in GiB, of the GPU or, without one, of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux

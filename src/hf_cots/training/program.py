@@ -1,4 +1,4 @@
-"""What the programs `hf_cots.train` and `hf_cots.train_dvae` share."""
+"""Shared code of the programs `hf_cots.train` and `hf_cots.train_dvae`."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from .checkpoints import last_checkpoint
 
 
 def run_program(function: Callable[..., Any], *args: Any) -> None:
-    """Call `function` with logging set up, within [`one_line_errors`]."""
+    """Set up logging and call `function` inside [`one_line_errors`]."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         with one_line_errors():
@@ -24,8 +24,8 @@ def run_program(function: Callable[..., Any], *args: Any) -> None:
 
 @contextmanager
 def guarded_output(output_dir: str) -> Iterator[None]:
-    """Check before the work that `output_dir` can be written; if the work within is stopped by Ctrl-C, say what is
-    there.
+    """Check first that `output_dir` can be written; if the work inside is stopped with Ctrl-C, report what has been
+    saved.
 
     Raises:
         OSError: naming the folder.
@@ -36,7 +36,7 @@ def guarded_output(output_dir: str) -> Iterator[None]:
 
 
 def describe_checkpoints(output_dir: str) -> str:
-    """Where a stopped run goes on from."""
+    """Describe where a stopped run can be resumed."""
     found = last_checkpoint(output_dir)
     if found is None:
         return f"no checkpoint is complete in {output_dir}; --save_steps says how often one is written"

@@ -1,4 +1,4 @@
-"""The folder that users load and share: model, processor and card, and its upload to the Hub."""
+"""Save the folder that users load and share (model, processor and card), and upload it to the Hub."""
 
 import json
 import logging
@@ -34,14 +34,14 @@ def save_for_inference(
     eval_data: str | None = None,
     license: str | None = None,
 ) -> Path:
-    """Write the encoder, its processor, what was recorded of training and evaluation, and a model card to
-    `output_dir/model`, and return that folder. Every process must call it; the main one writes.
+    """Write the encoder, its processor, the records of training and evaluation, and a model card to
+    `output_dir/model`, and return that folder. Every process must call it; the main process writes.
 
     Args:
         trainer: a trainer that has finished.
-        result, pairs: of the final evaluation, and its data; None if there was none.
-        train_data, eval_data: names of the data for the card; of a path on this machine only its last part is told.
-        license: of the weights, as the Hub names it; without it the card says that none was chosen.
+        result, pairs: result and data of the final evaluation; None if there was none.
+        train_data, eval_data: names of the data for the card; of a local path only the last part is used.
+        license: license of the weights, as a Hub identifier; if None, the card says that none was chosen.
     """
     folder = Path(trainer.args.output_dir) / "model"
     state = trainer.full_state_dict()  # gathered from all processes
@@ -70,20 +70,20 @@ def save_for_inference(
         license,
         loadable_name(trainer.args, folder),
     )
-    logger.info("saved the model in %s", folder)
+    logger.info("saved the model to %s", folder)
     return folder
 
 
 def forget_origin(model: PreTrainedModel, folder: Path) -> None:
-    """Let a model be saved without the card and the records of what its training began with, and without those of an
-    earlier training into the same folder, but for the recipe, which has just been written."""
+    """Make sure that a model is saved without the card and records of the checkpoint it was trained from, and without
+    those of an earlier training in the same folder, except for the recipe, which has just been written."""
     model.name_or_path = ""
     for name in set(RECORDS) - {RECIPE}:
         (folder / name).unlink(missing_ok=True)
 
 
 def write_results(folder: Path, model: str, result: RetrievalResult, eval_data: str) -> None:
-    """Write `results.json`: a report as of `hf-cots evaluate`, with names for others to read."""
+    """Write `results.json`: a report like that of `hf-cots evaluate`, with public names."""
     report = result.to_dict() | {"model": {"name": model}, "data": {"name": eval_data}}
     (folder / RESULTS).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -123,12 +123,12 @@ def save_image_tokenizer(
         license,
         loadable_name(trainer.args, folder),
     )
-    logger.info("saved the image tokenizer in %s", folder)
+    logger.info("saved the image tokenizer to %s", folder)
     return folder
 
 
 def describe_training(trainer: PairTrainer, train_data: str, unit: str) -> str:
-    """The card's sentence on data and length of the training."""
+    """The card's sentence about the training data and its length."""
     args = trainer.args
     batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     best = args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None
@@ -137,11 +137,11 @@ def describe_training(trainer: PairTrainer, train_data: str, unit: str) -> str:
 
 
 def prepare_push(args: TrainingArguments) -> bool:
-    """Whether to upload the model at the end. If so, its repository is made now, so that a wrong token or name is told
-    before the training and not after it; and the flag is turned off, because Trainer would upload the checkpoints.
+    """Whether to upload the model at the end. If so, its repository is created now, so that a wrong token or name is
+    reported before training; and the flag is turned off, because Trainer would upload the checkpoints.
 
     Raises:
-        OSError: in one line, if the Hub is not reached or refuses.
+        OSError: if the Hub cannot be reached or refuses.
     """
     push, args.push_to_hub = args.push_to_hub, False
     if push and args.process_index == 0:
@@ -155,22 +155,22 @@ def push_folder(folder: Path, args: TrainingArguments) -> None:
 
 
 def publish(folder: Path, name: str, private: bool | None = None, token: str | None = None) -> str:
-    """Check a saved model and upload it with all that lies beside it.
+    """Check a saved model and upload its folder.
 
-    Its card then has the results that lie there, and names the repository.
+    The card is updated with the folder's results and the name of the repository.
 
     Args:
-        folder: of the model.
-        name: of the repository, as `org/name`; it is made if it does not exist.
-        private: whether a new one is private; None for the Hub's own choice.
-        token: of the Hub; by default the one that is logged in.
+        folder: the model's folder.
+        name: name of the repository, as `org/name`; created if it does not exist.
+        private: whether a new repository is private; None for the Hub's default.
+        token: Hub token; by default the one that is logged in.
 
     Returns:
-        The address of the repository.
+        The URL of the repository.
 
     Raises:
-        OSError, ValueError: as [`check_folder`], before anything is uploaded; or what the Hub answered. A repository
-            gets all of the folder or nothing.
+        OSError, ValueError: as [`check_folder`], before anything is uploaded; or with the Hub's answer. Either the
+            whole folder is uploaded or nothing.
     """
     for note in check_folder(folder):
         logger.warning("%s", note)
@@ -184,13 +184,13 @@ def publish(folder: Path, name: str, private: bool | None = None, token: str | N
 
 
 def make_repository(name: str, private: bool | None = None, token: str | None = None) -> RepoUrl:
-    """Make a repository, or find that it is there.
+    """Create a repository if it does not exist.
 
     Args:
         name, private, token: as for [`publish`].
 
     Raises:
-        OSError: in one line, if the Hub is not reached or refuses.
+        OSError: if the Hub cannot be reached or refuses.
     """
     with publishing(f"cannot write to the repository {name}"):
         return create_repo(name, private=private, token=token, exist_ok=True)
@@ -198,10 +198,10 @@ def make_repository(name: str, private: bool | None = None, token: str | None = 
 
 @contextmanager
 def publishing(failed: str) -> Iterator[None]:
-    """Say within one line what has failed, and what the Hub answered.
+    """Report failures in this context in one line, with the Hub's answer.
 
     Raises:
-        OSError: for all that goes wrong on the way to the Hub, and there.
+        OSError: for any error on the way to the Hub or from it.
     """
     try:
         yield

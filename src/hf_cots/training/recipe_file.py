@@ -1,4 +1,4 @@
-"""The recipe that is kept beside a trained model: the flags that were given."""
+"""The recipe saved with a trained model: the flags that were given."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from .arguments import read_recipe
 from .names import data_name
 
 
-# Flags whose values may be paths, of which the last part is told, as in the card; and what concerns this machine only.
+# Flags whose values may be paths, of which only the last part is kept, as in the card; and those of this machine.
 DATA = ("train_data", "eval_data", "keep_mask", "code_cache", "feature_cache", "output_dir")
 MODELS = ("vision", "text", "model", "tokenizer", "image_tokenizer", "config")
 PATHS = (*DATA, *MODELS, "deepspeed", "fsdp_config")
@@ -19,7 +19,8 @@ LEFT_OUT = ("hub_token", "resume_from_checkpoint", "logging_dir")
 
 
 def read_flags(argv: list[str] | None) -> dict[str, Any]:
-    """The flags of a command line by name: those of its recipe file, if it begins with one, and those after it."""
+    """Read the flags of a command line by name: those of its recipe file, if it starts with one, and those after
+    it."""
     words = list(sys.argv[1:] if argv is None else argv)
     given: dict[str, Any] = read_recipe(words.pop(0)) if words and not words[0].startswith("--") else {}
     values: list[str] = []
@@ -33,14 +34,14 @@ def read_flags(argv: list[str] | None) -> dict[str, Any]:
 
 
 def one_of(value: Any) -> Any:
-    """One value for a list of one, and True for a flag without values."""
+    """Unwrap a list of one value; a flag without values becomes True."""
     if not isinstance(value, list):
         return value
     return True if not value else value[0] if len(value) == 1 else value
 
 
 def simplify(value: Any) -> Any:
-    """As [`one_of`], with numbers, truth values and mappings for their texts."""
+    """Like [`one_of`], but parse texts of numbers, booleans and mappings."""
     value = one_of(value)
     try:
         return json.loads(value) if isinstance(value, str) else value
@@ -49,8 +50,8 @@ def simplify(value: Any) -> Any:
 
 
 def write_recipe(folder: Path, argv: list[str] | None) -> None:
-    """Write `recipe.yaml` into a folder, which is made: what was given to `hf_cots.train`, with the names of data and
-    towers but no paths."""
+    """Write `recipe.yaml` to a folder, which is created if needed: the flags given to `hf_cots.train`, with names of
+    data and towers instead of paths."""
     given = {name: value for name, value in read_flags(argv).items() if name not in LEFT_OUT}
     recipe = {
         name: data_name(value) if name in PATHS and isinstance(value, str) else value for name, value in given.items()

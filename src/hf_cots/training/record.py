@@ -1,4 +1,4 @@
-"""What a finished training tells of itself, for the card of its model: `training.json` and two pictures."""
+"""The record of a finished training, for the model card: `training.json` and two images."""
 
 import json
 import logging
@@ -49,16 +49,16 @@ def machine(device: str = "cpu") -> dict[str, str | int]:
 
 
 def record_training(trainer: PairTrainer, train_data: str) -> dict[str, Any]:
-    """What the card tells of a training, for JSON.
+    """Collect what the model card says about the training, for JSON.
 
     Args:
-        trainer: that has finished.
-        train_data: name of the data, without paths of this machine.
+        trainer: a trainer that has finished.
+        train_data: name of the data, without local paths.
 
     Returns:
         `data` (name, license, and sizes as far as they are known), `overlap` with the evaluation data, `seconds`,
-        `seed`, `precision`, `processes`, `machine`, `packages`, and `filter` (the share of pairs that it left out in
-        the end) if there was one.
+        `seed`, `precision`, `processes`, `machine`, `packages`, and `filter` (the fraction of pairs that it dropped
+        at the end) if there was one.
     """
     args, history = trainer.args, trainer.state.log_history
     reported = read_data_report(Path(args.output_dir))
@@ -83,13 +83,13 @@ def record_training(trainer: PairTrainer, train_data: str) -> dict[str, Any]:
 
 
 def read_data_report(output_dir: Path) -> dict[str, Any]:
-    """What a run has written about its data; nothing if it has not."""
+    """Read a run's report about its data; empty if there is none."""
     path = output_dir / DATA_REPORT
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def find_license(data: Any) -> str | None:
-    """The license that a data set names, or the file in its folder that tells; None if neither is there."""
+    """The license that a data set names, or the license file in its folder; None if there is neither."""
     pairs = data.pairs if isinstance(data, StoredFeaturePairs) else data
     named = getattr(getattr(getattr(pairs, "table", None), "info", None), "license", None)
     root = Path(getattr(pairs, "root", "."))
@@ -98,13 +98,13 @@ def find_license(data: Any) -> str | None:
 
 
 def write_record(folder: Path, trainer: PairTrainer, train_data: str) -> dict[str, Any]:
-    """Write `training.json`, and `losses.png` if matplotlib is there; returns what the former holds."""
+    """Write `training.json`, and `losses.png` if matplotlib is installed; returns the contents of the former."""
     record = record_training(trainer, train_data)
     (folder / TRAINING).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     try:
         from ..evaluation.rendering.training_curves import draw_losses
     except ModuleNotFoundError as error:
-        logger.warning("the card has no curves of the loss: %s", error)
+        logger.warning("the card has no loss curves: %s", error)
     else:
         draw_losses(trainer.state.log_history, folder / LOSSES)
     return record

@@ -1,7 +1,7 @@
-"""What a checkpoint tells of its run, and whether another run may go on from it.
+"""What a checkpoint records about its run, and checks whether another run can resume from it.
 
-Resuming restores weights, optimizer, schedule, random state and the position in the data. Whatever else differs would
-change the run silently: it is refused by name where it cannot be meant, and otherwise listed in one warning.
+Resuming restores weights, optimizer, schedule, random state and the position in the data. Any other difference would
+change the run silently: it is an error if it cannot be intended, and is otherwise listed in one warning.
 """
 
 import json
@@ -50,7 +50,7 @@ NOT_COMPARED = ("transformers_version", "_name_or_path", "architectures", "dtype
 
 
 def describe_run(trainer: Trainer) -> dict[str, Any]:
-    """What must agree for a run to go on from another's checkpoint, as plain JSON types."""
+    """Describe what must agree for a run to resume from a checkpoint, as plain JSON types."""
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     pairs_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     settings = {name: getattr(args, name, None) for name in (*SEEDS, *FROM_OPTIMIZER, *MAY_DIFFER)}
@@ -59,7 +59,7 @@ def describe_run(trainer: Trainer) -> dict[str, Any]:
     augmentation = getattr(trainer.data_collator, "augmentation", None)
     for name in ("min_scale", "flip"):
         settings[name] = getattr(augmentation, name, None)
-    settings["recolor"] = getattr(augmentation, "recolor", None) or None  # as runs of before, which do not name it
+    settings["recolor"] = getattr(augmentation, "recolor", None) or None  # as in older runs, which do not have it
     adapters = getattr(model, "peft_config", None) or {}
     run = {
         "settings": settings,
@@ -73,7 +73,7 @@ def describe_run(trainer: Trainer) -> dict[str, Any]:
 
 
 def flatten(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The fields of a config and of those within it, under dotted names."""
+    """Flatten a config and its sub-configs to dotted names."""
     for name, value in fields.items():
         if name in NOT_COMPARED:
             continue
@@ -84,7 +84,7 @@ def flatten(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def describe_data(data: Any) -> dict[str, Any]:
-    """Number of pairs and a digest of some of them; of a stream, of the first row. Folders may be moved."""
+    """The number of pairs and a digest of some of them; for a stream, of the first row. Folders can be moved."""
     if isinstance(data, StoredFeaturePairs):
         data = data.pairs
     if isinstance(data, PairStream):
@@ -143,14 +143,14 @@ def read_position(folder: Path, batches: PairBatches | StreamBatches, args: Trai
     """
     stream = (folder / STREAM_POSITION).is_file()
     if stream != isinstance(batches, StreamBatches):
-        raise ValueError(f"cannot resume {folder}: its run was {'' if stream else 'not '}one with --streaming")
+        raise ValueError(f"cannot resume {folder}: its run used {'' if stream else 'no '}--streaming")
     path = folder / (STREAM_POSITION if stream else POSITION)
     if path.is_file():
         return json.loads(path.read_text())
     state = read_state(folder)
     if state.get("train_batch_size") not in (None, args.train_batch_size):
         logger.warning(
-            "%s does not tell its position in the data: it is taken for one of steps of %d pairs, as in this run",
+            "%s has no position in the data: assuming that its steps had %d pairs, as in this run",
             *(folder, batches.global_size * args.gradient_accumulation_steps),
         )
     assert isinstance(batches, PairBatches)  # of a stream, `state` would be its position
@@ -163,18 +163,18 @@ def read_position(folder: Path, batches: PairBatches | StreamBatches, args: Trai
 
 
 def check_checkpoint(folder: Path, run: dict[str, Any], model: torch.nn.Module) -> str | None:
-    """Check that a complete checkpoint is one of this run.
+    """Check that this run can resume from a complete checkpoint.
 
     Args:
         folder: the checkpoint.
-        run: of [`describe_run`].
-        model: without wrappers.
+        run: from [`describe_run`].
+        model: the model without wrappers.
 
     Returns:
-        A warning of the settings that differ and may, None if there are none.
+        A warning that lists the settings that differ but are allowed to; None if there are none.
 
     Raises:
-        ValueError: naming what differs and must not.
+        ValueError: naming a difference that is not allowed.
     """
     before = json.loads((folder / RUN).read_text()) if (folder / RUN).is_file() else None
     for problem in (
@@ -192,7 +192,7 @@ def check_checkpoint(folder: Path, run: dict[str, Any], model: torch.nn.Module) 
 
 
 def find_other_model(folder: Path, run: dict[str, Any], before: dict[str, Any] | None) -> str | None:
-    """Why a checkpoint's model is of another kind than this run's, or None."""
+    """Say how a checkpoint's model differs in kind from this run's, or None."""
     kind = (before or {}).get("model_type")
     if kind is None and (folder / "config.json").is_file():
         kind = json.loads((folder / "config.json").read_text()).get("model_type")
@@ -201,12 +201,12 @@ def find_other_model(folder: Path, run: dict[str, Any], before: dict[str, Any] |
     if (folder / ADAPTERS).is_file() and not run["lora_rank"]:
         return "it holds LoRA adapters; pass the --lora_rank of its run"
     if run["lora_rank"] and not (folder / ADAPTERS).is_file():
-        return "it holds no LoRA adapters; leave out --lora_rank"
+        return "it contains no LoRA adapters; leave out --lora_rank"
     return None
 
 
 def find_other_run(run: dict[str, Any], before: dict[str, Any]) -> str | None:
-    """Why a checkpoint's run is another than this one, or None."""
+    """Say how a checkpoint's run differs from this one, or None."""
     now, then = run["settings"], before["settings"]
     for name in SEEDS:
         if now[name] != then.get(name):
@@ -235,7 +235,7 @@ def find_other_run(run: dict[str, Any], before: dict[str, Any]) -> str | None:
 
 
 def list_changes(run: dict[str, Any], before: dict[str, Any]) -> Iterator[str]:
-    """What differs and takes effect from the checkpoint on."""
+    """List the settings that differ and take effect from the checkpoint on."""
     for kind in ("settings", "config"):
         for name in sorted(run[kind].keys() | before[kind].keys()):
             now, then = run[kind].get(name), before[kind].get(name)
@@ -244,7 +244,8 @@ def list_changes(run: dict[str, Any], before: dict[str, Any]) -> Iterator[str]:
 
 
 def find_other_weights(folder: Path, run: dict[str, Any], model: torch.nn.Module) -> str | None:
-    """Why a checkpoint's tensors are not those of the model, or None: Trainer would load those that fit by name."""
+    """Say how a checkpoint's tensors differ from the model's, or None: Trainer would load those with matching
+    names."""
     files = [path for path in sorted(folder.glob("model*.safetensors")) if path.is_file()]
     if not files or run["lora_rank"]:
         return None
@@ -265,13 +266,13 @@ def find_other_weights(folder: Path, run: dict[str, Any], model: torch.nn.Module
 
 
 def present_name(tensor: str) -> str:
-    """The name of a checkpoint's tensor, where an older version called it otherwise."""
+    """The current name of a checkpoint's tensor, which older versions may have named differently."""
     prefix, dot, name = tensor.rpartition(".")
     return f"{prefix}{dot}{RENAMED_BUFFERS.get(name, name)}"
 
 
 def find_other_moments(optimizer: torch.optim.Optimizer) -> str | None:
-    """Why the state that an optimizer has loaded is of other parameters than its own, or None."""
+    """Say how a loaded optimizer state does not match the optimizer's parameters, or None."""
     for parameter, state in optimizer.state.items():
         for name in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
             if state.get(name) is not None and state[name].shape != parameter.shape:

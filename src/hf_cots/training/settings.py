@@ -1,4 +1,4 @@
-"""Settings of transformers' Trainer that have no effect here are refused by name before training starts."""
+"""Checks settings of transformers' Trainer: those that have no effect here are errors before training starts."""
 
 from dataclasses import MISSING, Field, fields
 from typing import Any
@@ -42,8 +42,8 @@ OF_ACCELERATE = ("split_batches", "dispatch_batches", "even_batches", "use_seeda
 
 
 def prepare_early_stopping(args: TrainingArguments) -> None:
-    """Let early stopping, if it is on, load the best model at the end. To be called before transformers and
-    [`choose_best_by`] check what that needs.
+    """If early stopping is on, load the best model at the end. Must be called before transformers and
+    [`choose_best_by`] check the settings that this needs.
 
     Raises:
         ValueError: if there are no evaluations to count.
@@ -52,31 +52,31 @@ def prepare_early_stopping(args: TrainingArguments) -> None:
         return
     if str(args.eval_strategy).rpartition(".")[2].lower() == "no":
         raise ValueError(
-            f"--{PATIENCE} counts evaluations: name --eval_data, and set --eval_strategy and --save_strategy to steps "
+            f"--{PATIENCE} counts evaluations: give --eval_data, and set --eval_strategy and --save_strategy to steps "
             "or epoch"
         )
     args.load_best_model_at_end = True
 
 
 def check_early_stopping(args: TrainingArguments) -> None:
-    """Check that every model that is evaluated can be the one to go back to.
+    """Check that every evaluated model is also saved, so that the best one can be loaded.
 
     Raises:
-        ValueError: if some are not saved.
+        ValueError: if some evaluated models are not saved.
     """
     by_steps = args.eval_strategy == args.save_strategy == "steps"
     if getattr(args, PATIENCE) is not None and by_steps and args.eval_steps != args.save_steps:
         raise ValueError(
-            f"--{PATIENCE} goes back to the best model: --save_steps {args.save_steps:g} must be --eval_steps "
-            f"{args.eval_steps:g}, or --save_strategy best"
+            f"--{PATIENCE} loads the best model at the end: --save_steps {args.save_steps:g} must equal --eval_steps "
+            f"{args.eval_steps:g}, or set --save_strategy best"
         )
 
 
 def check_settings(args: TrainingArguments, train_data: Any, metrics: set[str] | None) -> None:
-    """Check that every setting has an effect, and that the metric for the best model is one of evaluation's.
+    """Check that every setting has an effect, and that evaluation reports the metric for the best model.
 
     Args:
-        args: of the trainer.
+        args: the trainer's arguments.
         train_data: the data set to train on.
         metrics: names that evaluation reports, without `eval_`; None if they are not known.
 
@@ -100,10 +100,10 @@ def check_settings(args: TrainingArguments, train_data: Any, metrics: set[str] |
 
 
 def check_upload(args: TrainingArguments) -> None:
-    """Check the settings of an upload for the programs, which upload the finished model and no checkpoints.
+    """Check the upload settings of the programs, which upload the finished model but no checkpoints.
 
     Raises:
-        ValueError: naming the one that would have no effect.
+        ValueError: naming a setting that would have no effect.
     """
     for field in fields(args):
         if field.name in OF_UPLOADED_CHECKPOINTS and getattr(args, field.name) != default_of(field):
@@ -126,33 +126,33 @@ def check_metric(args: TrainingArguments, metrics: set[str]) -> None:
     name = args.metric_for_best_model.removeprefix("eval_")
     if name not in metrics:
         raise ValueError(
-            f"--metric_for_best_model {args.metric_for_best_model} is no metric of the evaluation, which reports "
+            f"--metric_for_best_model {args.metric_for_best_model} is not an evaluation metric; choose one of "
             f"{', '.join(sorted(metrics))}"
         )
 
 
 def check_evaluations(args: TrainingArguments, state: TrainerState) -> None:
-    """Check that a run that wants its best model evaluates at all.
+    """Check that a run that loads its best model evaluates at least once.
 
     Raises:
-        ValueError: if it is over before.
+        ValueError: if the run ends before its first evaluation.
     """
     wanted = args.load_best_model_at_end or args.save_strategy == "best"
     if wanted and args.eval_strategy == "steps" and state.eval_steps > state.max_steps:
         raise ValueError(
-            f"--eval_steps {state.eval_steps} is more than the {state.max_steps} steps of the run: without an "
+            f"--eval_steps {state.eval_steps} exceeds the {state.max_steps} steps of the run: without an "
             "evaluation there is no best model"
         )
 
 
 def choose_best_by(args: TrainingArguments, metric: str, smaller_is_better: tuple[str, ...]) -> None:
-    """Set the metric for the best model, and whether smaller is better, where the user did not. To be called before
-    transformers chooses the loss, which evaluation here does not report.
+    """Set the metric for the best model, and whether smaller is better, unless the user did. Must be called before
+    transformers chooses the loss, which evaluation does not report here.
 
     Args:
-        args: being initialized.
-        metric: to be used by default.
-        smaller_is_better: ends of the names of such metrics.
+        args: arguments that are being initialized.
+        metric: default metric.
+        smaller_is_better: suffixes of the names of metrics for which smaller is better.
 
     Raises:
         ValueError: if the best model is wanted and evaluations and checkpoints do not coincide.
@@ -173,7 +173,7 @@ def choose_best_by(args: TrainingArguments, metric: str, smaller_is_better: tupl
 
 
 def watch_in_the_right_direction(args: TrainingArguments) -> None:
-    """Tell schedules that follow a metric whether larger is better; torch's default is that smaller is."""
+    """Tell schedulers that follow a metric whether larger is better; torch assumes that smaller is."""
     if args.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
         mode = {"mode": "max" if args.greater_is_better else "min"}
         args.lr_scheduler_kwargs = mode | (args.lr_scheduler_kwargs or {})

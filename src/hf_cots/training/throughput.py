@@ -1,4 +1,4 @@
-"""How fast a run goes: pairs a second, the share of time spent waiting for data, and the use of the device."""
+"""Training throughput: pairs per second, the fraction of time spent waiting for data, and device utilization."""
 
 import time
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class Throughput:
-    """Counts what was done since the last log, without asking the device for anything.
+    """Counts the work done since the last log, without synchronizing with the device.
 
     Args:
-        peak_tflops: most operations that one device can do, in 10^12 a second. With it the operations of one step, the
-            first, are counted, and `mfu` is the share of the peak that the pairs since the last log have used.
+        peak_tflops: peak throughput of one device in TFLOPS. If given, the operations of the first step are counted,
+            and `mfu` is the fraction of the peak used by the pairs since the last log.
         world_size: number of devices that share the pairs.
     """
 
@@ -23,18 +23,18 @@ class Throughput:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was done before."""
+        """Reset the counters."""
         self._pairs, self._waited, self._since = 0, 0.0, time.perf_counter()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Within, the program waits for data."""
+        """Count the time in this context as waiting for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     def counting(self) -> AbstractContextManager[None]:
-        """Within, the operations of a part of a step are counted, if it is the first one."""
+        """Count the operations in this context, if they are part of the first step."""
         return nullcontext() if self.peak_tflops is None or self.flops_per_pair is not None else self._counting()
 
     @contextmanager

@@ -11,7 +11,7 @@ from .trainer import COTSTrainer
 
 
 class StepTime(NamedTuple):
-    """Seconds of one optimizer step: in all, and of them those that waited for data."""
+    """Seconds of one optimizer step: in total, and spent waiting for data."""
 
     total: float
     data: float
@@ -21,7 +21,7 @@ class Stepper:
     """Runs a trainer step by step, as its `train` does: data, `begin_step`, forward, backward, optimizer, `end_step`.
 
     Args:
-        trainer: before its training; data that end begin again.
+        trainer: a trainer before training; its data is repeated if it ends.
     """
 
     def __init__(self, trainer: COTSTrainer):

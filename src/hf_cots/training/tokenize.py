@@ -1,4 +1,4 @@
-"""The image tokenizer's codes of a training run's crops, written before it: `hf-cots tokenize`."""
+"""`hf-cots tokenize`: precompute the image tokenizer's codes for the crops of a training run."""
 
 from pathlib import Path
 
@@ -22,11 +22,11 @@ def tokenize_training_data(
     """Write the codes of the crops that a training run with these arguments sees, for its `--code_cache`.
 
     Args:
-        model_arguments, data_arguments, training: the run's; its model says how pixels are normalized.
+        model_arguments, data_arguments, training: the run's arguments; its model defines the normalization of pixels.
         output, epochs, batch_size, shard_size, workers: as for [`write_codes`].
 
     Returns:
-        How many crops were tokenized now, and how many were there already.
+        The number of crops that were tokenized now, and of those that were already there.
 
     Raises:
         ValueError: if the model has no image tokenizer or the data is a stream, and as [`write_codes`] says.
@@ -34,10 +34,10 @@ def tokenize_training_data(
     data_arguments.eval_data = None
     pairs, _ = build_data(data_arguments, training)
     if not isinstance(pairs, PairDataset):
-        raise ValueError("codes are written for pairs that can be counted: leave out --streaming")
+        raise ValueError("codes can only be written for a data set of known length: leave out --streaming")
     model = build_model(model_arguments, build_tokenizer(model_arguments))
     if model.config.tokenizer_loss is None or model.image_tokenizer is None:
-        raise ValueError("codes are for masked image modeling: this model has no image tokenizer")
+        raise ValueError("this model has no image tokenizer: codes are only used for masked image modeling")
     done = write_codes(
         pairs,
         model.image_tokenizer.float().eval().to(training.device),

@@ -36,14 +36,14 @@ QUEUE_QUERIES = 16  # of a micro-batch, whose similarity to the queue is logged:
 
 
 def to_channels_last(batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch with its pixels (n, 3, height, width) laid out channels last: no value changes, but their order in
-    memory, which convolutions keep from layer to layer."""
+    """Convert a batch's pixels (n, 3, height, width) to the channels-last memory format: the values stay the same, and
+    convolutions keep the format from layer to layer."""
     pixels = {name: batch[name] for name in ("pixel_values", "view_pixel_values") if name in batch}
     return batch | {name: rows.contiguous(memory_format=torch.channels_last) for name, rows in pixels.items()}
 
 
 class StepCallback(TrainerCallback):
-    """Ends COTS's step after the optimizer's."""
+    """Ends COTS's step after the optimizer step."""
 
     def __init__(self, trainer: "COTSTrainer"):
         self.trainer = trainer
@@ -61,11 +61,11 @@ class COTSTrainer(PairTrainer):
     [`COTSCollator`].
 
     The momentum keys of a whole optimizer step are computed before its first forward, so that gradient accumulation
-    and data parallelism give the gradients of one large batch. Each term of the loss, the filter, the queue and the
-    signs of a run going wrong are logged by name. `evaluate` reports retrieval on `eval_dataset`.
+    and data parallelism give the gradients of one large batch. Each loss term and statistics about the filter, the
+    queue and the health of the run are logged by name. `evaluate` reports retrieval metrics on `eval_dataset`.
 
     Args:
-        args: with `gradient_cache`, a contrast within the batch is one within the whole optimizer step.
+        args: with `gradient_cache`, in-batch contrasts use all pairs of the optimizer step.
         processing_class ([`COTSProcessor`]): saved with every checkpoint.
         Everything else is as for `transformers.Trainer`.
     """
@@ -74,12 +74,12 @@ class COTSTrainer(PairTrainer):
         super().__init__(*args, **kwargs)
         if self.args.n_gpu > 1:
             raise ValueError(
-                f"{self.args.n_gpu} GPUs in one process would split each batch behind the queue's back: start one "
-                "process per GPU with torchrun, or name one GPU in CUDA_VISIBLE_DEVICES"
+                f"{self.args.n_gpu} GPUs in one process are not supported, because DataParallel splits each batch: "
+                "start one process per GPU with torchrun, or select one GPU with CUDA_VISIBLE_DEVICES"
             )
         self.caches_gradients = getattr(self.args, "gradient_cache", False)
         if self.caches_gradients and not self.model.caches_gradients:
-            raise ValueError("--gradient_cache is for contrasts within the batch: the momentum contrast needs none")
+            raise ValueError("--gradient_cache is only for in-batch contrasts: the momentum contrast does not need it")
         self.add_callback(StepCallback(self))
         self.add_callback(DataReport(self))
         # Of the deployed weights, while training under --ema_decay.
@@ -87,7 +87,10 @@ class COTSTrainer(PairTrainer):
         decay = getattr(self.args, "ema_decay", None)
         if decay is not None:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-                raise ValueError("--ema_decay averages whole parameters, which --fsdp and --deepspeed divide")
+                raise ValueError(
+                    "--ema_decay averages whole parameters and does not support --fsdp and --deepspeed, which shard "
+                    "them"
+                )
             self.add_callback(AverageWeights(self, decay))
         self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
         self._counts: dict[str, torch.Tensor | int] = defaultdict(int)
@@ -99,11 +102,12 @@ class COTSTrainer(PairTrainer):
     # ------------------------------------------------------------------ optimizer
 
     def get_decay_parameter_names(self, model) -> list[str]:
-        """transformers' choice without the temperature: decay would pull it towards 1."""
+        """transformers' choice except for the temperature, which weight decay would pull towards 1."""
         return [name for name in super().get_decay_parameter_names(model) if not name.endswith("temperature")]
 
     def create_optimizer(self, model=None):
-        """Trainer's, or one of the parameter groups of `training/parameter_groups.py` if any rates are set."""
+        """Create Trainer's optimizer, or one with the groups of `training/parameter_groups.py` if separate rates are
+        set."""
         model = self.model if model is None else model
         groups = None
         if self.optimizer is None:
@@ -125,7 +129,7 @@ class COTSTrainer(PairTrainer):
 
     @contextmanager
     def unsharded_parameters(self) -> Iterator[None]:
-        """Within, parts of the model can be called; the transformer layers go on gathering their own shards."""
+        """A context in which parts of the model can be called; transformer layers still gather their own shards."""
         sharded = isinstance(self.model, FSDPModule)
         if sharded:
             self.model.unshard()
@@ -134,7 +138,7 @@ class COTSTrainer(PairTrainer):
             self.model.reshard()
 
     def full_state_dict(self) -> dict[str, torch.Tensor] | None:
-        """The unsharded state dict if the parameters are sharded, else None. Every rank must ask for it."""
+        """The unsharded state dict if the parameters are sharded, else None. Every rank must call this."""
         return self.accelerator.get_state_dict(self.model) if isinstance(self.model, FSDPModule) else None
 
     # ------------------------------------------------------------------ the step
@@ -167,7 +171,7 @@ class COTSTrainer(PairTrainer):
         return batches, num_items
 
     def _prepare_input(self, data):
-        """Trainer's, but the host does not wait until pinned memory is copied to the device."""
+        """Like Trainer's, but without waiting until pinned memory is copied to the device."""
         if isinstance(data, torch.Tensor) and not self.is_deepspeed_enabled:
             return data.to(self.args.device, non_blocking=True)
         return super()._prepare_input(data)
@@ -187,7 +191,7 @@ class COTSTrainer(PairTrainer):
     # ------------------------------------------------------------------ averaged weights
 
     def averaged_weights(self) -> AbstractContextManager[None]:
-        """Within, the model has the weights that will be deployed: averaged, under `--ema_decay`."""
+        """A context in which the model has the weights that will be deployed: the averaged ones with `--ema_decay`."""
         return nullcontext() if self.average is None else self.average.in_use()
 
     def save_beside(self, folder: Path) -> None:
@@ -197,7 +201,7 @@ class COTSTrainer(PairTrainer):
     # ------------------------------------------------------------------ checkpoints of adapters
 
     def _save(self, output_dir: str | None = None, state_dict=None):
-        """peft saves the adapters alone; projections, token heads and queues must be saved beside them."""
+        """Save what peft does not: it saves only the adapters, but not projections, token heads and queues."""
         super()._save(output_dir, state_dict)
         if self.args.should_save and not isinstance(self.model, PreTrainedModel):
             folder = Path(output_dir or self.args.output_dir)
@@ -215,20 +219,24 @@ class COTSTrainer(PairTrainer):
             self.average.load(Path(self.state.best_model_checkpoint))
 
     def _load_beside_adapters(self, folder: Path) -> None:
-        """What peft neither saves nor loads, on every way back to a checkpoint.
+        """Load what peft does not save or load, whenever a checkpoint is loaded.
 
         Raises:
-            ValueError: if the checkpoint has not all of it, or in other shapes.
+            ValueError: if the checkpoint lacks some of it or has other shapes.
         """
         if isinstance(self.model, PreTrainedModel):
             return
         path = folder / BESIDE_ADAPTERS
         if not path.is_file():
-            raise ValueError(f"{folder} has no {BESIDE_ADAPTERS}, which holds all that is trained beside the adapters")
+            raise ValueError(
+                f"{folder} has no {BESIDE_ADAPTERS}, which contains everything that is trained besides the adapters"
+            )
         base, saved = self.model.get_base_model(), {present_name(n): tensor for n, tensor in load_file(path).items()}
         for name, tensor in self._beside_adapters().items():
             if name not in saved or saved[name].shape != tensor.shape:
-                raise ValueError(f"{path} has no tensor {name} of shape {list(tensor.shape)}: it is of another model")
+                raise ValueError(
+                    f"{path} has no tensor {name} of shape {list(tensor.shape)}: it belongs to another model"
+                )
         base.load_state_dict(saved, strict=False)
 
     def _beside_adapters(self) -> dict[str, torch.Tensor]:
@@ -267,7 +275,7 @@ class COTSTrainer(PairTrainer):
                 self._record(name, value, some)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's log with the means since the last one, over all ranks."""
+        """Log as Trainer does, with the means since the last log over all ranks."""
         if "loss" in logs and self._counts:
             names = sorted(self._counts)
             sums = torch.stack([self._sums[name] for name in names])
@@ -289,7 +297,7 @@ class COTSTrainer(PairTrainer):
     # ------------------------------------------------------------------ evaluation
 
     def metric_names(self) -> set[str] | None:
-        """`text_to_image_R@1` and so on, behind the name of the data set if there are several."""
+        """`text_to_image_R@1` and so on, prefixed with the name of the data set if there are several."""
         sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
         if not all(isinstance(pairs, PairDataset | None) for pairs in sets.values()):
             return None
@@ -297,9 +305,9 @@ class COTSTrainer(PairTrainer):
         return {f"{prefix}_{name}".lstrip("_") for prefix in sets for name in names}
 
     def rank(self, pairs: PairDataset) -> RetrievalResult:
-        """Both directions of a data set, query by query, with the model as it would be deployed now.
+        """Rank both directions of a data set, query by query, with the model as it would be deployed now.
 
-        Every rank computes the same: data small enough to evaluate during training do not repay a split.
+        Every rank computes the same: data small enough to evaluate during training is not worth splitting.
         """
         was_training = self.model.training
         self.model.eval()
@@ -310,13 +318,13 @@ class COTSTrainer(PairTrainer):
         return RetrievalResult(encoder.name, "", rank_both(encoded), [encoded])
 
     def retrieval(self, pairs: PairDataset) -> dict[str, dict[str, float]]:
-        """The metrics of [`rank`], by direction."""
+        """Compute the metrics of [`rank`] by direction."""
         return self.rank(pairs).metrics()
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Retrieval in both directions on a [`PairDataset`]; `eval_text_to_image_R@1` and so on.
+        """Evaluate retrieval in both directions on a [`PairDataset`]: `eval_text_to_image_R@1` and so on.
 
-        Other data sets are evaluated by `transformers.Trainer`, which reports the loss.
+        For other data sets, `transformers.Trainer` reports the loss.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, str):  # one of several, as Trainer asks for it

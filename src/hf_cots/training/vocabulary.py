@@ -1,7 +1,7 @@
-"""A text tower's vocabulary, extended by the words of other languages.
+"""Extend a text tower's vocabulary by the words of other languages.
 
-What is there stays: English texts keep their tokens and embeddings, but for words that are now one token. The
-embedding of a new token begins as the mean of those of the English tokens with which the translation pairs align it.
+Existing tokens are kept: English texts keep their tokens and embeddings, except for words that are now one token. The
+embedding of a new token starts as the mean of those of the English tokens that the translation pairs align it with.
 """
 
 import copy
@@ -26,18 +26,18 @@ LONGEST_ALIGNED = 32  # tokens of a text
 def extend_tokenizer(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], vocab_size: int
 ) -> PreTrainedTokenizerBase:
-    """A copy of a WordPiece tokenizer with the pieces of another one added, which is trained on texts.
+    """Copy a WordPiece tokenizer and add the pieces of another one, which is trained on texts.
 
-    Normalization and the ids of all tokens that are there stay. An uncased BERT's takes accents from letters, in every
+    Normalization and the ids of existing tokens are kept. An uncased BERT's normalization strips accents in every
     script.
 
     Args:
-        tokenizer: with a WordPiece model, as BERT's.
-        texts: in other languages.
-        vocab_size: of the tokenizer that is trained on them; what both have is not added twice.
+        tokenizer: a tokenizer with a WordPiece model, such as BERT's.
+        texts: texts in other languages.
+        vocab_size: vocabulary size of the tokenizer trained on them; common pieces are not added twice.
 
     Raises:
-        ValueError: if the tokenizer is of another kind.
+        ValueError: if the tokenizer has another model.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = json.loads(backend.to_str()) if backend is not None else {"model": {}}
@@ -102,18 +102,18 @@ def add_embeddings(
     english: Sequence[str],
     translations: Sequence[str],
 ) -> None:
-    """Give a model the embeddings of an extended tokenizer's new tokens: each is the mean of the English tokens'
-    embeddings that [`align_tokens`] aligns it with, or, where it occurs in no pair, of all. So are those of tokens in
-    other scripts, which an English model has and hardly knows.
+    """Add the embeddings of an extended tokenizer's new tokens to a model: each is the mean of the embeddings of the
+    English tokens that [`align_tokens`] aligns it with or, if it occurs in no pair, of all. Tokens in other scripts,
+    which an English model has but hardly knows, are initialized in the same way.
 
     Args:
-        model: whose embeddings are of `tokenizer`.
+        model: the model, with the embeddings of `tokenizer`.
         tokenizer, extended: before and after [`extend_tokenizer`].
         english, translations: pairs of texts.
     """
     chosen = sorted({i * len(english) // MOST_ALIGNED for i in range(MOST_ALIGNED)})
     if len(chosen) == MOST_ALIGNED:
-        logger.info("new embeddings begin by an alignment of %d of %d pairs", MOST_ALIGNED, len(english))
+        logger.info("initializing new embeddings from an alignment of %d of %d pairs", MOST_ALIGNED, len(english))
     options = {"add_special_tokens": False, "truncation": True, "max_length": LONGEST_ALIGNED}
     sources = tokenizer([english[i] for i in chosen], **options)["input_ids"]
     targets = extended([translations[i] for i in chosen], **options)["input_ids"]
@@ -128,4 +128,4 @@ def add_embeddings(
     occurring = occurring[np.isin(occurring, foreign)]
     means = aligned[occurring] @ known.numpy()[: aligned.shape[1]]
     words[torch.from_numpy(occurring)] = torch.from_numpy(means).to(words.dtype)
-    logger.info("%d tokens were added to %d, %d embeddings begin anew", len(words) - first, first, len(occurring))
+    logger.info("added %d tokens to %d; initialized %d embeddings", len(words) - first, first, len(occurring))

@@ -1,7 +1,7 @@
 """An exponential moving average of the deployed model's weights (Polyak and Juditsky 1992), `--ema_decay`.
 
-It is not COTS's momentum encoder, though both are averages of the model: that one gives the keys of the contrast, its
-momentum is chosen for them, and it is not deployed.
+This is not COTS's momentum encoder, although both average the model: the momentum encoder computes the keys of the
+contrast, its momentum is chosen for that, and it is not deployed.
 """
 
 import logging
@@ -26,13 +26,13 @@ EMA = "ema.safetensors"
 
 
 class WeightAverage:
-    """The average of a module's trained parameters, in float32. Frozen ones, and buffers, are as they are.
+    """The average of a module's trained parameters, in float32. Frozen parameters and buffers are not averaged.
 
     After step t, counted from 1, `average <- d * average + (1 - d) * weights` with d = min(decay, (1 + t) / (10 + t)).
     Until d reaches `decay` (0.99 at step 890, 0.999 at 8,990) half of the weight is on the last 7% of the steps.
 
     Args:
-        module: what is deployed; the average begins as its weights.
+        module: the deployed module; the average starts as its weights.
         decay: the largest d.
     """
 
@@ -44,14 +44,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after so many steps."""
+        """Update the average with the weights after this many steps."""
         decay = min(self.decay, (1 + step) / (10 + step))
         weights = [parameter.detach().float() for parameter in self.parameters.values()]
         get_ema_multi_avg_fn(decay)(list(self.averages.values()), weights, None)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Within, the module has the averaged weights."""
+        """A context in which the module has the averaged weights."""
         if self._in_use:
             yield
             return
@@ -65,7 +65,7 @@ class WeightAverage:
             self._in_use = False
 
     def keep(self) -> None:
-        """Give the module the averaged weights for good."""
+        """Replace the module's weights by the averaged ones."""
         self._put(self.averages)
 
     @torch.no_grad()
@@ -82,7 +82,7 @@ class WeightAverage:
         """Read what [`save`] wrote.
 
         Raises:
-            ValueError: if there is none in the folder, or it is one of other parameters.
+            ValueError: if the folder has none, or it belongs to other parameters.
         """
         problem = find_other_average(folder, self.parameters)
         if problem:
@@ -92,7 +92,7 @@ class WeightAverage:
 
 
 def find_other_average(folder: Path, parameters: dict[str, nn.Parameter]) -> str | None:
-    """Why a checkpoint holds no average of these parameters, or None."""
+    """Say why a checkpoint has no average of these parameters, or None."""
     if not (folder / EMA).is_file():
         return f"{folder} has no {EMA}: its run averaged no weights; leave out --ema_decay"
     saved = load_file(folder / EMA)
@@ -120,7 +120,7 @@ class AverageWeights(TrainerCallback):
             except ValueError as error:
                 raise ValueError(f"cannot resume: {error}") from None
         if self.trainer.is_world_process_zero():
-            logger.info("evaluations and the saved model have weights averaged with decay %s", self.decay)
+            logger.info("evaluations and the saved model use weights averaged with decay %s", self.decay)
 
     def on_step_end(self, args, state, control, **kwargs):
         self.trainer.average.update(state.global_step)

@@ -200,7 +200,7 @@ def packaged(folder, drawings, name="openclipart-svg_1_all.deb"):
 
 def test_the_command_takes_a_package(drawings, tmp_path):
     if shutil.which("dpkg-deb") is None:
-        pytest.skip("no dpkg-deb")
+        pytest.skip("dpkg-deb is not installed")
     package = packaged(tmp_path, drawings)
     result = CliRunner().invoke(app, ["openclipart", str(tmp_path / "out"), "--deb", str(package), "--size", "32"])
     assert result.exit_code == 0, result.output
@@ -259,7 +259,9 @@ def test_the_parquet_form_has_the_same_drawings(written, drawings, tmp_path):
     assert (tmp_path / "train.parquet").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize(("program", "message"), [("apt-get", "there is no apt-get"), ("failing", "Unable to locate")])
+@pytest.mark.parametrize(
+    ("program", "message"), [("apt-get", "apt-get is not installed"), ("failing", "Unable to locate")]
+)
 def test_without_apt_the_error_says_what_to_do(program, message, tmp_path, monkeypatch):
     def run(command, **_):
         if program == "apt-get":

@@ -46,7 +46,7 @@ def test_offline_nothing_is_downloaded_and_the_error_says_what_to_do(offline, re
     monkeypatch.setattr(packages.urllib.request, "urlopen", lambda *_, **__: pytest.fail("it was downloaded"))
     if offline != "flag":
         monkeypatch.setenv(offline, "1")
-    with pytest.raises(FileNotFoundError, match="downloads are off") as caught:
+    with pytest.raises(FileNotFoundError, match="downloads are disabled") as caught:
         fetch_package(package, offline=offline == "flag")
     assert str(tmp_path / "cache" / "packages" / "scope-some-1.0.0.tgz") in str(caught.value)
     assert package.url in str(caught.value)

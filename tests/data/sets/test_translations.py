@@ -118,5 +118,5 @@ def test_the_command_keeps_what_is_there(packages, tmp_path, monkeypatch):
 
 def test_a_file_that_is_no_package_of_cldr(tmp_path):
     path = write_tgz(tmp_path / "other.tgz", {"README.md": b"none"})
-    with pytest.raises(ValueError, match="no package of CLDR"):
+    with pytest.raises(ValueError, match="not a CLDR package"):
         write_translation_set(tmp_path / "out", (path,))

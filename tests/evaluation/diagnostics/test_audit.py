@@ -149,14 +149,14 @@ def edited(mask, **fields):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda mask: "not json", "is no keep-mask"),
-        (lambda mask: "[]", "is no keep-mask"),
-        (lambda mask: edited(mask, left_out=["x"]), "is no keep-mask"),
+        (lambda mask: "not json", "is not a keep-mask"),
+        (lambda mask: "[]", "is not a keep-mask"),
+        (lambda mask: edited(mask, left_out=["x"]), "is not a keep-mask"),
         (lambda mask: edited(mask, pairs=39), "was made for 39 pairs"),
         (lambda mask: edited(mask, fingerprint="0" * 16), "was made for other data"),
         (lambda mask: edited(mask, left_out=[40]), "leaves out pair 40"),
         (lambda mask: edited(mask, left_out=[-1]), "counted from 0 to 39"),
-        (lambda mask: edited(mask, left_out=list(range(40))), "keeps none of the 40 pairs"),
+        (lambda mask: edited(mask, left_out=list(range(40))), "drops all 40 pairs"),
     ],
 )
 def test_a_mask_that_does_not_fit_is_refused(world, noisy, tmp_path, change, message):
@@ -197,4 +197,4 @@ def test_equal_scores_leave_nothing_out():
 
 def test_a_negative_lambda_is_refused(trained, noisy, tmp_path):
     result = call("audit", trained, noisy, "--output", tmp_path, "--filter-lambda", -1)
-    assert "lambda must not be negative" in error_of(result)
+    assert "filter_lambda must not be negative" in error_of(result)

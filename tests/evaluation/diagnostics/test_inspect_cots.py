@@ -121,7 +121,7 @@ def test_the_command(trained, world, tmp_path):
     [
         ("DEPLOYABLE", "WHOLE", "output_dir/checkpoint-1000, not a model to deploy"),
         ("/no/model", "WHOLE", "/no/model"),
-        ("TOKENIZER", "WHOLE", "is no COTS model but 'cots_image_tokenizer'"),
+        ("TOKENIZER", "WHOLE", "is not a COTS model: its model_type is 'cots_image_tokenizer'"),
         ("TRAINED", "BROKEN", "cannot identify"),
         ("TRAINED", "/no/image.png", "no such file"),
     ],
@@ -138,5 +138,5 @@ def test_errors_are_one_line(trained, world, tmp_path, model, image, message):
 def test_a_model_without_the_level_is_refused(world, tmp_path):
     settings = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
     hf_cots.train.train(world.flags(tmp_path, {"mvm_weight": 0}, **settings))
-    with pytest.raises(ValueError, match="mvm_weight 0: it never learned"):
+    with pytest.raises(ValueError, match="mvm_weight=0 and cannot predict"):
         load_with_token_heads(str(tmp_path / "checkpoint-1"))

@@ -78,7 +78,7 @@ def test_audit_of_clips(world, clips, encoder, tmp_path):
 @pytest.mark.parametrize("verb", ["audit", "evaluate"])
 def test_frames_of_images_are_refused(world, verb, tmp_path):
     message = error_of(call(verb, world.model, world.imagefolder, "--num-frames", 3, "--output", tmp_path / "out"))
-    assert "--num-frames is for clips" in message
+    assert "--num-frames is only for clips" in message
     assert "--video-column" in message
 
 
@@ -106,9 +106,9 @@ def test_the_command(world, encoder, clips, tmp_path):
 def test_what_is_for_images_alone_is_refused(world, clips):
     arguments = ("evaluate", world.model, clips, "--video-column", "video")
     message = error_of(call(*arguments, "--check-overlap", clips))
-    assert message == f"error: --check-overlap is for images, and {clips} has clips: leave it out"
+    assert message == f"error: --check-overlap only supports images, but {clips} has clips: leave it out"
     run = EvaluationRun(str(world.model), str(clips), video_column="video", rerank=object())
-    with pytest.raises(ValueError, match="--rerank is for images"):
+    with pytest.raises(ValueError, match="--rerank only supports images"):
         run.run(print)
 
 
@@ -155,7 +155,7 @@ def test_1ka_runs_from_file_to_figures(world, few, tmp_path):
     checksum = report["data"]["id_checksum"]
     succeed(*arguments, "--image-root", videos, "--id-checksum", checksum)
     assert "have the checksum" in error_of(call(*arguments, "--image-root", videos, "--id-checksum", "0"))
-    assert "needs --image-root" in error_of(call(*arguments))
+    assert "set --image-root" in error_of(call(*arguments))
 
 
 def test_the_full_split_has_many_sentences_a_video(world, few, encoder, tmp_path):
@@ -169,7 +169,9 @@ def test_the_full_split_has_many_sentences_a_video(world, few, encoder, tmp_path
 
 def test_errors_of_the_full_split(few, tmp_path):
     videos, path = write_videos(tmp_path / "videos"), tmp_path / "data.json"
-    with pytest.raises(ValueError, match="split 'test' has 6 videos and 18 sentences, the published one has 6 and 12"):
+    with pytest.raises(
+        ValueError, match="split 'test' has 6 videos and 18 sentences, but the published one has 6 and 12"
+    ):
         protocols.load_protocol("msrvtt-full", write_json(path, 3), videos)
     with pytest.raises(ValueError, match="split 'test' has 0 videos"):
         protocols.load_protocol("msrvtt-full", write_json(path, split="val"), videos)
@@ -179,5 +181,5 @@ def test_errors_of_the_full_split(few, tmp_path):
     with pytest.raises(ValueError, match=r"videos\[0\] has no 'split'"):
         protocols.load_protocol("msrvtt-full", path, videos)
     path.write_text(json.dumps({"videos": []}))
-    with pytest.raises(ValueError, match="no list 'sentences', as in MSRVTT_data"):
+    with pytest.raises(ValueError, match="the list 'sentences' of MSRVTT_data"):
         protocols.load_protocol("msrvtt-full", path, videos)

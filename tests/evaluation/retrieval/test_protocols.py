@@ -131,9 +131,12 @@ def spoil(index, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data | {"dataset": "flickr8k"}, "needs the data set 'coco', this file is of 'flickr8k'"),
-        (lambda data: data | {"images": data["images"][1:]}, "has 4,999 images and 25,004 captions, the published"),
-        (lambda data: {"dataset": "coco"}, "no list 'images'"),
+        (lambda data: data | {"dataset": "flickr8k"}, "needs the data set 'coco', but this file is for 'flickr8k'"),
+        (
+            lambda data: data | {"images": data["images"][1:]},
+            "has 4,999 images and 25,004 captions, but the published",
+        ),
+        (lambda data: {"dataset": "coco"}, "the list 'images'"),
         (spoil(3, lambda image: image.pop("split")), r"images\[3\] has no 'split'"),
         (
             spoil(3, lambda image: image.update(sentences=image["sentences"][:4])),
@@ -144,7 +147,7 @@ def spoil(index, change):
             r"images\[3\] has a sentence without 'raw' or 'sentid'",
         ),
         (spoil(5, lambda image: image.update(cocoid=0)), "image 0 occurs twice in coco-5k"),
-        (lambda data: [1], "holds a list, not an object"),
+        (lambda data: [1], "expected an object with the published fields, got list"),
     ],
 )
 def test_a_file_that_is_not_the_published_one_is_refused(tmp_path, change, message):
@@ -155,7 +158,7 @@ def test_a_file_that_is_not_the_published_one_is_refused(tmp_path, change, messa
 
 
 def test_other_errors_are_one_line(tmp_path):
-    with pytest.raises(ValueError, match="unknown protocol 'coco'; known are coco-5k, coco-1k, flickr30k, karpathy"):
+    with pytest.raises(ValueError, match="unknown protocol 'coco'; choose from coco-5k, coco-1k, flickr30k, karpathy"):
         protocols.load_protocol("coco", "a", "b")
     with pytest.raises(FileNotFoundError, match="no such file: /nothing"):
         protocols.load_protocol("coco-5k", "/nothing", "b")
@@ -165,7 +168,7 @@ def test_other_errors_are_one_line(tmp_path):
     path = write(tmp_path / "y.json", coco(10, 50))
     with pytest.raises(FileNotFoundError, match="no such folder"):
         protocols.load_protocol("karpathy", path, tmp_path / "nothing")
-    with pytest.raises(ValueError, match="no split 'dev'; there are restval, test, train, val"):
+    with pytest.raises(ValueError, match="no split 'dev'; it has restval, test, train, val"):
         protocols.load_protocol("karpathy", path, tmp_path, "dev")
     with pytest.raises(ValueError, match="none of the first 8 images in column 'image' can be read"):
         protocols.load_protocol("karpathy", path, tmp_path)
@@ -211,7 +214,7 @@ def test_a_broken_image_moves_no_other_to_another_fold():
 
 
 def test_images_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match="20 images do not divide into 3 folds"):
+    with pytest.raises(ValueError, match="20 images cannot be divided into 3 folds"):
         protocols.split_folds(random_pairs(), 3)
 
 
@@ -252,7 +255,7 @@ def test_msrvtt_errors_are_one_line(tmp_path):
     path = tmp_path / "test.csv"
     with pytest.raises(FileNotFoundError, match=r"no such file: .*test\.csv"):
         protocols.load_msrvtt_1ka(path)
-    with pytest.raises(ValueError, match="999 pairs, the published 1k-A has 1,000"):
+    with pytest.raises(ValueError, match="999 pairs, but the published 1k-A has 1,000"):
         protocols.load_msrvtt_1ka(msrvtt_csv(path, 999))
     with pytest.raises(ValueError, match="has no column 'sentence'; it has key, vid_key, video_id, text"):
         protocols.load_msrvtt_1ka(msrvtt_csv(path, header="key,vid_key,video_id,text"))

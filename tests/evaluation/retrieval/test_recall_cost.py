@@ -112,7 +112,7 @@ def test_a_row_with_a_k_of_its_own_for_each_query(simla, encoder, pairs):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": 1}, "fewer than 2 candidates cannot be re-ranked"),
+        ({"k": 1}, "--k must be at least 2 for re-ranking"),
         ({"budget": -1.0}, "--budget must not be negative"),
         ({"latency": 0.0}, "--latency must be positive"),
     ],
@@ -137,7 +137,7 @@ def test_the_command_prints_a_table_and_draws_a_curve(world, simla, tmp_path):
 
 def test_the_command_refuses_another_kind_of_model(world):
     result = call("evaluate", world.model, world.parquet, "--rerank", world.model)
-    assert "cannot re-rank: name a SIMLA model" in error_of(result)
+    assert "cannot re-rank: use a SIMLA model" in error_of(result)
 
 
 def test_search_in_two_stages(world, simla, logits, pairs):

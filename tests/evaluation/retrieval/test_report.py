@@ -153,7 +153,7 @@ def test_a_failing_page_costs_no_figure(world, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(run, "write_failures", fails)
     report = evaluate(world, tmp_path / "results.json")
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(report))
-    assert "no page of failures: RuntimeError: no ink" in caplog.text
+    assert "the failure page was not written: RuntimeError: no ink" in caplog.text
 
 
 def test_a_foreign_parquet_is_no_query_table(world):

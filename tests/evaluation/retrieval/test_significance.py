@@ -161,5 +161,5 @@ def test_paired_intervals_are_narrower_than_unpaired_ones():
 
 
 def test_other_queries_are_refused():
-    with pytest.raises(ValueError, match="text_to_image: the two models do not have the same queries"):
+    with pytest.raises(ValueError, match="text_to_image: the two models have different queries"):
         compare(both(count=5), both(count=6))

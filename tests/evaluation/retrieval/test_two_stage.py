@@ -166,7 +166,7 @@ def test_queries_in_doubt_get_more():
     similarities = SIMILARITIES[[0] * 5 + [2] * 5]
     counts = CandidateBudget.from_pairs_per_query(similarities, 2, 4).num_candidates(similarities)
     assert counts.tolist() == [0] * 5 + [4] * 5
-    with pytest.raises(ValueError, match="a budget must not be negative, got -1"):
+    with pytest.raises(ValueError, match="pairs_per_query must not be negative, got -1"):
         CandidateBudget.from_pairs_per_query(similarities, -1, 4)
 
 

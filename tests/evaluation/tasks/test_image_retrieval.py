@@ -83,7 +83,7 @@ def test_images_without_another_of_their_label_are_no_queries():
     # The gallery of a query are the three others, with those that are no queries.
     assert report["image_to_image"].items() >= {"queries": 2, "queries_without_answer": 2, "gallery": 3}.items()
     assert [broken.name for broken in result.broken] == ["x.png"]
-    with pytest.raises(ValueError, match="none of 3 images has another of its label in its gallery"):
+    with pytest.raises(ValueError, match="none of 3 images has another image with its label in its gallery"):
         evaluate_image_retrieval(LabelledEmbeddings(np.eye(3), ["a", "b", "c"], [0, 1, 2], []))
 
 

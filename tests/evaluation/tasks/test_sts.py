@@ -86,8 +86,8 @@ def test_a_table_is_read_by_its_column_names(tmp_path):
     pairs = load_text_pairs(path, ("a", "b"), "s")
     assert (pairs.first, pairs.second, pairs.scores.tolist()) == (["one", "x"], ["two", "y"], [3.5, 1.0])
     for columns, message in (
-        ((("a", "text"), "s"), r"no column 'text'; it has a, b, s. Name one with --text-b"),
-        ((("a", "b"), "stars"), r"no column 'stars'.* Name one with --score-column"),
+        ((("a", "text"), "s"), r"no column 'text'; it has a, b, s. Choose one with --text-b"),
+        ((("a", "b"), "stars"), r"no column 'stars'.* Choose one with --score-column"),
     ):
         with pytest.raises(ValueError, match=message):
             load_text_pairs(path, *columns)
@@ -121,9 +121,9 @@ def test_sts_benchmark_has_tabs_quotes_and_licenses(tmp_path):
     assert pairs.second == ['She said "no.', "Two"]
     assert pairs.scores.tolist() == [2.5, 0.0]
     for text, message in (
-        ("a\tb\tc\td\t5\tone\n", "row 0, counted from 0: 6 fields, STS-Benchmark has 7 or more"),
+        ("a\tb\tc\td\t5\tone\n", "row 0, counted from 0: 6 fields, but STS-Benchmark has 7 or more"),
         ("a\tb\tc\td\t\tone\ttwo\n", "the score '' is not a number"),
-        ("", "holds no rows"),
+        ("", "no rows"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):

@@ -162,7 +162,7 @@ def test_class_names_come_from_a_file_or_from_the_labels(tmp_path):
 
 def test_one_class_is_refused(tmp_path):
     data = load_labelled_images(table_file(tmp_path / "x.parquet", [(COLORS["red"], "red")]))
-    with pytest.raises(ValueError, match="1 class, at least two are needed"):
+    with pytest.raises(ValueError, match="needs at least two classes, got 1"):
         evaluate_zero_shot(KnownEncoder({COLORS["red"]: [1.0]}), data, read_class_names(None, data))
 
 
@@ -194,18 +194,18 @@ def test_an_image_folder_with_a_label_column_is_read_too(tmp_path):
 def test_errors_in_the_data_are_one_line(tmp_path):
     folder = class_folders(tmp_path / "folder")
     (folder / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty holds no image"):
+    with pytest.raises(ValueError, match="empty contains no images"):
         load_labelled_images(str(folder))
     with pytest.raises(FileNotFoundError, match="no such file or folder: /nothing"):
         load_labelled_images("/nothing")
     path = table_file(tmp_path / "x.parquet", [(COLORS["red"], "red"), (COLORS["lime"], None)])
     with pytest.raises(ValueError, match=r"column 'label' is empty in 1 row\(s\), the first is row 1"):
         load_labelled_images(path)
-    with pytest.raises(ValueError, match=r"has no column 'kind'; it has image, label. Name one with --label-column"):
+    with pytest.raises(ValueError, match=r"has no column 'kind'; it has image, label. Choose one with --label-column"):
         load_labelled_images(path, label_column="kind")
     for label, feature, column, message in (
         ("red", None, "photo", "has no column 'photo'"),
-        (0.5, None, "image", "column 'label' holds float in row 0, not a text or a whole number"),
+        (0.5, None, "image", "column 'label' contains float in row 0, not a text or a whole number"),
         (-1, datasets.ClassLabel(names=["a"]), "image", r"is empty in 1 row\(s\), the first is row 0"),
     ):
         path = table_file(tmp_path / "y.parquet", [(COLORS["red"], label)], feature)

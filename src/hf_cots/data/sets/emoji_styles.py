@@ -281,9 +281,11 @@ def write_emoji_styles(
         ValueError: if a style is unknown, or needs the package that was not given.
     """
     if unknown := sorted(set(styles) - set(STYLES)):
-        raise ValueError(f"unknown styles {', '.join(unknown)}: take some of {', '.join(STYLES)}")
+        raise ValueError(f"unknown styles {', '.join(unknown)}: choose from {', '.join(STYLES)}")
     if iconify is None and set(styles) - set(PYTHON_STYLES):
-        raise ValueError(f"without the package @iconify/json the styles are {' and '.join(PYTHON_STYLES)}")
+        raise ValueError(
+            f"without the package @iconify/json, only the styles {' and '.join(PYTHON_STYLES)} are available"
+        )
     styles = [style for style in STYLES if style in styles]
     settings = {
         "size": size,

@@ -363,7 +363,7 @@ def write_icon_set(
     split.counts.update(sum((counts_by_set | flag_counts).values(), Counter()))
     for side in ("train", "test"):
         if not split.sides[side]:
-            raise ValueError(f"no {side} images: take another seed")
+            raise ValueError(f"no {side} images: choose another seed")
     logger.info("reading keywords")
     keywords = read_keywords(keyword_packages)
     flag_rows = name_flags(flags.to_pylist(), read_flag_names(keyword_packages[EMOJIBASE]), split.counts)

@@ -189,7 +189,7 @@ def fetch_package(folder: Path) -> Path:
     try:
         done = subprocess.run(["apt-get", "download", PACKAGE], cwd=folder, capture_output=True, text=True)
     except FileNotFoundError:
-        raise FileNotFoundError(f"there is no apt-get on this machine; {instead}") from None
+        raise FileNotFoundError(f"apt-get is not installed; {instead}") from None
     packages = sorted(folder.glob(f"{PACKAGE}_*.deb"))
     if done.returncode or not packages:
         reason = (done.stderr.strip().splitlines() or ["no file came"])[-1]
@@ -210,12 +210,12 @@ def unpack(package: Path, folder: Path) -> Path:
         done = subprocess.run(["dpkg-deb", "-x", package, folder], capture_output=True, text=True)
     except FileNotFoundError:
         raise FileNotFoundError(
-            "there is no dpkg-deb on this machine; unpack the package elsewhere and name its folder svg/ instead"
+            "dpkg-deb is not installed; unpack the package elsewhere and pass its folder svg/ instead"
         ) from None
     if done.returncode:
         raise ValueError(f"{package} cannot be unpacked: {done.stderr.strip()}")
     if not (folder / DRAWINGS).is_dir():
-        raise ValueError(f"{package} holds no {DRAWINGS}; is it {PACKAGE}?")
+        raise ValueError(f"{package} does not contain {DRAWINGS}; is it {PACKAGE}?")
     return folder / DRAWINGS
 
 
@@ -298,7 +298,7 @@ def _split_drawings(
         sides["test" if is_in_fraction(pair[0].cluster, test_fraction, seed) else "train"].append(pair)
     train, test = map(len, sides.values())
     if not train or not test:
-        raise ValueError(f"{train} training and {test} test pairs: take another test_fraction or seed")
+        raise ValueError(f"{train} training and {test} test pairs: choose another test_fraction or seed")
     return sides, broken
 
 

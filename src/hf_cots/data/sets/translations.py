@@ -46,7 +46,7 @@ def read_annotations(files: tuple[Path, ...]) -> Annotations:
                 if not SKIN_TONES.intersection(points):
                     found.setdefault(language, {}).setdefault(make_key(points), entry)
         if not found or (before == 0 and ENGLISH not in found):
-            raise ValueError(f"{file} has no annotations/{ENGLISH}/annotations.json: it is no package of CLDR")
+            raise ValueError(f"{file} has no annotations/{ENGLISH}/annotations.json: it is not a CLDR package")
     return found
 
 

@@ -70,10 +70,10 @@ def audit_pairs(
         ValueError: if lambda is negative or no image can be read.
     """
     if filter_lambda < 0:
-        raise ValueError(f"lambda must not be negative, got {filter_lambda}")
+        raise ValueError(f"filter_lambda must not be negative, got {filter_lambda}")
     encoded = encode_pairs(encoder, pairs, batch_size, progress)
     if not encoded.rows:
-        raise ValueError(f"{pairs.name}: no image can be read")
+        raise ValueError(f"{pairs.name}: none of its images can be read")
     images, texts, captions = encoded.image_embeds, encoded.text_embeds, np.array(encoded.captions)
     index = {row: i for i, row in enumerate(encoded.rows)}
     own = np.array([index[row] for row in pairs.first_rows()[pairs.pair_rows[captions]].tolist()])  # (texts,)

@@ -95,12 +95,12 @@ def load_with_token_heads(model: str, revision: str | None = None) -> tuple[COTS
     with named_errors(model):
         config = AutoConfig.from_pretrained(model, **NO_REMOTE_CODE, **hub_options(revision))
     if config.model_type != "cots":
-        raise ValueError(f"{model} is no COTS model but '{config.model_type}'")
+        raise ValueError(f"{model} is not a COTS model: its model_type is '{config.model_type}'")
     if config.mvm_weight == 0:
-        raise ValueError(f"{model} was trained with mvm_weight 0: it never learned to predict masked patches")
+        raise ValueError(f"{model} was trained with mvm_weight=0 and cannot predict masked patches")
     loaded, processor = load_for_pretraining(model, revision=revision)
     if not config.image_tokenizer_config.has_decoder:
-        raise ValueError(f"{model} has an image tokenizer without a decoder: its codes cannot be shown")
+        raise ValueError(f"the image tokenizer of {model} has no decoder, which is needed to show its codes")
     return loaded, processor
 
 

@@ -34,7 +34,7 @@ def inspect_token_level(
     if config.model_type != "cots" or not config.uses_masks:
         raise ValueError("the model has no token level: mvm_weight and mlm_weight are 0")
     if len(pairs) < 2:
-        raise ValueError(f"{pairs.name} has {len(pairs)} pair: there is no other to shuffle with")
+        raise ValueError(f"{pairs.name} has {len(pairs)} pair, but shuffling needs at least 2")
     names = [name for name in ("mvm", "mlm") if getattr(config, f"{name}_weight") > 0]
     totals, seen = {name: torch.zeros(2, dtype=torch.float64) for name in names}, 0
     collate = COTSCollator(processor, config)

@@ -138,15 +138,15 @@ def evaluate_retrieval(
     batch_size: int = 64,
     progress: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """Evaluate both directions on a data set: all its images against all its captions.
+    """Evaluate retrieval in both directions on a data set: all its images against all its captions.
 
-    A file that several rows name, one caption each, is one image. Images that cannot be read are named in a warning
-    and skipped with their captions.
+    A file that occurs in several rows, with one caption each, is one image. Images that cannot be read are skipped
+    with their captions, with a warning.
 
     Args:
         model, processor: a dual encoder in evaluation mode and its processor.
         pairs: the data. A caption's correct answers are the images with the same image id, and vice versa.
-        batch_size: images in a forward pass.
+        batch_size: images per forward pass.
         progress: show a progress bar.
 
     Returns:

@@ -120,7 +120,7 @@ def check_overlap(test: PairDataset, train: PairDataset, distance: int = 4, prog
         ValueError: if the distance is out of range.
     """
     if not 0 <= distance <= 64:
-        raise ValueError(f"a distance of perceptual hashes is 0 to 64 bits, got {distance}")
+        raise ValueError(f"the distance of perceptual hashes must be from 0 to 64 bits, got {distance}")
     broken: list[str] = []
     tests, trains = (Fingerprints.from_pairs(pairs, broken, progress) for pairs in (test, train))
     nearest, distances = nearest_duplicates(tests, trains, distance)
@@ -180,7 +180,7 @@ class Fingerprints:
             file.parent.mkdir(parents=True, exist_ok=True)
             replace_file(file, lambda draft: save_file({name: getattr(both, name) for name in FIELDS}, draft))
         except OSError as error:
-            logger.info("the hashes of %s are not kept for the next time: %s", pairs.name, error)
+            logger.info("cannot cache the hashes of %s: %s", pairs.name, error)
         return both
 
     @classmethod

@@ -75,7 +75,7 @@ def read_query_table(path: Path) -> tuple[dict[str, DirectionResult], dict[str, 
     absent = {"direction", "image_id", "fold", *MEANS} - set(table.column_names)
     if absent or KEY not in (table.schema.metadata or {}):
         what = f"the column '{min(absent)}'" if absent else "the names of model and data"
-        raise ValueError(f"{path}: not a per-query table of `hf-cots evaluate`, it lacks {what}")
+        raise ValueError(f"{path} is not a per-query table of `hf-cots evaluate`: it has no {what}")
     names = np.asarray(table["direction"])
     rows = {name: np.flatnonzero(names == name) for name in DIRECTIONS}
     ids, folds = table["image_id"].to_numpy(), table["fold"].to_numpy()

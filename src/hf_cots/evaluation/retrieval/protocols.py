@@ -101,7 +101,7 @@ def load_protocol(
     """
     if protocol not in (*PROTOCOLS, KARPATHY, *VIDEO_PROTOCOLS):
         known_names = ", ".join([*PROTOCOLS, KARPATHY, *VIDEO_PROTOCOLS])
-        raise ValueError(f"unknown protocol '{protocol}'; known are {known_names}")
+        raise ValueError(f"unknown protocol '{protocol}'; choose from {known_names}")
     if protocol in VIDEO_PROTOCOLS:
         load = load_msrvtt_1ka if protocol == MSRVTT_1KA else load_msrvtt_full
         return _build_clips(protocol, load(annotations), image_root, checksum, annotations)
@@ -112,14 +112,14 @@ def load_protocol(
     known = PROTOCOLS[protocol]
     if data.get("dataset") != known.dataset:
         raise ValueError(
-            f"{annotations}: protocol {protocol} needs the data set '{known.dataset}', this file is of "
+            f"{annotations}: protocol {protocol} needs the data set '{known.dataset}', but this file is for "
             f"'{data.get('dataset')}'"
         )
     entries = _select_split(data, known.split, annotations)
     captions = sum(len(entry["sentences"]) for entry in entries)
     if (len(entries), captions) != (known.images, known.captions):
         raise ValueError(
-            f"{annotations}: split '{known.split}' has {len(entries):,} images and {captions:,} captions, the "
+            f"{annotations}: split '{known.split}' has {len(entries):,} images and {captions:,} captions, but the "
             f"published one has {known.images:,} and {known.captions:,}"
         )
     return _build_protocol_data(protocol, entries, image_root, known.folds, checksum, annotations)
@@ -150,7 +150,7 @@ def split_folds(encoded: EncodedPairs, folds: int) -> list[EncodedPairs]:
     """
     total = len(encoded.rows) + len(encoded.broken)
     if total % folds:
-        raise ValueError(f"{total} images do not divide into {folds} folds of equal size")
+        raise ValueError(f"{total} images cannot be divided into {folds} folds of equal size")
     fold_of_image = np.array(encoded.rows) // (total // folds)
     fold_of_id = dict(zip(encoded.image_ids.tolist(), fold_of_image.tolist()))
     fold_of_text = np.array([fold_of_id[image_id] for image_id in encoded.text_ids.tolist()])
@@ -183,7 +183,7 @@ def _read_json(path: Path | str) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a JSON file: {error}") from None
     if not isinstance(data, dict):
-        raise ValueError(f"{path}: holds a {type(data).__name__}, not an object with the published fields")
+        raise ValueError(f"{path}: expected an object with the published fields, got {type(data).__name__}")
     return data
 
 
@@ -191,7 +191,9 @@ def _select_split(data: dict[str, Any], split: str, annotations: Path | str) -> 
     """Select the entries of a split and check that each has all required fields and at least five captions."""
     images = data.get("images")
     if not isinstance(images, list):
-        raise ValueError(f"{annotations}: no list 'images', as in dataset_coco.json and dataset_flickr30k.json")
+        raise ValueError(
+            f"{annotations}: the list 'images' of dataset_coco.json and dataset_flickr30k.json is missing"
+        )
     wanted, entries = set(split.split("+")), []
     for number, entry in enumerate(images):
         missing = [field for field in ("filename", "split", "sentences") if field not in entry]
@@ -210,7 +212,7 @@ def _select_split(data: dict[str, Any], split: str, annotations: Path | str) -> 
     absent = wanted - {entry["split"] for entry in entries}
     if absent:
         known = ", ".join(sorted({str(entry["split"]) for entry in images}))
-        raise ValueError(f"{annotations}: no split '{sorted(absent)[0]}'; there are {known}")
+        raise ValueError(f"{annotations}: no split '{sorted(absent)[0]}'; it has {known}")
     return entries
 
 
@@ -245,7 +247,7 @@ def _build_protocol_data(
 
 def _check_checksum(name: str, found: str, checksum: str | None, annotations: Path | str) -> None:
     if checksum is not None and checksum != found:
-        raise ValueError(f"{annotations}: the ids of {name} have the checksum {found}, not {checksum}")
+        raise ValueError(f"{annotations}: the ids of {name} have the checksum {found}, but {checksum} is expected")
 
 
 @dataclass(frozen=True)
@@ -280,18 +282,18 @@ def load_msrvtt_1ka(test_csv: Path | str, annotations: Path | str | None = None)
         if not pair.video_id.strip() or not pair.sentence.strip():
             raise ValueError(f"{test_csv}: pair {number}, counted from 0, has no video id or no sentence")
         if pair.video_id in seen:
-            raise ValueError(f"{test_csv}: {pair.video_id} occurs twice; 1k-A has one sentence a video")
+            raise ValueError(f"{test_csv}: {pair.video_id} occurs twice, but 1k-A has one sentence per video")
         seen.add(pair.video_id)
     published = VIDEO_PROTOCOLS[MSRVTT_1KA].captions
     if len(pairs) != published:
-        raise ValueError(f"{test_csv}: {len(pairs):,} pairs, the published 1k-A has {published:,}")
+        raise ValueError(f"{test_csv} has {len(pairs):,} pairs, but the published 1k-A has {published:,}")
     if annotations is not None:
         videos = _read_json(annotations).get("videos")
         if not isinstance(videos, list):
-            raise ValueError(f"{annotations}: no list 'videos', as in MSRVTT_data.json")
+            raise ValueError(f"{annotations}: the list 'videos' of MSRVTT_data.json is missing")
         absent = seen - {video.get("video_id") for video in videos}
         if absent:
-            raise ValueError(f"{annotations}: {len(absent)} videos of {test_csv} are missing, {min(absent)} for one")
+            raise ValueError(f"{annotations}: {len(absent)} videos of {test_csv} are missing, such as {min(absent)}")
     return pairs
 
 
@@ -309,7 +311,7 @@ def load_msrvtt_full(annotations: Path | str) -> list[VideoCaption]:
     for name, fields in (("videos", ("video_id", "split")), ("sentences", ("video_id", "caption"))):
         entries = data.get(name)
         if not isinstance(entries, list):
-            raise ValueError(f"{annotations}: no list '{name}', as in MSRVTT_data.json")
+            raise ValueError(f"{annotations}: the list '{name}' of MSRVTT_data.json is missing")
         for number, entry in enumerate(entries):
             missing = [field for field in fields if not str(entry.get(field) or "").strip()]
             if missing:
@@ -321,7 +323,7 @@ def load_msrvtt_full(annotations: Path | str) -> list[VideoCaption]:
     pairs = [VideoCaption(video, sentence) for video, sentences in found.items() for sentence in sentences]
     if (len(found), len(pairs)) != (spec.images, spec.captions):
         raise ValueError(
-            f"{annotations}: split '{spec.split}' has {len(found):,} videos and {len(pairs):,} sentences, the "
+            f"{annotations}: split '{spec.split}' has {len(found):,} videos and {len(pairs):,} sentences, but the "
             f"published one has {spec.images:,} and {spec.captions:,}"
         )
     return pairs

@@ -124,7 +124,7 @@ class RerankEvaluation:
         ks: Sequence[int] = KS,
     ):
         if k < 2:
-            raise ValueError(f"--k {k}: fewer than 2 candidates cannot be re-ranked")
+            raise ValueError(f"--k must be at least 2 for re-ranking, got {k}")
         if (budget is not None and budget < 0) or (latency is not None and latency <= 0):
             raise ValueError("--budget must not be negative, and --latency must be positive")
         self.name, (self.model, self.processor) = reranker, load_reranker(reranker)

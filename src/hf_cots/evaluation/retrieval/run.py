@@ -160,7 +160,7 @@ class EvaluationRun:
         """Refuse what is for images alone."""
         for flag, value in (("rerank", self.rerank), ("check-overlap", self.check_overlap)):
             if value is not None:
-                raise ValueError(f"--{flag} is for images, and {self.data} has clips: leave it out")
+                raise ValueError(f"--{flag} only supports images, but {self.data} has clips: leave it out")
 
     def _rescore(
         self, encoder: Encoder, result: RetrievalResult, bank_pairs: PairDataset | None
@@ -184,7 +184,7 @@ class EvaluationRun:
         if self.protocol is None:
             return self._open_pairs(self.data, self.split), 1, {"split": self.split}
         if self.image_root is None:
-            raise ValueError(f"protocol {self.protocol} needs --image-root, the folder of its images or clips")
+            raise ValueError(f"protocol {self.protocol} needs its folder of images or clips: set --image-root")
         published = load_protocol(self.protocol, self.data, self.image_root, self.split, self.id_checksum)
         return published.pairs, published.folds, {"protocol": published.name, "id_checksum": published.checksum}
 
@@ -195,10 +195,13 @@ class EvaluationRun:
             return load_encoder(str(self.compare), precision=self.precision)
         table = query_table_path(path) if path.suffix == ".json" else path
         if table != path and path.is_file() and not table.is_file():
-            raise FileNotFoundError(f"{path} cannot be compared with: its per-query table {table} is not beside it")
+            raise FileNotFoundError(f"cannot compare with {path}: its per-query table {table} is missing")
         directions, about = read_query_table(table)
         if about["data_fingerprint"] != fingerprint:
-            raise ValueError(f"{path} was evaluated on other data than {self.data}: their fingerprints differ")
+            raise ValueError(
+                f"cannot compare with {path}: it was evaluated on other data than {self.data} (the fingerprints "
+                "differ)"
+            )
         return RetrievalResult(about["model"], about["fingerprint"], directions, [])
 
     def _save_query_table(self, result: RetrievalResult, pairs: PairDataset, fingerprint: str) -> None:
@@ -220,7 +223,7 @@ class EvaluationRun:
         try:
             write_failures(page, title, result.directions, result.parts, pairs, self.failures)
         except Exception as error:  # the results are complete and written; a page is not worth an error
-            logger.warning("no page of failures: %s: %s", type(error).__name__, error)
+            logger.warning("the failure page was not written: %s: %s", type(error).__name__, error)
 
     def _draw_reranking(self, report: dict[str, Any]) -> None:
         if self.output is not None and "reranking" in report:

@@ -167,7 +167,7 @@ def _check_same_data(directions: dict[str, DirectionResult], others: dict[str, D
             ("gallery entries", direction.gallery_ids, other.gallery_ids),
         ):
             if not np.array_equal(ids, other_ids):
-                raise ValueError(f"{name}: the two models do not have the same {what}; evaluate both on the same data")
+                raise ValueError(f"{name}: the two models have different {what}; evaluate both on the same data")
 
 
 def _randomization_test(

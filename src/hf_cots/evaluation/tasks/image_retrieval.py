@@ -127,7 +127,7 @@ def evaluate_image_retrieval(
         columns.append(per_query_metrics(ties, len(answered)))
         counts.append(np.stack([answered + part.start, allowed.sum(axis=1), correct.sum(axis=1)]))
     if not counts:
-        raise ValueError(f"none of {len(labels)} images has another of its label in its gallery")
+        raise ValueError(f"none of {len(labels)} images has another image with its label in its gallery")
     asked, sizes, positives = np.concatenate(counts, axis=1)
     return ImageRetrievalResult(
         columns=concatenate(columns),

@@ -111,7 +111,7 @@ def _check_filled(cells: Sequence[Any], column: str, data: str) -> None:
     empty = [row for row, cell in enumerate(cells) if cell is None or not str(cell).strip()]
     if empty:
         raise ValueError(
-            f"{data}: column '{column}' is empty in {len(empty)} row(s), the first is row {empty[0]} (from 0)"
+            f"{data}: column '{column}' is empty in {len(empty)} row(s), the first is row {empty[0]} (counted from 0)"
         )
 
 
@@ -124,7 +124,8 @@ def _read_labels(table: datasets.Dataset, column: str, data: str) -> tuple[list[
     odd = next((row for row, cell in enumerate(cells) if not isinstance(cell, (str, int))), None)
     if odd is not None:
         raise ValueError(
-            f"{data}: column '{column}' holds {type(cells[odd]).__name__} in row {odd}, not a text or a whole number"
+            f"{data}: column '{column}' contains {type(cells[odd]).__name__} in row {odd}, not a text or a whole "
+            "number"
         )
     if isinstance(feature, datasets.ClassLabel):
         return cells, list(feature.names)

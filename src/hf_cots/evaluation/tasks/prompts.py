@@ -23,5 +23,7 @@ def read_templates(given: Sequence[str]) -> list[str]:
                 templates.append(line)
             elif line.strip() or not is_file:
                 where = f"{text}, line {number}: '{line}'" if is_file else f"'{line}'"
-                raise ValueError(f"the template {where} has no {{}} for the class name, and is no file of templates")
+                raise ValueError(
+                    f"the template {where} has no {{}} for the class name, and is not a file of templates"
+                )
     return templates

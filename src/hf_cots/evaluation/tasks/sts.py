@@ -88,7 +88,7 @@ def load_sts_benchmark(path: Path | str) -> TextPairs:
     short = next((row for row, line in enumerate(lines) if len(line) < 7), None)
     if short is not None:
         raise ValueError(
-            f"{path}, row {short}, counted from 0: {len(lines[short])} fields, STS-Benchmark has 7 or more"
+            f"{path}, row {short}, counted from 0: {len(lines[short])} fields, but STS-Benchmark has 7 or more"
         )
     return _text_pairs(str(path), *([line[field] for line in lines] for field in (5, 6, 4)))
 
@@ -96,7 +96,7 @@ def load_sts_benchmark(path: Path | str) -> TextPairs:
 def _text_pairs(name: str, first: list, second: list, scores: list) -> TextPairs:
     """Check the cells of each row and convert the scores."""
     if not first:
-        raise ValueError(f"{name} holds no rows")
+        raise ValueError(f"{name} has no rows")
     numbers = np.empty(len(scores))
     for row, (*texts, score) in enumerate(zip(first, second, scores)):
         if any(not isinstance(text, str) or not text.strip() for text in texts):
@@ -152,5 +152,5 @@ def evaluate_sts(encoder: Encoder, pairs: TextPairs) -> STSResult:
         raise ValueError(f"{pairs.name}: {len(broken)} embeddings are not finite, the first in row {broken[0]}")
     for name, values in (("scores", pairs.scores), ("cosines", cosines)):
         if len(np.unique(values)) < 2:
-            raise ValueError(f"{pairs.name}: all {len(values)} {name} are equal, so that nothing correlates with them")
+            raise ValueError(f"{pairs.name}: all {len(values)} {name} are equal, so the correlation is undefined")
     return STSResult(cosines, pairs.scores)

@@ -143,7 +143,7 @@ def evaluate_zero_shot(
         ValueError: if there are fewer than two classes, or the encoder has no image tower.
     """
     if len(names) < 2:
-        raise ValueError(f"{data.name}: {len(names)} class, at least two are needed to tell apart")
+        raise ValueError(f"{data.name}: classification needs at least two classes, got {len(names)}")
     classes = list(names)
     class_index = {label: index for index, label in enumerate(classes)}
     class_embeds = class_embeddings(encoder, list(names.values()), templates)  # (classes, D)

@@ -344,7 +344,7 @@ function clearFilters() {
 
 function takeImage(file) {
   const fail = (text) => { $("message").replaceChildren(element("p", { className: "error", role: "alert" }, text)); };
-  if (!/^(image|video)\//.test(file.type)) return fail(`${file.name || "This"} is no image and no clip.`);
+  if (!/^(image|video)\//.test(file.type)) return fail(`${file.name || "This"} is not an image or a clip.`);
   if (file.size > info.max_upload_mb * 2 ** 20) return fail(`The file is larger than ${info.max_upload_mb} MB.`);
   images.set(images.size + 1, file);
   change({ ...typed(), image: images.size, like: null });
