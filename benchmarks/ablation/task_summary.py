@@ -102,13 +102,14 @@ def task_markdown(lines: list[Line], recipes: dict[str, Any]) -> str:
         for row in order:
             cells = [cell(list(rows[row].values()), task) for task in COLUMNS]
             text.append(markdown_row([row, len(rows[row]), *cells]))
-        text += ["", f"Less `{baseline}` on the same seeds, with a paired test over queries:", ""]
-        text += ["| row | rsum | image to image mAP | other wording to name mAP |", "|---|---|---|---|"]
-        for row in order:
-            if row != baseline:
+        text.append("")
+        if others := [row for row in order if row != baseline]:
+            text += [f"Less `{baseline}` on the same seeds, with a paired test over queries:", ""]
+            text += ["| row | rsum | image to image mAP | other wording to name mAP |", "|---|---|---|---|"]
+            for row in others:
                 cells = [difference(rows[row], rows.get(baseline, {}), task) for task in ("rsum", "images", "names")]
                 text.append(markdown_row([row, *cells]))
-        text.append("")
+            text.append("")
     return "\n".join(text)
 
 
