@@ -111,7 +111,10 @@ multilingual: $(BIN)/.installed runs/demo/model/config.json
 			--seed $$seed --output_dir runs/multilingual/seed-$$seed || exit 1; done
 	$(BIN)/python -m benchmarks.multilingual runs/multilingual/seed-0/model runs/multilingual/seed-1/model $(if $(wildcard runs/cots-icons/model),--icons runs/cots-icons/model)
 	$(BIN)/python -m hf_cots.train model_cards/e5-multilingual/emoji.yaml --text "$$($(BIN)/python -c '$(E5_TOWER)')" --vision "$$($(BIN)/python -c '$(IMAGE_TOWER)')"
-	$(BIN)/python -m benchmarks.multilingual --emoji runs/multilingual/e5-emoji/model --output benchmarks/results/e5_multilingual.json
+	if test -d runs/cots-icons/model; then \
+		$(BIN)/python -m hf_cots.train model_cards/e5-multilingual/icons.yaml --text "$$($(BIN)/python -c '$(E5_TOWER)')" && \
+		$(BIN)/python -m benchmarks.icon_search runs/multilingual/e5-icons/model --output runs/multilingual/e5-icons || exit 1; fi
+	$(BIN)/python -m benchmarks.multilingual --emoji runs/multilingual/e5-emoji/model $(if $(wildcard runs/cots-icons/model),--icons runs/multilingual/e5-icons/model) --output benchmarks/results/e5_multilingual.json
 
 soak: $(BIN)/.installed
 	$(BIN)/python -m pytest -m "soak and not milvus" -s
