@@ -175,7 +175,7 @@ def test_unreadable_first_images_stop_the_run_before_it_starts(tmp_path):
     path = write_json_lines(tmp_path / "pairs.jsonl", [{"image": f"gone/{i}.png", "caption": "x"} for i in range(20)])
     with pytest.raises(ValueError, match=r"none of the first 8 images in column 'image'.*gone/0\.png: no such file"):
         load_pairs(str(path))
-    with pytest.raises(ValueError, match="holds int, not an image"):
+    with pytest.raises(ValueError, match="contains int, not an image"):
         PairDataset(in_memory(["a", "b"], [1, 2]))
     assert len(PairDataset(in_memory(list("abcdefgh"), [b"no image"] * 7 + [RED]))) == 8
 

@@ -34,7 +34,7 @@ def test_block_mask_has_the_exact_count(grid, ratio):
 
 def test_more_masked_patches_than_there_are_is_an_error_and_no_endless_search():
     assert block_mask(generator(0, RandomStream.PATCH_MASK), 4, 16).all()
-    with pytest.raises(ValueError, match="17 of 4 x 4 patches cannot be masked"):
+    with pytest.raises(ValueError, match="cannot mask 17 of 4 x 4 patches"):
         block_mask(generator(0, RandomStream.PATCH_MASK), 4, 17)
 
 

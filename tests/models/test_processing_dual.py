@@ -113,7 +113,7 @@ def test_other_image_processors(theirs):
             ViTImageProcessorPil(size={"height": 24, "width": 32}),
             "outputs 24 x 32 pixels, but COTS needs square images",
         ),
-        (ViTImageProcessorPil(size={"shortest_edge": 24}), "gives the aspect ratio of images without a crop"),
+        (ViTImageProcessorPil(size={"shortest_edge": 24}), "keeps the aspect ratio and does not crop"),
         (
             MobileViTImageProcessorPil(size={"shortest_edge": 30}, crop_size={"height": 24, "width": 24}),
             "MobileViTImageProcessorPil processes images in a way that COTSImageProcessor cannot reproduce",

@@ -187,7 +187,7 @@ def cut(path: Path, target: Path) -> Path:
 @pytest.mark.parametrize("kind", ["mp4", "faststart", "mkv", "webm", "avi"])
 def test_films_that_are_cut_off(films, tmp_path, kind):
     path = cut(films[kind], tmp_path / films[kind].name)
-    with pytest.raises(ValueError, match=rf"{path.name}: cut off: [\d,]+ of [\d,]+ bytes are there"):
+    with pytest.raises(ValueError, match=rf"{path.name}: truncated: only [\d,]+ of [\d,]+ bytes are there"):
         read_frames(path)
 
 

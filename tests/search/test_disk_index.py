@@ -186,12 +186,12 @@ def test_holes_that_stay_are_never_found(encoder, photos, tmp_path):
 
 def test_another_model_is_refused_by_name(encoder, photos, tmp_path, world):
     build(encoder, photos, tmp_path / "index")
-    with pytest.raises(ValueError, match="was built with pixels, and pixels has another weights"):
+    with pytest.raises(ValueError, match="was built with pixels, but pixels differs in its weights"):
         build(PixelEncoder(weights="1"), photos, tmp_path / "index")
     ImageIndex.build(str(world.model), world.imagefolder, tmp_path / "cots")
     other = load_encoder(world.model)
     other.processor.image_processor.image_mean = [0.1, 0.1, 0.1]
-    with pytest.raises(ValueError, match=r"built with .*model, but .* has a different image processor"):
+    with pytest.raises(ValueError, match=r"built with .*model, but .* differs in its image processor"):
         ImageIndex.open(tmp_path / "cots", other)
 
 

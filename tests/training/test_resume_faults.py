@@ -267,7 +267,7 @@ OTHER_RUNS = {
     "order": ({"data_seed": 8}, r"--data_seed is 8 and was None"),
     "data": ({"train_data": "elsewhere"}, r"--train_data is other data than that of its run \(40 pairs and 38\)"),
     "captions": ({"train_data": "other"}, r"--train_data is other data than that of its run; "),
-    "stream": ({"streaming": True}, r"its run used no --streaming"),
+    "stream": ({"streaming": True}, r"its run did not use --streaming"),
     "rate": ({"learning_rate": 0.1}, r"--learning_rate is 0\.1 and was 0\.001"),
     "decay": ({"weight_decay": 0.1}, r"--weight_decay is 0\.1 and was 0"),
     "optimizer": ({"optim": "sgd"}, r"--optim is \S*sgd"),

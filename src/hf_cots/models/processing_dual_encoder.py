@@ -120,10 +120,8 @@ def find_sizes(theirs: BaseImageProcessor, name: str) -> tuple[dict[str, int], i
         return {"shortest_edge": int(edge / theirs.crop_pct)}, edge
     height, width = (theirs.size.height, theirs.size.width) if crop is None else (crop.height, crop.width)
     if not height or height != width:
-        kept = f"{height} x {width} pixels" if height else "the aspect ratio of images without a crop"
-        raise ValueError(
-            f"{name} outputs {kept}, but COTS needs square images (size or crop_size with two equal sides)"
-        )
+        made = f"outputs {height} x {width} pixels" if height else "keeps the aspect ratio and does not crop"
+        raise ValueError(f"{name} {made}, but COTS needs square images (size or crop_size with two equal sides)")
     return size, None if crop is None else height
 
 

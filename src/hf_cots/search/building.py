@@ -25,8 +25,8 @@ def check_model(name: str, meta: dict[str, str], encoder: Encoder) -> None:
     different = different_parts(json.loads(meta["fingerprint"]), describe_model(encoder))
     if different:
         raise ValueError(
-            f"the index {name} was built with {meta['model']}, but {encoder.name} has a different "
-            f"{' and a different '.join(different)}: their embeddings cannot be compared. Use that model, or another "
+            f"the index {name} was built with {meta['model']}, but {encoder.name} differs in its "
+            f"{' and '.join(different)}: their embeddings cannot be compared. Use that model, or another "
             "index"
         )
 

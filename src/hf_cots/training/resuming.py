@@ -213,7 +213,7 @@ def find_other_run(run: dict[str, Any], before: dict[str, Any]) -> str | None:
             return f"--{name} is {now[name]} and was {then[name]}, which would change the order of the data"
     data, other = run["data"], before["data"]
     if data["streaming"] != other["streaming"]:
-        return f"its run was {'' if other['streaming'] else 'not '}one with --streaming"
+        return f"its run {'used' if other['streaming'] else 'did not use'} --streaming"
     if data != other:
         counts = f" ({data['pairs']} pairs and {other['pairs']})" if data["pairs"] != other["pairs"] else ""
         return f"--train_data is other data than that of its run{counts}; a new run can start from --model"
