@@ -282,7 +282,9 @@ def test_images_within_a_data_set_that_changes(tmp_path, uri):
 def test_another_model_or_source_is_refused_by_name(photos, tmp_path, uri):
     ImageIndex.build(PixelEncoder(), photos, uri)
     for call_with in (lambda model: ImageIndex.build(model, photos, uri), lambda model: ImageIndex.open(uri, model)):
-        with pytest.raises(ValueError, match=f"the index {uri} was built with pixels, but pixels differs in its weights"):
+        with pytest.raises(
+            ValueError, match=f"the index {uri} was built with pixels, but pixels differs in its weights"
+        ):
             call_with(PixelEncoder(weights="1"))
     with pytest.raises(ValueError, match=r"was built from .*photos, not from .*other: choose another index with --to"):
         ImageIndex.build(PixelEncoder(), write_folder(tmp_path / "other", 2), uri)

@@ -171,7 +171,7 @@ def test_the_text_stack_reads_without_separator(world):
 @pytest.mark.parametrize(
     ("kind", "overrides", "settings", "message"),
     [
-        ("simla", {"similarity_queue_size": 8}, {}, "no field of SimlaConfig: similarity_queue_size"),
+        ("simla", {"similarity_queue_size": 8}, {}, "SimlaConfig has no field similarity_queue_size"),
         ("simla", {}, {"image_tokenizer": None}, "mim_weight > 0 needs a trained image tokenizer"),
         ("simla", {}, {"lora_rank": 2}, "--lora_rank is only supported by COTS"),
         ("cookie", {"queue_size": 8}, {}, "CookieConfig has no field queue_size"),
