@@ -46,7 +46,7 @@ def test_extras_say_what_they_lack(monkeypatch):
     plain = doctor.requires
     monkeypatch.setattr(doctor, "requires", lambda name: [*plain(name), 'no-such-package; extra == "search"'])
     (found,) = (each for each in find_extras() if each.name == "search")
-    assert (found.value, found.advice) == ("lacks no-such-package", "pip install 'hf-cots[search]'")
+    assert (found.value, found.advice) == ("missing: no-such-package", "pip install 'hf-cots[search]'")
     assert not found.wrong
     assert "dev" not in {each.name for each in find_extras()}
 

@@ -99,7 +99,7 @@ def test_a_batch_has_codes_only_if_all_are_held(pairs, tokenizer, folder, caplog
     assert cache.codes(seeds, crops) is None
     assert cache.codes(seeds, crops) is None
     assert len(caplog.messages) == 1, "logged once"
-    assert "lacks 1 of 2 crops" in caplog.text
+    assert "is missing 1 of 2 crops" in caplog.text
 
 
 def test_another_image_under_the_same_seed_is_not_found(pairs, tokenizer, folder):

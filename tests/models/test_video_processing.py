@@ -86,7 +86,7 @@ def test_what_is_no_clip_is_refused_by_its_number(film, tmp_path):
     processor = tiny_processor()
     for bad, message in (
         (tmp_path / "no.mp4", r"videos\[1\]: no such clip: .*no\.mp4"),
-        (film.read_bytes()[:-1000], r"videos\[1\]: clip without a name: cut off"),
+        (film.read_bytes()[:-1000], r"videos\[1\]: clip without a name: truncated"),
         (3, r"videos\[1\]: .*int"),
         ([], r"videos\[1\]: the clip has no frames"),
     ):

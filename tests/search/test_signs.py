@@ -97,7 +97,7 @@ def test_the_command_prints_the_recall(world, tmp_path):
     assert set(told) == {"target", "recall", "candidates", "milliseconds", "exact_milliseconds"}
     assert "--exact searches all" in succeed("search", tmp_path / "index", "a red circle").stderr
     refused = error_of(call("index", world.model, world.imagefolder, "--to", tmp_path / "index", "--dtype", "int8"))
-    assert "keeps binary, not int8" in refused
+    assert "stores binary vectors, not int8" in refused
 
 
 def test_without_faiss_it_is_not_begun_but_searched(folder, photos, tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ def cache(world):
     """Two epochs of five steps."""
     result = tokenize(world, world.root / "cache", "--epochs", 2)
     assert result.exit_code == 0, result.output
-    assert "80 crops tokenized, 0 were there" in result.output
+    assert "80 crops tokenized, 0 already in" in result.output
     return world.root / "cache"
 
 
@@ -90,7 +90,7 @@ def test_what_the_cache_lacks_is_computed(world, without, tmp_path, caplog, monk
     )
     weights, logs = train(world, tmp_path / "run", code_cache=tmp_path / "cache")
     assert len(calls) == 2, "steps 6 and 7 belong to the second epoch"
-    assert sum("lacks 8 of 8 crops" in message for message in caplog.messages) == 1
+    assert sum("is missing 8 of 8 crops" in message for message in caplog.messages) == 1
     assert logs == without[1]
     assert_same_weights(weights, without[0])
 
@@ -118,7 +118,7 @@ def test_pairs_that_training_leaves_out_are_left_out(world, tmp_path):
 
 
 def test_the_command_resumes_and_tells_errors_in_one_line(world, cache, tmp_path):
-    assert "0 crops tokenized, 80 were there" in tokenize(world, cache, "--epochs", 2).output
+    assert "0 crops tokenized, 80 already in" in tokenize(world, cache, "--epochs", 2).output
     flags = ("--config_overrides", json.dumps({"image_mean": [0.4, 0.5, 0.5]}))  # of training, on top of the recipe
     assert "was made with image_mean" in error_of(tokenize(world, cache, "--epochs", 2, *flags))
     for settings, message in (

@@ -74,7 +74,9 @@ def test_a_step_without_a_pair_is_refused(world, folder, tmp_path, model):
     rows = [row | {"image": f"gone{i}.png"} if 8 <= i < 32 else row for i, row in enumerate(ROWS)]
     stream = {"train_data": write_json_lines(folder / "s.jsonl", rows), "streaming": True, "shuffle_buffer_size": 1}
     start = partial(train, world) if model == "cots" else train_image_tokenizer
-    with pytest.raises(ValueError, match=r"s\.jsonl: step 2 has no pair .*gone\d+\.png: no such file; see .*jsonl"):
+    with pytest.raises(
+        ValueError, match=r"s\.jsonl: step 2 has no usable pair, .*gone\d+\.png: no such file; see .*jsonl"
+    ):
         start(tmp_path / "run", **stream | {"max_steps": 5})
     assert not (tmp_path / "run" / "model").exists()
 

@@ -154,9 +154,9 @@ def test_a_run_on_stored_texts_resumes_exactly(world, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"freeze": ("text", "vision:1")}, "towers that are not trained"),
+        ({"freeze": ("text", "vision:1")}, "needs frozen towers"),
         ({"freeze": ("text",), "standardize_features": True}, "features of both towers"),
-        ({"freeze": ("vision",)}, "towers that are not trained"),
+        ({"freeze": ("vision",)}, "needs frozen towers"),
         ({"lora_rank": 2}, "do not use LoRA"),
         ({"overrides": {"mlm_weight": 1}}, "unmasked inputs"),
         ({"streaming": True, "train_data": "tars", "image_column": "png", "caption_column": "txt"}, "known length"),

@@ -67,7 +67,7 @@ def test_it_starts_with_the_sources_embeddings(world, sources, tmp_path, kind):
 def test_what_is_taken_over_is_told_in_one_line(world, sources, tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="hf_cots"):
         make_trainer(flags(world, sources("clip"), tmp_path))
-    (line,) = (record.getMessage() for record in caplog.records if "taken over" in record.getMessage())
+    (line,) = (record.getMessage() for record in caplog.records if ": keeping " in record.getMessage())
     assert "(CLIPModel): keeping CLIPVisionModel" in line
     assert 'CLIPTextModel (text_pooling="tower") with their projections, the temperature 0.07' in line
     assert f"images of {SIDE} pixels and texts of 20 tokens" in line

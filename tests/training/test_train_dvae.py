@@ -158,7 +158,7 @@ def test_a_collapsed_codebook_and_no_other_gives_a_warning(bare, tmp_path, caplo
     assert len(warnings) == 2 * collapsed, "once in training, once in the evaluation"
     if collapsed:
         assert "at step 1: 1 of 64 codes are in use" in warnings[0]
-        assert "1 of 64 codes are in use on 40 images" in warnings[1]
+        assert "1 of 64 codes are used on 40 images" in warnings[1]
 
 
 def test_streams_and_broken_images(bare, world, tmp_path):

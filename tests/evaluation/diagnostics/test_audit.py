@@ -155,7 +155,7 @@ def edited(mask, **fields):
         (lambda mask: edited(mask, pairs=39), "was made for 39 pairs"),
         (lambda mask: edited(mask, fingerprint="0" * 16), "was made for other data"),
         (lambda mask: edited(mask, left_out=[40]), "leaves out pair 40"),
-        (lambda mask: edited(mask, left_out=[-1]), "counted from 0 to 39"),
+        (lambda mask: edited(mask, left_out=[-1]), "numbered from 0 to 39"),
         (lambda mask: edited(mask, left_out=list(range(40))), "drops all 40 pairs"),
     ],
 )

@@ -101,7 +101,7 @@ def test_the_checksum_is_that_of_the_sorted_ids_and_can_be_demanded(tmp_path):
     write_images(tmp_path / "images", data["images"][:1000][::-1])
     assert protocols.load_protocol("karpathy", path, tmp_path / "images").checksum == expected
     data["images"][0]["sentences"][0]["sentid"] = 99_999
-    with pytest.raises(ValueError, match=f"have the checksum [0-9a-f]{{64}}, not {expected}"):
+    with pytest.raises(ValueError, match=f"have the checksum [0-9a-f]{{64}}, but {expected} is expected"):
         protocols.load_protocol("flickr30k", write(path, data), tmp_path / "images", checksum=expected)
 
 
@@ -265,5 +265,5 @@ def test_msrvtt_errors_are_one_line(tmp_path):
     with pytest.raises(ValueError, match="video13 occurs twice"):
         protocols.load_msrvtt_1ka(path)
     videos = write(tmp_path / "data.json", {"videos": [{"video_id": f"video{i}"} for i in range(900)]})
-    with pytest.raises(ValueError, match=r"100 videos of .*test\.csv are missing, video900 for one"):
+    with pytest.raises(ValueError, match=r"100 videos of .*test\.csv are missing, such as video900"):
         protocols.load_msrvtt_1ka(msrvtt_csv(path), videos)
