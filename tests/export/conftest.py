@@ -1,5 +1,7 @@
 """Exports of the world's tiny models, each made once."""
 
+import ctypes
+
 import pytest
 import torch
 from transformers import BertConfig, ResNetConfig
@@ -11,6 +13,22 @@ from tests.support.worlds import SIDE, World, tiny_processor
 
 
 pytest.importorskip("onnxruntime")
+
+
+class SignalStack(ctypes.Structure):
+    """`stack_t` of sigaltstack(2)."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@pytest.fixture(autouse=True, scope="package")
+def signal_stack():
+    """Take back the stack for signals that OpenVINO sets: 11 KB, which the SIGCHLD handler of PyTorch's DataLoader
+    overflows in a later test where registers are wide (AVX-512)."""
+    libc, before = ctypes.CDLL(None), SignalStack()
+    libc.sigaltstack(None, ctypes.byref(before))
+    yield
+    libc.sigaltstack(ctypes.byref(before), None)
 
 
 def resnet_folder(world: World):
