@@ -57,5 +57,5 @@ def test_a_missing_extra_is_named(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("hf_cots.serve")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ModuleNotFoundError, match=r"fastapi is not installed; .*hf-cots\[serve\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"fastapi is not installed, .*hf-cots\[serve\]"):
         importlib.import_module("hf_cots.serve")
