@@ -93,9 +93,9 @@ def load(folder: Path, side: str) -> PairDataset:
 # ---------------------------------------------------------------------- training
 
 
-def make_towers(recipes: dict[str, Any], name: str, folder: Path) -> Path:
-    """The towers that the models begin with, in `vision` and, SIMLA's lower half of MiniLM, in `text` of a folder; for
-    toned emoji those of the model `start`, which is trained first."""
+def make_towers(recipes: dict[str, Any], name: str, folder: Path) -> None:
+    """Write the initial towers unless they exist: the image tower to `towers/vision`, SIMLA's lower half of MiniLM to
+    `towers/text`. For toned emoji, the image tower is that of the model `start`, which is trained first."""
     towers = folder / "towers"
     if not (towers / "text").is_dir():
         if name == "toned":
@@ -105,7 +105,6 @@ def make_towers(recipes: dict[str, Any], name: str, folder: Path) -> Path:
         else:
             shutil.copytree(image_tower_folder(), towers / "vision", dirs_exist_ok=True)
             write_half_of_minilm(towers / "text")
-    return towers
 
 
 def flags_of(recipes: dict[str, Any], kind: str, name: str, steps: int, seed: int, folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The Typer application: error reporting and notes. The verbs are in the sibling files, one per help panel."""
+"""The Typer application: error reporting and notes. The commands are in the other files of this folder."""
 
 import json
 import logging

