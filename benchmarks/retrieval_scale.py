@@ -84,7 +84,7 @@ def coco_5k() -> dict:
     return median | {"megabytes_above": max(run["megabytes_above"] for run in runs), "runs": runs, "R@1": recalls}
 
 
-def million(folder: Path, size: int, parts: int) -> dict:
+def sampled_queries(folder: Path, size: int, parts: int) -> dict:
     """Rank one of `parts` equal parts of the queries of size x size, from mapped files."""
     generator = np.random.default_rng(0)
     for name in ("queries", "gallery"):
@@ -121,7 +121,7 @@ def main() -> None:
         "coco_5k_both_directions": coco_5k(),
     }
     with tempfile.TemporaryDirectory() as folder:
-        results["million_by_million"] = million(Path(folder), arguments.size, arguments.parts)
+        results["sampled_queries"] = sampled_queries(Path(folder), arguments.size, arguments.parts)
     arguments.output.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
 
