@@ -8,7 +8,9 @@ Needs the set of `hf-cots data translations`, and models whose text tower is Min
 named, models are measured with their own, such as those of `model_cards/e5-multilingual`. The gallery has one image,
 Twemoji's, of each emoji whose concept never trains: neither in the emoji model nor, by name, in the tower. The icons
 model has seen no emoji at all, but icons with some of these names. A query is an emoji's name in one language, and
-right if an image with the same English name is among the first k. Intervals come from drawing concepts with
+right if an image with the same English name is among the first k. With `--icons`, there is a second gallery, the icons
+of unseen sets with known names, which are searched by those names that an emoji or a character has as well, and so
+translations; most of these were among the pairs of the distilled tower. Intervals come from drawing concepts with
 replacement; where several towers are given, as of several seeds, a query counts by its mean over them.
 """
 
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from transformers import AutoTokenizer
 
@@ -27,6 +30,7 @@ from hf_cots.data.images import read_image
 from hf_cots.demo.recipe import TEST_STYLE
 from hf_cots.search.torch_encoders import DualEncoder
 
+from .ablation.icons import ICONS
 from .icon_search import rank_best
 from .machine import machine
 
@@ -49,11 +53,26 @@ def read_gallery(data: Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def read_queries(translations: Path, gallery: list[dict[str, Any]]) -> dict[str, list[tuple[int, str]]]:
-    """Of each language, the gallery's rows that have a name in it, and the name."""
-    rows = pq.read_table(translations / "test.parquet").to_pylist()
-    names = {(row["language"], row["english"]): row["translation"] for row in rows}
-    found = {"en": [(index, row["text"]) for index, row in enumerate(gallery)]}
+def read_icons(icons: Path) -> list[dict[str, Any]]:
+    """The icons of unseen sets whose names occur in training, as a gallery like that of [`read_gallery`]."""
+    trained = pq.read_table(icons / "train.parquet", columns=["name"])["name"]
+    table = pq.read_table(icons / "test_new_styles.parquet", columns=["image", "name"])
+    rows = table.filter(pc.is_in(table["name"], trained)).to_pylist()
+    return [{"image": row["image"], "text": row["name"], "concept": row["name"]} for row in rows]
+
+
+def read_queries(
+    translations: Path, gallery: list[dict[str, Any]], sides: tuple[str, ...] = ("test",)
+) -> dict[str, list[tuple[int, str]]]:
+    """Of each language, the gallery's rows that have a name in it, and the name.
+
+    Args:
+        sides: the files of the translations, `"train"` and `"test"`. English names are those that occur there.
+    """
+    rows = [row for side in sides for row in pq.read_table(translations / f"{side}.parquet").to_pylist()]
+    names = {(row["language"], row["english"]): row["translation"] for row in rows if row["kind"] == "name"}
+    translated = {english for _, english in names}
+    found = {"en": [(index, row["text"]) for index, row in enumerate(gallery) if row["text"] in translated]}
     for language in (*LANGUAGES[1:], *FURTHER):
         named = ((index, names.get((language, row["text"]))) for index, row in enumerate(gallery))
         found[language] = [(index, name) for index, name in named if name]
@@ -90,12 +109,15 @@ def recalls(ranks: np.ndarray, concepts: list[str]) -> dict[str, Any]:
 
 
 def measure(
-    name: str, encoder: DualEncoder, towers: list[Path], gallery: list[dict[str, Any]], translations: Path
+    name: str,
+    encoder: DualEncoder,
+    towers: list[Path],
+    gallery: list[dict[str, Any]],
+    queries: dict[str, list[tuple[int, str]]],
 ) -> dict[str, Any]:
     """Recalls of every language, with the model's own text tower and with the distilled ones, if there are any."""
     images = encoder.encode_images([read_image(row["image"]["bytes"]) for row in gallery])
     texts = np.array([row["text"] for row in gallery])
-    queries = read_queries(translations, gallery)
     report: dict[str, Any] = {
         "images": len(gallery),
         "concepts": len({row["concept"] for row in gallery}),
@@ -128,12 +150,18 @@ def main() -> None:
     if arguments.towers:
         record = json.loads((arguments.towers[0] / "distillation.json").read_text(encoding="utf-8"))
         report |= {"seeds": len(arguments.towers), "trained_on": record["languages"]}
-    gallery = read_gallery(arguments.data)
-    for name, model in (("emoji", arguments.emoji), ("icons", arguments.icons)):
-        if model is not None:
-            encoder = load_encoder(str(model))
-            assert isinstance(encoder, DualEncoder)
-            report["models"][name] = measure(name, encoder, arguments.towers, gallery, arguments.translations)
+    emoji = read_gallery(arguments.data)
+    wanted: list[tuple[str, Path, list[dict[str, Any]], tuple[str, ...]]] = [
+        ("emoji", arguments.emoji, emoji, ("test",))
+    ]
+    if arguments.icons is not None:
+        wanted += [("icons", arguments.icons, emoji, ("test",))]
+        wanted += [("icons, unseen styles", arguments.icons, read_icons(ICONS), ("train", "test"))]
+    for name, model, gallery, sides in wanted:
+        encoder = load_encoder(str(model))
+        assert isinstance(encoder, DualEncoder)
+        queries = read_queries(arguments.translations, gallery, sides)
+        report["models"][name] = measure(name, encoder, arguments.towers, gallery, queries)
     arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

@@ -23,11 +23,15 @@ def test_gallery_and_queries(tmp_path):
     gallery = read_gallery(tmp_path)
     assert [row["text"] for row in gallery] == ["dog", "cat"]
     (tmp_path / "t").mkdir()
-    pairs = [{"english": "cat", "translation": "gato", "language": "es"}]
+    pairs = [
+        {"english": "cat", "translation": "gato", "language": "es", "kind": "name"},
+        {"english": "dog", "translation": "Hund", "language": "de", "kind": "keywords"},
+    ]
     pq.write_table(pa.Table.from_pylist(pairs), tmp_path / "t" / "test.parquet")
     queries = read_queries(tmp_path / "t", gallery)
-    assert queries["en"] == [(0, "dog"), (1, "cat")]
+    assert queries["en"] == [(1, "cat")]  # a name that has translations
     assert queries["es"] == [(1, "gato")]
+    assert queries["de"] == []
     assert queries["ko"] == []
 
 
@@ -47,14 +51,14 @@ def test_a_model_may_be_measured_with_its_own_tower_alone(tmp_path):
         Image.new("RGB", (2, 2), color).save(buffer, "png")
         gallery.append({"text": name, "concept": name, "image": {"bytes": buffer.getvalue()}})
     pairs = [
-        {"english": english, "translation": f"{english} in {language}", "language": language}
+        {"english": english, "translation": f"{english} in {language}", "language": language, "kind": "name"}
         for english in ("dog", "cat")
         for language in (*LANGUAGES[1:], *FURTHER)
     ]
     pq.write_table(pa.Table.from_pylist(pairs), tmp_path / "test.parquet")
     vectors = {(255, 0, 0): [1, 0], (0, 255, 0): [0, 1], "dog": [1, 0], "cat": [0, 1]}
     vectors |= {pair["translation"]: [1, 0] for pair in pairs}  # all are a dog
-    report = measure("known", KnownEncoder(vectors), [], gallery, tmp_path)
+    report = measure("known", KnownEncoder(vectors), [], gallery, read_queries(tmp_path, gallery))
     assert "distilled" not in report
     assert [report["own"][language]["R@1"] for language in ("en", "es", "hi")] == [100, 50, 50]
 
