@@ -23,8 +23,8 @@ OUTPUT = "runs/fine_tune"
 
 def main(model_name: str, train_data: str, eval_data: str) -> None:
     processor = AutoProcessor.from_pretrained(model_name)
-    # For a few thousand pairs: a short queue, and no token level.
-    config = COTSConfig.from_pretrained(model_name, queue_size=512, mvm_weight=0, mlm_weight=0)
+    # For a few thousand pairs: CLIP's loss, and no token level.
+    config = COTSConfig.from_pretrained(model_name, contrast="in_batch", mvm_weight=0, mlm_weight=0)
     model = COTSForPreTraining.from_pretrained(model_name, config=config)
     model.encoder.vision_model.requires_grad_(False)
     trainer = COTSTrainer(
