@@ -1,5 +1,5 @@
 # Two commands on a fresh machine with Python 3.10+, git and make: `make demo` and `make test`.
-.PHONY: help demo demo-video video test test-min test-milvus test-no-torch check bench bench-gpu soak soak-milvus icons multilingual cots-icons icon-ablation rerank-at-scale ablation cookie-ablation fine-tuning cards clean
+.PHONY: help demo demo-video video test test-min test-milvus test-no-torch test-browser check bench bench-gpu soak soak-milvus icons multilingual cots-icons icon-ablation rerank-at-scale ablation cookie-ablation fine-tuning cards clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,6 +17,7 @@ help:
 	@echo "make bench   the small benchmarks on this machine, in about ten minutes; make bench-gpu: training on its GPU"
 	@echo "make test-milvus  run the tests of an index in Milvus, against one that is started for them (downloads 58 MB)"
 	@echo "make test-no-torch  run exported models in an environment without torch, and compare (downloads 220 MB)"
+	@echo "make test-browser  search with an exported model in Node, as in a browser, and compare (downloads 60 MB)"
 	@echo "make icons   make the icon set and the emoji set of npm packages (runs/icons; downloads 135 MB)"
 	@echo "make soak    kill a training run twenty times and compare it with an uninterrupted one; indexes, too"
 	@echo "make soak-milvus  the same of an index in Milvus"
@@ -92,6 +93,12 @@ test-no-torch: $(BIN)/.installed
 	$(NO_TORCH_VENV)/bin/python -m pip install --disable-pip-version-check --no-deps .
 	! $(NO_TORCH_VENV)/bin/python -c "import torch" 2> /dev/null
 	HF_COTS_PYTHON_WITHOUT_TORCH=$(NO_TORCH_VENV)/bin/python $(BIN)/python -m pytest tests/export/test_without_torch.py
+
+# What examples/search_in_browser.mjs needs, in Node.
+BROWSER := onnxruntime-web@1.30.0 @huggingface/tokenizers@0.2.0
+test-browser: $(BIN)/.installed
+	npm install --no-audit --no-fund --ignore-scripts --prefix runs/browser $(BROWSER)
+	HF_COTS_NODE_MODULES=runs/browser/node_modules $(BIN)/python -m pytest tests/export/test_in_browser.py
 
 icons: $(BIN)/.installed
 	$(BIN)/hf-cots data icons runs/icons
