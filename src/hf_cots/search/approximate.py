@@ -1,15 +1,15 @@
-"""Approximate search of a large index: an inverted file of FAISS beside the vectors, whose recall is measured.
+"""Approximate search of a large index: a FAISS inverted file (IVF) beside the vectors, whose recall is measured.
 
-The inverted file keeps the vectors in clusters, with 8 bits a number. A search looks into the `nprobe` clusters that
-are nearest to the query, and orders what it finds there by exact scores. `nprobe` is the least with which the answers
-have the recall that is asked for, measured against exact search on images and texts of the index itself, with three
-standard errors to spare: the least that does on some queries does not on others, and a few queries between the
-clusters, of which one finds hardly anything, are the most of what is missed.
+The inverted file keeps the vectors in clusters, with 8 bits per number. A search scans the `nprobe` clusters nearest
+to the query and sorts the candidates by exact scores. `nprobe` is the smallest value that reaches the requested
+recall, measured against exact search with images and texts of the index itself, with a margin of three standard
+errors: a value that is just enough for some queries is too small for others, since most misses come from a few
+queries that lie between the clusters.
 
-    approximate-N.faiss     slot by slot what is in the vectors' file, up to a slot; N changes with each writing
+    approximate-N.faiss     the vectors' file up to some slot, slot by slot; N changes each time it is written
 
-The file is complete on disk before the transaction that names it. What has come since is searched exactly, what is
-gone is left out, and a file of other vectors is not used.
+The file is complete on disk before the transaction that names it. Vectors added since are searched exactly, deleted
+ones are left out, and an inverted file of another vectors' file is not used.
 """
 
 import json
@@ -33,29 +33,29 @@ from .vectors import BLOCK, load_faiss, nearest, rank, unpack
 logger = logging.getLogger(__name__)
 
 MIN_VECTORS = 200_000  # below, exact search takes milliseconds
-MEASURED_RESULTS = (10, 100)  # a search for more than 10 is as one for 100
-MAX_RESULTS = MEASURED_RESULTS[-1]  # the recall of longer answers is not measured: they are exact
-QUERIES = 512  # of each kind, on which the recall is measured
-STANDARD_ERRORS = 3  # of their mean, which must be so far above the target
+MEASURED_RESULTS = (10, 100)  # a search for 11 to 100 results uses the settings for 100
+MAX_RESULTS = MEASURED_RESULTS[-1]  # searches for more are exact, because their recall is not measured
+QUERIES = 512  # queries of each kind on which the recall is measured
+STANDARD_ERRORS = 3  # how far the mean recall must be above the target
 TARGET = 0.99
-CHANGED_FRACTION = 0.02  # of the vectors, added or deleted since: from there the file is written and measured anew
-GROWTH = 2  # of the index since its clusters were found: from there they are found anew
-POINTS_PER_CLUSTER = 50  # on which they are found; FAISS wants 39 at least
+CHANGED_FRACTION = 0.02  # the file is rewritten and measured again once more than this part of the vectors changed
+GROWTH = 2  # the clusters are trained again once the index is larger than this multiple of its size at training
+POINTS_PER_CLUSTER = 50  # training points per cluster; FAISS wants at least 39
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What an index records about a search that is not exact.
+    """The measured recall and time of a search that is not exact.
 
     Attributes:
-        vectors, end: the vectors' file that it is of, and the slot after its last one.
-        live: how many of the slots had an image.
-        target: the recall that was asked for.
-        recall: the part of the 10, or 100, best that is found: `{"10": {"images": ..., "texts": ...}, "100": ...}`.
-        milliseconds, exact_milliseconds: of a search for 10, when it was measured.
+        vectors, end: the measured vectors' file, and the slot after its last one.
+        live: number of slots that had an image.
+        target: the requested recall.
+        recall: recall@10 and recall@100: `{"10": {"images": ..., "texts": ...}, "100": ...}`.
+        milliseconds, exact_milliseconds: time of an approximate and of an exact search for 10, when measured.
     """
 
-    EFFORT: ClassVar[str]  # the field that says how much a search looks at
+    EFFORT: ClassVar[str]  # name of the field that controls how much is searched
     vectors: str
     end: int
     live: int
@@ -65,12 +65,13 @@ class Measurement:
     exact_milliseconds: float
 
     def measured(self) -> dict[str, Any]:
-        """The measurement as a user reads it."""
+        """Return the fields that are shown to users."""
         names = ("target", "recall", self.EFFORT, "milliseconds", "exact_milliseconds")
         return {name: value for name, value in asdict(self).items() if name in names}
 
     def recall_at(self, k: int) -> tuple[int, float]:
-        """For how many results a search for k was measured, and the recall of the kind of queries with the lower."""
+        """Return the number of results at which a search for k was measured, and the lower recall of the two kinds of
+        queries there."""
         most = next(most for most in MEASURED_RESULTS if k <= most)
         return most, min(self.recall[str(most)].values())
 
@@ -85,12 +86,12 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Approximation(Measurement):
-    """What an index records about its inverted file.
+    """The metadata of an inverted file.
 
     Attributes:
         file, checksum: its name and CRC-32.
-        trained: how many vectors there were when the clusters were found.
-        nprobe: how many clusters a search for 10, or for 100, looks into: `{"10": ..., "100": ...}`.
+        trained: number of vectors when the clusters were trained.
+        nprobe: number of clusters that a search for 10, or for 100, scans: `{"10": ..., "100": ...}`.
     """
 
     EFFORT: ClassVar[str] = "nprobe"
@@ -101,7 +102,7 @@ class Approximation(Measurement):
 
 
 def read_approximation(store: IndexStore) -> Approximation | None:
-    """What an index notes of its inverted file, if it has one that is of its vectors."""
+    """Return the metadata of the inverted file; None if there is none for the current vectors' file."""
     noted = store.meta.get("approximate")
     approximation = Approximation(**json.loads(noted)) if noted else None
     return approximation if approximation and approximation.vectors == store.meta["file"] else None
@@ -111,7 +112,7 @@ def check_approximate(count: int, approximate: bool | None, recall: float | None
     """Check that approximate search, if requested, is possible and useful for this number of images.
 
     Returns:
-        The recall that it must have; 0 if it is not requested.
+        The recall that it must reach; 0 if approximate search is not requested.
 
     Raises:
         ModuleNotFoundError: without FAISS; names the extra to install.
@@ -137,15 +138,15 @@ class Search(Protocol):
     """A search that may be approximate."""
 
     def nearest(self, snapshot: Snapshot, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Find the k rows with the largest dot products, or nearly; as `vectors.nearest`."""
+        """Find (approximately) the k rows with the largest dot products; otherwise as `vectors.nearest`."""
 
 
 class ApproximateSearch:
-    """The search in an inverted file.
+    """Search in an inverted file.
 
     Args:
         inverted: a `faiss.IndexIVF` of the first slots.
-        nprobe: how many clusters a search for so many results looks into.
+        nprobe: number of clusters to scan, by number of results.
     """
 
     def __init__(self, inverted: Any, nprobe: dict[int, int]):
@@ -155,7 +156,8 @@ class ApproximateSearch:
 
     @classmethod
     def open(cls, store: IndexStore) -> "ApproximateSearch | None":
-        """That of an index; None, after a line in the log, if it has none that is whole and of its vectors."""
+        """Open the inverted file of an index; logs a warning and returns None if it is missing, damaged or outdated,
+        or FAISS is not installed."""
         approximation, faiss = read_approximation(store), load_faiss()
         reason = "its file for approximate search is missing, damaged or not up to date: `hf-cots index` mends it"
         if faiss is None:
@@ -172,16 +174,17 @@ class ApproximateSearch:
         return None
 
     def nearest(self, snapshot: Snapshot, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Find the k rows with the largest dot products, or nearly; arguments and results as of `vectors.nearest`.
+        """Find (approximately) the k rows with the largest dot products; arguments and results as for
+        `vectors.nearest`.
 
-        The scores are exact, and so is the search of rows that the file does not have.
+        The scores are exact, and rows that the inverted file does not have are searched exactly.
         """
         rows, live, covered = snapshot.rows, snapshot.live, self.inverted.ntotal
         query = np.ascontiguousarray(query, dtype=np.float32)
         found = self._candidates(snapshot, query, k)
         newer, _ = nearest(rows[covered:], query, k, None if live is None else live[covered:])
         found = np.concatenate([found, newer + covered])
-        if len(found) < min(k, snapshot.count):  # the clusters are too small
+        if len(found) < min(k, snapshot.count):  # the scanned clusters have too few rows
             return nearest(rows, query, k, live)
         return rank(rows, query, found, k)
 
@@ -194,13 +197,13 @@ class ApproximateSearch:
             self._version = snapshot.version
         nprobe = next(self.nprobe[most] for most in MEASURED_RESULTS if k <= most)
         parameters = faiss.SearchParametersIVF(nprobe=nprobe, sel=self._selector)
-        # More than k, because scores in 8 bits are not quite in order.
+        # More than k, because the order by 8-bit scores is not quite exact.
         found = self.inverted.search(query[None], 2 * k + 32, params=parameters)[1][0]
-        return found[found >= 0]  # -1 where there are fewer
+        return found[found >= 0]  # FAISS pads with -1
 
 
 def file_checksum(path: Path) -> int:
-    """CRC-32 of a file."""
+    """Compute the CRC-32 of a file."""
     value = 0
     with open(path, "rb") as file:
         while block := file.read(1 << 24):
@@ -212,14 +215,14 @@ def file_checksum(path: Path) -> int:
 
 
 def update_approximate(store: IndexStore, encoder: Encoder) -> Approximation | None:
-    """Bring the inverted file of an index up to date with its vectors, if it should have one.
+    """Bring the inverted file of an index up to date with its vectors, or remove it if it is no longer wanted.
 
     Args:
-        store: opened for writing; its `approximate_target` is the recall that is asked for.
-        encoder: embeds texts on which the recall is measured.
+        store: opened for writing; its `approximate_target` is the requested recall.
+        encoder: encodes the texts with which the recall is measured.
 
     Returns:
-        What the index notes of it now.
+        The metadata of the file, or None if there is no such file now.
     """
     target = float(store.meta.get("approximate_target", 0))
     with store.reading() as snapshot:
@@ -244,7 +247,7 @@ def update_approximate(store: IndexStore, encoder: Encoder) -> Approximation | N
 
 
 def _usable(store: IndexStore, target: float) -> Approximation | None:
-    """The inverted file that there is, if it is whole, of these vectors, and for this target."""
+    """Return the existing inverted file if it is undamaged, of the current vectors, and for this target."""
     approximation = read_approximation(store)
     if approximation is None or approximation.target != target:
         return None
@@ -253,7 +256,7 @@ def _usable(store: IndexStore, target: float) -> Approximation | None:
 
 
 def count_changes(measured: Measurement, snapshot: Snapshot) -> int:
-    """How many vectors were added or deleted since a search was measured."""
+    """Count the vectors that were added or deleted since a search was measured."""
     added = len(snapshot.rows) - measured.end
     return added + (measured.live + added - snapshot.count)
 
@@ -265,7 +268,7 @@ def _write(
     encoder: Encoder,
     before: Approximation | None,
 ) -> Approximation | None:
-    """Write the inverted file of a snapshot and name it in a transaction; None if it cannot reach the target."""
+    """Write the inverted file of a snapshot and commit its name; returns None if it cannot reach the target."""
     start, faiss = time.monotonic(), load_faiss()
     grown = before is None or snapshot.count > GROWTH * before.trained
     if before is None or grown:
@@ -275,7 +278,7 @@ def _write(
     for first in range(inverted.ntotal, len(snapshot.rows), BLOCK):
         vectors = np.array(unpack(snapshot.rows[first : first + BLOCK]))
         if snapshot.live is not None:
-            vectors[~snapshot.live[first : first + BLOCK]] = 0  # damaged ones may hold NaN
+            vectors[~snapshot.live[first : first + BLOCK]] = 0  # damaged vectors may hold NaN
         inverted.add(vectors)
     search, queries = ApproximateSearch(inverted, {}), draw_queries(store, snapshot, encoder)
     recalls = _choose(search, snapshot, queries, target)
@@ -307,13 +310,13 @@ def _write(
 
 
 def _next_file(folder: Path) -> Path:
-    """A name that no inverted file has had while this one is there."""
+    """Return a file name with a number above those of the existing inverted files."""
     numbers = [int(path.name.split("-")[1].split(".")[0]) for path in folder.glob("approximate-*")]
     return folder / f"approximate-{max(numbers, default=0) + 1}.faiss"
 
 
 def _write_synced(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file that is complete on disk once it has its name.
+    """Write a file such that it is complete on disk before it gets its name.
 
     Raises:
         OSError: if it cannot be written.
@@ -334,7 +337,7 @@ def _write_synced(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _train(snapshot: Snapshot) -> Any:
-    """An empty inverted file, with clusters of the vectors that count."""
+    """Return an empty inverted file, with clusters trained on live vectors."""
     faiss = load_faiss()
     clusters = 2 ** round(np.log2(2 * np.sqrt(snapshot.count)))
     vectors = snapshot.vectors(_draw(snapshot, POINTS_PER_CLUSTER * clusters))
@@ -344,14 +347,14 @@ def _train(snapshot: Snapshot) -> Any:
 
 
 def _live_slots(snapshot: Snapshot, first: int, end: int) -> np.ndarray:
-    """The slots that count, from `first` to before `end`."""
+    """Return the live slots in `[first, end)`."""
     if snapshot.live is None:
         return np.arange(first, min(end, len(snapshot.rows)))
     return first + np.flatnonzero(snapshot.live[first:end])
 
 
 def _draw(snapshot: Snapshot, count: int) -> np.ndarray:
-    """Slots that count, drawn at random, always the same, in order."""
+    """Draw live slots at random with a fixed seed; returns them sorted."""
     slots = _live_slots(snapshot, 0, len(snapshot.rows))
     return np.sort(np.random.default_rng(0).choice(slots, min(count, len(slots)), replace=False))
 
@@ -360,15 +363,15 @@ def _draw(snapshot: Snapshot, count: int) -> np.ndarray:
 
 
 def draw_queries(store: IndexStore, snapshot: Snapshot, encoder: Encoder) -> dict[str, np.ndarray]:
-    """Embeddings of images and of texts of an index, of each up to [`QUERIES`]."""
+    """Return the embeddings of up to [`QUERIES`] images and as many texts of an index."""
     texts = np.asarray(encoder.encode_texts(_texts(store)))
     queries = {"images": snapshot.vectors(_draw(snapshot, QUERIES)), "texts": texts[np.isfinite(texts).all(axis=1)]}
     return {kind: embeds for kind, embeds in queries.items() if len(embeds)}
 
 
 def _texts(store: IndexStore) -> list[str]:
-    """Texts as one may search for: cells of the first column that says something else of most images, or the files'
-    names."""
+    """Return texts like those users search for: cells of the first text column with different texts for most of the
+    drawn images, or else words of the file names."""
     tables = store.database.execute("PRAGMA table_info(columns)")
     names = [name for _, name, affinity, *_ in tables if affinity == "TEXT"]
     ids = [each for (each,) in store.database.execute("SELECT id FROM images WHERE slot IS NOT NULL ORDER BY id")]
@@ -388,8 +391,8 @@ def _texts(store: IndexStore) -> list[str]:
 def _choose(
     search: ApproximateSearch, snapshot: Snapshot, queries: dict[str, np.ndarray], target: float
 ) -> dict[int, dict[str, float]] | None:
-    """Give a search, for each number of results, the least `nprobe` with which the recall of all kinds of queries
-    reaches a target, some standard errors below its mean; returns the means, or None if none does."""
+    """Set, for each number of results, the smallest `nprobe` with which [`are_sure`] holds for a target; returns the
+    mean recalls, or None if no `nprobe` is enough."""
     least = {kind: least_scores(snapshot, embeds) for kind, embeds in queries.items()}
     means = {}
     for k in MEASURED_RESULTS:
@@ -407,7 +410,7 @@ def _choose(
             if high == search.inverted.nlist:
                 return None
             low, high = high, min(2 * high, search.inverted.nlist)
-        while high - low > max(1, high // 16):  # a smaller step changes little
+        while high - low > max(1, high // 16):  # smaller steps change little
             middle = (low + high) // 2
             low, high = (low, middle) if reaches(middle) else (middle, high)
         search.nprobe[k] = high
@@ -415,13 +418,13 @@ def _choose(
 
 
 def are_sure(recalls: dict[str, np.ndarray], target: float) -> bool:
-    """Whether the recall of all kinds of queries reaches a target, some standard errors below its mean."""
+    """Whether each kind of queries has a mean recall at least [`STANDARD_ERRORS`] standard errors above a target."""
     sure = [each.mean() - STANDARD_ERRORS * each.std() / len(each) ** 0.5 for each in recalls.values()]
     return min(sure) >= target
 
 
 def least_scores(snapshot: Snapshot, queries: np.ndarray) -> dict[int, np.ndarray]:
-    """For each number of results, the (n,) exact scores that an image needs to be among them."""
+    """Compute, for each number of results k, the (n,) exact scores of the queries' k-th best images."""
     faiss = load_faiss()
     slots: np.ndarray = np.empty((len(queries), 0), dtype=np.int64)
     scores: np.ndarray = np.empty((len(queries), 0), dtype=np.float32)
@@ -439,12 +442,13 @@ def least_scores(snapshot: Snapshot, queries: np.ndarray) -> dict[int, np.ndarra
 
 
 def find_recalls(search: Search, snapshot: Snapshot, queries: np.ndarray, k: int, least: np.ndarray) -> np.ndarray:
-    """Of each query, the part of the k best that is found; images with equal scores are as good as one another."""
+    """Compute the (n,) recall@k of a search for each query; images with equal scores are interchangeable."""
     found = [search.nearest(snapshot, query, k)[1][:k] for query in queries]
     return np.array([(scores >= score).sum() for scores, score in zip(found, least)]) / min(k, snapshot.count)
 
 
 def time_search(search: Callable[[np.ndarray], object], queries: np.ndarray) -> float:
+    """Measure the mean time of a search in milliseconds."""
     start = time.perf_counter()
     for query in queries:
         search(query)

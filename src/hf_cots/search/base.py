@@ -1,4 +1,4 @@
-"""The interface of an index: its searches and their results."""
+"""The interface that all indexes share: how they are searched and what a search returns."""
 
 import json
 import threading
@@ -25,7 +25,7 @@ from .vectors import l2_normalize
 if TYPE_CHECKING:
     import torch
 
-# A str is a text.
+# A str is a text query, never a path.
 AnyQuery: TypeAlias = Union[str, Path, bytes, Image.Image, np.ndarray, "torch.Tensor", VideoFrames]
 
 
@@ -35,10 +35,10 @@ class Match:
 
     Args:
         path: the file.
-        score: cosine similarity to the query, in [-1, 1]; in a hybrid search the sum of reciprocal ranks; of a
+        score: cosine similarity to the query, in [-1, 1]; in a hybrid search the sum of reciprocal ranks; for a
             re-ranked match the fused score.
         columns: the file's columns in the source.
-        id: row id in an index on disk.
+        id: row id, in an index on disk.
         similarity: cosine similarity, if the score of the first stage is a different one.
         digest: hash of the indexed bytes, in an index on disk.
         moment: for a clip, the time in seconds of the frame that is most similar to the query.
@@ -58,7 +58,7 @@ class Match:
 
 
 def describe_clip(clip: ClipFrames | None, query: np.ndarray) -> dict[str, Any]:
-    """The clip fields of a [`Match`] for a query embedding (D,); empty for an image."""
+    """Return the clip fields of a [`Match`] for a query embedding (D,); empty for an image."""
     if clip is None:
         return {}
     return {"moment": clip.find_moment(query), "duration": clip.duration, "times": clip.times}
@@ -88,10 +88,10 @@ class BaseIndex(ABC):
 
     @abstractmethod
     def read_image(self, path: Path, moment: float | None = None) -> Image.Image:
-        """Read the image of a match, or the frame of a clip at its `moment`, upright and RGB.
+        """Read the image of a match, or the frame of a clip at `moment`, upright and in RGB.
 
         Raises:
-            BrokenImage: if its file can no longer be read.
+            BrokenImage: if the file can no longer be read.
         """
 
     def read_bytes(self, path: Path) -> bytes:
@@ -99,7 +99,7 @@ class BaseIndex(ABC):
         return read_file(path)
 
     def find_source(self, path: Path) -> Path | bytes:
-        """The file of a match, or its bytes where it is within a data set; errors as for [`read_image`]."""
+        """Return the file of a match, or its bytes if it is inside a data set; errors as for [`read_image`]."""
         return path
 
     @abstractmethod
@@ -117,8 +117,8 @@ class BaseIndex(ABC):
                 [`VideoFrames`]).
             k: number of matches; a smaller index returns fewer.
             image: an image to search for, alone or together with a text; here a `str` is a path.
-            minus: what the matches should not be similar to. The embeddings of all parts are added or subtracted, and
-                the result is normalized.
+            minus: a text or an image that the matches should not be similar to. The embeddings of all parts are added
+                or subtracted, and the result is normalized.
 
         Raises:
             ValueError: if the query is empty, is neither a text nor an image, or has a non-finite embedding; or if k
@@ -141,7 +141,7 @@ class BaseIndex(ABC):
         return l2_normalize(total)
 
     def _embed(self, query: AnyQuery) -> np.ndarray:
-        """The embedding (D,) of one text or image."""
+        """Compute the embedding (D,) of one text, image or clip."""
         if isinstance(query, str):
             if not query.strip():
                 raise ValueError("the query is empty")
@@ -155,7 +155,7 @@ class BaseIndex(ABC):
         return embeds[0]
 
     def _embed_media(self, query: AnyQuery) -> np.ndarray:
-        """The embedding (1, D) of an image or a clip."""
+        """Compute the embedding (1, D) of an image or a clip."""
         if isinstance(query, (Path, bytes)) and is_clip(query):
             query = read_clip(query, frames_per_clip(self.encoder))
         if isinstance(query, VideoFrames):
@@ -164,7 +164,7 @@ class BaseIndex(ABC):
 
 
 class StoredIndex(BaseIndex):
-    """An index that is stored permanently, with what is needed to read the images of its source.
+    """An index that is stored on disk or in Milvus and can read the images of its source.
 
     Attributes:
         root: the folder that image paths are relative to; None if the images are inside a data set.
@@ -180,18 +180,18 @@ class StoredIndex(BaseIndex):
     @property
     @abstractmethod
     def meta(self) -> dict[str, str]:
-        """What the index records about its model and source."""
+        """The metadata of the index, such as its model and source."""
 
     def count_clips(self) -> int:
-        """The number of clips after the last update."""
+        """Return the number of clips after the last update."""
         return int(self.meta.get("clips", 0))
 
     @abstractmethod
     def version(self) -> int:
-        """A number that grows with each committed batch, of whichever process."""
+        """Return a number that grows with each committed batch of any process."""
 
     def _open_gallery(self) -> tuple[Gallery, dict[Path, int]]:
-        """The source as it is since the last update, and its images' numbers."""
+        """Open the source, again after each update; returns it and the position of each image by path."""
         with self._opening:
             version = self.version()
             if self._opened is None or self._opened[0] != version:

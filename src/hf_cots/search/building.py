@@ -20,7 +20,7 @@ def check_model(name: str, meta: dict[str, str], encoder: Encoder) -> None:
     """Check that a model is the one that an index was built with.
 
     Raises:
-        ValueError: naming both, and in what they differ.
+        ValueError: naming both, and the parts in which they differ.
     """
     different = different_parts(json.loads(meta["fingerprint"]), describe_model(encoder))
     if different:
@@ -32,10 +32,11 @@ def check_model(name: str, meta: dict[str, str], encoder: Encoder) -> None:
 
 
 def check_source(store: IndexStore, source: str, dtype: str | None) -> None:
-    """Check that an index is of a source and of a precision. A folder that is gone may have been moved.
+    """Check that an index was built from a source and stores vectors of a dtype. A source that no longer exists is
+    not compared, since it may have been moved.
 
     Raises:
-        ValueError: naming what it is of.
+        ValueError: naming the index's source or dtype.
     """
     before = store.meta["source"]
     if source != before and Path(before).exists():
@@ -49,7 +50,7 @@ def check_source(store: IndexStore, source: str, dtype: str | None) -> None:
 
 
 def check_precision(store: IndexStore, encoder: Encoder, precision: str | None) -> None:
-    """Check that an index was encoded in a precision, if one is asked for.
+    """Check that an index was encoded in a precision, if one is requested.
 
     Raises:
         ValueError: naming both.
@@ -62,7 +63,7 @@ def check_precision(store: IndexStore, encoder: Encoder, precision: str | None) 
 
 
 def name_model(model: str | Path | Encoder, revision: str | None) -> dict[str, str]:
-    """What an index notes of a model, to load it again."""
+    """Return the metadata with which an index loads its model again."""
     name = str(model) if isinstance(model, (str, Path)) else model.name
     path = str(Path(name).resolve()) if Path(name).exists() else name
     return {"model": path} | ({"revision": revision} if revision else {})
@@ -79,14 +80,14 @@ def bring_up_to_date(
     also: Callable[[IndexStore, Encoder], object] = lambda store, encoder: None,
     **asked: str,
 ) -> UpdateSummary:
-    """Make an index or bring it up to date. Under torchrun all processes must call: the first one writes.
+    """Create an index or bring it up to date. Under torchrun all processes must call; the first one writes.
 
     Args:
-        open_store: opens the index for writing, or makes it for vectors of a size, with what a new index should know.
+        open_store: opens the index for writing; creates it if needed, given the dimension and the metadata.
         encoder, gallery: its model and source.
         dtype, precision, batch_size, progress: as for [`DiskIndex.build`], whose errors are raised too.
-        also: brings what else stands beside the vectors up to date, before the index is closed.
-        asked: what else an index, also an old one, should know from now on.
+        also: updates what is derived from the vectors, before the index is closed.
+        asked: further metadata to set, in an existing index too.
     """
     check_batch_size(batch_size)
     settings = {"source": gallery.name, "options": json.dumps(asdict(gallery.options))}

@@ -1,4 +1,4 @@
-"""Clips in an index: a few frames of each, its embedding, and the moment that matches a query best."""
+"""Clips in an index: the embeddings of a clip and of a few frames, and the moment that matches a query best."""
 
 import base64
 import io
@@ -18,23 +18,23 @@ from ..data.images import BrokenImage, read_image
 from ..models.video_frames import VideoFrames
 
 
-CHUNK = 1 << 20  # bytes of a video that are in memory while it is hashed
-RECENT = 64  # items by whose size that of the next ones is guessed
-EBML = b"\x1aE\xdf\xa3"  # WebM and Matroska
-STILL_BRANDS = (b"avi", b"mif", b"msf", b"hei", b"hev")  # of AVIF and HEIC: images in files of MP4's kind
-ANIMATED = ("GIF", "WEBP")  # formats of images that may be clips
-FRAME_TYPE = np.dtype("<f2")  # of the frames' vectors, of which only the best one is asked for
+CHUNK = 1 << 20  # bytes of a video in memory while it is hashed
+RECENT = 64  # items from whose sizes the size of the next ones is estimated
+EBML = b"\x1aE\xdf\xa3"  # the header of WebM and Matroska
+STILL_BRANDS = (b"avi", b"mif", b"msf", b"hei", b"hev")  # of AVIF and HEIC: images in MP4's container format
+ANIMATED = ("GIF", "WEBP")  # image formats that can hold clips
+FRAME_TYPE = np.dtype("<f2")  # float16 is enough for the frames' vectors, of which only the best match is needed
 Media: TypeAlias = Image.Image | VideoFrames
 
 
 @dataclass(frozen=True)
 class ClipFrames:
-    """What an index keeps of a clip beside its embedding.
+    """The frames of a clip as an index stores them beside its embedding.
 
     Attributes:
-        times: seconds of its distinct frames, each where it was first sampled.
-        duration: in seconds.
-        vectors: (frames, D) float16, the embedding of each of them alone.
+        times: time in seconds at which each distinct frame was first sampled.
+        duration: duration in seconds.
+        vectors: (frames, D) float16, the embedding of each distinct frame.
     """
 
     times: tuple[float, ...]
@@ -42,23 +42,23 @@ class ClipFrames:
     vectors: np.ndarray
 
     def find_moment(self, query: np.ndarray) -> float:
-        """The time of the frame that is most similar to a query (D,), of equal ones the first."""
+        """Return the time of the frame most similar to a query embedding (D,); among equal ones the first."""
         return self.times[int(np.argmax(self.vectors.astype(np.float32) @ query))]
 
 
 def pack_clip(clip: ClipFrames) -> tuple[bytes, float, bytes]:
-    """Times, duration and vectors as an index keeps them."""
+    """Convert a clip to times, duration and vectors as an index stores them."""
     return np.array(clip.times, "<f8").tobytes(), clip.duration, clip.vectors.astype(FRAME_TYPE).tobytes()
 
 
 def unpack_clip(times: bytes, duration: float, vectors: bytes) -> ClipFrames:
-    """What [`pack_clip`] has packed."""
+    """Invert [`pack_clip`]."""
     seconds = tuple(np.frombuffer(times, "<f8").tolist())
     return ClipFrames(seconds, duration, np.frombuffer(vectors, FRAME_TYPE).reshape(len(seconds), -1))
 
 
 def clip_to_json(times: bytes, duration: float, vectors: bytes) -> dict[str, Any]:
-    """What [`pack_clip`] has packed, as JSON can hold it."""
+    """Convert the output of [`pack_clip`] to values that JSON can hold."""
     return {
         "times": np.frombuffer(times, "<f8").tolist(),
         "duration": duration,
@@ -67,20 +67,20 @@ def clip_to_json(times: bytes, duration: float, vectors: bytes) -> dict[str, Any
 
 
 def clip_from_json(clip: dict[str, Any]) -> ClipFrames:
-    """The inverse of [`clip_to_json`]."""
+    """Read a clip from the output of [`clip_to_json`]."""
     return unpack_clip(
         np.array(clip["times"], "<f8").tobytes(), clip["duration"], base64.b64decode(clip["vectors"], validate=True)
     )
 
 
 class PreparedClip(NamedTuple):
-    """A clip as a model takes it.
+    """A clip as the input of a model.
 
     Attributes:
-        frames: its distinct frames, each prepared as an image.
-        frame_index: for each sampled time, which of them.
-        times: of them, as in [`ClipFrames`].
-        duration: in seconds.
+        frames: its distinct frames, each preprocessed as an image.
+        frame_index: for each sampled time, the index of its frame in `frames`.
+        times: time in seconds of each distinct frame, as in [`ClipFrames`].
+        duration: duration in seconds.
     """
 
     frames: list[Any]
@@ -90,23 +90,24 @@ class PreparedClip(NamedTuple):
 
 
 class Embedded(NamedTuple):
-    """The embedding (D,) float32 of an image or a clip, and what else an index keeps of a clip."""
+    """The embedding (D,) float32 of an image or a clip, and the frames of a clip."""
 
     vector: np.ndarray
     clip: ClipFrames | None = None
 
 
 def is_video(path: str | Path) -> bool:
-    """Whether a file has the suffix of a video, which is a clip whatever is in it."""
+    """Whether a file has the suffix of a video; such a file is a clip, regardless of its content."""
     return Path(path).suffix.lower() in VIDEO_SUFFIXES
 
 
 def is_clip(source: Path | bytes, name: str | Path | None = None) -> bool:
-    """Whether a file or its bytes are a clip: a video, by the suffix of its name or by its first bytes, or a GIF or
-    WebP that is animated.
+    """Whether a file or its bytes are a clip: a video (by the suffix of its name or by its first bytes), or an
+    animated GIF or WebP.
 
     Args:
-        name: of bytes.
+        source: the file or its bytes.
+        name: file name of the bytes.
     """
     named = name or (source if isinstance(source, Path) else "")
     suffix = Path(named).suffix.lower()
@@ -119,23 +120,24 @@ def is_clip(source: Path | bytes, name: str | Path | None = None) -> bool:
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=ANIMATED) as opened:
             return bool(getattr(opened, "is_animated", False))  # PIL's documented attribute of these formats
-    except Exception:  # decoders raise whatever they like: what is wrong is told where the image is read
+    except Exception:  # decoders raise all kinds of errors; reading the image reports them
         return False
 
 
 def has_video_header(data: bytes) -> bool:
-    """Whether bytes begin as an MP4, MOV, WebM, Matroska or AVI file."""
+    """Whether bytes begin with the header of an MP4, MOV, WebM, Matroska or AVI file."""
     if data[:4] == b"RIFF":
         return data[8:12] == b"AVI "
     return data[:4] == EBML or (data[4:8] == b"ftyp" and not data[8:12].startswith(STILL_BRANDS))
 
 
 def read_media(source: Path | bytes, num_frames: int, name: str | None = None) -> Media:
-    """Read a file or its bytes: a clip's frames, or an image.
+    """Read an image, or the frames of a clip, from a file or its bytes.
 
     Args:
-        num_frames: of a clip, at uniform times.
-        name: what to call it in errors, and by whose suffix a video is known; the path if not given.
+        source: the file or its bytes.
+        num_frames: number of frames to sample from a clip, at uniform times.
+        name: name used in errors, whose suffix marks a video; the path if not given.
 
     Raises:
         BrokenImage: if it cannot be read.
@@ -146,7 +148,7 @@ def read_media(source: Path | bytes, num_frames: int, name: str | None = None) -
 
 
 def read_moment(source: Path | bytes, moment: float, name: str | None = None) -> Image.Image:
-    """The frame of a clip at a time in seconds, upright and RGB.
+    """Read the frame of a clip at a time in seconds, upright and in RGB.
 
     Raises:
         BrokenImage: if it cannot be read.
@@ -155,12 +157,12 @@ def read_moment(source: Path | bytes, moment: float, name: str | None = None) ->
 
 
 def first_times(clip: VideoFrames) -> tuple[float, ...]:
-    """Seconds at which each distinct frame of a clip is sampled first."""
+    """Return the time in seconds at which each distinct frame of a clip is first sampled."""
     return tuple(clip.times[clip.frame_index.index(i)] for i in range(len(clip.images)))
 
 
 def digest_file(path: Path) -> str:
-    """The hash of a file's bytes, of which few are in memory at a time.
+    """Hash a file without loading all of it into memory.
 
     Raises:
         BrokenImage: if it cannot be read.
@@ -175,16 +177,17 @@ def digest_file(path: Path) -> str:
 
 
 def digest_source(source: Path | bytes) -> str:
-    """The hash of a file's bytes, or of bytes; errors as of [`digest_file`]."""
+    """Hash a file or bytes; errors as for [`digest_file`]."""
     return hex_digest([source]) if isinstance(source, bytes) else digest_file(source)
 
 
 def pool_frames(frames: np.ndarray, clips: Sequence[PreparedClip]) -> np.ndarray:
-    """(n, D) embeddings of clips: the normalized mean of those of their sampled frames, as CLIP4Clip's mean pooling
-    (Luo et al. 2021, section 3.3).
+    """Compute the (n, D) embeddings of clips as the normalized mean of their sampled frames' embeddings, like the mean
+    pooling of CLIP4Clip (Luo et al. 2021, section 3.3).
 
     Args:
-        frames: (m, D), of the distinct frames of all clips, one clip after another.
+        frames: (m, D) embeddings of the distinct frames of all clips, one clip after another.
+        clips: the n clips.
     """
     pooled, start = [], 0
     for clip in clips:
@@ -195,17 +198,17 @@ def pool_frames(frames: np.ndarray, clips: Sequence[PreparedClip]) -> np.ndarray
 
 
 def count_frames(prepared: Any) -> int:
-    """How many images a model has to encode for what is prepared."""
+    """Return how many images a model has to encode for a prepared image or clip."""
     return len(prepared.frames) if isinstance(prepared, PreparedClip) else 1
 
 
 class ReadAhead:
-    """How many items to read ahead of a model, so that about as many images wait as it takes at a time, whether they
-    come alone or as clips' frames.
+    """The number of items to read ahead of a model, such that about one batch of images is waiting, whether they are
+    single images or frames of clips.
 
     Args:
-        most: images or frames that the model takes at a time.
-        first: images in each of the first items, as far as one knows.
+        most: images or frames per batch of the model.
+        first: expected number of images in each of the first items.
     """
 
     def __init__(self, most: int, first: int = 1):
@@ -214,22 +217,22 @@ class ReadAhead:
 
     @classmethod
     def of_files(cls, most: int, names: Iterable[str | Path], num_frames: int) -> "ReadAhead":
-        """For files, of which the first are taken for clips if any has the name of one, as a GIF has."""
+        """Create one for files; the first ones are assumed to be clips if any file has the suffix of one, as .gif."""
         maybe = any(Path(name).suffix.lower() in (*VIDEO_SUFFIXES, *ANIMATION_SUFFIXES) for name in names)
         return cls(most, num_frames if maybe else 1)
 
     def note(self, prepared: Any) -> int:
-        """Count the images of an item that has come; returns their number."""
+        """Record the size of an item that was read; returns its number of images."""
         self._frames.append(count_frames(prepared))
         return self._frames[-1]
 
     def depth(self) -> int:
-        """How many items may wait, if those to come are as large as the largest of the last ones."""
+        """Return how many items may wait, assuming that all are as large as the largest of the last ones."""
         return max(1, self.most // max(self._frames))
 
 
 def in_passes(clips: Iterable[PreparedClip], most: int) -> Iterable[list[PreparedClip]]:
-    """Clips in lists of at most `most` frames, or of one clip that has more."""
+    """Batch clips into lists of at most `most` frames in total; a clip with more frames is a batch of its own."""
     batch: list[PreparedClip] = []
     frames = 0
     for clip in clips:
@@ -243,6 +246,6 @@ def in_passes(clips: Iterable[PreparedClip], most: int) -> Iterable[list[Prepare
 
 
 def describe_count(count: int, clips: int) -> str:
-    """How many images and clips there are, as in "7 images", "7 clips", "7 images and clips"."""
+    """Describe how many images and clips there are: "7 images", "7 clips" or "7 images and clips"."""
     kind = "images" if clips == 0 else "clips" if clips == count else "images and clips"
     return f"{count} {kind}"

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NUMBERS_AT_ONCE = 10_000  # in one query of SQLite
+NUMBERS_AT_ONCE = 10_000  # numbers in one SQLite query
 PLACES = 'SELECT "hf_cots slot", "hf_cots path", "hf_cots id"'
 
 
@@ -64,7 +64,7 @@ class DiskIndex(StoredIndex):
     Raises:
         FileNotFoundError: if there is no index.
         OSError: if it cannot be opened.
-        ValueError: if the model is another one, or the index is damaged.
+        ValueError: if the index was built with another model or is damaged.
     """
 
     def __init__(self, folder: str | Path, encoder: Encoder, root: Path | None = None):
@@ -76,7 +76,7 @@ class DiskIndex(StoredIndex):
         self.root = root or (Path(kept) if kept else None)
         self.summary = UpdateSummary()
         self._lock = threading.Lock()
-        self._approximate: tuple[str | None, Search | None] = None, None  # of the index's note of it
+        self._approximate: tuple[str | None, Search | None] = None, None  # the metadata it was opened for, the search
         self._keywords = KeywordTables()
 
     @staticmethod
@@ -162,7 +162,7 @@ class DiskIndex(StoredIndex):
         Raises:
             FileNotFoundError: if there is no index.
             OSError: if its model does not exist.
-            ValueError: if the model is another one, or the index is damaged.
+            ValueError: if the index was built with another model or is damaged.
         """
         if model is None:
             store = IndexStore(index)
@@ -181,7 +181,7 @@ class DiskIndex(StoredIndex):
         self.summary = updated.summary
         return self.summary
 
-    # ------------------------------------------------------------------ what is in it
+    # ------------------------------------------------------------------ contents
 
     @property
     def meta(self) -> dict[str, str]:
@@ -203,7 +203,7 @@ class DiskIndex(StoredIndex):
 
     @property
     def embeds(self) -> np.ndarray:
-        """(n, D) float32, in the order of `paths`."""
+        """The (n, D) float32 embeddings, in the order of `paths`."""
         with self._lock, self.store.reading() as snapshot:
             return snapshot.vectors([slot for _, slot in self._list_images()])
 
@@ -233,7 +233,8 @@ class DiskIndex(StoredIndex):
     # ------------------------------------------------------------------ other formats
 
     def to_parquet(self, path: str | Path) -> None:
-        """Write one row per image: `path`, `embedding` (D float32) and the columns; images in the order of `paths`."""
+        """Write a Parquet file with a row per image, in the order of `paths`: `path`, `embedding` (D float32) and the
+        columns."""
         with self._lock, self.store.reading() as snapshot:
             names = self.store.column_names()
             selection = f'SELECT * {select_images(names, None)} ORDER BY "hf_cots path"'
@@ -247,7 +248,7 @@ class DiskIndex(StoredIndex):
         replace_file(Path(path), lambda draft: pq.write_table(pa.table(table | kept), draft))
 
     def to_faiss(self, path: str | Path) -> None:
-        """Write a `faiss.IndexFlatIP`, whose ids are positions in `paths`.
+        """Write a `faiss.IndexFlatIP` whose ids are positions in `paths`.
 
         Raises:
             ModuleNotFoundError: without FAISS; names the extra to install.
@@ -291,26 +292,27 @@ class DiskIndex(StoredIndex):
             ValueError: as [`BaseIndex.search`]; or if `where` or `hybrid` is invalid.
         """
         check_k(k)
-        self.check_where(where)  # a mistake costs no encoding
+        self.check_where(where)  # before the query is encoded
         text = query if isinstance(query, str) else None
         self.prepare_hybrid(hybrid, text)
         return self.search_vector(self.embed_query(query, image, minus), k, where, hybrid, text, exact)
 
     def check_where(self, where: str | None) -> None:
-        """Check a filter; raises ValueError, naming what is wrong with it."""
+        """Check a filter; raises a ValueError that names the mistake."""
         with self._lock, self.store.reading():
             self._select(where, "SELECT 1", "LIMIT 0")
 
     def prepare_hybrid(self, hybrid: str | Sequence[str] | None, text: str | None) -> None:
-        """Check the columns of a hybrid search and its text, and read the words of the columns, which the first search
-        would do; raises ValueError, naming what is wrong."""
+        """Check the columns and text of a hybrid search and build the keyword table of the columns, as the first
+        search would; raises a ValueError that names the mistake."""
         with self._lock, self.store.reading() as snapshot:
             columns = check_columns(hybrid, self.store.column_names(), text)
             if columns:
                 self._read_words(snapshot.version, columns)
 
     def approximation(self, k: int = 10, where: str | None = None, exact: bool = False) -> Measurement | None:
-        """The measured recall of a search; None if it is exact. With a filter, or for more than 100, it always is."""
+        """Return the measured recall of a search; None if it is exact, as all searches with a filter or for more than
+        100 matches are."""
         with self._lock, self.store.reading():
             used = self._open_approximate(k, where, exact)
             if used is None:
@@ -318,7 +320,7 @@ class DiskIndex(StoredIndex):
             return read_approximation(self.store) if isinstance(used, ApproximateSearch) else read_signs(self.store)
 
     def _open_approximate(self, k: int, where: str | None, exact: bool) -> Search | None:
-        """What a search is to use instead of all vectors."""
+        """Return the approximate search to use; None for exact search."""
         meta = self.store.meta
         inverted = float(meta.get("approximate_target", 0)) > 0
         if exact or where is not None or k > MAX_RESULTS or not (inverted or self.store.dtype == "binary"):
@@ -339,8 +341,8 @@ class DiskIndex(StoredIndex):
         text: str | None = None,
         exact: bool = False,
     ) -> list[Match]:
-        """Find the k best images for an embedding (D,) of length 1, and for `text` in the columns `hybrid`; otherwise
-        as [`search`]."""
+        """Find the k best images for a normalized embedding (D,), and for the words of `text` in the columns `hybrid`;
+        otherwise as [`search`]."""
         check_k(k)
         vector = np.asarray(vector, dtype=np.float32)
         with self._lock, self.store.reading() as snapshot:
@@ -380,8 +382,8 @@ class DiskIndex(StoredIndex):
         where: str | None,
         window: int,
     ) -> dict[int, float]:
-        """Ids and scores of the best `window` images by the words of a text, and of those that tie with the last; of
-        these, if they are more, the most similar ones, since no others can be among the results."""
+        """Return the ids and scores of the best `window` images by the words of a text. Images that tie with the last
+        are included too, but only the `window` most similar of them, since no others can be among the results."""
         ids, slots, scores = self._read_words(snapshot.version, columns).scores(text)
         if where is not None:
             allowed = np.isin(ids, [image for (image,) in self._select(where, 'SELECT "hf_cots id"')])
@@ -398,7 +400,7 @@ class DiskIndex(StoredIndex):
     def _list_matches(
         self, rows: list[Any], vector: np.ndarray, score_of: dict[int, float], similarity_of: dict[int, float]
     ) -> list[Match]:
-        """The matches of rows of [`PLACES`], with all that the index knows of them."""
+        """Create the matches for rows of [`PLACES`], with all their fields."""
         names = self.store.column_names()
         described = self._select_in(None, "SELECT *", "hf_cots id", [image for _, _, image in rows])
         cells_of = {image: dict(zip(names, cells)) for _, _, image, *cells in described}
@@ -420,33 +422,33 @@ class DiskIndex(StoredIndex):
         ]
 
     def _select(self, where: str | None, begin: str, end: str = "") -> list[Any]:
-        """What a query finds among the images for which `where` holds."""
+        """Run an SQL query over the images for which `where` is true."""
         names = self.store.column_names()
         selection = f"{begin} {select_images(names, where)} {end}"
         with only_reading(self.store.database, where or "", [*names, "path"]):
             return self.store.database.execute(selection).fetchall()
 
     def _select_in(self, where: str | None, begin: str, key: str, numbers: Iterable[int]) -> list[Any]:
-        """The same of the images whose slot or id is one of some numbers."""
+        """Run a query over the images for which `where` is true and whose `key` (slot or id) is among `numbers`."""
         ends = (f"AND {quote_name(key)} IN ({part})" for part in in_parts(numbers))
         return [row for end in ends for row in self._select(where, begin, end)]
 
 
 def update_searches(store: IndexStore, encoder: Encoder) -> None:
-    """Bring what an index has beside its vectors for searches that are not exact up to date with them."""
+    """Bring the approximate searches of an index up to date with its vectors."""
     update_approximate(store, encoder)
     update_signs(store, encoder)
 
 
 def in_parts(numbers: Iterable[int]) -> Iterator[str]:
-    """Numbers as SQL lists them, as many as one query takes at a time."""
+    """Yield comma-separated lists of numbers for SQL, with up to [`NUMBERS_AT_ONCE`] numbers each."""
     listed = list(map(str, numbers))
     for start in range(0, len(listed), NUMBERS_AT_ONCE):
         yield ", ".join(listed[start : start + NUMBERS_AT_ONCE])
 
 
 def score_rows(rows: np.ndarray, query: np.ndarray, numbers: np.ndarray, k: int | None = None) -> dict[int, float]:
-    """Exact scores of some rows, by their numbers; of the k best ones if they are more."""
+    """Compute the exact scores of some rows, by row number; only of the best k (and ties) if `k` is given."""
     wanted = np.zeros(len(rows), dtype=bool)
     wanted[numbers] = True
     found, scores = nearest(rows, query, k or len(numbers), wanted)
@@ -454,23 +456,23 @@ def score_rows(rows: np.ndarray, query: np.ndarray, numbers: np.ndarray, k: int 
 
 
 def is_uniform(cells: Sequence[Any]) -> bool:
-    """Whether all cells that are not missing are texts, or all are numbers."""
+    """Whether the cells that are not None are all texts or all numbers."""
     return len({isinstance(cell, str) for cell in cells if cell is not None}) < 2
 
 
 def as_text(cell: Any) -> str | None:
-    """A cell of a column that holds texts and numbers."""
+    """Convert a cell of a column with both texts and numbers to text."""
     return None if cell is None else str(cell)
 
 
 def select_images(columns: Sequence[str], where: str | None) -> str:
-    """The images that count, as the end of a query: their slot, path, id and columns.
+    """Build the FROM and WHERE clauses that select slot, path, id and columns of the searchable images.
 
     Raises:
-        ValueError: naming what is wrong with the expression.
+        ValueError: naming the mistake in the expression.
     """
     names = "".join(f", columns.{quote_name(name)}" for name in columns)
-    path = "" if "path" in (name.lower() for name in columns) else ", images.path"  # so that one may filter by it
+    path = "" if "path" in (name.lower() for name in columns) else ", images.path"  # to filter by it
     inner = (
         f'SELECT images.slot AS "hf_cots slot", images.path AS "hf_cots path", images.id AS "hf_cots id"{names}{path} '
         'FROM images LEFT JOIN columns ON "hf_cots image" = images.id WHERE images.slot IS NOT NULL'
