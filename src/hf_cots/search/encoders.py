@@ -1,8 +1,8 @@
-"""One interface for all encoders: images and texts become normalized float32 vectors.
+"""One interface for all encoders, which embed images and texts as normalized float32 vectors.
 
 COTS, any dual encoder of transformers (CLIP, SigLIP, ALIGN, Chinese-CLIP, BLIP retrieval, ...), any
-sentence-transformers model, plain text models and exported models are search's and evaluation's [`Encoder`]s alike;
-see [`hf_cots.search.loading.load_encoder`].
+sentence-transformers model, plain text models and exported models are all used as an [`Encoder`] in search and
+evaluation; see [`hf_cots.search.loading.load_encoder`].
 """
 
 from abc import ABC, abstractmethod
@@ -36,8 +36,9 @@ from .processes import gather_objects, own_blocks, processes
 T = TypeVar("T")
 DIRECTIONS = ("text_to_image", "image_to_text")
 PRECISIONS = ("float32", "bfloat16", "auto")
-NUM_FRAMES = 8  # of a clip, for models that do not say how many they take
-# The part of encoding images that needs no model, for threads ahead of it, and the model's, for a batch.
+NUM_FRAMES = 8  # frames per clip, for models without a setting of their own
+# The two steps of encoding images: preprocessing of one image, which runs in threads ahead of the model, and the
+# model's forward pass for a batch of preprocessed images.
 EncodingSteps: TypeAlias = tuple[Callable[[Image.Image], Any], Callable[[list[Any]], np.ndarray]]
 TextLimit: TypeAlias = tuple[PreTrainedTokenizerBase | None, int | None]
 
@@ -47,34 +48,34 @@ class Encoder(Protocol):
 
     @property
     def name(self) -> str:
-        """The name of the model in reports."""
+        """Name of the model in reports."""
 
     @property
     def dim(self) -> int:
-        """Length of an embedding."""
+        """Dimension of the embeddings."""
 
     def encode_images(
         self, images: Iterable[Image.Image], batch_size: int = 64, total: int | None = None
     ) -> np.ndarray:
-        """(n, dim) for images, taken one batch at a time; a progress bar if `total` is given.
+        """Return the (n, dim) image embeddings, encoded one batch at a time; shows a progress bar if `total` is given.
 
         Raises:
             ValueError: if the model has no image tower.
         """
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:
-        """(n, dim); a single `str` is one text."""
+        """Return the (n, dim) text embeddings; a single `str` is one text."""
 
     def fingerprint(self) -> str:
-        """Hash of the weights' names, shapes, types and values: equal for equal weights, wherever they were loaded
-        from."""
+        """Hash the names, shapes, dtypes and values of the weights; equal weights have equal hashes, wherever they
+        were loaded from."""
 
 
 class LoadedEncoder(ABC):
-    """What [`load_encoder`] returns: an [`Encoder`] that also describes what it was loaded from.
+    """An [`Encoder`] as returned by [`load_encoder`], which also describes what its embeddings depend on.
 
     Attributes:
-        precision: precision it computes in: "float32", as its weights, or "bfloat16".
+        precision: precision it computes in: "float32" (as the weights) or "bfloat16".
     """
 
     name: str
@@ -86,55 +87,58 @@ class LoadedEncoder(ABC):
     ) -> np.ndarray: ...
 
     def describe(self) -> dict[str, str]:
-        """Hashes of what its embeddings depend on beside the weights, by name."""
+        """Return hashes of what the embeddings depend on beside the weights, such as the config, by name."""
         return {}
 
     def text_limit(self) -> TextLimit:
-        """Its tokenizer and the number of tokens at which it cuts texts, if it has any."""
+        """Return the tokenizer and the number of tokens at which it truncates texts; each is None if there is none."""
         return None, None
 
     @property
     def num_frames(self) -> int:
-        """Of a clip that its model was made for."""
+        """Number of frames per clip that the model was trained for."""
         return NUM_FRAMES
 
     def embed_clips(self, clips: Sequence[PreparedClip]) -> tuple[np.ndarray, np.ndarray] | None:
-        """Embed prepared clips in one pass: (n, D), and (frames, D) of their distinct frames, each as an image's, clip
-        after clip. None of a model that makes no feature of a clip, which is the mean of its frames' embeddings then.
+        """Embed preprocessed clips in one forward pass.
+
+        Returns:
+            (n, D) embeddings of the clips and (frames, D) image embeddings of their distinct frames, clip after clip;
+            None if the model has no video features, in which case a clip's embedding is the mean of its frames'.
         """
         return None
 
     def steps(self, batch_size: int) -> EncodingSteps:
-        """See [`EncodingSteps`]; by default the model prepares its images itself."""
+        """Return the [`EncodingSteps`]; by default the first does nothing and the model preprocesses its images."""
         return lambda image: image, lambda images: self.encode_images(images, batch_size)
 
     def in_precision(self, precision: str) -> Any:
-        """The same encoder, computing in another precision; arguments and errors as for [`set_precision`]."""
+        """Return the same encoder computing in another precision; arguments and errors as for [`set_precision`]."""
         if precision == "bfloat16":
             raise ValueError(f"{self.name} does not support --precision {precision}")
         return self
 
 
 def check_precision(precision: str) -> None:
-    """Check that there is such a precision.
+    """Check the name of a precision.
 
     Raises:
-        ValueError: naming those that there are.
+        ValueError: naming the valid ones.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"--precision must be {', '.join(PRECISIONS)}, not {precision!r}")
 
 
 def precision_of(encoder: Encoder) -> str:
-    """In which an encoder computes; see [`LoadedEncoder`]."""
+    """Return the precision that an encoder computes in; see [`LoadedEncoder`]."""
     return encoder.precision if isinstance(encoder, LoadedEncoder) else "float32"
 
 
 def set_precision(encoder: Encoder, precision: str) -> Encoder:
-    """The same encoder, computing in "float32", "bfloat16", or "auto", which is bfloat16 on a GPU that computes in it.
+    """Return the same encoder computing in "float32", "bfloat16", or "auto" (bfloat16 on GPUs that support it).
 
     Raises:
-        ValueError: if there is no such precision, or the encoder cannot compute in it.
+        ValueError: if the precision is unknown, or the encoder does not support it.
     """
     check_precision(precision)
     if isinstance(encoder, LoadedEncoder):
@@ -145,7 +149,7 @@ def set_precision(encoder: Encoder, precision: str) -> Encoder:
 
 
 def encoding_steps(encoder: Encoder, batch_size: int) -> EncodingSteps:
-    """See [`EncodingSteps`]."""
+    """Return the [`EncodingSteps`] of an encoder."""
     if isinstance(encoder, LoadedEncoder):
         return encoder.steps(batch_size)
     return lambda image: image, lambda images: encoder.encode_images(images, batch_size)
@@ -171,11 +175,11 @@ class EncodedPairs:
 
     Attributes:
         image_embeds: (images, D) float32, normalized.
-        text_embeds: (texts, D), likewise.
+        text_embeds: (texts, D) float32, normalized.
         image_ids: (images,) int64. Equal ids belong together.
         text_ids: (texts,) int64: the id of the image that a text describes.
-        rows: row of the data set of each image.
-        captions: index into the data set of the pair of each text.
+        rows: each image's row in the data set.
+        captions: index of each text's pair in the data set.
         broken: images that could not be read; they are skipped with their captions.
     """
 
@@ -188,22 +192,22 @@ class EncodedPairs:
     broken: list[BrokenImage]
 
     def side(self, direction: str) -> Side:
-        """Queries and gallery of "text_to_image" or "image_to_text"."""
+        """Return queries and gallery of the direction "text_to_image" or "image_to_text"."""
         if direction == "text_to_image":
             return Side(self.text_embeds, self.image_embeds, self.text_ids, self.image_ids)
         return Side(self.image_embeds, self.text_embeds, self.image_ids, self.text_ids)
 
 
 def check_finite(embeds: np.ndarray, kind: str, name: Callable[[int], str]) -> None:
-    """Check that all embeddings of some images or texts are numbers: NaN would win or lose every comparison.
+    """Check that all embeddings of some images or texts are finite: NaN would win or lose every comparison.
 
     Args:
         embeds: (n, D).
         kind: "image" or "text".
-        name: tells what the error calls one of the n.
+        name: returns the name of one of the n items for the error message.
 
     Raises:
-        ValueError: saying how many are not, and naming the first.
+        ValueError: saying how many are not finite, and naming the first.
     """
     broken = np.flatnonzero(~np.isfinite(embeds).all(axis=1)).tolist()
     if broken:
@@ -211,15 +215,15 @@ def check_finite(embeds: np.ndarray, kind: str, name: Callable[[int], str]) -> N
 
 
 def frames_per_clip(encoder: Encoder) -> int:
-    """How many frames of a clip an encoder takes: as many as its model was made for, or 8."""
+    """Return the number of frames per clip for an encoder: the model's own setting, or 8."""
     return encoder.num_frames if isinstance(encoder, LoadedEncoder) else NUM_FRAMES
 
 
 def choose_frames(pairs: PairDataset, encoder: Encoder, num_frames: int | None) -> None:
-    """Read `num_frames` of each clip, or by default [`frames_per_clip`]; of images nothing is chosen.
+    """Set how many frames of each clip are read: `num_frames`, or [`frames_per_clip`] if None; no effect on images.
 
     Raises:
-        ValueError: if the pairs are of images, and a number is given.
+        ValueError: if the pairs have images instead of clips and a number is given.
     """
     if pairs.num_frames is not None:
         pairs.num_frames = num_frames or frames_per_clip(encoder)
@@ -232,10 +236,11 @@ def choose_frames(pairs: PairDataset, encoder: Encoder, num_frames: int | None) 
 def media_steps(
     encoder: Encoder, batch_size: int
 ) -> tuple[Callable[[Media], Any], Callable[[list[Any]], list[Embedded]]]:
-    """As [`encoding_steps`], for images and clips together. A pass has at most `batch_size` images or frames.
+    """Return the steps of [`encoding_steps`] for images and clips together. A forward pass has at most `batch_size`
+    images or frames.
 
-    The embedding of a clip is that of the model's `get_video_features`, which a COTS has; of another model the mean of
-    the embeddings of its frames. Frames that are equal are encoded once.
+    A clip is embedded by the model's `get_video_features`, which COTS has; for other models its embedding is the mean
+    of its frames' embeddings. Equal frames are encoded once.
     """
     prepare_one, embed_together = encoding_steps(encoder, batch_size)
 
@@ -272,10 +277,10 @@ def media_steps(
 def encode_clips(
     encoder: Encoder, clips: Iterable[VideoFrames], batch_size: int = 64, total: int | None = None
 ) -> np.ndarray:
-    """(n, D) embeddings of clips as [`media_steps`] makes them; a progress bar if `total` is given.
+    """Return the (n, D) embeddings of clips, as defined in [`media_steps`]; shows a progress bar if `total` is given.
 
     Args:
-        batch_size: frames in a forward pass.
+        batch_size: frames per forward pass.
 
     Raises:
         ValueError: if the batch size is not positive.
@@ -292,16 +297,16 @@ def encode_media(
     total: int | None = None,
     ahead: ReadAhead | None = None,
 ) -> tuple[list[Embedded], list[BrokenImage | None]]:
-    """Encode the images and clips that can be read; threads read and prepare them ahead of the model.
+    """Encode images and clips; threads read and preprocess them ahead of the model. Unreadable ones are skipped.
 
     Args:
-        read: reads the image or clip of an item, in a thread; raises BrokenImage if that cannot be.
-        batch_size: images or frames in a forward pass.
-        total: the number of items, for a progress bar; none without it.
-        ahead: how many items are read ahead; as many images as a batch has if None.
+        read: reads the image or clip of an item, in a thread; raises BrokenImage if it is unreadable.
+        batch_size: images or frames per forward pass.
+        total: number of items; shows a progress bar if given.
+        ahead: how many items are read ahead; one batch of images if None.
 
     Returns:
-        What those that can be read are, and for each item why it cannot be, or None.
+        The embeddings of the readable items; and for each item the error if it is unreadable, or None.
     """
     prepare, embed = media_steps(encoder, batch_size)
     parts, problems = embed_ahead(items, lambda item: prepare(read(item)), embed, batch_size, total, ahead)
@@ -316,13 +321,13 @@ def encode_readable(
     total: int | None = None,
     num_frames: int | None = None,
 ) -> tuple[np.ndarray, list[BrokenImage | None]]:
-    """As [`encode_media`], of which the embeddings are wanted.
+    """Encode images or clips as [`encode_media`] does, and return only the embeddings.
 
     Args:
-        num_frames: items are clips of so many frames.
+        num_frames: number of frames of each item, if the items are clips.
 
     Returns:
-        (n, D) embeddings of the images or clips that can be read, and for each item why it cannot be, or None.
+        (n, D) embeddings of the readable images or clips; and for each item the error if it is unreadable, or None.
     """
     found, problems = encode_media(encoder, read, items, batch_size, total, ReadAhead(batch_size, num_frames or 1))
     if not found:
@@ -338,14 +343,14 @@ def encode_rows(
     progress: bool = False,
     split: bool = False,
 ) -> tuple[np.ndarray, list[int], list[BrokenImage]]:
-    """Encode the images of some rows. Those that cannot be read are named in a warning and skipped.
+    """Encode the images of some rows. Unreadable images are skipped with a warning.
 
     Args:
         split: divide the rows among the processes of torchrun or accelerate. Each of them must call, with the same
             arguments, and each gets all embeddings.
 
     Returns:
-        (n, D) embeddings as [`Encoder`] defines them, the n rows that could be read, and the unreadable images.
+        (n, D) embeddings as defined in [`Encoder`], the n rows that could be read, and the unreadable images.
 
     Raises:
         ValueError: naming an image whose embedding is not finite.
@@ -367,7 +372,8 @@ def encode_rows(
 def gather_blocks(
     embeds: np.ndarray, problems: list[BrokenImage | None], blocks: list[tuple[int, Sequence[Any]]]
 ) -> tuple[np.ndarray, list[BrokenImage | None]]:
-    """Join what all processes have made of their [`own_blocks`], in the order of the items."""
+    """Gather the embeddings and errors that all processes computed for their [`own_blocks`], in the order of the
+    items."""
     parts, item, row = [], 0, 0
     for number, block in blocks:
         own = problems[item : item + len(block)]
@@ -382,8 +388,8 @@ def gather_blocks(
 
 
 def encode_texts_together(encoder: Encoder, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:
-    """(n, D) embeddings of texts that are divided among the processes of torchrun or accelerate, all of which must
-    call; each gets all, in batches as of one process."""
+    """Return the (n, D) embeddings of texts, divided among the processes of torchrun or accelerate. All of them must
+    call, and each gets all embeddings; the batches are those of a single process."""
     if processes().num_processes == 1:
         return encoder.encode_texts(texts, batch_size)
     order = order_by_length(texts, batch_size)
@@ -399,13 +405,12 @@ def encode_pairs(
 ) -> EncodedPairs:
     """Encode all images and all captions of a data set, each once.
 
-    A file that several rows name, one caption each, is one image. Images that cannot be read are skipped with their
-    captions.
+    A file named by several rows, one caption each, is one image. Unreadable images are skipped with their captions.
 
     Args:
         encoder: embeds images and texts.
         pairs: the data. A caption's correct answers are the images with the same image id, and vice versa.
-        batch_size: images in a forward pass.
+        batch_size: images per forward pass.
         progress: show a progress bar.
         split: divide images and texts among processes; see [`encode_rows`].
 

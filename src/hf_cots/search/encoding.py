@@ -1,4 +1,4 @@
-"""Encode many images or texts in batches, with any encoder; nothing here needs torch."""
+"""Batching, read-ahead and ordering by length for encoding many images or texts; nothing here needs torch."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -24,17 +24,17 @@ AnyImage: TypeAlias = Union[Image.Image, str, Path, bytes, np.ndarray, "torch.Te
 
 
 def check_batch_size(size: int) -> None:
-    """Check that a batch has at least one item.
+    """Check that a batch size is a whole number of at least 1.
 
     Raises:
-        ValueError: if it has none.
+        ValueError: if it is not.
     """
     if not isinstance(size, (int, np.integer)) or size < 1:
         raise ValueError(f"batch_size must be a whole number of at least 1, got {size!r}")
 
 
 def batches(items: Iterable, size: int) -> Iterator[list]:
-    """Lists of at most `size` items.
+    """Yield lists of at most `size` items.
 
     Raises:
         ValueError: if the size is not positive.
@@ -46,10 +46,10 @@ def batches(items: Iterable, size: int) -> Iterator[list]:
 
 
 def as_items(images: AnyImage | Iterable[AnyImage]) -> Iterable[AnyImage]:
-    """One image, or any collection of them, as a collection.
+    """Return one image, or a collection of images, as a collection.
 
     Raises:
-        ValueError: naming what is no image.
+        ValueError: naming the type that is neither.
     """
     single = isinstance(images, (Image.Image, str, Path, bytes))
     if isinstance(images, np.ndarray) or is_torch_tensor(images):
@@ -60,7 +60,7 @@ def as_items(images: AnyImage | Iterable[AnyImage]) -> Iterable[AnyImage]:
 
 
 def as_images(images: AnyImage | Iterable[AnyImage]) -> Iterator[Image.Image]:
-    """One image, or any collection of them, as RGB images, read one by one; errors as of [`as_items`]."""
+    """Read one image, or a collection of images, one by one as RGB images; errors as for [`as_items`]."""
     return map(load_image, as_items(images))
 
 
@@ -72,17 +72,19 @@ def embed_ahead(
     total: int | None = None,
     ahead: ReadAhead | None = None,
 ) -> tuple[list[Any], list[BrokenImage | None]]:
-    """Embed images batch by batch, while threads read and prepare those that come next.
+    """Embed images batch by batch, while threads read and preprocess the next ones.
 
     Args:
-        items: what stands for the images.
-        prepare: makes of one what `embed` takes, in a thread; of one that cannot be read it raises BrokenImage.
-        embed: embeds a batch of at most `batch_size`, the frames of clips counted.
-        total: the number of items, for a progress bar; none without it.
-        ahead: how many items are prepared ahead; a batch if None.
+        items: the images or what identifies them, such as paths or rows.
+        prepare: reads and preprocesses an item in a thread; raises BrokenImage if it is unreadable.
+        embed: embeds a batch of preprocessed items.
+        batch_size: images per batch; a clip counts as its number of frames.
+        total: number of items; shows a progress bar if given.
+        ahead: how many items are preprocessed ahead; one batch if None.
 
     Returns:
-        The embeddings of the images that can be read, batch by batch, and for each item why it cannot, or None.
+        The embeddings of the readable images, batch by batch; and for each item the error if it is unreadable, or
+        None.
     """
     check_batch_size(batch_size)
 
@@ -110,8 +112,8 @@ def embed_ahead(
 
 
 def order_by_length(texts: Sequence[str], batch_size: int) -> list[int]:
-    """The positions of texts, the longest first, since a batch is padded to its longest text; of texts that fit into
-    one batch as they are.
+    """Return the positions of texts with the longest first, since a batch is padded to its longest text; in the given
+    order if all fit into one batch.
 
     Raises:
         ValueError: if the batch size is not positive.
@@ -122,7 +124,7 @@ def order_by_length(texts: Sequence[str], batch_size: int) -> list[int]:
 
 
 def embed_by_length(texts: Sequence[str], embed: Callable[[list[str]], np.ndarray], batch_size: int) -> np.ndarray:
-    """Embed texts, at least one, in batches of about equal length; the result is in their order."""
+    """Embed one or more texts in batches of similar length; the embeddings are in the order of the texts."""
     order = order_by_length(texts, batch_size)
     embeddings = [embed([texts[i] for i in batch]) for batch in batches(order, batch_size)]
     return np.concatenate(embeddings)[np.argsort(order)]

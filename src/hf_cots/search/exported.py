@@ -1,6 +1,6 @@
-"""Run exported models: two towers in ONNX Runtime or OpenVINO, and the processor that was saved beside them.
+"""Run exported models: two towers in ONNX Runtime or OpenVINO, and the processor saved beside them.
 
-[`hf_cots.export`] writes such folders. The towers take and give numpy arrays; nothing here needs torch.
+[`hf_cots.export`] writes such folders. The towers take and return numpy arrays; nothing here needs torch.
 """
 
 import importlib
@@ -24,14 +24,14 @@ from .vectors import l2_normalize
 
 
 EXPORT_FILE = "export.json"
-VERSION = 1  # of this file's fields
-PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}  # by format, which is also the name of the extra
+VERSION = 1  # version of this file's fields
+PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}  # by format, which is also the name of the pip extra
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
 Tower: TypeAlias = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 
 def import_package(name: str, extra: str) -> Any:
-    """Import what runs or writes exported models.
+    """Import a package that runs or writes exported models.
 
     Raises:
         ModuleNotFoundError: naming the extra to install.
@@ -45,17 +45,17 @@ def import_package(name: str, extra: str) -> Any:
 
 
 def tower_path(folder: Path, kind: str, format: str) -> Path:
-    """The file of the "image" or "text" tower; its weights may lie in others with the same stem."""
+    """Return the file of the "image" or "text" tower; its weights may be in other files with the same stem."""
     return folder / f"{kind}_encoder{SUFFIXES[format]}"
 
 
 def tower_files(folder: Path, kind: str) -> list[Path]:
-    """All files of a tower."""
+    """List all files of a tower."""
     return sorted(folder.glob(f"{kind}_encoder.*"))
 
 
 def open_tower(path: Path, format: str) -> Tower:
-    """Open a tower on the CPU, with as many threads as OMP_NUM_THREADS says, as torch does, or else the runtime's.
+    """Open a tower on the CPU, with OMP_NUM_THREADS threads (as torch) or else the runtime's default.
 
     Raises:
         ModuleNotFoundError: naming the extra to install.
@@ -79,7 +79,7 @@ def _open_onnx(onnxruntime: Any, path: Path, threads: int) -> Tower:
 
 
 def _open_openvino(openvino: Any, path: Path, threads: int) -> Tower:
-    # By default it computes in bfloat16 where the CPU can, which no one asked for.
+    # By default OpenVINO computes in bfloat16 on CPUs that support it.
     options = {"INFERENCE_PRECISION_HINT": "f32"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
     compiled = openvino.Core().compile_model(str(path), "CPU", options)
     return lambda inputs: compiled.create_infer_request().infer(dict(inputs))[0]
@@ -87,14 +87,14 @@ def _open_openvino(openvino: Any, path: Path, threads: int) -> Tower:
 
 @dataclass(frozen=True)
 class ExportedEncoder(LoadedEncoder):
-    """An [`Encoder`] that `hf-cots export` wrote. It runs on the CPU.
+    """An [`Encoder`] written by `hf-cots export`. It runs on the CPU.
 
     Attributes:
-        folder: where it lies.
-        about: what its export.json says.
-        towers: of "image" and "text".
-        processor: the source's, as it was saved.
-        name: in reports.
+        folder: the exported folder.
+        about: content of its export.json.
+        towers: the towers by kind, "image" and "text".
+        processor: the processor of the source model.
+        name: name in reports.
     """
 
     folder: Path
@@ -109,7 +109,7 @@ class ExportedEncoder(LoadedEncoder):
 
     @property
     def text_options(self) -> dict[str, Any]:
-        """How texts are padded and cut; see [`hf_cots.search.torch_encoders.text_options`]."""
+        """Tokenizer options for padding and truncation; see [`hf_cots.search.torch_encoders.text_options`]."""
         return {"truncation": True, **self.about["text_options"]}
 
     def encode_images(
@@ -125,21 +125,21 @@ class ExportedEncoder(LoadedEncoder):
         return embed_by_length(texts, self.embed_texts, batch_size) if texts else np.empty((0, self.dim), np.float32)
 
     def prepare_image(self, image: AnyImage) -> Mapping[str, np.ndarray]:
-        """What the image tower takes of one image."""
+        """Preprocess one image for the image tower."""
         return self.processor(images=[load_image(image)], return_tensors="np")
 
     def embed_images(self, prepared: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
-        """(n, dim) of images that [`prepare_image`] prepared, in one pass."""
+        """Embed images preprocessed by [`prepare_image`] in one forward pass; returns (n, dim)."""
         names = self.about["towers"]["image"]["inputs"]
         return self._run("image", {name: np.concatenate([each[name] for each in prepared]) for name in names})
 
     def embed_texts(self, texts: list[str]) -> np.ndarray:
-        """(n, dim) of texts, in one pass."""
+        """Embed texts in one forward pass; returns (n, dim)."""
         return self._run("text", self.processor(text=texts, return_tensors="np", **self.text_options))
 
     def _run(self, kind: str, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         names = self.about["towers"][kind]["inputs"]
-        # In float16 its length is 1 to three digits only.
+        # A float16 tower's outputs have length 1 to three digits only.
         return l2_normalize(self.towers[kind]({name: batch[name] for name in names}))
 
     def steps(self, batch_size: int) -> EncodingSteps:
@@ -161,15 +161,15 @@ class ExportedEncoder(LoadedEncoder):
 
 
 def is_exported(folder: str | Path) -> bool:
-    """Whether `hf-cots export` wrote a folder."""
+    """Whether a folder was written by `hf-cots export`."""
     return (Path(folder) / EXPORT_FILE).is_file()
 
 
 def load_exported(folder: str | Path) -> ExportedEncoder:
-    """Open a folder that `hf-cots export` wrote.
+    """Load a model written by `hf-cots export`.
 
     Raises:
-        OSError, ValueError: naming the file that is missing, cut off or of a later version.
+        OSError, ValueError: naming the file that is missing, truncated or of a later version.
         ModuleNotFoundError: naming the extra to install.
     """
     path = Path(folder)
@@ -182,10 +182,10 @@ def load_exported(folder: str | Path) -> ExportedEncoder:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """What an export.json says.
+    """Read the export.json of a folder.
 
     Raises:
-        ValueError: if it is none, or of a later version.
+        ValueError: if it is invalid or of a later version.
     """
     path = folder / EXPORT_FILE
     about = json.loads(path.read_text(encoding="utf-8"))
@@ -201,7 +201,7 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path, kind: str, expected: int) -> None:
-    """Check that a tower's files have the size that was written.
+    """Check that a tower's files have the total size in bytes that export.json states.
 
     Raises:
         OSError: naming them.

@@ -1,4 +1,4 @@
-"""What of a model its embeddings depend on: weights, config, processor and tokenizer, each as a hash."""
+"""Hashes of the parts of a model that its embeddings depend on: weights, config, processor and tokenizer."""
 
 import json
 from typing import Any
@@ -9,17 +9,17 @@ from ..data.hashes import hex_digest
 from .encoders import Encoder, LoadedEncoder
 
 
-# Where a model was loaded from, and by which version, does not change what it computes.
+# The location and version that a model was loaded from do not change what it computes.
 VOLATILE = {"_name_or_path", "name_or_path", "transformers_version", "processor_class", "auto_map", "architectures"}
 
 
 def describe_model(encoder: Encoder) -> dict[str, str]:
-    """Hashes of a model's parts, by their names: equal where embeddings are."""
+    """Return the hashes of a model's parts by name. Models with equal hashes have equal embeddings."""
     return {"weights": encoder.fingerprint()} | (encoder.describe() if isinstance(encoder, LoadedEncoder) else {})
 
 
 def describe_processor(processor: ProcessorMixin) -> dict[str, str]:
-    """Hashes of the two parts of a processor."""
+    """Return the hashes of a processor's image processor and tokenizer."""
     return {
         "image processor": hash_json(processor.image_processor.to_dict()),
         "tokenizer": hash_tokenizer(processor.tokenizer),
@@ -27,17 +27,17 @@ def describe_processor(processor: ProcessorMixin) -> dict[str, str]:
 
 
 def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash what a tokenizer makes of texts: its vocabulary, its rules, and where it cuts."""
+    """Hash what a tokenizer's output depends on: its vocabulary, its rules and its maximum length."""
     if tokenizer.is_fast:
         rules = json.loads(tokenizer.backend_tokenizer.to_str())
-        rules.update(padding=None, truncation=None)  # those of the last call
+        rules.update(padding=None, truncation=None)  # left over from the last call
     else:
         rules = tokenizer.get_vocab()
     return hash_json({"class": type(tokenizer).__name__, "longest": tokenizer.model_max_length, "rules": rules})
 
 
 def hash_json(value: dict[str, Any]) -> str:
-    """Hash a config, whatever the order of its fields, without those that do not count."""
+    """Hash a config, independent of the order of its fields and without the [`VOLATILE`] ones."""
     return hex_digest([json.dumps(_without_volatile(value), sort_keys=True, default=str).encode()])
 
 
@@ -48,5 +48,5 @@ def _without_volatile(value: Any) -> Any:
 
 
 def different_parts(one: dict[str, str], other: dict[str, str]) -> list[str]:
-    """The parts in which two models differ."""
+    """Return the names of the parts in which two models differ."""
     return [part for part in dict.fromkeys([*one, *other]) if one.get(part) != other.get(part)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 
-STEPS = 40  # of the weight, from 0 to 1
+STEPS = 40  # steps of the weight from 0 to 1
 
 
 @dataclass(frozen=True)
@@ -14,9 +14,9 @@ class Fusion:
     """Fused score: `weight * similarity / similarity_scale + (1 - weight) * logit / logit_scale`.
 
     Args:
-        weight: of the first stage's similarity, in [0, 1]; 0, the default, ranks by the re-ranker alone, as its
+        weight: weight of the first stage's similarity, in [0, 1]; 0, the default, ranks by the re-ranker alone, as its
             authors do.
-        similarity_scale, logit_scale: what one unit of each is.
+        similarity_scale, logit_scale: the scale of similarities and of logits.
 
     Raises:
         ValueError: if the weight or a scale is out of range.
@@ -31,17 +31,17 @@ class Fusion:
             raise ValueError(f"the fusion weight must be in [0, 1] and the scales must be positive, got {self}")
 
     def __call__(self, similarities: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        """Fused scores, float64, of any shape that the two share."""
+        """Compute the fused scores, float64, for similarities and logits of the same shape."""
         first = np.asarray(similarities, dtype=np.float64) / self.similarity_scale
         second = np.asarray(logits, dtype=np.float64) / self.logit_scale
         return self.weight * first + (1 - self.weight) * second
 
     @classmethod
     def fit(cls, similarities: np.ndarray, logits: np.ndarray, correct: np.ndarray) -> "Fusion":
-        """Choose the weight that ranks the candidates of validation queries best, by mean reciprocal rank.
+        """Choose the weight with the highest mean reciprocal rank on the candidates of validation queries.
 
-        Weights 0 and 1 are among those tried: on its own data the fusion is never worse than either stage. Scales are
-        the standard deviations over the candidates. Of equally good weights the smallest is taken.
+        Weights 0 and 1 are among those tried, so on this data the fusion is never worse than either stage. The scales
+        are the standard deviations over the candidates. Among equally good weights the smallest is chosen.
 
         Args:
             similarities, logits: (n, k).
@@ -57,7 +57,8 @@ class Fusion:
         return max(tried, key=lambda fusion: fusion.reciprocal_rank(similarities, logits, correct))
 
     def reciprocal_rank(self, similarities: np.ndarray, logits: np.ndarray, correct: np.ndarray) -> float:
-        """Mean over queries of 1 / rank of the best correct candidate, ties counted against it."""
+        """Compute the mean over queries of 1 / rank of the best correct candidate; incorrect candidates with the same
+        score rank before it."""
         fused = self(similarities, logits)
         best = np.where(correct, fused, -np.inf).max(axis=1, keepdims=True)
         rank = 1 + ((fused >= best) & ~correct).sum(axis=1)
@@ -66,13 +67,13 @@ class Fusion:
 
 @dataclass(frozen=True)
 class CandidateBudget:
-    """How many candidates of a query are re-ranked: those within `margin` of the first stage's best.
+    """How many candidates of a query are re-ranked: those whose similarity is within `margin` of the best one.
 
     A query whose best candidate leads by more than the margin is not re-ranked at all.
 
     Args:
-        max_candidates: at most so many.
-        margin: in units of similarity; all candidates by default.
+        max_candidates: maximum number of candidates.
+        margin: maximum difference in similarity; unlimited by default.
 
     Raises:
         ValueError: if the number is negative or the margin is not a number.
@@ -86,7 +87,7 @@ class CandidateBudget:
             raise ValueError(f"max_candidates must be at least 0 and the margin must not be NaN, got {self}")
 
     def num_candidates(self, similarities: np.ndarray) -> np.ndarray:
-        """(n,) int64 for (n, k) similarities in descending order; 0 where there would be only one."""
+        """Return the (n,) int64 numbers of candidates for (n, k) similarities in descending order; 0 instead of 1."""
         near = similarities[:, :1] - similarities[:, : self.max_candidates] <= self.margin
         count = near.sum(axis=1)
         return np.where(count > 1, count, 0)
@@ -95,15 +96,15 @@ class CandidateBudget:
     def from_pairs_per_query(
         cls, similarities: np.ndarray, pairs_per_query: float, max_candidates: int
     ) -> "CandidateBudget":
-        """Choose the widest margin that re-ranks at most `pairs_per_query` pairs a query on average.
+        """Choose the widest margin that re-ranks at most `pairs_per_query` pairs per query on average.
 
-        Only similarities are used, no answers, so that the margin may be chosen on the very queries that it is used
-        for; on others the average is approximate.
+        Only similarities are used, no labels, so the margin may be chosen on the very queries that it is used for; on
+        other queries the average is approximate.
 
         Args:
             similarities: (n, k) in descending order.
             pairs_per_query: the average.
-            max_candidates: of any one query, such as those that fit into a latency.
+            max_candidates: maximum per query, for example to bound the latency.
 
         Raises:
             ValueError: if the average is negative.
@@ -120,6 +121,6 @@ class CandidateBudget:
 
 
 def rerank_order(fused: np.ndarray, num_candidates: int) -> np.ndarray:
-    """(k,) positions of one query's candidates after both stages, best first; equal scores keep their order."""
+    """Return the (k,) positions of one query's candidates after both stages, best first; ties keep their order."""
     reranked = np.argsort(-fused[:num_candidates], kind="stable")
     return np.concatenate([reranked, np.arange(num_candidates, len(fused))])

@@ -1,4 +1,4 @@
-"""The images and clips that an index is made of: those of a folder, or of a data set's rows."""
+"""The images and clips that an index is built from: those of a folder, or of a data set's rows."""
 
 import logging
 import os
@@ -23,12 +23,12 @@ from .clips import is_video
 logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 1_000
-RECENT = 2 * 10**9  # nanoseconds: a file that was written so lately may change again under the same time
+RECENT = 2 * 10**9  # nanoseconds: a file modified less than this ago may change again without a new time
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How a data set is read; a folder of images needs none of it."""
+    """How a data set is read; not used for a folder of images."""
 
     image_column: str = "image"
     split: str = "train"
@@ -36,13 +36,13 @@ class SourceOptions:
 
 
 class Gallery(ABC):
-    """Images and clips by path, their bytes, and what the source says of them.
+    """The images and clips of a source: their paths, bytes and columns.
 
     Attributes:
-        name: the absolute path of the file or folder; a pattern or Hub id as it is.
+        name: absolute path of the file or folder; a pattern or Hub id as given.
         options: how a data set is read.
-        with_columns: whether `columns` gives any.
-        root: the folder that paths start from; None where images are not files of their own.
+        with_columns: whether `columns` returns any.
+        root: the folder that paths are relative to; None if images are not files of their own.
         paths: a distinct name of each image.
     """
 
@@ -58,11 +58,12 @@ class Gallery(ABC):
         self.options, self.with_columns = options, with_columns
 
     def stamp(self, index: int) -> tuple[int, int] | None:
-        """Size and time of an image's file, which change with it; None where there is none to tell by."""
+        """Return size and modification time of an image's file, to detect changes; None if it has none that is
+        reliable."""
         return None if self.root is None else read_stamp(self.root / self.paths[index])
 
     def read(self, index: int) -> bytes:
-        """The encoded image.
+        """Read the encoded image.
 
         Raises:
             BrokenImage: if it cannot be read.
@@ -71,22 +72,23 @@ class Gallery(ABC):
         return read_file(self.root / self.paths[index])
 
     def video(self, index: int) -> Path | None:
-        """The file of a video, which need not be read as a whole; None of anything else."""
+        """Return the file of a video, which can be read in parts; None for anything else."""
         path = self.paths[index]
         return self.root / path if self.root is not None and is_video(path) else None
 
     @abstractmethod
     def columns(self) -> Iterator[dict[str, Any]]:
-        """What the source says of each image, in the order of `paths`."""
+        """Yield the columns of each image, in the order of `paths`."""
 
 
 def place(root: Path | None, path: str) -> Path:
-    """Where an image is, as searches name it."""
+    """Return the path of an image as search results give it."""
     return Path(path) if root is None else root / path
 
 
 def read_stamp(path: Path) -> tuple[int, int] | None:
-    """Size and time of a file; None if it is not there, or so new that it may change again under the same time."""
+    """Return size and modification time (ns) of a file; None if it does not exist or was modified just now, so that it
+    may change again without a new time."""
     try:
         stat = path.stat()
     except OSError:
@@ -95,10 +97,10 @@ def read_stamp(path: Path) -> tuple[int, int] | None:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a file.
+    """Read the bytes of a file.
 
     Raises:
-        BrokenImage: naming it.
+        BrokenImage: if it cannot be read; names the file.
     """
     try:
         return path.read_bytes()
@@ -114,7 +116,7 @@ def is_media(path: Path) -> bool:
 
 
 def holds_images(source: Path) -> bool:
-    """Whether a folder holds images or clips, and no data files with images in them."""
+    """Whether a folder contains images or clips, and no tar shards."""
     if not source.is_dir():
         return False
     files = walk_files(source)
@@ -124,16 +126,16 @@ def holds_images(source: Path) -> bool:
 def open_gallery(source: str | Path, options: SourceOptions | None = None, with_columns: bool = True) -> Gallery:
     """Open a folder of images and clips, or a data set, as a gallery.
 
-    A folder with any image or clip in it is a folder of images, with all its sub-folders, whatever they are called;
-    name a table in it to index what that lists instead.
+    A folder that contains any image or clip, also in sub-folders of any name, is read as a folder of images; to index
+    what a table in it lists, give the path of the table instead.
 
     Args:
-        source: folder, or what [`load_pairs`] reads.
-        options: of a data set.
-        with_columns: keep what the source says of its images.
+        source: a folder, or any source of [`load_pairs`].
+        options: how a data set is read.
+        with_columns: also read the columns of the source.
 
     Raises:
-        FileNotFoundError, ValueError: as [`find_images`] and [`load_pairs`].
+        FileNotFoundError, ValueError: as for [`find_images`] and [`load_pairs`].
     """
     path = Path(source).expanduser()
     if holds_images(path) or (path.is_dir() and not any(path.iterdir())):
@@ -142,11 +144,11 @@ def open_gallery(source: str | Path, options: SourceOptions | None = None, with_
 
 
 class FolderGallery(Gallery):
-    """The images and clips below a folder. Columns are those of metadata.csv or metadata.jsonl, of .txt and .json
-    files beside the images, and `label`, the first sub-folder.
+    """The images and clips in a folder and its sub-folders. The columns come from metadata.csv or metadata.jsonl and
+    from .txt and .json files beside the images; `label` is the name of the first sub-folder.
 
     Raises:
-        FileNotFoundError: if there is no such folder, or no image and no clip in it.
+        FileNotFoundError: if the folder does not exist or contains no image or clip.
     """
 
     def __init__(self, folder: Path, with_columns: bool = True):
@@ -160,7 +162,7 @@ class FolderGallery(Gallery):
     def _read_rows(self) -> dict[str, dict[str, Any]]:
         files = walk_files(self.folder)
         metadata = [path for path in files if is_metadata(path)]
-        # Without the images, which need not be named in the metadata here, the reader has none to warn of.
+        # Images need not be listed in the metadata here, so the reader is not given them and does not warn.
         rows: dict[str, dict[str, Any]] = {}
         top = os.path.abspath(self.folder)
         for row in read_image_rows(self.folder, metadata or files, is_wanted=is_media):
@@ -172,11 +174,11 @@ class FolderGallery(Gallery):
 
 
 class TableGallery(Gallery):
-    """The images of a data set's rows. Rows that name one file are one image, with the columns of the first; an image
-    within the table has the name that the table gives it, or the number of its row.
+    """The images of a data set's rows. Rows that name the same file are one image, with the columns of the first row;
+    an image stored inside the table is named by the table, or else by its row number.
 
     Raises:
-        FileNotFoundError, ValueError: as [`load_pairs`].
+        FileNotFoundError, ValueError: as for [`load_pairs`].
     """
 
     def __init__(self, source: str, options: SourceOptions, with_columns: bool = True):
