@@ -145,15 +145,15 @@ def open_folder(
 
     Args:
         model, revision: see [`load_encoder`].
-        folder: searched with its sub-folders.
+        folder: folder of images, including its sub-folders.
         progress: show a progress bar.
 
     Returns:
         The index, and the images that cannot be used.
 
     Raises:
-        FileNotFoundError: if the folder does not exist or holds no image.
-        OSError, ValueError: as [`load_encoder`] and [`DiskIndex.build`].
+        FileNotFoundError: if the folder does not exist or contains no image.
+        OSError, ValueError: as for [`load_encoder`] and [`DiskIndex.build`].
     """
     gallery = FolderGallery(folder, with_columns=False)
     encoder = load_encoder(model, None, revision)

@@ -1,6 +1,6 @@
-"""Load encoders, re-rankers and training checkpoints by Hub id or folder. No code that comes with a model is run.
+"""Load encoders, re-rankers and training checkpoints by Hub id or folder. Code that comes with a model is never run.
 
-Models whose files are missing weights are refused: random weights would make every result random.
+Models with missing weights are refused, since randomly initialized weights would make every result random.
 """
 
 from collections.abc import Iterator
@@ -48,17 +48,17 @@ NO_REMOTE_CODE = {"trust_remote_code": False}
 
 
 def default_device() -> "torch.device":
-    """The machine's accelerator, or the CPU."""
+    """Return the machine's accelerator, or the CPU if it has none."""
     import torch
 
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
 def check_source(name: str | Path) -> None:
-    """Check that a model's or tokenizer's name is a file or folder, or at least has the form of a Hub id.
+    """Check that the name of a model or tokenizer is a file or folder, or has the form of a Hub id.
 
     Raises:
-        FileNotFoundError: naming it.
+        FileNotFoundError: if it is neither.
     """
     if str(name).strip() and Path(name).exists():
         return
@@ -72,10 +72,10 @@ def check_source(name: str | Path) -> None:
 
 @contextmanager
 def named_errors(name: str) -> Iterator[None]:
-    """Make any error of loading one line that names the model, tokenizer or config.
+    """Turn any loading error into one line that names the model, tokenizer or config.
 
     Raises:
-        OSError: if it is not there.
+        OSError: if it cannot be found or read.
         ValueError: if it cannot be used.
     """
     check_source(name)
@@ -93,7 +93,7 @@ def named_errors(name: str) -> Iterator[None]:
 
 
 def check_torch(name: str) -> None:
-    """Check that torch is installed, for a model that was not exported.
+    """Check that torch is installed, as models that were not exported need it.
 
     Raises:
         ModuleNotFoundError: saying what to do.
@@ -220,10 +220,10 @@ def load_for_pretraining(
 
 
 def _load_fitting_processor(name: str, model: PreTrainedModel, hub: dict[str, Any]) -> Any:
-    """The processor in the same place as a model.
+    """Load the processor saved with a model.
 
     Raises:
-        ValueError: if its tokenizer or its image size do not fit the model.
+        ValueError: if its tokenizer or its image size does not fit the model.
     """
     processor = AutoProcessor.from_pretrained(name, **NO_REMOTE_CODE, **hub)
     check_tokenizer(name, processor.tokenizer, model.config.get_text_config().vocab_size)
@@ -240,12 +240,12 @@ def _load_fitting_processor(name: str, model: PreTrainedModel, hub: dict[str, An
 def check_tokenizer(
     name: str | Path | None, tokenizer: PreTrainedTokenizerBase, vocab_size: int | None = None
 ) -> None:
-    """Check that a tokenizer knows words, and none that a text tower has no embedding for.
+    """Check that a tokenizer has a vocabulary, and no more tokens than the text tower has embeddings.
 
     Args:
-        name: where it comes from.
-        tokenizer: any.
-        vocab_size: the embeddings of the text tower, if there is one to compare with.
+        name: name of the model for error messages.
+        tokenizer: the tokenizer to check.
+        vocab_size: number of embeddings of the text tower, if there is one to compare with.
 
     Raises:
         ValueError: saying what does not fit.
@@ -262,7 +262,7 @@ def check_tokenizer(
 
 
 def hub_options(revision: str | None = None, token: str | bool | None = None) -> dict[str, Any]:
-    """The options of `from_pretrained` that say where on the Hub a model is, without those that are not set."""
+    """Return the Hub options of `from_pretrained` that are not None."""
     options = {"revision": revision, "token": token}
     return {name: value for name, value in options.items() if value is not None}
 
@@ -270,12 +270,12 @@ def hub_options(revision: str | None = None, token: str | bool | None = None) ->
 def _load_complete(
     auto_class: Any, name: str, device: Device, hub: dict[str, Any], advice: str = ""
 ) -> PreTrainedModel:
-    """The model in evaluation mode on its device, or an error that names weights that its file lacks."""
+    """Load a model in evaluation mode to its device; raises a ValueError that names missing weights."""
     try:
         model, loading = auto_class.from_pretrained(name, output_loading_info=True, **NO_REMOTE_CODE, **hub)
-    except RuntimeError as error:  # transformers has just logged which weights have another shape
+    except RuntimeError as error:  # transformers has already logged which weights have another shape
         raise ValueError(f"{name}: the weights do not fit the config: {str(error).splitlines()[0]}") from error
-    unused = "pooler." if _is_text_only(model) else None  # we pool its tokens ourselves
+    unused = "pooler." if _is_text_only(model) else None  # `TextEncoder` pools the tokens itself
     missing = sorted(key for key in loading["missing_keys"] if unused is None or not key.startswith(unused))
     if missing:
         kind, names = type(model).__name__, ", ".join(missing[:3])
@@ -318,10 +318,10 @@ def _load_sentence_encoder(name: str, device: Device, hub: dict[str, Any]) -> "S
 
 
 def _has_file(name: str, file: str, hub: dict[str, Any]) -> bool:
-    """Whether a model has a file.
+    """Whether a model's folder or repository has a file.
 
     Raises:
-        OSError: if the Hub does not say: "no" would open the model in another way, and give other numbers.
+        OSError: if the Hub cannot be asked; guessing "no" would load the model in another way, with other embeddings.
     """
     if Path(name).is_dir():
         return (Path(name) / file).is_file()

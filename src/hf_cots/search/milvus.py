@@ -1,15 +1,15 @@
-"""A collection of Milvus in place of an index's folder.
+"""An index stored in a Milvus collection instead of a folder.
 
-    path      primary key; of one entity, which stands for the index itself, it is empty
-    vector    of the image, float32; zeros where there is none
-    found     whether searches find it: not an image that cannot be used, nor the index itself
-    columns   those of the source, as {"c0": ..., "c1": ...}; what is missing is left out
-    row       hash, size, time and description of the image, or why it cannot be used, and the frames of a clip; or
-              what is known of the index
+    path      primary key; empty for the one entity that holds the metadata of the index
+    vector    float32 embedding of the image; zeros if there is none
+    found     whether searches find the entity: false for unusable images and for the metadata entity
+    columns   columns of the source, as {"c0": ..., "c1": ...}, without missing cells
+    row       hash, size, time and description of the image, or why it is unusable, and the frames of a clip; or the
+              metadata of the index
 
-An update copies all but the vectors into a temporary SQLite database, works on that as on an index in a folder, and
-writes what a transaction changed to Milvus before it is committed. Each entity is complete in itself: after a kill the
-images of a batch are there, or not, and the next update goes on.
+An update copies everything but the vectors into a temporary SQLite database, works on it as on an index in a folder,
+and writes the changes of each transaction to Milvus before it is committed. Each entity is complete in itself: if an
+update is killed, each image of the last batch is either there or not, and the next update continues.
 """
 
 import json
@@ -31,15 +31,15 @@ from .vectors import row_type
 
 
 SCHEMES = ("http://", "https://")
-SECONDS, CONNECT_SECONDS = 120, 10  # for one call
-ROWS_AT_ONCE = 500  # with vectors in one message, of at most 64 MB
-SCANNED_AT_ONCE = 4_000  # without vectors
-MOST_HITS = 16_384  # of one search
-LONGEST_TEXT = 65_535  # bytes of a path, or of the columns of an image
-ROW_BYTES = 1_000  # of what is kept of an image beside its columns, at most
+SECONDS, CONNECT_SECONDS = 120, 10  # timeouts of one call
+ROWS_AT_ONCE = 500  # entities with vectors per message, which may have at most 64 MB
+SCANNED_AT_ONCE = 4_000  # entities without vectors per query
+MOST_HITS = 16_384  # Milvus' limit of results per search
+LONGEST_TEXT = 65_535  # Milvus' limit in bytes for a path, or for the columns of an image
+ROW_BYTES = 1_000  # upper bound for the fields of `row` other than the clip
 FIELDS = {"path", "vector", "found", "columns", "row"}
 IMAGES = "found == true"
-# What is in Milvus, and what differs from it.
+# The paths whose entities differ from Milvus, and the slots of the entities in Milvus.
 TABLES = """
 CREATE TEMP TABLE changed(path TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TEMP TABLE remote(path TEXT PRIMARY KEY, slot INTEGER) WITHOUT ROWID;
@@ -61,20 +61,20 @@ ORDER BY path LIMIT ?
 
 
 def is_milvus(index: str | Path) -> bool:
-    """Whether an index is named by the address of a Milvus server."""
+    """Whether an index name is the address of a Milvus collection."""
     return str(index).startswith(SCHEMES)
 
 
 class Collection:
-    """A collection by its address, `http://host:19530/name`; `http://user:password@host:19530/name` logs in.
+    """A client for one Milvus collection.
 
     Args:
-        uri: the address.
+        uri: its address, `http://host:19530/name`, or with a login `http://user:password@host:19530/name`.
 
     Raises:
         ModuleNotFoundError: without pymilvus; names the extra to install.
         OSError: if the server does not answer, or refuses.
-        ValueError: if the address has no name, or the collection is no index.
+        ValueError: if the address has no valid collection name, or the collection is not an index.
     """
 
     def __init__(self, uri: str):
@@ -84,7 +84,7 @@ class Collection:
             raise ModuleNotFoundError(
                 f"pymilvus is not installed, which an index in Milvus needs: pip install 'hf-cots[milvus]' ({error})"
             ) from None
-        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it prints a traceback of each error that it raises
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs a traceback of each error that it raises
         parts = urlsplit(uri)
         self.name = parts.path.strip("/")
         self.uri = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
@@ -115,7 +115,7 @@ class Collection:
             raise OSError(f"{self.uri}: {getattr(error, 'message', None) or error}") from error
 
     def create(self, dim: int) -> None:
-        """Make the collection, with a search that compares all vectors."""
+        """Create the collection with a FLAT index, which compares all vectors."""
         import pymilvus
 
         with self._named():
@@ -132,18 +132,19 @@ class Collection:
             )
 
     def read_index(self) -> tuple[dict[str, str], list[tuple[str, str]]]:
-        """What is known of the index, and its columns with their affinities; nothing of one that is being made."""
+        """Read the metadata of the index and its columns with their affinities; both empty if it is still being
+        created."""
         found = self.query('path == ""', ["row"]) if self.exists else []
         if not found:
             return {}, []
         return found[0]["row"]["meta"], [(name, affinity) for name, affinity in found[0]["row"]["columns"]]
 
-    # Deletions and changes are seen at once only with "Strong".
+    # Only consistency level "Strong" sees deletions and changes at once.
 
     def query(
         self, condition: str, fields: Sequence[str], limit: int | None = None, consistency: str = "Strong"
     ) -> list[dict[str, Any]]:
-        """The entities for which a condition holds, `limit` of them by their paths."""
+        """Return the entities for which a condition is true; if `limit` is given, the first so many by path."""
         options: dict[str, Any] = {} if limit is None else {"limit": limit}
         with self._named():
             return list(
@@ -153,16 +154,16 @@ class Collection:
             )
 
     def count(self, condition: str) -> int:
-        """How many entities a condition holds for."""
+        """Count the entities for which a condition is true."""
         return int(self.query(condition, ["count(*)"])[0]["count(*)"])
 
     def scan(self, fields: Sequence[str], condition: str = 'path != ""') -> Iterator[dict[str, Any]]:
-        """All images for which a condition holds, in the order of their paths.
+        """Yield all images for which a condition is true, in the order of their paths.
 
         Raises:
-            OSError: if another process has written meanwhile.
+            OSError: if another process wrote to the index in the meantime.
         """
-        # pymilvus has an iterator, but it does not quote texts.
+        # pymilvus' own iterator does not quote texts.
         expected, last, count = self.count(condition), "", 0
         while found := self.query(f"{condition} and path > {write(last)}", ["path", *fields], SCANNED_AT_ONCE):
             yield from sorted(found, key=lambda entity: entity["path"])
@@ -171,7 +172,8 @@ class Collection:
             raise OSError(f"{self.uri}: another process is writing the index: try again when it has finished")
 
     def search(self, vector: np.ndarray, count: int, condition: str) -> list[tuple[str, float, np.ndarray, dict]]:
-        """(path, float32 score, vector, columns) of the best images for which a condition holds, best first."""
+        """Return (path, float32 score, vector, columns) of the `count` best images for which a condition is true, best
+        first."""
         with self._named():
             found = self.client.search(
                 self.name,
@@ -190,19 +192,19 @@ class Collection:
         ]
 
     def upsert(self, entities: list[dict[str, Any]]) -> None:
-        """Write entities in place of those with the same paths."""
+        """Write entities, replacing those with the same paths."""
         with self._named():
             self.client.upsert(self.name, entities, timeout=SECONDS)
 
     def delete(self, paths: Iterable[str]) -> None:
-        """Remove entities."""
+        """Delete entities by path."""
         for part in in_parts(list(paths)):
             with self._named():
                 self.client.delete(self.name, filter=among(part), timeout=SECONDS)
 
 
 def among(paths: Iterable[str]) -> str:
-    """The condition for some paths."""
+    """Return the condition that selects some paths."""
     return f"path in [{', '.join(map(write, paths))}]"
 
 
@@ -212,23 +214,23 @@ def in_parts(items: list[Any]) -> Iterator[list[Any]]:
 
 
 class MilvusStore(IndexStore):
-    """An index in Milvus, opened for an update, or made.
+    """An index in Milvus opened for an update; created if it does not exist.
 
-    Two that write at once do the same work twice: entities are known by their paths.
+    Two processes that write at the same time do the same work twice, since entities are identified by path.
 
     Args:
         uri: see [`Collection`], whose errors are raised too.
-        dim: of the vectors.
-        meta: what a new index should know.
+        dim: dimension of the vectors.
+        meta: metadata of a new index.
 
     Raises:
-        ValueError: if the index is of a newer format.
+        ValueError: if the index has a newer format.
     """
 
     def __init__(self, uri: str, dim: int, **meta: str):
         self.collection, self._lock, self._snapshot = Collection(uri), None, None
         self.name = self.collection.uri
-        self.folder = Path(tempfile.gettempdir())  # of SQLite's temporary file
+        self.folder = Path(tempfile.gettempdir())  # folder of SQLite's temporary file
         self.database = sqlite3.connect("", isolation_level=None)
         self.database.executescript(SCHEMA + TABLES)
         kept, columns = self.collection.read_index()
@@ -240,11 +242,11 @@ class MilvusStore(IndexStore):
         self.row_type = row_type(self.dim, self.dtype)
         if not self.collection.exists:
             self.collection.create(self.dim)
-        self.vectors: dict[int, np.ndarray] = {}  # by slot: those that are nowhere in Milvus
+        self.vectors: dict[int, np.ndarray] = {}  # by slot, those that no entity in Milvus has
         self._read_rows(dict(columns))
 
     def _read_rows(self, affinities: dict[str, str]) -> None:
-        """Copy what is in Milvus, without the vectors; from then on, note what changes."""
+        """Copy everything but the vectors from Milvus to SQLite; triggers record all later changes."""
         slots: dict[str, int] = {}
         self.database.execute("BEGIN")
         self.set_meta(**self.meta)
@@ -262,7 +264,7 @@ class MilvusStore(IndexStore):
             if row.get("clip") is not None:
                 self.write_clips({row["hash"]: clip_from_json(row["clip"])}, int(self.meta["num_frames"]))
         self.database.executemany("INSERT INTO contents(hash, slot) VALUES (?, ?)", slots.items())
-        self.database.execute("INSERT INTO batches VALUES (-1, ?, 0)", (len(slots) + 1,))  # the next slot
+        self.database.execute("INSERT INTO batches VALUES (-1, ?, 0)", (len(slots) + 1,))  # sets the next slot
         self.database.execute("COMMIT")
         self.database.executescript(TRIGGERS)
 
@@ -270,10 +272,11 @@ class MilvusStore(IndexStore):
         super().close()
         self.collection.client.close()
 
-    # ------------------------------------------------------------------ as an update sees it
+    # ------------------------------------------------------------------ what an update calls
 
     def append(self, rows: np.ndarray) -> tuple[int, int]:
-        """Keep vectors until the transaction that names them."""
+        """Hold vectors in memory until a transaction writes the images that use them; returns the first slot, and 0
+        for the checksum."""
         first = self.end()
         self.vectors |= dict(enumerate(rows, start=first))
         return first, 0
@@ -288,16 +291,16 @@ class MilvusStore(IndexStore):
             self._write_index()
             while changed := database.execute(NEXT_CHANGED, (ROWS_AT_ONCE,)).fetchall():
                 self._write_images(changed)
-            # Last, so that a kill before leaves a moved image under both names and not under none.
+            # Deleted last: if killed before, a moved image is there under both names rather than under neither.
             gone = [path for (path,) in database.execute("SELECT path FROM changed")]
             self.collection.delete(gone)
             database.execute("DELETE FROM remote WHERE path IN (SELECT path FROM changed)")
             database.execute("DELETE FROM changed")
 
-    # ------------------------------------------------------------------ into Milvus
+    # ------------------------------------------------------------------ writing to Milvus
 
     def _write_index(self) -> None:
-        known = self.meta | {"version": str(self.version() + 1)}  # which this transaction makes it
+        known = self.meta | {"version": str(self.version() + 1)}  # the version after this transaction
         table = self.database.execute("PRAGMA table_info(columns)").fetchall()[1:]
         columns = [(name, affinity) for _, name, affinity, *_ in table]
         entity = {"path": "", "vector": np.zeros(self.dim, np.float32), "found": False, "columns": {}}
@@ -323,7 +326,7 @@ class MilvusStore(IndexStore):
         } | {slot: vector for slot, vector in self.vectors.items() if slot not in vectors}
 
     def _find_vectors(self, slots: set[int]) -> dict[int, np.ndarray]:
-        """The vectors that are to be written, or that these writes take out of Milvus.
+        """Return the vectors of some slots that are about to be written or overwritten, from memory or from Milvus.
 
         Raises:
             OSError: if another process has changed them.
@@ -342,10 +345,10 @@ class MilvusStore(IndexStore):
         return vectors
 
     def _read_clip(self, digest: str, path: str) -> dict[str, Any]:
-        """What belongs to a clip, as Milvus keeps it; nothing of an image.
+        """Return the frames of a clip as stored in Milvus; empty for an image.
 
         Raises:
-            ValueError: if it is too large.
+            ValueError: if they are too large.
         """
         select = "SELECT times, duration, vectors FROM clips WHERE hash = ?"
         found = self.database.execute(select, (digest,)).fetchone() if self.holds_clips() else None
@@ -360,10 +363,10 @@ class MilvusStore(IndexStore):
         return {"clip": clip}
 
     def _read_columns(self, image: int, path: str) -> dict[str, Any]:
-        """The columns of an image as Milvus keeps them.
+        """Return the columns of an image as stored in Milvus.
 
         Raises:
-            ValueError: if it cannot.
+            ValueError: if a value is infinite or they are too large.
         """
         row = self.database.execute('SELECT * FROM columns WHERE "hf_cots image" = ?', (image,)).fetchone() or (image,)
         cells = {f"c{i}": cell for i, cell in enumerate(row[1:]) if cell is not None}
@@ -379,7 +382,7 @@ class MilvusStore(IndexStore):
 
 
 def check_path(path: str) -> str:
-    """A path that Milvus can keep.
+    """Check that Milvus can store a path; returns it.
 
     Raises:
         ValueError: if it is empty or too long.

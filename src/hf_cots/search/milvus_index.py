@@ -1,4 +1,4 @@
-"""An index in a Milvus server, which many machines can hold and search: [`DiskIndex`] with an address for a folder."""
+"""An index on a Milvus server, which many machines can share: like a [`DiskIndex`], with an address for a folder."""
 
 import json
 import logging
@@ -24,27 +24,27 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MORE = 32  # candidates beyond k, among which the best are found in float64
+MORE = 32  # candidates beyond k; the best are chosen by float64 scores
 
 
 class MilvusIndex(StoredIndex):
-    """An index in a collection of Milvus; made by [`build`] and opened by [`open`].
+    """An index in a Milvus collection, created by [`build`] and opened by [`open`].
 
     Matches, their order and their scores are those of a [`DiskIndex`] over the same source.
 
     Args:
         uri: `http://host:19530/collection`.
         encoder: the model that it was built with.
-        root: the folder that the images' paths start from; the one that it was built from if None.
+        root: the folder that image paths are relative to; by default the source folder it was built from.
 
     Attributes:
-        summary: what the last update did.
+        summary: summary of the last update.
 
     Raises:
         FileNotFoundError: if there is no such collection.
         ModuleNotFoundError: without pymilvus.
         OSError: if the server does not answer.
-        ValueError: if the model is another one, or the collection is no index.
+        ValueError: if the index was built with another model, or the collection is not an index.
     """
 
     def __init__(self, uri: str, encoder: Encoder, root: Path | None = None):
@@ -57,7 +57,7 @@ class MilvusIndex(StoredIndex):
         self.summary = UpdateSummary()
 
     def refresh(self) -> None:
-        """Read again what the collection notes of the index, which another process may have changed."""
+        """Read the metadata and columns of the index again, since another process may have changed them."""
         self._meta, columns = read_existing(self.collection)
         self.columns = [name for name, _ in columns]
         self._where = WhereTranslator(columns)
@@ -78,12 +78,12 @@ class MilvusIndex(StoredIndex):
         recall: float | None = None,
         precision: str | None = None,
     ) -> "MilvusIndex":
-        """Make an index, or bring one up to date with its source; arguments and errors as for [`DiskIndex.build`].
+        """Create an index, or update it from its source; arguments and errors as for [`DiskIndex.build`].
 
         Args:
             to: address of the collection.
-            dtype: "float32", or None.
-            approximate, recall: not in Milvus, which is searched exactly.
+            dtype: "float32" or None.
+            approximate, recall: not supported, since Milvus is searched exactly.
         """
         if dtype not in (None, "float32"):
             raise ValueError(f"an index in Milvus only stores float32 vectors, not {dtype}: leave out --dtype")
@@ -116,7 +116,7 @@ class MilvusIndex(StoredIndex):
         return MilvusIndex(uri, load_encoder(model, device) if isinstance(model, (str, Path)) else model)
 
     def update(self, batch_size: int = 64, progress: bool = False) -> UpdateSummary:
-        """Bring the index up to date with the source that it was built from; arguments and errors as for [`build`]."""
+        """Update the index from the source that it was built from; arguments and errors as for [`build`]."""
         options, columns = SourceOptions(**json.loads(self.meta["options"])), self.meta["with_columns"] == "1"
         updated = MilvusIndex.build(
             self.encoder, self.meta["source"], self.uri, None, options, batch_size, progress, with_columns=columns
@@ -125,14 +125,14 @@ class MilvusIndex(StoredIndex):
         self.summary = updated.summary
         return self.summary
 
-    # ------------------------------------------------------------------ what is in it
+    # ------------------------------------------------------------------ contents
 
     def __len__(self) -> int:
         return self.collection.count(IMAGES)
 
     @property
     def paths(self) -> list[Path]:
-        """The images that can be found, in sorted order."""
+        """The searchable images, in sorted order."""
         return [place(self.root, entity["path"]) for entity in self.collection.scan([], IMAGES)]
 
     @property
@@ -161,17 +161,17 @@ class MilvusIndex(StoredIndex):
         """Find the k best images, exactly; arguments and errors as for [`DiskIndex.search`].
 
         Args:
-            where: an SQL expression, of which Milvus takes a part; the rest is refused by name.
+            where: an SQL expression, limited to what Milvus supports; anything else is refused by name.
         """
         check_k(k)
-        self.check_where(where)  # a mistake costs no encoding
+        self.check_where(where)  # before the query is encoded
         return self.search_vector(self.embed_query(query, image, minus), k, where)
 
     def approximation(self, k: int = 10, where: str | None = None, exact: bool = False) -> None:
-        """None: a search in Milvus is exact; see [`DiskIndex.approximation`]."""
+        """Return None, since Milvus is searched exactly; see [`DiskIndex.approximation`]."""
 
     def check_where(self, where: str | None) -> None:
-        """Check a filter; raises ValueError, naming what is wrong with it."""
+        """Check a filter; raises a ValueError that names the mistake."""
         self._translate(where)
 
     def _translate(self, where: str | None) -> str:
@@ -184,10 +184,10 @@ class MilvusIndex(StoredIndex):
             return f"{IMAGES} and {self._where.translate(where)}"
 
     def search_vector(self, vector: np.ndarray, k: int = 10, where: str | None = None) -> list[Match]:
-        """Find the k best images for an embedding (D,) of length 1; otherwise as [`search`].
+        """Find the k best images for a normalized embedding (D,); otherwise as [`search`].
 
-        Milvus' float32 scores differ from the true ones by at most half of `margin`, so that candidates are complete
-        when the last one is more than that below the k-th.
+        Milvus' float32 scores differ from the exact ones by at most half of `margin`, so the candidates are complete
+        once the last one is more than `margin` below the k-th.
         """
         check_k(k)
         if k > MOST_HITS:
@@ -224,7 +224,7 @@ class MilvusIndex(StoredIndex):
         ]
 
     def _read_clips(self, paths: list[str]) -> dict[str, ClipFrames]:
-        """What is kept of the clips among some images."""
+        """Read the frames of the clips among some images."""
         if "num_frames" not in self.meta or not paths:
             return {}
         found = self.collection.query(among(paths), ["path", "row"])
@@ -232,10 +232,10 @@ class MilvusIndex(StoredIndex):
 
 
 def read_existing(collection: Collection) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """What is known of an index, and its columns with their affinities.
+    """Read the metadata of an index and its columns with their affinities.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if there is no index.
     """
     meta, columns = collection.read_index()
     if not meta:

@@ -1,8 +1,9 @@
-"""Filters over a collection of Milvus: what of SQL its language can say exactly; the rest is refused by name.
+"""Translate SQL filters to Milvus' filter language where it can express them exactly; the rest is refused by name.
 
-SQL has three truth values, and Milvus two: in SQL neither `width > 9` nor its opposite holds where `width` is missing.
-So each expression is written as what makes it true, or as what makes it false, and only with comparisons that Milvus
-finds false where a value is missing or of the other kind. Numbers come before texts, as in SQLite.
+SQL has three truth values and Milvus two: in SQL neither `width > 9` nor `NOT width > 9` is true where `width` is
+missing. So each expression is translated to a condition for being true or to one for being false, using only
+comparisons that Milvus evaluates to false where a value is missing or of the other type. Numbers sort before texts,
+as in SQLite.
 """
 
 import json
@@ -24,7 +25,7 @@ TOKEN = re.compile(
 OPERATORS = {"=": "==", "!=": "<>"} | {sign: sign for sign in ("==", "<>", "<", "<=", ">", ">=")}
 MIRRORED = {"==": "==", "<>": "<>", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
 WILDCARDS = {"LIKE": "%_", "GLOB": "*?["}
-EXACT = 2**53  # from here, doubles leave out whole numbers
+EXACT = 2**53  # doubles below it represent all whole numbers exactly
 CAN = (
     "an index in Milvus compares columns with values by =, <>, <, <=, >, >=, IN, BETWEEN, IS NULL and GLOB 'begin*', "
     "joined by AND, OR and NOT; an index in a folder takes more"
@@ -41,7 +42,7 @@ class Token(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A column as Milvus names it; all values of a TEXT column are texts."""
+    """A column by its Milvus field and SQLite affinity; all values of a TEXT column are texts."""
 
     field: str
     affinity: str
@@ -52,10 +53,10 @@ class Column(NamedTuple):
 
 
 class WhereTranslator:
-    """Translates filters over these columns.
+    """Translates SQL filters over the columns of an index.
 
     Args:
-        columns: names of the source's columns, and their affinities, in the order of their keys.
+        columns: names and affinities of the columns, in the order of their keys in Milvus ("c0", "c1", ...).
     """
 
     def __init__(self, columns: Sequence[tuple[str, str]]):
@@ -70,10 +71,10 @@ class WhereTranslator:
             self.database.execute(f"ALTER TABLE columns ADD COLUMN {quote_name(name)} {affinity}")
 
     def translate(self, where: str) -> str:
-        """The filter in Milvus' language.
+        """Translate a filter to Milvus' language.
 
         Raises:
-            ValueError: as for an index in a folder; or naming what Milvus cannot say.
+            ValueError: as for an index in a folder; or naming what Milvus cannot express.
         """
         with only_reading(self.database, where, [*self.names, "path"]):
             self.database.execute(f"SELECT 1 {select_images(self.names, where)} LIMIT 0")
@@ -87,7 +88,7 @@ class WhereTranslator:
             raise self._refuse()
         return written
 
-    # ------------------------------------------------------------------ grammar; `holds`: true, or false, is wanted
+    # -------------------------- grammar; `holds`: translate to the condition for being true, or for being false
 
     def _either(self, holds: bool) -> str:
         parts = [self._both(holds)]
@@ -141,7 +142,7 @@ class WhereTranslator:
         return self.tokens[self.at - 1]
 
     def _skip(self, *words: str) -> bool:
-        """Go past these words if they come next."""
+        """Consume these words if they come next; returns whether they did."""
         found = tuple(token.word for token in self.tokens[self.at : self.at + len(words)]) == words
         self.at += len(words) if found else 0
         return found
@@ -170,7 +171,7 @@ class WhereTranslator:
         return OPERATORS[self._take().word]
 
     def _literal(self) -> str:
-        """A text or a number as SQL writes it."""
+        """Consume a text or number literal; returns its SQL text."""
         sign = self._take().text if self._peek().word in ("+", "-") else ""
         token = self._peek()
         if token.kind != "number" and (token.kind != "text" or sign):
@@ -181,11 +182,12 @@ class WhereTranslator:
     # ------------------------------------------------------------------ comparisons
 
     def _answer(self, column: Column, written: str, holds: bool) -> str:
-        """A condition, or its opposite where the column is not missing."""
+        """Return a condition, or its negation where the column is not missing."""
         return written if holds else f"({column.present} and not ({written}))"
 
     def _value(self, column: Column, literal: str) -> str | int | float:
-        """What SQLite compares a column with: TEXT with a text, NUMERIC with a number if it looks like one."""
+        """Convert a literal as SQLite does to compare it with a column: to a text for TEXT, and for NUMERIC to a
+        number if it looks like one."""
         self.database.execute("DELETE FROM literals")
         self.database.execute(f"INSERT INTO literals({column.affinity}) VALUES ({literal})")
         value = self.database.execute(f"SELECT {column.affinity} FROM literals").fetchone()[0]
@@ -214,7 +216,7 @@ class WhereTranslator:
         return self._answer(column, f"({' or '.join(parts)})", holds)
 
     def _begins(self, column: Column, operator: str, holds: bool) -> str:
-        """`GLOB 'begin*'`, and `LIKE 'begin%'`, which takes letters of both cases, where there are none."""
+        """Translate `GLOB 'begin*'`; and `LIKE 'begin%'` only without letters, since LIKE ignores their case."""
         token = self._take()
         pattern = token.text[1:-1].replace("''", "'")
         wildcards = WILDCARDS[operator]
@@ -230,15 +232,15 @@ class WhereTranslator:
 
 
 def write(value: str | int | float) -> str:
-    """A value as Milvus writes it."""
+    """Format a value as a Milvus literal."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def next_text(begin: str) -> str | None:
-    """The first text after all that begin so, by code points; None if there is none."""
+    """Return the first text, by code points, after all texts with this beginning; None if there is none."""
     while begin:
         code = ord(begin[-1]) + 1
         if code <= 0x10FFFF:
-            return begin[:-1] + chr(0xE000 if code == 0xD800 else code)  # surrogates are no characters
+            return begin[:-1] + chr(0xE000 if code == 0xD800 else code)  # skip the surrogates
         begin = begin[:-1]
     return None
