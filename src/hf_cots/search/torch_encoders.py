@@ -1,6 +1,6 @@
-"""Encoders that compute with torch: dual encoders, text models and sentence-transformers' models.
+"""Encoders that run in torch: dual encoders, text models and sentence-transformers models.
 
-[`hf_cots.search.loading.load_encoder`] loads them; what they give are numpy arrays.
+[`hf_cots.search.loading.load_encoder`] loads them; they return numpy arrays.
 """
 
 from abc import abstractmethod
@@ -33,15 +33,15 @@ from .encoding import AnyImage, as_images, as_items, batches, check_batch_size, 
 from .fingerprint import describe_processor, hash_json, hash_tokenizer
 
 
-# Config fields that came later, with the values by which a model computes what it did without them.
+# Config fields added in later versions, with the values that correspond to the computation before they were added.
 ADDED = {"frame_pooling": "mean", "num_frames": 8}
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """The precision to encode in: that which is named, or, for "auto", bfloat16 on a GPU that computes in it.
+    """Resolve a precision: "auto" becomes "bfloat16" on GPUs that support it, else "float32".
 
     Raises:
-        ValueError: if there is no such precision.
+        ValueError: if the precision is unknown.
     """
     check_precision(precision)
     if precision == "auto":
@@ -50,7 +50,8 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 
 def text_options(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Tokenizer options: pad to the longest text of the batch, truncate to the maximum length, if there is one."""
+    """Return the tokenizer options of a model: pad to the longest text of the batch (or to the full length, for models
+    that need it), and truncate to the maximum length, if there is one."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", tokenizer.model_max_length)
     padding = "max_length" if model.config.model_type in PADDED_TO_FULL_LENGTH else "longest"
     limit = min(positions, tokenizer.model_max_length)
@@ -58,21 +59,21 @@ def text_options(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def computing_in(precision: str, device: torch.device) -> torch.autocast:
-    """Compute within in "bfloat16" where it is precise enough, by autocast, or in the weights' own type.
+    """Return an autocast context for "bfloat16", or a disabled one for "float32", which uses the weights' dtype.
 
-    The weights stay as they are, and so does all that depends on them, such as an index's fingerprint of its model.
+    The weights are not converted, so that what depends on them does not change, such as an index's fingerprint.
     """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def prepare_image(processor: ProcessorMixin, image: AnyImage) -> BatchFeature:
-    """What a model takes of one image: the part of encoding that needs no model, for threads ahead of it."""
+    """Preprocess one image for a model; needs no model and runs in threads ahead of it."""
     return processor(images=[load_image(image)], return_tensors="pt")
 
 
 @torch.no_grad()
 def embed_images(model: PreTrainedModel, prepared: Sequence[BatchFeature], precision: str = "float32") -> np.ndarray:
-    """(n, D) normalized embeddings, float32, of images that [`prepare_image`] prepared, in one pass."""
+    """Embed images preprocessed by [`prepare_image`] in one forward pass; returns (n, D) float32, normalized."""
     names = prepared[0].keys()
     inputs = BatchFeature({name: torch.cat([each[name] for each in prepared]) for name in names})
     inputs = inputs.to(model.device, model.dtype)
@@ -82,7 +83,7 @@ def embed_images(model: PreTrainedModel, prepared: Sequence[BatchFeature], preci
 
 
 def to_numpy(embeds: torch.Tensor) -> np.ndarray:
-    """Embeddings as they leave torch: float32, on the CPU."""
+    """Convert embeddings to a float32 numpy array."""
     return embeds.float().cpu().numpy()
 
 
@@ -93,8 +94,8 @@ def embed_clips(
     """Embed clips by their distinct frames in one pass.
 
     Returns:
-        (n, D) embeddings of the clips, as the model's `get_video_features`, and (frames, D) of all their frames, one
-        clip after another, each as an image's; normalized, float32.
+        (n, D) embeddings of the clips, as by the model's `get_video_features`, and (frames, D) image embeddings of
+        their frames, one clip after another; normalized, float32.
     """
     pixels = torch.cat([frame["pixel_values"] for clip in clips for frame in clip.frames])
     rows = torch.zeros(len(clips), max(len(clip.frame_index) for clip in clips), dtype=torch.long)
@@ -119,26 +120,25 @@ def encode_images(
     total: int | None = None,
     precision: str = "float32",
 ) -> np.ndarray:
-    """Normalized image embeddings (n, D), float32.
+    """Compute the normalized image embeddings (n, D), float32.
 
     Args:
-        model: a COTS or another dual encoder with `get_image_features` and `get_text_features`, whose `pooler_output`
+        model: COTS or another dual encoder with `get_image_features` and `get_text_features`, whose `pooler_output`
             is the projected vector; in evaluation mode, on any device.
-        processor: the model's.
-        images: one image or many, as PIL images, paths, bytes or arrays; taken as they are needed, and prepared in
-            threads.
-        batch_size: images in a forward pass.
-        total: their number, for the progress bar; no bar without it.
+        processor: the model's processor.
+        images: one or more images, as PIL images, paths, bytes or arrays; read lazily and preprocessed in threads.
+        batch_size: images per forward pass.
+        total: number of images; shows a progress bar if given.
         precision: see [`computing_in`].
 
     Raises:
-        ValueError: naming what is no image; or if the batch size is not positive.
+        ValueError: naming what is not an image; or if the batch size is not positive.
     """
     prepare, embed = partial(prepare_image, processor), partial(embed_images, model, precision=precision)
     embeddings, problems = embed_ahead(as_items(images), prepare, embed, batch_size, total)
     for broken in filter(None, problems):
         raise broken
-    # An empty result has the width of any text's embedding.
+    # An empty result has the dimension of a text embedding.
     return np.concatenate(embeddings) if embeddings else encode_texts(model, processor, ["a"])[:0]
 
 
@@ -150,14 +150,14 @@ def encode_texts(
     batch_size: int = 256,
     precision: str = "float32",
 ) -> np.ndarray:
-    """Normalized text embeddings (n, D), float32.
+    """Compute the normalized text embeddings (n, D), float32.
 
     Args:
         model, processor, batch_size, precision: as for [`encode_images`].
-        texts: one text, or any collection of texts; cut at [`text_options`]' length.
+        texts: one text, or any collection of texts; truncated to the length in [`text_options`].
 
     Raises:
-        ValueError: naming what is no text; or if the batch size is not positive.
+        ValueError: naming what is not a text; or if the batch size is not positive.
     """
     texts = as_texts(texts)
     if not texts:
@@ -175,7 +175,7 @@ def encode_texts(
 
 @runtime_checkable
 class DualTower(Protocol):
-    """The interface of dual encoders in transformers; `pooler_output` of either is the projected vector."""
+    """The interface of dual encoders in transformers; the `pooler_output` of both methods is the projected vector."""
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling: ...
 
@@ -183,22 +183,23 @@ class DualTower(Protocol):
 
 
 def pools_frames(model: Any) -> bool:
-    """Whether a model makes one feature of those of a clip's frames; of the others' embeddings the mean is taken."""
+    """Whether a model has its own pooling of a clip's frames; for other models the frames' embeddings are averaged."""
     return isinstance(model, COTSModel) and not isinstance(model, CookieModel)
 
 
 def hash_config(model: PreTrainedModel) -> str:
-    """Hash a model's config such that indexes built before new fields were added still match the model."""
+    """Hash a model's config such that indexes built before the [`ADDED`] fields existed still match the model."""
     fields = model.config.to_dict().items()
     return hash_json({key: value for key, value in fields if key not in ADDED or ADDED[key] != value})
 
 
 @dataclass(frozen=True)
 class ModelEncoder(LoadedEncoder):
-    """Width and fingerprint of an [`Encoder`] that wraps a `torch.nn.Module`.
+    """Base class of the encoders that wrap a `torch.nn.Module`.
 
     Attributes:
-        precision: in which it computes: "float32", as its weights are, or "bfloat16"; see [`computing_in`].
+        model: the model.
+        precision: precision it computes in: "float32" (as the weights) or "bfloat16"; see [`computing_in`].
     """
 
     model: Any
@@ -220,7 +221,7 @@ class ModelEncoder(LoadedEncoder):
 
 @dataclass(frozen=True)
 class DualEncoder(ModelEncoder):
-    """A dual encoder of transformers, a COTS included, and its processor."""
+    """A dual encoder of transformers, such as COTS or CLIP, and its processor."""
 
     processor: ProcessorMixin
     name: str = "model"
@@ -236,11 +237,11 @@ class DualEncoder(ModelEncoder):
     def encode_videos(
         self, clips: Iterable[VideoFrames], batch_size: int = 64, total: int | None = None
     ) -> np.ndarray:
-        """(n, dim) for clips, taken as they are needed; see [`encode_clips`]."""
+        """Return the (n, dim) embeddings of clips, which are read lazily; see [`encode_clips`]."""
         return encode_clips(self, clips, batch_size, total)
 
     def encode_frames(self, clip: VideoFrames, batch_size: int = 64) -> np.ndarray:
-        """(images, dim) for the distinct frames of a clip, each alone."""
+        """Return the (images, dim) image embeddings of the distinct frames of a clip."""
         return self.encode_images(clip.images, batch_size)
 
     @property
@@ -301,7 +302,7 @@ class TextEncoder(ModelEncoder):
 
 @dataclass(frozen=True)
 class SentenceEncoder(ModelEncoder):
-    """A `sentence_transformers.SentenceTransformer`: it pools and projects as its own files say."""
+    """A `sentence_transformers.SentenceTransformer`, with the pooling and projection of its own modules."""
 
     name: str = "model"
 
@@ -341,7 +342,7 @@ class SentenceEncoder(ModelEncoder):
 class BlipRetrieval(BlipForImageTextRetrieval):
     """BLIP for retrieval with the interface of the other dual encoders: the two towers without the matching head.
 
-    `AutoModel` would load such a file as a `BlipModel`, whose projections have other names and would be random.
+    `AutoModel` would load such a checkpoint as a `BlipModel`, whose projections have other names and would be random.
     """
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:

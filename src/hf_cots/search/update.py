@@ -1,4 +1,4 @@
-"""Bring an index up to date: read what is new or changed, encode contents it does not have, remove what is gone."""
+"""Bring an index up to date: read new or changed images, encode new contents, and remove deleted images."""
 
 import json
 import logging
@@ -24,21 +24,21 @@ from .vectors import pack, packing_error
 
 logger = logging.getLogger(__name__)
 
-COMMIT_VECTORS, COMMIT_IMAGES, COMMIT_SECONDS = 1_024, 8_192, 20.0  # what a kill can lose at most
-COMPACT_HOLES, COMPACT_FRACTION = 1_000, 0.25  # from so many holes, and such a part of the file
+COMMIT_VECTORS, COMMIT_IMAGES, COMMIT_SECONDS = 1_024, 8_192, 20.0  # bounds of what is lost if the process is killed
+COMPACT_HOLES, COMPACT_FRACTION = 1_000, 0.25  # compact with at least so many holes and this part of the file
 
 
 @dataclass
 class UpdateSummary:
-    """What an update did. Each image of the source is added, changed, moved, unchanged or broken.
+    """The result of an update. Each image of the source is added, changed, moved, unchanged or broken.
 
     Attributes:
-        added: images that the index did not have.
-        changed: images with other contents or columns than before.
-        moved: images that were there under another name.
+        added: images that were not in the index.
+        changed: images whose contents or columns changed.
+        moved: images that were in the index under another name.
         deleted: images that are no longer in the source.
-        encoded: images that went through the model; equal files go through it once.
-        unchanged: images that are as they were.
+        encoded: images encoded by the model; equal files are encoded once.
+        unchanged: images that did not change.
         broken: images that cannot be used.
     """
 
@@ -51,7 +51,7 @@ class UpdateSummary:
     broken: list[BrokenImage] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
-        """The numbers."""
+        """Return the number of images by field."""
         return {name: len(value) if isinstance(value, list) else value for name, value in vars(self).items()}
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class UpdateSummary:
 
 
 class Row(NamedTuple):
-    """An image as the index has it."""
+    """The row of an image in the index."""
 
     id: int
     slot: int | None
@@ -70,13 +70,13 @@ class Row(NamedTuple):
 
 
 class IndexUpdate:
-    """One run over a source.
+    """One update of an index from its source.
 
     Args:
         store: opened for writing.
-        encoder: the model that the index is of.
-        gallery: the images as they are now.
-        batch_size: images in a forward pass.
+        encoder: the model that the index was built with.
+        gallery: the current images of the source.
+        batch_size: images per forward pass.
     """
 
     def __init__(self, store: IndexStore, encoder: Encoder, gallery: Gallery, batch_size: int):
@@ -91,22 +91,22 @@ class IndexUpdate:
             self.gone_by_slot[self.known[path].slot].append(self.known[path].id)
         self.prepare, self.embed = media_steps(encoder, batch_size)
         self.summary = UpdateSummary()
-        self.descriptions: dict[int, tuple[str, dict[str, Any]]] = {}  # by index, those that are new
+        self.descriptions: dict[int, tuple[str, dict[str, Any]]] = {}  # new columns and their hash, by image index
         self.batch: list[Loaded] = []
-        self.waiting: dict[str, Any] = {}  # what is prepared for the model, by hash
-        self.waiting_frames = 0  # in it
-        self.embedded: dict[str, Embedded] = {}  # what is encoded and not committed yet
+        self.waiting: dict[str, Any] = {}  # preprocessed inputs of the model, by hash
+        self.waiting_frames = 0  # number of images in `waiting`
+        self.embedded: dict[str, Embedded] = {}  # embeddings that are not committed yet, by hash
         self.committed, self.model_seconds = time.monotonic(), 0.0
 
     def run(self, to_read: list[int], progress: bool) -> UpdateSummary:
-        """Read images, encode and write them; under torchrun with the processes that [`help_to_update`].
+        """Read, encode and write images; under torchrun together with the processes that run [`help_to_update`].
 
         Args:
-            to_read: what [`compare`] has found.
+            to_read: result of [`compare`].
             progress: show a progress bar.
         """
         start = time.monotonic()
-        # The rate is that of the last files, and the total has only files that must be read: the time left is honest.
+        # The total has only files that must be read and the rate is recent, so the estimated time left is realistic.
         with tqdm(total=len(to_read), desc="images", disable=not progress, leave=False, smoothing=0.05) as bar:
             for loaded in self._read(to_read):
                 self._take(loaded)
@@ -138,7 +138,7 @@ class IndexUpdate:
     # ------------------------------------------------------------------ what must be read
 
     def compare(self) -> list[int]:
-        """Find the images that must be read; write the columns of those that must not."""
+        """Find the images that must be read and return their indices; write changed columns of all other images."""
         to_read, described_anew = [], []
         seen: dict[str, list[Any]] = defaultdict(list)
         present = set(self.store.column_names())
@@ -162,7 +162,7 @@ class IndexUpdate:
             else:
                 self.summary.unchanged += 1
         with self.store.transaction():
-            # Names in the order of the source, so that equal sources make equal indexes.
+            # In the order of the source, so that equal sources yield equal indexes.
             order = dict.fromkeys(name for _, values in self.descriptions.values() for name in values)
             self.store.add_columns({name: find_affinity(seen[name]) for name in order if name in seen})
             for image, index in described_anew:
@@ -221,7 +221,7 @@ class IndexUpdate:
     # ------------------------------------------------------------------ writing
 
     def _commit(self) -> None:
-        """Vectors into their file, then all rows of the batch in one transaction."""
+        """Append the vectors to their file, then write all rows of the batch in one transaction."""
         self._encode()
         good = {digest: each for digest, each in self.embedded.items() if np.isfinite(each.vector).all()}
         embeds = np.array([each.vector for each in good.values()], dtype=np.float32).reshape(len(good), self.store.dim)
@@ -243,7 +243,7 @@ class IndexUpdate:
         self.embedded, self.batch, self.committed = {}, [], time.monotonic()
 
     def _write(self, loaded: Loaded) -> None:
-        """The row of an image, and its part of the summary."""
+        """Write the row of an image and count it in the summary."""
         path, slot = self.gallery.paths[loaded.index], self.slots.get(loaded.digest)
         broken = loaded.broken
         if broken is None and slot is None:
@@ -271,7 +271,7 @@ class IndexUpdate:
         stamp: tuple[int, int] | None,
         broken: BrokenImage | None,
     ) -> int:
-        """Change the row of an image, or make it; returns its id."""
+        """Update the row of an image, or insert it if `image` is None; returns its id."""
         size, mtime = stamp or (None, None)
         values = (path, slot, size, mtime, broken.reason if broken else None)
         database = self.store.database

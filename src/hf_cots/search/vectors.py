@@ -1,9 +1,9 @@
 """Vectors in four precisions, and search over them.
 
-`float32` vectors are kept as they are. `float16` rounds each number. `int8` keeps 127 steps up to a vector's largest
-number, and a scale by which the decoded vector has length 1 again. In each, the search is exact over the vectors as
-they are kept: candidates are found in float32, with FAISS where it is installed, and ordered in float64. `binary`
-keeps what int8 keeps, and its searches look for candidates by the signs alone, one bit a number.
+`float32` stores vectors unchanged. `float16` rounds each number. `int8` stores 127 steps up to a vector's largest
+number, and a scale that gives the decoded vector length 1 again. With each of them the search is exact over the stored
+vectors: candidates are found in float32, with FAISS if it is installed, and sorted in float64. `binary` stores the
+same as int8, but searches for candidates by the signs alone, one bit per number.
 """
 
 from collections.abc import Iterator
@@ -13,21 +13,23 @@ import numpy as np
 
 
 DTYPES = ("float32", "float16", "int8", "binary")
-BLOCK = 65_536  # rows that are decoded, or gathered, at a time
-MOST_CANDIDATES = 2_048  # that FAISS is asked for; beyond that all scores are computed
+BLOCK = 65_536  # rows that are decoded or gathered at a time
+MOST_CANDIDATES = 2_048  # FAISS is used up to this number; for more, numpy computes all scores
 
 
 def l2_normalize(vectors: np.ndarray) -> np.ndarray:
-    """(n, D) vectors of length 1, float32; computed in float64, so that a vector's result depends on it alone."""
+    """Normalize (n, D) vectors to length 1, float32; computes in float64, so that the result of a vector does not
+    depend on the others."""
+
     exact = np.asarray(vectors, dtype=np.float64)
     return (exact / np.maximum(np.linalg.norm(exact, axis=-1, keepdims=True), 1e-12)).astype(np.float32)
 
 
 def row_type(dim: int, dtype: str) -> np.dtype:
-    """The numpy type of one kept vector.
+    """Return the numpy dtype of one stored vector.
 
     Raises:
-        ValueError: if there is no such precision.
+        ValueError: if the precision is unknown.
     """
     if dtype not in DTYPES:
         raise ValueError(f"the dtype of vectors must be one of {', '.join(DTYPES)}, not {dtype!r}")
@@ -37,7 +39,7 @@ def row_type(dim: int, dtype: str) -> np.dtype:
 
 
 def pack(embeds: np.ndarray, dtype: str) -> np.ndarray:
-    """Encode (n, D) float32 vectors of length 1 as they are kept."""
+    """Convert (n, D) float32 vectors of length 1 to stored ones."""
     if dtype in ("float32", "float16"):
         return np.ascontiguousarray(embeds, dtype="<f4" if dtype == "float32" else "<f2")
     largest = np.abs(embeds).max(axis=1, keepdims=True, initial=1e-30)
@@ -48,16 +50,17 @@ def pack(embeds: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def unpack(rows: np.ndarray) -> np.ndarray:
-    """(n, D) float32 vectors of kept ones; of float32 no copy."""
+    """Convert stored vectors to (n, D) float32; without a copy if they are float32."""
     if rows.dtype.names:
         return rows["values"].astype(np.float32) * rows["scale"][:, None]
     return rows if rows.dtype == np.float32 else rows.astype(np.float32)
 
 
 def packing_error(embeds: np.ndarray, dtype: str) -> float:
-    """The most by which a query's score can differ from float32's: the largest distance of a kept vector from its own.
+    """Compute a bound on how much scores of stored vectors differ from float32 scores: the largest distance between a
+    stored vector and the original.
 
-    By the inequality of Cauchy and Schwarz no query of length 1 has a larger difference.
+    By the Cauchy-Schwarz inequality, it holds for every query of length 1.
     """
     if dtype == "float32" or len(embeds) == 0:
         return 0.0
@@ -66,7 +69,7 @@ def packing_error(embeds: np.ndarray, dtype: str) -> float:
 
 @cache
 def load_faiss():
-    """FAISS, or None where it is not installed: numpy gives equal results in two to three times the time."""
+    """Import FAISS; None if it is not installed, as numpy gives equal results in two to three times the time."""
     try:
         import faiss
     except ImportError:
@@ -79,17 +82,17 @@ def nearest(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the k rows with the largest dot products, exactly, and all that tie with the last of them.
 
-    Float32 scores of candidates differ from the true ones by at most half of `margin`, so that candidates are complete
-    when the last one is more than that below the k-th.
+    Float32 scores of candidates differ from the exact ones by at most half of `margin`, so the candidates are complete
+    once the last one is more than `margin` below the k-th.
 
     Args:
-        rows: (n,) kept vectors of about length 1, in memory or memory-mapped.
+        rows: (n,) stored vectors of about length 1, in memory or memory-mapped.
         query: (D,) of about length 1.
-        k: how many.
-        allowed: (n,) bool, which rows count; all if None.
+        k: number of rows to find.
+        allowed: (n,) bool, the rows to search; all if None.
 
     Returns:
-        (m,) row numbers and (m,) float64 scores, best first, rows with equal scores in their order.
+        (m,) row numbers and (m,) float64 scores, best first; rows with equal scores are in ascending order.
     """
     total = len(rows) if allowed is None else int(allowed.sum())
     k = min(k, total)
@@ -115,15 +118,16 @@ def nearest(
 
 
 def rank(rows: np.ndarray, query: np.ndarray, found: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of some rows, and all of them that tie with the last, by float64 products.
+    """Select the k best of some rows, and all that tie with the last, by float64 dot products; returns the same as
+    [`nearest`].
 
     Args:
-        rows, query: as for [`nearest`], which says what is returned.
-        found: (m,) row numbers, each once, in any order.
-        k: how many.
+        rows, query: as for [`nearest`].
+        found: (m,) distinct row numbers, in any order.
+        k: number of rows to select.
     """
     found = np.sort(found)
-    # One sum per row, whatever its neighbors: equal vectors have equal scores.
+    # Each row is summed on its own, so that equal vectors have equal scores.
     exact = (unpack(rows[found]).astype(np.float64) * query.astype(np.float64)).sum(axis=1)
     order = np.argsort(-exact, kind="stable")
     found, exact = found[order], exact[order]
@@ -132,7 +136,7 @@ def rank(rows: np.ndarray, query: np.ndarray, found: np.ndarray, k: int) -> tupl
 
 
 def sign_bits(rows: np.ndarray) -> np.ndarray:
-    """(n, D / 8) uint8, one bit for each number of kept vectors: whether it is above 0."""
+    """Return the signs of stored vectors as (n, D / 8) uint8, one bit per number: whether it is above 0."""
     values = rows["values"] if rows.dtype.names else rows
     parts = [np.packbits(values[start : start + BLOCK] > 0, axis=1) for start in range(0, len(values), BLOCK)]
     return np.concatenate(parts) if parts else np.packbits(np.empty(values.shape, dtype=bool), axis=1)
@@ -141,15 +145,15 @@ def sign_bits(rows: np.ndarray) -> np.ndarray:
 def nearest_by_signs(
     rows: np.ndarray, bits: np.ndarray, query: np.ndarray, k: int, candidates: int, allowed: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find nearly the k rows with the largest dot products: of those whose signs differ least from the query's, the
-    best by their exact scores.
+    """Find (approximately) the k rows with the largest dot products: among the rows whose signs differ least from the
+    query's, the best by exact scores. Returns the same as [`nearest`].
 
     Args:
-        rows, query, k, allowed: as for [`nearest`], which says what is returned.
-        bits: of the rows; see [`sign_bits`].
-        candidates: how many of them are scored.
+        rows, query, k, allowed: as for [`nearest`].
+        bits: signs of the rows; see [`sign_bits`].
+        candidates: number of rows that are scored exactly.
     """
-    width = next(size for size in (8, 4, 2, 1) if bits.shape[1] % size == 0)  # bytes that are compared at a time
+    width = next(size for size in (8, 4, 2, 1) if bits.shape[1] % size == 0)  # bytes compared at a time
     words, (asked,) = (each.view(f"u{width}") for each in (bits, np.packbits(query > 0)[None]))
     differing = np.zeros(len(rows), dtype=np.int32)
     for column, word in zip(words.T, asked):  # numpy adds up long columns faster than short rows
@@ -164,7 +168,7 @@ def nearest_by_signs(
 def _candidates(
     rows: np.ndarray, query: np.ndarray, count: int, subset: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers and float32 scores of the `count` best by float32 products, best first."""
+    """Return row numbers and scores of the `count` best rows by float32 dot products, best first."""
     found, scores = zip(*(_best_of(vectors, query, count, numbers) for numbers, vectors in _blocks(rows, subset)))
     merged, merged_scores = np.concatenate(found), np.concatenate(scores)
     order = np.argsort(-merged_scores, kind="stable")[:count]
@@ -172,7 +176,8 @@ def _candidates(
 
 
 def _blocks(rows: np.ndarray, subset: np.ndarray | None) -> Iterator[tuple[np.ndarray | int, np.ndarray]]:
-    """Row numbers (or the first of consecutive ones) and float32 vectors, block by block; float32 rows as a whole."""
+    """Yield row numbers (or the first, if they are consecutive) and float32 vectors, block by block; float32 rows are
+    one block."""
     if subset is None and rows.dtype == np.float32:
         yield 0, rows
         return

@@ -1,4 +1,4 @@
-"""Filters: an SQL expression over the columns of an index, and nothing else that SQL can do."""
+"""Filters: SQL expressions over the columns of an index, limited to reading rows and harmless functions."""
 
 import re
 import sqlite3
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 TOKEN = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^\]]*\]|--|/\*|[;()?:@$]|['\"`\[]|(?i:\bselect\b)")
-# Those that neither reach outside nor make values of any size.
+# Functions without side effects whose results cannot become arbitrarily large.
 TEXT_FUNCTIONS = ("glob", "instr", "length", "like", "lower", "ltrim", "rtrim", "substr", "substring", "trim", "upper")
 OTHER_FUNCTIONS = (
     "abs",
@@ -33,7 +33,7 @@ def check_expression(where: str, columns: Sequence[str]) -> str:
     """Check that a text is one SQL expression over these columns; returns it in parentheses.
 
     Raises:
-        ValueError: naming what is wrong.
+        ValueError: naming the mistake.
     """
     depth = 0
     if not where.strip() or "\0" in where:
@@ -59,11 +59,11 @@ def check_expression(where: str, columns: Sequence[str]) -> str:
 
 @contextmanager
 def only_reading(database: sqlite3.Connection, where: str, columns: Sequence[str]) -> Iterator[None]:
-    """Let SQLite refuse all but reading rows and harmless functions within, and say in one line what is wrong with an
-    expression.
+    """Within this context, let SQLite refuse everything but reading rows and harmless functions, and turn its errors
+    into one line.
 
     Raises:
-        ValueError: naming the expression's fault.
+        ValueError: naming the mistake in the expression.
     """
 
     def authorize(action: int, first: str | None, second: str | None, *_: str | None) -> int:
