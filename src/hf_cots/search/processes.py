@@ -1,4 +1,4 @@
-"""Several processes that encode together, started by torchrun or accelerate; without torch there is but one."""
+"""Several processes that encode together, started by torchrun or accelerate; without torch there is only one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=2)  # while one process writes, the others wait
+PATIENCE = timedelta(days=2)  # timeout of the processes that wait while one writes
 
 
 @dataclass(frozen=True)
 class OneProcess:
-    """What of `accelerate.PartialState` is asked for, where there is no torch to start several processes."""
+    """A stand-in for `accelerate.PartialState` in environments without torch, with the attributes used here."""
 
     process_index: int = 0
     num_processes: int = 1
@@ -31,7 +31,8 @@ class OneProcess:
 
 
 def processes() -> "PartialState | OneProcess":
-    """The processes that torchrun or accelerate started, or this one alone; they use gloo without accelerators."""
+    """Return the state of the processes started by torchrun or accelerate, or of this one alone. Without accelerators
+    they communicate through gloo."""
     if not is_torch_available():
         return OneProcess()
     import torch
@@ -41,7 +42,7 @@ def processes() -> "PartialState | OneProcess":
 
 
 def broadcast(values: list[Any]) -> list[Any]:
-    """The first process's values, in all of them; all must call, with as many."""
+    """Send the first process's values to all processes; all must call, with lists of the same length."""
     import torch.distributed as dist
 
     dist.broadcast_object_list(values, src=0)
@@ -49,7 +50,7 @@ def broadcast(values: list[Any]) -> list[Any]:
 
 
 def gather_objects(values: list[Any]) -> list[Any]:
-    """The values of all processes, in their order; all must call."""
+    """Concatenate the values of all processes, in the order of their ranks; all must call."""
     if processes().num_processes == 1:
         return values
     from accelerate.utils import gather_object
@@ -58,7 +59,7 @@ def gather_objects(values: list[Any]) -> list[Any]:
 
 
 def gather_in_first(value: T) -> list[T]:
-    """In the first process, the value of each; in the others nothing. All must call."""
+    """Return each process's value in the first process, and an empty list in the others; all must call."""
     import torch.distributed as dist
 
     state = processes()
@@ -68,7 +69,7 @@ def gather_in_first(value: T) -> list[T]:
 
 
 def own_blocks(items: Sequence[T], size: int) -> list[tuple[int, Sequence[T]]]:
-    """This process's blocks of `size` consecutive items, dealt out in turn, each with its number."""
+    """Return this process's blocks of `size` consecutive items, assigned round-robin, each with its number."""
     state = processes()
     starts = range(0, len(items), size)
     return [(start // size, items[start : start + size]) for start in starts][
@@ -77,13 +78,13 @@ def own_blocks(items: Sequence[T], size: int) -> list[tuple[int, Sequence[T]]]:
 
 
 def in_first_process(work: Callable[[], T]) -> T | None:
-    """Do what only the first process can, while the others wait; an error of it ends all of them. All must call.
+    """Run a function in the first process only, while the others wait; an error is raised in all. All must call.
 
     Returns:
-        What `work` returns, in the first process; None in the others.
+        The result of `work` in the first process; None in the others.
 
     Raises:
-        ValueError: in the others, with the line that explains the error of the first.
+        ValueError: in the others, with the one-line message of the first process's error.
     """
     state = processes()
     told: list[str | None] = [None]
@@ -92,7 +93,7 @@ def in_first_process(work: Callable[[], T]) -> T | None:
         if state.is_main_process:
             result = work()
     except Exception as error:
-        told = [explain(error) or repr(error)]  # not the error itself: not every one can be pickled
+        told = [explain(error) or repr(error)]  # as text, since not every error can be pickled
         raise
     finally:
         if state.num_processes > 1:

@@ -1,4 +1,4 @@
-"""Read and prepare the images and clips of a source ahead of the model, in one process or divided among several."""
+"""Read and preprocess the images and clips of a source ahead of the model, in one process or divided among several."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,15 @@ from .processes import broadcast, gather_in_first, gather_objects, own_blocks, p
 
 @dataclass
 class Loaded:
-    """An image as it was read: its stamp before that, its hash, and what the model takes, unless that is known.
+    """An image or clip that was read.
 
     Attributes:
-        index: of the image in the source.
-        prepared: for the model; None if the contents are known, or encoded already.
-        embedded: contents that another process, or this one, has encoded already.
+        index: its position in the source.
+        stamp: size and modification time of its file before it was read.
+        digest: hash of its bytes.
+        prepared: input of the model; None if the contents are in the index or encoded already.
+        broken: why it is unusable.
+        embedded: embedding, if this or another process has encoded the contents already.
     """
 
     index: int
@@ -41,7 +44,7 @@ class ImageReader:
         gallery: the source.
         prepare: the first of [`media_steps`].
         known: hashes of contents that need no encoding.
-        num_frames: of a clip.
+        num_frames: number of frames to sample from a clip.
     """
 
     gallery: Gallery
@@ -50,8 +53,8 @@ class ImageReader:
     num_frames: int
 
     def load(self, index: int) -> Loaded:
-        """Read an image or a clip. Hash and pixels come from the same bytes, and the stamp is older than both: a file
-        that changes meanwhile has another stamp at the next update."""
+        """Read an image or a clip. Hash and pixels come from the same bytes, and the stamp is taken before: a file
+        that changes in the meantime has a different stamp at the next update."""
         stamp, name = self.gallery.stamp(index), str(place(self.gallery.root, self.gallery.paths[index]))
         try:
             video = self.gallery.video(index)
@@ -64,12 +67,12 @@ class ImageReader:
             return Loaded(index, stamp, digest, self.prepare(read_media(data, self.num_frames, name)))
         except BrokenImage as broken:
             return Loaded(index, stamp, broken=broken)
-        except ModuleNotFoundError as error:  # without a stamp, so that it is read when the package is there
+        except ModuleNotFoundError as error:  # without a stamp, so that it is read once the package is installed
             return Loaded(index, None, broken=BrokenImage(name, str(error)))
 
     def _load_video(self, index: int, stamp: tuple[int, int] | None, path: Path) -> Loaded:
-        """Read a video with only the needed frames and some bytes in memory. It is read twice, for its hash and for
-        its frames; size and time show whether the file has changed in between."""
+        """Read a video without loading the whole file into memory. It is read twice, for its hash and for its frames;
+        size and modification time show whether it changed in between."""
         before = file_state(path)
         digest = digest_file(path)
         if digest in self.known:
@@ -80,7 +83,7 @@ class ImageReader:
         return Loaded(index, stamp, digest, prepared)
 
     def load_all(self, indices: Sequence[int], batch_size: int) -> Iterator[Loaded]:
-        """Read images and clips in their order, about as many ahead as a model takes at a time."""
+        """Read images and clips in order, about one batch of the model ahead."""
         names = (self.gallery.paths[index] for index in indices)
         ahead = ReadAhead.of_files(batch_size, names, self.num_frames)
         for loaded in map_ahead(self.load, indices, depth=ahead.depth):
@@ -90,7 +93,7 @@ class ImageReader:
 
 
 def file_state(path: Path) -> tuple[int, int] | None:
-    """Size and time of a file; None if it is not there."""
+    """Return size and modification time (ns) of a file; None if it does not exist."""
     try:
         stat = path.stat()
     except OSError:
@@ -119,16 +122,14 @@ def encode_own(
 
 
 def exchange_rounds(own: Iterator[list[Loaded]], rounds: int) -> Iterator[Loaded]:
-    """What all processes have read and encoded, in the order of the source, for the first one; nothing for the others.
-
-    All must call.
-    """
+    """Yield what all processes have read and encoded, in the order of the source, in the first process; nothing in the
+    others. All must call."""
     for _ in range(rounds):
         yield from chain(*gather_in_first(next(own, [])))
 
 
 def count_rounds(images: int, batch_size: int) -> int:
-    """How often all processes exchange a block each."""
+    """Return the number of rounds in which all processes exchange one block each."""
     return -(-images // (batch_size * processes().num_processes))
 
 
@@ -136,7 +137,7 @@ def check_same_source(gallery: Gallery) -> None:
     """Check that all processes see the same images; all must call.
 
     Raises:
-        ValueError: if one sees others.
+        ValueError: if they do not.
     """
     own = hex_digest([path.encode(errors="surrogateescape") + b"\0" for path in gallery.paths])
     if len(set(gather_objects([own]))) > 1:
@@ -147,7 +148,7 @@ def check_same_source(gallery: Gallery) -> None:
 
 
 def help_to_update(encoder: Encoder, gallery: Gallery, batch_size: int) -> None:
-    """Do a process's part of an update that the first one writes."""
+    """Run the part of an update that belongs to a process other than the first, which writes the index."""
     check_same_source(gallery)
     precision, indices, known = broadcast([None, None, None])
     prepare, embed = media_steps(set_precision(encoder, precision), batch_size)
@@ -163,7 +164,7 @@ def read_together(
     batch_size: int,
     precision: str,
 ) -> Iterator[Loaded]:
-    """Read and encode images with the processes that [`help_to_update`], in the order of the source."""
+    """Read and encode images together with the processes that run [`help_to_update`], in the order of the source."""
     check_same_source(reader.gallery)
     broadcast([precision, list(indices), set(reader.known)])
     own = encode_own(reader, embed, indices, batch_size)

@@ -1,7 +1,7 @@
 """SIMLA as the second stage of a search: re-rank the candidates of a dual encoder.
 
-The text stack attends to an image through keys and values in every layer. They are computed once per image and cached;
-a pair then costs one pass of a short text. Pairs of different queries share batches.
+The text encoder cross-attends to the image in every layer. The keys and values are computed once per image and cached;
+a pair then costs one forward pass of a short text. Pairs of different queries share batches.
 """
 
 import math
@@ -22,11 +22,11 @@ from .torch_encoders import text_options
 
 @dataclass
 class Cost:
-    """The cost of scoring so far, in seconds of wall-clock time.
+    """The cost of scoring so far.
 
     Args:
-        pairs, pair_seconds: pairs scored, and the time of their passes.
-        images, image_seconds: images encoded, and the time to compute their keys and values.
+        pairs, pair_seconds: pairs scored, and the wall-clock seconds of their forward passes.
+        images, image_seconds: images encoded, and the wall-clock seconds to compute their keys and values.
     """
 
     pairs: int = 0
@@ -36,13 +36,14 @@ class Cost:
 
 
 def cache_shape(model: SimlaModel) -> tuple[int, int, int]:
-    """(heads, tokens, size) of one image's keys, or values, in one layer."""
+    """Return the shape (heads, tokens, head size) of one image's keys, or values, in one layer."""
     text, tokens = model.config.text_config, 1 + model.config.patch_grid**2
     return text.num_attention_heads, tokens, text.hidden_size // text.num_attention_heads
 
 
 def image_bytes(model: SimlaModel) -> int:
-    """Bytes of one image's keys and values in all layers: 42.5 MB for the base model at 384 pixels in float32."""
+    """Return the bytes of one image's keys and values in all layers: 42.5 MB for the base model at 384 pixels in
+    float32."""
     both = 2 * len(model.text_model.layers)
     return both * math.prod(cache_shape(model)) * torch.empty(0, dtype=model.dtype).element_size()
 
@@ -54,8 +55,8 @@ class Reranker:
         model, processor: SIMLA in evaluation mode, and its processor; see [`load_reranker`].
         read_image: returns the RGB image at an index of the gallery.
         cache_bytes: memory for cached keys and values; the least recently used are evicted. One image always fits.
-        batch_size: pairs per pass of the text stack.
-        image_batch: images per pass of the image encoder.
+        batch_size: pairs per forward pass of the text encoder.
+        image_batch: images per forward pass of the image encoder.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Reranker:
         self._cache = CrossAttentionCache(
             *([torch.empty(shape, **options) for _ in layers] for _ in ("keys", "values"))
         )
-        self._slots: OrderedDict[int, int] = OrderedDict()  # by cached image, the least recently used first
+        self._slots: OrderedDict[int, int] = OrderedDict()  # cache slot by image, the least recently used first
 
     @property
     def cached(self) -> list[int]:
@@ -87,7 +88,7 @@ class Reranker:
 
     @torch.no_grad()
     def score(self, texts: str | Sequence[str], text_rows: np.ndarray, images: np.ndarray) -> np.ndarray:
-        """Compute the logit that text and image of each pair match, which the authors rank by: (pairs,) float32.
+        """Compute the image-text matching logit of each pair, by which the authors rank: (pairs,) float32.
 
         Each image is encoded at most once per call, however small the cache is.
 
@@ -97,7 +98,7 @@ class Reranker:
             images: (pairs,) int64, gallery index of each pair's image.
 
         Raises:
-            ValueError: if there are not as many texts as images, or a text index is out of range.
+            ValueError: if `text_rows` and `images` differ in length, or a text index is out of range.
         """
         texts = as_texts(texts)
         text_of, image_of = np.asarray(text_rows), np.asarray(images)
@@ -121,7 +122,7 @@ class Reranker:
             slots = self._encode(group.tolist())
             clock = self._now()
             pairs = order[ends[start] : ends[start + len(group)]]
-            pairs = pairs[np.argsort(lengths[text_of[pairs]], kind="stable")]  # texts of like length need no padding
+            pairs = pairs[np.argsort(lengths[text_of[pairs]], kind="stable")]  # similar lengths need little padding
             for part in batches(pairs.tolist(), self.batch_size):
                 ids = [tokens[text] for text in text_of[part].tolist()]
                 scores[part] = self._match(ids, [slots[image] for image in image_of[part].tolist()])
@@ -130,7 +131,7 @@ class Reranker:
         return scores
 
     def _match(self, input_ids: list[list[int]], slots: list[int]) -> np.ndarray:
-        """(b,) logits of tokenized texts with cached images."""
+        """Compute the (b,) matching logits of tokenized texts with cached images."""
         padded = self.processor.tokenizer.pad({"input_ids": input_ids}, return_tensors="pt").to(self.model.device)
         memory = self._cache.rows(self._on_device(slots))
         return (
@@ -153,9 +154,9 @@ class Reranker:
         return time.perf_counter()
 
     def _encode(self, group: list[int]) -> dict[int, int]:
-        """Slots of a group of images, of which those that are not cached yet are encoded."""
+        """Encode the images of a group that are not cached yet; returns the cache slots of all."""
         clock = self._now()
-        for image in group:  # these must not evict one another
+        for image in group:  # so that they do not evict one another
             if image in self._slots:
                 self._slots.move_to_end(image)
         missing = [image for image in group if image not in self._slots]

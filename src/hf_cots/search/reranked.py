@@ -16,9 +16,10 @@ from .rerank import Reranker
 
 
 class RerankedIndex:
-    """An index whose best matches are re-ranked; clips are re-ranked by their frame at the match's moment. Keys and
-    values of re-ranked images are cached, for an index on disk by the contents of their files: a changed file is
-    encoded again, a renamed one is not.
+    """An index whose best matches are re-ranked. A clip is re-ranked by its frame at the match's moment.
+
+    Keys and values of re-ranked images are cached, for an index on disk by the contents of their files: a changed file
+    is encoded again, a renamed one is not.
 
     Args:
         index: the first stage.
@@ -38,9 +39,9 @@ class RerankedIndex:
         cache_bytes: int = 2 << 30,
     ):
         self.index, self.fusion, self.budget = index, fusion or Fusion(), budget or CandidateBudget(64)
-        # Candidates so far, as an index on disk has too many images to list, and they change: path, hash and moment.
+        # Path, hash and moment of each candidate so far. Images of an index on disk are too many to list, and change.
         self._met: list[tuple[Path, str | None, float | None]] = []
-        # By the hash of their bytes, or by path where an index has none, and of a clip by moment.
+        # Candidate numbers by the hash of the bytes (or the path, if there is no hash) and the moment of a clip.
         self._numbers: dict[tuple[str | Path, float | None], int] = {}
         self.reranker = Reranker(model, processor, self._read, cache_bytes)
 
@@ -51,7 +52,7 @@ class RerankedIndex:
 
     def _number(self, match: Match) -> int:
         number = self._numbers.setdefault((match.digest or match.path, match.moment), len(self._met))
-        self._met[number : number + 1] = [(match.path, match.digest, match.moment)]  # where those bytes are now
+        self._met[number : number + 1] = [(match.path, match.digest, match.moment)]  # the path may have changed
         return number
 
     def _read(self, number: int) -> Image.Image:
@@ -59,7 +60,7 @@ class RerankedIndex:
         if digest is None:
             return self.index.read_image(path, moment)
         source = self.index.read_bytes(path) if moment is None else self.index.find_source(path)
-        if digest_source(source) != digest:  # changed since it was indexed: its features are not kept for those bytes
+        if digest_source(source) != digest:  # changed since it was indexed: not to be cached under the old hash
             self._numbers.pop((digest, moment), None)
         return read_image(source, str(path)) if moment is None else read_moment(source, moment, str(path))
 
@@ -73,7 +74,9 @@ class RerankedIndex:
             options: options of the first stage, such as `where` of a [`DiskIndex`].
 
         Raises:
-            ValueError: as [`BaseIndex.search`]; or if the query is not a text, or a candidate's score is not finite.
+            ValueError: as for [`BaseIndex.search`]; if the query is not a text; or if a logit is not finite.
+
+
             BrokenImage: if the file of a candidate can no longer be read.
         """
         check_k(k)
@@ -82,7 +85,7 @@ class RerankedIndex:
         return self.rerank(text, self.index.search(text, max(k, self.budget.max_candidates), **options), k)
 
     def rerank(self, text: str, found: list[Match], k: int) -> list[Match]:
-        """Re-rank what the first stage found, best first; errors as for [`search`]."""
+        """Re-rank the matches of the first stage, given best first; errors as for [`search`]."""
         similarities = np.array(
             [match.score if match.similarity is None else match.similarity for match in found], dtype=np.float64
         )

@@ -1,8 +1,8 @@
-"""Search by signs, of an index with binary vectors: by one bit a number, then the best ones by their exact scores.
+"""Search in an index with binary vectors: candidates by the signs of the numbers, re-scored exactly.
 
-A query is compared with the signs of all vectors, which are in memory (32 bytes for 256 numbers), and the vectors
-themselves, in 8 bits a number, are read for the candidates alone. There are as many candidates as the recall needs
-that is asked for, measured as for the inverted file of `approximate.py`.
+A query is compared with the signs of all vectors, which are in memory (32 bytes for 256 dimensions); the vectors
+themselves, with 8 bits per number, are read for the candidates only. The number of candidates is chosen to reach the
+target recall, measured as for the inverted file of `approximate.py`.
 """
 
 import json
@@ -31,64 +31,65 @@ from .vectors import load_faiss, nearest, nearest_by_signs
 
 logger = logging.getLogger(__name__)
 
-FIRST = 4  # candidates for each result, to begin with
+FIRST = 4  # candidates per result that are tried first
 
 
 @dataclass(frozen=True)
 class SignMeasurement(Measurement):
-    """What an index notes of its search by signs.
+    """The measured recall and time of the search by signs.
 
     Attributes:
-        candidates: how many a search for 10, or for 100, scores: `{"10": ..., "100": ...}`.
+        candidates: number of candidates that a search for 10, or for 100, scores: `{"10": ..., "100": ...}`.
     """
 
     EFFORT: ClassVar[str] = "candidates"
     candidates: dict[str, int]
 
     def open(self) -> "SignSearch":
-        """The search that was measured."""
+        """Return the search that was measured."""
         return SignSearch({int(k): count for k, count in self.candidates.items()})
 
 
 class SignSearch:
-    """The search by signs.
+    """Search by signs.
 
     Args:
-        candidates: how many are scored in a search for so many results.
+        candidates: number of candidates to score, by number of results.
     """
 
     def __init__(self, candidates: dict[int, int]):
         self.candidates = candidates
 
     def nearest(self, snapshot: Snapshot, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Find the k rows with the largest dot products, or nearly; arguments and results as of `vectors.nearest`."""
+        """Find (approximately) the k rows with the largest dot products; arguments and results as for
+        `vectors.nearest`."""
         count = next(self.candidates[most] for most in MEASURED_RESULTS if k <= most)
         return nearest_by_signs(snapshot.rows, snapshot.bits, query, k, count, snapshot.live)
 
 
 def check_binary(dtype: str | None) -> None:
-    """Check that vectors can be binary, if they are to be.
+    """Check that binary vectors, if requested, are possible.
 
     Raises:
-        ModuleNotFoundError: without FAISS, with which the recall is measured; names the extra to install.
+        ModuleNotFoundError: without FAISS, which measures the recall; names the extra to install.
     """
     if dtype == "binary" and load_faiss() is None:
         raise ModuleNotFoundError("faiss is not installed, which --dtype binary needs: pip install 'hf-cots[search]'")
 
 
 def read_signs(store: IndexStore) -> SignMeasurement | None:
-    """What an index notes of its search by signs, if it has one and it is of its vectors."""
+    """Return the measurement of the search by signs; None if there is none for the current vectors' file."""
     noted = store.meta.get("signs")
     measured = SignMeasurement(**json.loads(noted)) if noted else None
     return measured if measured and measured.vectors == store.meta["file"] else None
 
 
 def update_signs(store: IndexStore, encoder: Encoder) -> None:
-    """Measure the search by signs of an index with binary vectors anew, if enough of them have changed.
+    """Measure the search by signs of an index with binary vectors again, if enough vectors have changed.
 
     Args:
         store: opened for writing.
-        encoder: embeds texts on which the recall is measured.
+        encoder: encodes the texts with which the recall is measured.
     """
     if store.dtype != "binary":
         return
@@ -123,8 +124,8 @@ def update_signs(store: IndexStore, encoder: Encoder) -> None:
 def choose_candidates(
     search: SignSearch, snapshot: Snapshot, queries: dict[str, np.ndarray]
 ) -> dict[int, dict[str, float]]:
-    """Give a search, for each number of results, the least candidates (4, 8, 16, ... times as many) with which the
-    recall of all kinds of queries reaches [`TARGET`], or all vectors; returns the mean recalls."""
+    """Set, for each number of results, the smallest number of candidates (4, 8, 16, ... times the results) with which
+    [`are_sure`] holds for [`TARGET`], or all vectors; returns the mean recalls."""
     least = {kind: least_scores(snapshot, embeds) for kind, embeds in queries.items()}
     means = {}
     for k in MEASURED_RESULTS:

@@ -1,14 +1,14 @@
-"""An index as a folder: rows in SQLite, vectors in a file beside it that is memory-mapped.
+"""An index in a folder: rows in SQLite, and vectors in a memory-mapped file beside it.
 
-    index.sqlite     what is indexed: images by path, contents by hash, clips, the columns of the source, the model
-    vectors-N.bin    one vector per content, in the order of their slots; N changes when holes are removed
-    approximate-N.faiss     where one asked for it: see `approximate.py`
+    index.sqlite     images by path, contents by hash, clips, the columns of the source, and the model
+    vectors-N.bin    one vector per distinct content, in the order of the slots; N changes when holes are removed
+    approximate-N.faiss     only with approximate search: see `approximate.py`
     lock             held by the one process that writes
 
-Vectors are appended and synced before the transaction that names them: a kill leaves the rows of whole batches, and a
-tail of the file that no row names, which the next writer cuts off. Each batch has a checksum of its vectors. SQLite's
-write-ahead log lets readers see the last committed state while a writer works; it needs a local disk, since network
-mounts do not lock as it must.
+Vectors are appended and synced before the transaction that adds their rows. If the process is killed, only whole
+batches have rows; vectors at the end of the file without rows are truncated by the next writer. Each batch has a
+checksum of its vectors. SQLite's write-ahead log lets readers see the last committed state while a writer works; it
+needs a local disk, since network file systems do not lock reliably.
 """
 
 import json
@@ -37,9 +37,9 @@ WITHOUT_CLIPS = 1  # the format of an index without clips, which older versions 
 DATABASE = "index.sqlite"
 OWN_FILES = (DATABASE, "vectors-", "approximate-", "lock")
 BUSY_SECONDS = 30
-WAIT_SECONDS = 3600  # for another writer, where one waits
-ATTEMPTS = 20  # to open a file before a writer replaces it
-CHECKED = 65_536  # rows of which a checksum is computed at a time
+WAIT_SECONDS = 3600  # for another writer, with `wait`
+ATTEMPTS = 20  # to open the vectors' file, which a writer may replace at the same moment
+CHECKED = 65_536  # rows that are copied or checksummed at a time
 SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE batches(first INTEGER PRIMARY KEY, count INTEGER NOT NULL, checksum INTEGER NOT NULL);
@@ -51,7 +51,7 @@ CREATE TABLE images(
 CREATE INDEX images_by_slot ON images(slot);
 CREATE TABLE columns("hf_cots image" INTEGER PRIMARY KEY);
 """
-# Of the contents that are clips; made with the first of them. By hash, since slots change where holes are removed.
+# Created with the first clip. Keyed by content hash, since slots change when holes are removed.
 CLIPS = """
 CREATE TABLE IF NOT EXISTS clips(
     hash TEXT PRIMARY KEY, duration REAL NOT NULL, times BLOB NOT NULL, vectors BLOB NOT NULL
@@ -60,7 +60,7 @@ CREATE TABLE IF NOT EXISTS clips(
 
 
 def is_index(folder: Path | str) -> bool:
-    """Whether a folder is an index."""
+    """Whether a folder contains an index."""
     return (Path(folder) / DATABASE).is_file()
 
 
@@ -81,12 +81,13 @@ def named_database(folder: Path) -> Iterator[None]:
 
 
 class Snapshot:
-    """The committed state of an index at one time.
+    """A committed state of an index.
 
     Attributes:
-        rows: (end,) kept vectors, memory-mapped.
-        live: (end,) bool, the slots that hold a vector of some image; None if all do.
-        count: how many do.
+        version: version of the index; see [`IndexStore.version`].
+        rows: (end,) stored vectors, memory-mapped.
+        live: (end,) bool, the slots with a vector of some image; None if all have one.
+        count: number of live slots.
     """
 
     def __init__(self, version: int, rows: np.ndarray, live: np.ndarray | None):
@@ -99,7 +100,7 @@ class Snapshot:
         return sign_bits(self.rows)
 
     def vectors(self, slots: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(n, D) float32 of some slots."""
+        """Return the (n, D) float32 vectors of some slots."""
         return np.ascontiguousarray(unpack(self.rows[np.asarray(slots, dtype=np.int64)]))
 
 
@@ -107,14 +108,14 @@ class IndexStore:
     """The files of an index, opened for reading, or for writing by one process at a time.
 
     Args:
-        folder: of the index.
-        writable: take the lock, cut off what no row names, and forget damaged batches.
-        wait: for another writer, instead of refusing.
+        folder: folder of the index.
+        writable: take the lock, truncate vectors without rows, and discard damaged batches.
+        wait: wait for another writer instead of raising an error.
 
     Raises:
         FileNotFoundError: if there is no index.
-        OSError: if another process writes, or the files cannot be opened.
-        ValueError: if the index is of a newer format, or damaged.
+        OSError: if another process is writing, or the files cannot be opened.
+        ValueError: if the index has a newer format or is damaged.
     """
 
     def __init__(self, folder: Path | str, writable: bool = False, wait: bool = False):
@@ -131,7 +132,7 @@ class IndexStore:
                 self.meta = dict(self.database.execute("SELECT key, value FROM meta"))
             self._check_format()
             self.dim, self.dtype = int(self.meta["dim"]), self.meta["dtype"]
-            self.precision = self.meta.get("precision", "float32")  # in which the model computed the vectors
+            self.precision = self.meta.get("precision", "float32")  # precision of the model
             self.row_type = row_type(self.dim, self.dtype)
             if writable:
                 self._recover()
@@ -143,15 +144,16 @@ class IndexStore:
 
     @classmethod
     def create(cls, folder: Path | str, dim: int, dtype: str, wait: bool = False, **meta: str) -> "IndexStore":
-        """Make an empty index, or open the one that another process has just made.
+        """Create an empty index, or open the one that another process has just created.
 
         Args:
-            folder: made if it is not there.
-            dim, dtype: of the vectors.
-            meta: what else the index should know.
+            folder: folder of the index; created if it does not exist.
+            dim, dtype: dimension and dtype of the vectors.
+            wait: wait for another writer instead of raising an error.
+            meta: further metadata of the index.
 
         Raises:
-            OSError: if the folder cannot be written, or holds other files.
+            OSError: if the folder cannot be written, or contains other files.
         """
         row_type(dim, dtype)
         folder = Path(folder)
@@ -202,12 +204,12 @@ class IndexStore:
     # ------------------------------------------------------------------ reading
 
     def version(self) -> int:
-        """A number that grows with each committed batch."""
+        """Return a number that grows with each committed transaction."""
         return int(self.database.execute("SELECT value FROM meta WHERE key = 'version'").fetchone()[0])
 
     @contextmanager
     def reading(self) -> Iterator[Snapshot]:
-        """One committed state, the last one, for all that is read within."""
+        """Read within one transaction, so that everything read belongs to the last committed state."""
         with named_database(self.folder):
             for attempt in range(ATTEMPTS):
                 self.database.execute("BEGIN")
@@ -215,7 +217,7 @@ class IndexStore:
                     if self._snapshot is None or self._snapshot.version != self.version():
                         self._snapshot = self._take_snapshot()
                     break
-                except FileNotFoundError:  # holes have just been removed: the next state names another file
+                except FileNotFoundError:  # holes have just been removed: the next version has another file
                     self.database.execute("COMMIT")
                     if attempt == ATTEMPTS - 1:
                         raise self._damage(f"{self.vectors_path} is missing") from None
@@ -236,7 +238,7 @@ class IndexStore:
         return Snapshot(int(self.meta["version"]), self._map(end), live)
 
     def end(self) -> int:
-        """The slot after the last one."""
+        """Return the slot after the last one."""
         return self.database.execute("SELECT coalesce(max(first + count), 0) FROM batches").fetchone()[0]
 
     @property
@@ -256,16 +258,16 @@ class IndexStore:
         )
 
     def column_names(self) -> list[str]:
-        """The columns of the source that are kept."""
+        """Return the names of the stored columns of the source."""
         names = [name for _, name, *_ in self.database.execute("PRAGMA table_info(columns)")]
         return names[1:]
 
     def holds_clips(self) -> bool:
-        """Whether any content is, or was, a clip."""
+        """Whether the index contains, or has ever contained, a clip."""
         return "num_frames" in self.meta
 
     def read_clips(self, slots: Iterable[int]) -> dict[int, ClipFrames]:
-        """What is kept of the clips among some slots."""
+        """Read the stored frames of the clips among some slots."""
         if not self.holds_clips():
             return {}
         select = "SELECT times, duration, vectors FROM clips JOIN contents USING (hash) WHERE slot = ?"
@@ -273,14 +275,14 @@ class IndexStore:
         return {slot: unpack_clip(*row) for slot, row in rows.items() if row is not None}
 
     def count_clips(self) -> int:
-        """How many images are clips."""
+        """Count the images that are clips."""
         if not self.holds_clips():
             return 0
         joined = "images JOIN contents USING (slot) JOIN clips USING (hash)"
         return self.database.execute(f"SELECT count(*) FROM {joined}").fetchone()[0]
 
     def text_columns(self) -> list[str]:
-        """Those of them that hold texts, lists or objects."""
+        """Return the names of the stored columns that contain texts, lists or objects."""
         return [name for _, name, kind, *_ in self.database.execute("PRAGMA table_info(columns)") if kind == "TEXT"]
 
     # ------------------------------------------------------------------ checks
@@ -292,7 +294,8 @@ class IndexStore:
         return value
 
     def _find_damage(self, only_last: bool) -> list[tuple[int, int]]:
-        """(first, count) of the batches whose vectors are not what was written, or lie beyond the file's end."""
+        """Return (first, count) of the batches whose vectors have a wrong checksum or lie beyond the file's end."""
+
         order = "SELECT first, count, checksum FROM batches ORDER BY first DESC" + (" LIMIT 1" if only_last else "")
         size = self.vectors_path.stat().st_size if self.vectors_path.is_file() else 0
         held = size // self.row_type.itemsize
@@ -304,7 +307,11 @@ class IndexStore:
         return found
 
     def _check_last_batch(self) -> None:
-        """What a machine that lost its power damages is the end of a file: a reader checks only that."""
+        """Check the last batch and, only if it is damaged, the others: a power failure damages the end of the file.
+
+        Raises:
+            ValueError: saying how much is damaged.
+        """
         with named_database(self.folder):
             for _ in range(ATTEMPTS):
                 self.database.execute("BEGIN")
@@ -314,23 +321,23 @@ class IndexStore:
                 if not damaged:
                     return
                 now = self.database.execute("SELECT value FROM meta WHERE key = 'file'").fetchone()[0]
-                if now == self.meta["file"]:  # else holes have just been removed, and this file with them
+                if now == self.meta["file"]:  # otherwise this file was replaced, as holes have just been removed
                     lost = sum(count for _, count in damaged)
                     raise self._damage(f"{self.vectors_path} is damaged: {len(damaged)} batches of {lost} vectors")
 
     def _recover(self) -> None:
-        """Forget batches that are damaged, and remove what no row names."""
+        """Discard damaged batches, and remove vectors without rows and old files."""
         with named_database(self.folder):
             damaged = self._find_damage(only_last=False)
             if damaged:
                 with self.transaction():
-                    # Its slots may get other vectors.
+                    # The slots may get other vectors.
                     self.database.execute("DELETE FROM meta WHERE key = 'approximate'")
                     for first, count in damaged:
                         bounds = (first, first + count)
                         self.database.execute("DELETE FROM batches WHERE first = ?", (first,))
                         self.database.execute("DELETE FROM contents WHERE slot >= ? AND slot < ?", bounds)
-                        # Their images stay, without a vector or a stamp: they are read again.
+                        # The images stay, without a vector or a stamp, so that they are read again.
                         self.database.execute(
                             "UPDATE images SET slot = NULL, size = NULL, mtime = NULL WHERE slot >= ? AND slot < ?",
                             bounds,
@@ -353,7 +360,7 @@ class IndexStore:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All that is written within is committed together, or not at all."""
+        """Commit everything that is written within, or nothing if an error is raised."""
         with named_database(self.folder):
             self.database.execute("BEGIN IMMEDIATE")
             try:
@@ -365,7 +372,7 @@ class IndexStore:
                 raise
 
     def append(self, rows: np.ndarray) -> tuple[int, int]:
-        """Write packed vectors behind the others and sync them; returns the first one's slot and their checksum."""
+        """Append packed vectors to the file and sync it; returns the slot of the first one, and their checksum."""
         first = self.end()
         with open(self.vectors_path, "r+b") as file:
             file.seek(first * self.row_type.itemsize)
@@ -376,15 +383,16 @@ class IndexStore:
         return first, self._checksum(rows)
 
     def set_meta(self, **values: str) -> None:
-        """Write what the index should know; within a transaction."""
+        """Write metadata; call within a transaction."""
         self.database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
         self.meta |= values
 
     def write_clips(self, clips: dict[str, ClipFrames], num_frames: int) -> None:
-        """Keep what belongs to clips, by hash; within a transaction.
+        """Write the frames of clips; call within a transaction.
 
         Args:
-            num_frames: that were sampled of each.
+            clips: clips by content hash.
+            num_frames: number of frames that were sampled from each.
         """
         if not clips:
             return
@@ -396,7 +404,7 @@ class IndexStore:
         )
 
     def add_columns(self, affinities: dict[str, str]) -> None:
-        """Add columns of the source that are not there yet, each with the affinity of its values.
+        """Add columns of the source that do not exist yet, each with its affinity.
 
         Raises:
             ValueError: if two columns differ only in case, which SQLite does not tell apart.
@@ -413,7 +421,7 @@ class IndexStore:
                 present[name.lower()] = name
 
     def write_columns(self, image: int, values: dict[str, Any]) -> None:
-        """Write the columns of an image in place of those that were there."""
+        """Write the columns of an image, replacing the previous ones."""
         names = "".join(f", {quote_name(name)}" for name in values)
         marks = ", ?" * len(values)
         self.database.execute(
@@ -421,7 +429,7 @@ class IndexStore:
         )
 
     def remove_images(self, ids: Iterable[int]) -> None:
-        """Remove images, and the contents that no image has any more."""
+        """Remove images, and contents that no image has any more."""
         removed = [(image,) for image in ids]
         self.database.executemany("DELETE FROM images WHERE id = ?", removed)
         self.database.executemany('DELETE FROM columns WHERE "hf_cots image" = ?', removed)
@@ -432,11 +440,11 @@ class IndexStore:
             self.database.execute("DELETE FROM clips WHERE hash NOT IN (SELECT hash FROM contents)")
 
     def holes(self) -> int:
-        """Slots whose vectors no image has."""
+        """Count the slots whose vectors belong to no image."""
         return self.end() - self.database.execute("SELECT count(*) FROM contents").fetchone()[0]
 
     def compact(self) -> None:
-        """Write the vectors that are in use to a new file, and change to it in one transaction."""
+        """Copy the vectors in use to a new file, and switch to it in one transaction."""
         slots = np.array([slot for (slot,) in self.database.execute("SELECT slot FROM contents ORDER BY slot")], int)
         rows, old = self._map(self.end()), self.vectors_path
         new = f"vectors-{int(old.stem.partition('-')[2]) + 1}.bin"
@@ -468,8 +476,8 @@ class IndexStore:
 def connect(folder: Path, writable: bool) -> sqlite3.Connection:
     """Open the database of an index.
 
-    A folder that may not be written has no room for the write-ahead log: it is opened as one that nobody changes. If
-    another user does, it must be opened again.
+    A write-ahead log cannot be created in a read-only folder, so the database is opened as immutable. If another user
+    changes it, it must be opened again.
     """
     path = quote(str((folder / DATABASE).absolute()))
     mode = "rw" if writable else "ro"
@@ -486,10 +494,10 @@ def connect(folder: Path, writable: bool) -> sqlite3.Connection:
 
 
 def take_lock(folder: Path, wait: bool) -> FileLock:
-    """Become the one writer of an index.
+    """Take the lock of an index's one writer.
 
     Raises:
-        OSError: if another process is, or the folder cannot be written.
+        OSError: if another process holds it, or the folder cannot be written.
     """
     lock = FileLock(folder / "lock")
     try:
@@ -502,12 +510,12 @@ def take_lock(folder: Path, wait: bool) -> FileLock:
 
 
 def quote_name(name: str) -> str:
-    """A column's name as SQL writes it."""
+    """Quote a column name for SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def to_value(cell: Any) -> Any:
-    """A cell of the source as SQLite keeps it; lists and objects as JSON."""
+    """Convert a cell of the source to an SQLite value; lists and objects become JSON."""
     if cell is None or isinstance(cell, (str, float)):
         return None if cell != cell else cell
     if isinstance(cell, (bool, int)):
@@ -516,7 +524,7 @@ def to_value(cell: Any) -> Any:
 
 
 def find_affinity(values: Sequence[Any]) -> str:
-    """NUMERIC for a column of numbers, even if they are written as text; else TEXT."""
+    """Return the affinity of a column: NUMERIC for numbers, even if they are written as text; else TEXT."""
     return "NUMERIC" if all(_is_number(value) for value in values if value is not None) and values else "TEXT"
 
 

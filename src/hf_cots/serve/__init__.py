@@ -1,4 +1,4 @@
-"""A search page and its JSON interface over an index on disk; needs the extra `serve`."""
+"""A search page and its JSON API over an index on disk or in Milvus; needs the extra `serve`."""
 
 try:
     import fastapi  # noqa: F401

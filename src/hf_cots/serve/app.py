@@ -48,8 +48,8 @@ PAGE = {
     "/static/docs.js": ("docs.js", "text/javascript"),
     "/favicon.ico": ("icon.svg", "image/svg+xml"),
 }
-FORM_EXTRA = 64 << 10  # bytes of a request beside its image
-MAX_FIELDS = 10 + MAX_COLUMNS  # of a form
+FORM_EXTRA = 64 << 10  # bytes of a request other than its image
+MAX_FIELDS = 10 + MAX_COLUMNS  # in a form
 RETRY_SECONDS = 2
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": Error, "description": text}
@@ -94,7 +94,7 @@ def create_app(
     app = FastAPI(
         title="hf-cots search",
         description="Search the images of an index with a text or an image.",
-        docs_url=None,  # FastAPI's pages load scripts from elsewhere; /docs is our own
+        docs_url=None,  # FastAPI's page loads scripts from other servers; /docs is our own
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
@@ -110,7 +110,7 @@ def create_app(
 
 
 def add_page(app: FastAPI) -> None:
-    """Serve the files of the page, and no others."""
+    """Serve the files of the page and no others."""
     folder = files("hf_cots.serve") / "page"
 
     def serve(body: bytes, media_type: str) -> Any:
@@ -124,7 +124,7 @@ def add_page(app: FastAPI) -> None:
 
 
 def body_schema(model: type[BaseModel], form: bool = False) -> dict[str, Any]:
-    """The OpenAPI entry of a body that is parsed by hand."""
+    """Return the OpenAPI entry of a request body that is parsed by hand."""
     schema = model.model_json_schema()
     content: dict[str, Any] = {"application/json": {"schema": schema}}
     if form:
@@ -135,7 +135,7 @@ def body_schema(model: type[BaseModel], form: bool = False) -> dict[str, Any]:
 
 
 def add_search(app: FastAPI, engine: Engine, max_upload_bytes: int) -> None:
-    """Add the search for a text, an image, or both."""
+    """Add the endpoints that search for a text, an image, or both."""
 
     @app.get("/api/search", response_model=SearchResponse, responses=ERRORS)
     def search(
@@ -168,13 +168,13 @@ def add_search(app: FastAPI, engine: Engine, max_upload_bytes: int) -> None:
 
 
 def add_similar(app: FastAPI, engine: Engine) -> None:
-    """Add the search for images like one of the index."""
+    """Add the endpoints that search for images similar to one of the index."""
 
     @app.get("/api/similar", response_model=SearchResponse, responses=ERRORS)
     def similar(
         id: Annotated[int, Query(ge=0, lt=2**63)], where: Where = None, filters: Filters = None, k: Count = 48
     ) -> Response:
-        """Search for images like one of the index."""
+        """Search for images similar to one of the index."""
         request = SimilarRequest.model_validate({"id": id, "where": where, "k": k} | read_filters(filters))
         engine.refresh()
         return answer(engine.similar(request))
@@ -183,7 +183,7 @@ def add_similar(app: FastAPI, engine: Engine) -> None:
         "/api/similar", response_model=SearchResponse, responses=ERRORS, openapi_extra=body_schema(SimilarRequest)
     )
     async def similar_by_body(request: Request) -> Response:
-        """Search for images like one of the index."""
+        """Search for images similar to one of the index."""
         check_media_type(request, "application/json")
         fields = SimilarRequest.model_validate_json(await request.body())
 
@@ -195,11 +195,11 @@ def add_similar(app: FastAPI, engine: Engine) -> None:
 
 
 def add_info(app: FastAPI, engine: Engine, max_upload_bytes: int) -> None:
-    """Add what a page must know before the first search."""
+    """Add the endpoint for what a page must know before the first search."""
 
     @app.get("/api/info", response_model=Info)
     def info() -> Response:
-        """What is served: the number of images, columns, and those with few values."""
+        """Describe the index: the number of images, its columns, and the values of columns with few values."""
         engine.refresh()
         return answer(engine.info(max_upload_bytes))
 
@@ -215,7 +215,7 @@ def add_images(app: FastAPI, engine: Engine) -> None:
 
     @app.get("/image/{id}", response_class=Response, responses=ERRORS)
     def image(id: ImageId, request: Request) -> Response:
-        """An image or a clip of the index; of a clip in a file also a part, by Range."""
+        """Return an image or a clip of the index; for clips in files, Range requests are supported."""
         engine.refresh()
         location = engine.locate(id)
         headers = cache_headers(location.digest)
@@ -228,7 +228,7 @@ def add_images(app: FastAPI, engine: Engine) -> None:
 
     @app.get("/thumbnail/{id}", response_class=Response, responses=ERRORS)
     def thumbnail(id: ImageId, request: Request, at: Seconds = None) -> Response:
-        """A small version of an image of the index, or of that frame of a clip which is the nearest to `at`."""
+        """Return a small version of an image of the index, or of the frame of a clip nearest to `at`."""
         engine.refresh()
         location = engine.locate(id)
         if location.times is None:
@@ -240,7 +240,7 @@ def add_images(app: FastAPI, engine: Engine) -> None:
 
     @app.get("/sheet/{id}", response_class=Response, responses=ERRORS)
     def sheet(id: ImageId, request: Request) -> Response:
-        """The frames of a clip that were compared, side by side in squares."""
+        """Return the frames of a clip that were compared, side by side in squares."""
         engine.refresh()
         location = engine.locate(id)
         times = location.times
@@ -251,7 +251,7 @@ def add_images(app: FastAPI, engine: Engine) -> None:
 
 
 def answer_small(request: Request, kept: ImageFiles, key: str, make: Callable[[], bytes]) -> Response:
-    """A small image that is kept, or is made now; nothing if the browser has it."""
+    """Respond with a cached small image, or create it with `make`; with status 304 if the browser has it."""
     headers = cache_headers(f"{key}-thumbnail")
     if request.headers.get("if-none-match") == headers["etag"]:
         return Response(status_code=304, headers=headers)
@@ -259,12 +259,12 @@ def answer_small(request: Request, kept: ImageFiles, key: str, make: Callable[[]
 
 
 def cache_headers(name: str) -> dict[str, str]:
-    """Let browsers keep an image and ask whether it is still the one, since an update may use an id again."""
+    """Return headers that let browsers cache an image but revalidate it, since an update may reuse an id."""
     return {"etag": f'"{name}"', "cache-control": "private, no-cache"}
 
 
 def answer(model: BaseModel) -> Response:
-    """A model as JSON, in which numbers that JSON cannot write are null."""
+    """Respond with a model as JSON; numbers that JSON cannot represent become null."""
     return Response(model.model_dump_json(), media_type="application/json")
 
 
@@ -272,10 +272,10 @@ def answer(model: BaseModel) -> Response:
 
 
 def check_media_type(request: Request, *allowed: str) -> str:
-    """The media type of a body.
+    """Return the media type of a request body.
 
     Raises:
-        HTTPException: if it is another one.
+        HTTPException: if it is not an allowed one.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in allowed:
@@ -284,16 +284,16 @@ def check_media_type(request: Request, *allowed: str) -> str:
 
 
 def read_filters(text: str | None) -> dict[str, Any]:
-    """The field `filters`, which addresses and forms hold as JSON.
+    """Parse the field `filters`, which is JSON in query strings and forms.
 
     Raises:
-        ValidationError: if it is no JSON object of lists.
+        ValidationError: if it is not a JSON object of lists.
     """
     return {} if text is None else {"filters": FILTERS.validate_json(text)}
 
 
 async def read_request(request: Request, max_upload_bytes: int) -> tuple[SearchRequest, bytes | None]:
-    """The fields of a search, and the image that came with it.
+    """Read the fields of a search request, and the image uploaded with it.
 
     Raises:
         HTTPException, ValidationError, UploadError: naming what is wrong.
@@ -322,7 +322,7 @@ async def read_request(request: Request, max_upload_bytes: int) -> tuple[SearchR
 
 
 def add_request_errors(app: FastAPI) -> None:
-    """Answer wrong requests as {"error": ...}."""
+    """Respond to invalid requests with {"error": ...}."""
 
     @app.exception_handler(RequestValidationError)
     @app.exception_handler(ValidationError)
@@ -347,7 +347,7 @@ def add_request_errors(app: FastAPI) -> None:
 
 
 def add_index_errors(app: FastAPI) -> None:
-    """Answer errors of the index or the server as {"error": ...}, without a traceback."""
+    """Respond to errors of the index or the server with {"error": ...}, without a traceback."""
 
     @app.exception_handler(NotFound)
     async def not_found(_: Request, error: NotFound) -> Response:
@@ -368,17 +368,17 @@ def add_index_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def bug(_: Request, error: Exception) -> Response:  # the server logs its traceback
-        return say(500, "an error in the server; its log says more", HEADERS)  # the guard does not see it
+        return say(500, "an error in the server; its log says more", HEADERS)  # this response bypasses the guard
 
 
 def say(status: int, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """An error as JSON, in ASCII so that any text of a request can be told."""
+    """Respond with an error as JSON; a reason that is not valid UTF-8 is escaped."""
     body = reason[:500].encode("ascii", "backslashreplace").decode() if has_surrogates(reason) else reason[:500]
     return JSONResponse({"error": body}, status, headers)
 
 
 def has_surrogates(text: str) -> bool:
-    """Whether a text cannot be written as UTF-8."""
+    """Whether a text cannot be encoded as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:

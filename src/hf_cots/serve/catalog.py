@@ -1,4 +1,4 @@
-"""What a page must know of an index beside its search: which image a row is, and the values of its columns."""
+"""What a page needs from an index besides searches: the image of a row, and the values of its columns."""
 
 import threading
 from collections.abc import Iterable
@@ -16,12 +16,12 @@ from ..search.where import check_expression
 from .schemas import Cell, Facet, FacetValue
 
 
-MAX_VALUES = 24  # of a column that is offered as a filter
+MAX_VALUES = 24  # distinct values of a column that is offered as a filter
 MAX_LENGTH = 80  # characters of such a value
 
 
 class Location(NamedTuple):
-    """Where an image of the index is, and the hash of its bytes; of a clip, the seconds of its frames."""
+    """The path of an image and the hash of its bytes; for a clip also the times of its frames in seconds."""
 
     path: Path
     digest: str
@@ -29,16 +29,16 @@ class Location(NamedTuple):
 
 
 class Catalog:
-    """Reads rows of an index over a connection of its own, so that images need not wait for searches.
+    """Reads rows of an index through its own connection, so that images need not wait for searches.
 
     Args:
         index: opened for searching.
 
     Attributes:
-        name: of the index, for a heading.
+        name: name of the index, for a heading.
 
     Raises:
-        OSError, ValueError: as [`IndexStore`].
+        OSError, ValueError: as for [`IndexStore`].
     """
 
     def __init__(self, index: DiskIndex):
@@ -49,25 +49,25 @@ class Catalog:
         self._described: tuple[int, int, list[str], list[str], list[Facet]] | None = None
 
     def _find_file(self) -> tuple[int, int]:
-        """Which file the database is: another one if the index was made anew in the same folder."""
+        """Identify the database file; it is another one if the index was created again in the same folder."""
         stat = (self.index.folder / DATABASE).stat()
         return stat.st_dev, stat.st_ino
 
     def is_outdated(self) -> bool:
-        """Whether the index was replaced, or its images have moved; updates are seen without opening it again."""
-        moved = self.store.meta.get("root") != self._noted_root  # as of the last time that rows were read
+        """Whether the index was replaced, or its images have moved; updates need no reopening."""
+        moved = self.store.meta.get("root") != self._noted_root  # as of the last read of rows
         return moved or self._find_file() != self._file
 
     def reopen(self) -> DiskIndex:
-        """The index as it is now; errors as [`DiskIndex`]."""
+        """Open the current index; errors as for [`DiskIndex`]."""
         return DiskIndex(self.index.folder, self.index.encoder)
 
     def number(self, match: Match) -> int:
-        """The number of a match's image, by which requests name it."""
+        """Return the number by which requests refer to a match's image."""
         return match.id or 0
 
     def locate(self, image: int) -> Location | None:
-        """Where an image is; None if the index has no such row."""
+        """Return the location of an image; None if the index has no such row."""
         select = "SELECT path, hash, slot FROM images JOIN contents USING (slot) WHERE id = ?"
         with self._lock, self.store.reading():
             row = self.store.database.execute(select, (image,)).fetchone()
@@ -77,7 +77,7 @@ class Catalog:
         return Location(place(self.root, row[0]), row[1], None if clip is None else clip.times)
 
     def vector(self, image: int) -> np.ndarray | None:
-        """The embedding (D,) of an image; None if the index has no such row."""
+        """Return the embedding (D,) of an image; None if the index has no such row."""
         with self._lock, self.store.reading() as snapshot:
             row = self.store.database.execute("SELECT slot FROM images WHERE id = ?", (image,)).fetchone()
             if row is None or row[0] is None:
@@ -85,7 +85,7 @@ class Catalog:
             return l2_normalize(snapshot.vectors([row[0]]))[0]
 
     def describe(self) -> tuple[int, list[str], list[str], list[Facet]]:
-        """The number of images, the columns, those of text and `path`, and those that have few values, with these."""
+        """Return the number of images, the columns, the text columns (and `path`), and the columns with few values."""
         with self._lock, self.store.reading() as snapshot:
             if self._described is None or self._described[0] != snapshot.version:
                 count = self.store.database.execute("SELECT count(*) FROM images WHERE slot IS NOT NULL").fetchone()[0]
@@ -97,10 +97,11 @@ class Catalog:
             return self._described[1:]
 
     def _find_facet(self, name: str, count: int) -> Facet | None:
-        """The values of a column, the most frequent first; None if they are many, one, or long."""
+        """Return the values of a column, the most frequent first; None if there are too many, only one, or too long
+        ones."""
         database, column = self.store.database, quote_name(name)
         most = most_values(count)
-        distinct = f"SELECT count(*) FROM (SELECT DISTINCT {column} FROM columns LIMIT {most + 2})"  # stops early
+        distinct = f"SELECT count(*) FROM (SELECT DISTINCT {column} FROM columns LIMIT {most + 2})"  # stop early
         if not 2 <= database.execute(distinct).fetchone()[0] <= most + 1:
             return None
         found = database.execute(
@@ -111,13 +112,14 @@ class Catalog:
 
 
 def most_values(images: int) -> int:
-    """How many values a column of so many images may have to be offered as a filter."""
+    """Return the maximum number of values of a column that is offered as a filter, for a number of images."""
     return min(MAX_VALUES, images // 2)
 
 
 def make_facet(name: str, found: Iterable[tuple[Cell, int]], most: int) -> Facet | None:
-    """The values of a column, the most frequent first; None if they are more than `most`, one, or long."""
-    # Of equally frequent ones in the order of SQLite: nothing, numbers, texts.
+    """Return the values of a column, the most frequent first; None if there are more than `most`, only one, or too
+    long ones."""
+    # Equally frequent ones are in SQLite's order: null, numbers, texts.
     order = sorted(found, key=lambda pair: (-pair[1], pair[0] is not None, isinstance(pair[0], str), pair[0]))
     values = [value for value, _ in order if value is not None]
     if len(order) < 2 or len(values) > most or any(not is_short(value) for value in values):
@@ -131,10 +133,10 @@ def is_short(value: Cell) -> bool:
 
 
 def write_condition(filters: dict[str, list[Cell]], where: str | None, columns: list[str]) -> str | None:
-    """Filters by values and an SQL expression as one expression; None if there are none.
+    """Combine filters by value and an SQL expression to one expression; None if there are none.
 
     Raises:
-        ValueError: if a filter is of no column of the index, or the expression is not one.
+        ValueError: if a filter's column is not in the index, or the expression is invalid.
     """
     conditions = [check_expression(where, [*columns, "path"])] if where is not None and where.strip() else []
     for name, values in filters.items():
@@ -149,7 +151,7 @@ def write_condition(filters: dict[str, list[Cell]], where: str | None, columns: 
 
 
 def write_literal(value: str | bool | int | float) -> str:
-    """A value as SQL writes it."""
+    """Format a value as an SQL literal."""
     if isinstance(value, str):
         return "'" + value.replace("'", "''") + "'"
     return repr(int(value)) if isinstance(value, bool) else repr(value)

@@ -1,4 +1,4 @@
-"""Clips of an index for a browser: single frames, sheets of frames, and the files, by parts as players ask."""
+"""Clips of an index for a browser: single frames, sheets of frames, and the files, with Range requests."""
 
 import io
 import threading
@@ -16,14 +16,14 @@ from ..search.clips import EBML, digest_source, read_moment
 from .images import draw_thumbnail
 
 
-SHEET_SIDE = 160  # pixels of a frame in a sheet, if they are not many
-WIDEST = 16_000  # pixels of a sheet; a WebP has at most 16,383
+SHEET_SIDE = 160  # pixels of a frame in a sheet; less if there are many
+WIDEST = 16_000  # maximum width of a sheet in pixels; WebP allows 16,383
 QUALITY = 82
-KEPT_STATES = 10_000  # files whose hashes are remembered
+KEPT_STATES = 10_000  # files whose hashes are cached
 MEDIA_TYPES = {
     ".mp4": "video/mp4",
     ".m4v": "video/mp4",
-    ".mov": "video/mp4",  # under its own name, browsers do not try to play it
+    ".mov": "video/mp4",  # browsers do not try to play its own type
     ".webm": "video/webm",
     ".mkv": "video/webm",  # likewise
     ".avi": "video/x-msvideo",
@@ -36,23 +36,23 @@ BEGINNINGS = {b"GIF8": "image/gif", b"RIFF": "image/webp", EBML: "video/webm"}
 
 
 def media_type_of(path: str | PurePath) -> str:
-    """The media type of a clip, by the suffix of its name; of one within a data set that has none, that of most."""
+    """Return the media type of a clip by the suffix of its name; video/mp4 if that is unknown, as inside data sets."""
     return MEDIA_TYPES.get(PurePath(path).suffix.lower(), "video/mp4")
 
 
 class ClipFiles:
-    """Checks that the files of clips are those that were indexed; each is read once for that, and again if its size or
-    time have changed."""
+    """Checks that the files of clips are those that were indexed; each file is hashed once, and again if its size or
+    modification time has changed."""
 
     def __init__(self) -> None:
         self._digests: OrderedDict[tuple[str, int, int], str] = OrderedDict()
         self._lock = threading.Lock()
 
     def check(self, source: Path | bytes, digest: str, name: str) -> None:
-        """Check that a clip is what was indexed.
+        """Check that a clip has not changed since it was indexed.
 
         Raises:
-            BrokenImage: if not.
+            BrokenImage: if it has changed.
         """
         if self._digest(source) != digest:
             raise BrokenImage(name, "it has changed since it was indexed")
@@ -77,24 +77,24 @@ class ClipFiles:
 
 
 def answer_clip(source: Path | bytes, media_type: str, headers: dict[str, str]) -> Response:
-    """A clip as it is; of a file the parts that a player asks for."""
+    """Respond with a clip; Range requests are supported for files."""
     if isinstance(source, bytes):
         return Response(source, media_type=BEGINNINGS.get(source[:4], media_type), headers=headers)
     return FileResponse(source, media_type=media_type, headers=headers)
 
 
 def nearest_time(times: Sequence[float], at: float | None) -> float:
-    """Of the times of a clip's frames the one that is nearest to `at`; the middle one if that is None."""
+    """Return the time of a clip's frame that is nearest to `at`; the middle one if `at` is None."""
     return times[len(times) // 2] if at is None else min(times, key=lambda time: abs(time - at))
 
 
 def draw_frame(source: Path | bytes, name: str, time: float) -> bytes:
-    """A thumbnail of the frame at a time; errors as of [`draw_sheet`]."""
+    """Draw a thumbnail of the frame at a time in seconds; errors as for [`draw_sheet`]."""
     return draw_thumbnail(read_moment(source, time, name))
 
 
 def draw_sheet(source: Path | bytes, name: str, times: Sequence[float]) -> bytes:
-    """A WebP of the frames at some times, side by side in squares on white.
+    """Draw the frames at some times, side by side in squares on white, as a WebP.
 
     Raises:
         BrokenImage: if the clip cannot be read.

@@ -1,4 +1,4 @@
-"""Searches of a page, one after another, over an index that other processes may update or replace."""
+"""Run the searches of a page, one at a time, over an index that other processes may update or replace."""
 
 import logging
 import math
@@ -40,13 +40,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-QUEUE = 16  # searches that wait for the one at work; beyond them the server is busy
+QUEUE = 16  # searches that may wait for the running one; further ones are refused as busy
 FILTER_SECONDS = 10.0
-STEPS = 10_000  # of SQLite between two looks at the clock
+STEPS = 10_000  # SQLite instructions between two checks of the time limit
 
 
 class Busy(Exception):
-    """Too many searches wait already."""
+    """Too many searches are waiting already."""
 
 
 class NotFound(LookupError):
@@ -61,10 +61,10 @@ class Gate:
 
     @contextmanager
     def enter(self) -> Iterator[None]:
-        """Wait for one's turn.
+        """Wait for the previous ones to finish.
 
         Raises:
-            Busy: if too many wait.
+            Busy: if too many are waiting.
         """
         if not self._places.acquire(blocking=False):
             raise Busy("the server is busy: try again in a moment")
@@ -80,7 +80,7 @@ class Engine:
 
     Args:
         index: opened for searching.
-        reranker: over that index, if there is one.
+        reranker: a re-ranker over that index, if there is one.
     """
 
     def __init__(self, index: DiskIndex | MilvusIndex, reranker: "RerankedIndex | None" = None):
@@ -99,10 +99,10 @@ class Engine:
         self.index, self.catalog = index, catalog
 
     def refresh(self) -> None:
-        """Open the index again if it was replaced, or its images have moved; updates are seen without that.
+        """Reopen the index if it was replaced, or its images have moved; updates need no reopening.
 
         Raises:
-            OSError, ValueError: as [`DiskIndex`] and [`MilvusIndex`].
+            OSError, ValueError: as for [`DiskIndex`] and [`MilvusIndex`].
         """
         with self._opening:
             if self.catalog.is_outdated():
@@ -112,7 +112,7 @@ class Engine:
     # ------------------------------------------------------------------ answers
 
     def info(self, max_upload_bytes: int) -> Info:
-        """What is served."""
+        """Describe the index that is served."""
         count, columns, keywords, facets = self.catalog.describe()
         return Info(
             name=self.catalog.name,
@@ -130,11 +130,12 @@ class Engine:
         """Search for a text, an image, or both.
 
         Args:
+            request: the fields of the request.
             upload: the encoded image.
 
         Raises:
             ValueError: if something is wrong with the request.
-            Busy: if too many searches wait.
+            Busy: if too many searches are waiting.
         """
         clock = Clock()
         text = request.text if request.text and request.text.strip() else None
@@ -143,8 +144,8 @@ class Engine:
             raise ValueError("give a text or an image to search for")
         reranker, hybrid = self._reranker(request, text), request.hybrid or None
         with self.gate.enter():
-            condition = self._condition(request)  # a mistake costs no encoding
-            # Reading the words of a large index takes its time, but only once.
+            condition = self._condition(request)  # before the query is encoded
+            # Building the keyword table of a large index takes a while, but only once.
             if hybrid and isinstance(self.index, DiskIndex):
                 read_words = partial(self.index.prepare_hybrid, hybrid, text)
                 clock.time("search", partial(self._filtered, read_words, limited=False))
@@ -160,11 +161,11 @@ class Engine:
         return self._answer(found[: request.k], clock, measured)
 
     def similar(self, request: SimilarRequest) -> SearchResponse:
-        """Search for images like one of the index, which is left out.
+        """Search for images similar to one of the index, which is not returned itself.
 
         Raises:
             NotFound: if there is no such image.
-            ValueError, Busy: as [`search`].
+            ValueError, Busy: as for [`search`].
         """
         clock = Clock()
         vector = self.catalog.vector(request.id)
@@ -178,7 +179,7 @@ class Engine:
         return self._answer(others[: request.k], clock, measured)
 
     def locate(self, image: int) -> Location:
-        """Where an image or a clip of the index is.
+        """Return the location of an image or a clip of the index.
 
         Raises:
             NotFound: if there is no such image.
@@ -189,17 +190,18 @@ class Engine:
         return location
 
     def read(self, location: Location) -> bytes:
-        """The bytes of an image; errors as [`BaseIndex.read_bytes`], also where its source is not on this machine."""
+        """Read the bytes of an image; errors as for [`BaseIndex.read_bytes`], also if its source is not on this
+        machine."""
         return self._named(location.path, self.index.read_bytes)
 
     def find_source(self, location: Location) -> Path | bytes:
-        """The file of a clip, or its bytes where it is within a data set; errors as of [`read`]."""
+        """Return the file of a clip, or its bytes if it is inside a data set; errors as for [`read`]."""
         return self._named(location.path, self.index.find_source)
 
     # ------------------------------------------------------------------ parts
 
     def _named(self, path: Path, read: Callable[[Path], T]) -> T:
-        """Read an image, whose errors are told in the log."""
+        """Read an image; errors are logged and raised as BrokenImage."""
         try:
             return read(path)
         except (OSError, ValueError) as error:
@@ -207,7 +209,11 @@ class Engine:
             raise BrokenImage(str(path), str(error)) from error
 
     def _reranker(self, request: SearchRequest, text: str | None) -> "RerankedIndex | None":
-        """The re-ranker, if the request asks for it."""
+        """Return the re-ranker if the request asks for it.
+
+        Raises:
+            ValueError: if there is none, or no text.
+        """
         if not request.rerank:
             return None
         if self.reranker is None:
@@ -230,7 +236,7 @@ class Engine:
         return clock.time("search", partial(self._filtered, search))
 
     def _condition(self, request: Filtered) -> str | None:
-        """The request's filters as one expression that the index understands."""
+        """Combine the request's filters to one expression, and check it."""
 
         def write() -> str | None:
             condition = write_condition(request.filters, request.where, self.index.columns)
@@ -240,7 +246,7 @@ class Engine:
         return self._filtered(write)
 
     def _filtered(self, search: Callable[[], T], limited: bool = True) -> T:
-        """Run a search whose filter may take so long and no longer, unless it is not limited.
+        """Run a search, whose filter may take at most [`FILTER_SECONDS`] if `limited`.
 
         Raises:
             ValueError: naming what is wrong with the filter.
@@ -258,7 +264,7 @@ class Engine:
             self._deadline = math.inf
 
     def _measured(self, k: int, condition: str | None) -> Approximation | None:
-        """The recall of a search for k by vectors alone, if it is approximate."""
+        """Return the measured recall of a search for k by vectors alone; None if it is exact."""
         approximation = self.index.approximation(k, condition)
         if approximation is None:
             return None
@@ -294,7 +300,7 @@ class Engine:
         )
 
     def _name(self, path: Path) -> str:
-        """A path within the source: where that is on the server's disk is nobody's business."""
+        """Return a path relative to the source, so that the server's folders are not revealed."""
         root = self.index.root
         if root is not None and path.is_relative_to(root):
             return str(path.relative_to(root))
@@ -302,19 +308,19 @@ class Engine:
 
 
 class Clock:
-    """Takes the time of a request and of its parts."""
+    """Measures the time of a request and of its parts."""
 
     def __init__(self) -> None:
         self._start, self._parts = time.perf_counter(), {"encode": 0.0, "search": 0.0, "rerank": 0.0}
 
     def time(self, part: str, work: Callable[[], T]) -> T:
-        """Do a part of the work."""
+        """Run a part of the work and add its time."""
         start = time.perf_counter()
         result = work()
         self._parts[part] += time.perf_counter() - start
         return result
 
     def timings(self) -> Timings:
-        """Milliseconds so far."""
+        """Return the milliseconds so far."""
         parts = {name: round(1000 * seconds, 2) for name, seconds in self._parts.items()}
         return Timings(total=round(1000 * (time.perf_counter() - self._start), 2), **parts)

@@ -1,4 +1,4 @@
-"""What every request passes before the application: whose it is, and how large."""
+"""Middleware that checks the origin and size of every request before the application sees it."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-# Nothing remote, nothing inline, in no frame, and no page of another site may read or embed what is served.
+# No remote or inline content, no frames, and pages of other sites cannot read or embed what is served.
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "media-src 'self' blob:; "
@@ -25,13 +25,13 @@ HEADERS = {
 
 
 class Guard:
-    """Refuses requests for other hosts, from other sites' pages, and with bodies that are too large; adds headers.
+    """Refuses requests for other hosts, from other sites' pages, and with too large bodies; adds security headers.
 
     Args:
-        app: what is guarded.
-        hosts: the names under which the server may be asked, without port. A page whose own name was made to lead to
-            this machine (DNS rebinding) asks under that name. None allows all.
-        max_body: bytes.
+        app: the application.
+        hosts: the host names, without port, that requests may use; this defends against DNS rebinding, where a page
+            makes its own host name resolve to this machine. None allows all.
+        max_body: maximum size of a body in bytes.
     """
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str] | None, max_body: int):
@@ -57,7 +57,7 @@ class Guard:
         await self.app(scope, self._counted(receive), send_with_headers)
 
     def _refuse(self, scope: Scope) -> tuple[int, str] | None:
-        """Status and reason, if a request is refused by its headers."""
+        """Check the headers of a request; returns status and reason if it is refused, else None."""
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if self.hosts is not None and without_port(host) not in self.hosts:
@@ -76,7 +76,7 @@ class Guard:
         return None
 
     def _counted(self, receive: Receive) -> Receive:
-        """Stop reading a body that was not announced, where it becomes too large."""
+        """Wrap `receive` such that a body without a Content-Length is refused when it becomes too large."""
         total = 0
 
         async def counted() -> Message:
@@ -91,13 +91,13 @@ class Guard:
 
 
 def without_port(host: str) -> str:
-    """The name of a Host header, in lower case."""
+    """Return the host name of a Host header, in lower case."""
     name, colon, port = host.lower().rpartition(":")
     return name if colon and port.isdigit() else host.lower()
 
 
 def host_of(origin: str) -> str | None:
-    """Host and port of an origin; None if it has none."""
+    """Return host and port of an Origin header; None if it has none."""
     try:
         return urlsplit(origin.lower()).netloc or None
     except ValueError:
@@ -105,7 +105,7 @@ def host_of(origin: str) -> str | None:
 
 
 async def answer_error(send: Send, status: int, reason: str) -> None:
-    """Answer with a JSON object that says what was wrong."""
+    """Respond with a JSON object that says what was wrong."""
     body = json.dumps({"error": reason}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -1,4 +1,4 @@
-"""Images that come in with a query, and those of the index that go out."""
+"""Decode the images of queries, and serve the images of the index with thumbnails."""
 
 import base64
 import binascii
@@ -18,20 +18,20 @@ from ..models.video_frames import VideoFrames
 from ..search.clips import Media, has_video_header, is_clip
 
 
-MAX_PIXELS = 50_000_000  # of an image that comes with a query
+MAX_PIXELS = 50_000_000  # of a query image
 MAX_CLIP_PIXELS = 10 * MAX_PIXELS  # of all frames of an animation
 Image.init()
-# Of these, as far as PIL was built with them. Others may start other programs.
+# Those of these formats that PIL was built with. Decoders of other formats may start other programs.
 FORMATS: list[str] = [name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if name in Image.OPEN]
-SHOWN = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}  # by all browsers
+SHOWN = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}  # in all browsers
 THUMBNAIL_SIDE = 320
-SMALL_SIDE = 128  # icons, whose edges a lossy file blurs
-THUMBNAIL_BYTES = 64 << 20  # kept in memory
-DECODERS = 4  # at a time, for their memory
+SMALL_SIDE = 128  # up to this size images are likely icons, whose edges lossy compression blurs
+THUMBNAIL_BYTES = 64 << 20  # size of the cache in memory
+DECODERS = 4  # at a time, to bound their memory
 
 
 class UploadError(ValueError):
-    """An image of a query that is refused. `status` is the answer's."""
+    """A query image that is refused. `status` is the HTTP status of the response."""
 
     def __init__(self, message: str, status: int):
         super().__init__(message)
@@ -39,10 +39,10 @@ class UploadError(ValueError):
 
 
 def decode_data_url(text: str) -> bytes:
-    """The bytes of a data URL with base64.
+    """Decode a base64 data URL.
 
     Raises:
-        UploadError: if it is anything else; nothing is ever fetched or opened.
+        UploadError: if it is anything else; no other URL or path is ever opened.
     """
     head, comma, data = text.partition(",")
     if not comma or not head.startswith(("data:image/", "data:video/")) or not head.endswith(";base64"):
@@ -66,10 +66,10 @@ def check_upload(data: bytes, max_bytes: int) -> None:
 
 
 def decode_upload(data: bytes, num_frames: int) -> Media:
-    """Decode the image of a query as upright RGB, or so many frames of a clip.
+    """Decode a query image as upright RGB, or `num_frames` frames of a clip.
 
     Raises:
-        UploadError: if it has too many pixels, or is no image or clip of the formats that are taken.
+        UploadError: if it has too many pixels, or is not an image or clip of a supported format.
     """
     if is_clip(data):
         return decode_clip(data, num_frames)
@@ -88,14 +88,14 @@ def decode_upload(data: bytes, num_frames: int) -> Media:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UploadError(f"image: too many pixels; the server accepts at most {MAX_PIXELS:,}", 413) from None
-    except Exception:  # decoders raise whatever they like
+    except Exception:  # decoders raise all kinds of errors
         raise UploadError(f"image: cannot be read; supported formats are {', '.join(FORMATS)}", 422) from None
 
 
 def decode_clip(data: bytes, num_frames: int) -> VideoFrames:
-    """Decode frames of a clip that comes with a query; errors as of [`decode_upload`]."""
+    """Decode frames of a query clip; errors as for [`decode_upload`]."""
     try:
-        if not has_video_header(data):  # an animation, all of which is decoded
+        if not has_video_header(data):  # an animation, which is decoded as a whole
             with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
                 pixels = opened.width * opened.height * getattr(opened, "n_frames", 1)
             if pixels > MAX_CLIP_PIXELS:
@@ -109,23 +109,23 @@ def decode_clip(data: bytes, num_frames: int) -> VideoFrames:
         raise UploadError(f"image: {error}, on the server", 422) from None
     except UploadError:
         raise
-    except Exception as error:  # decoders raise whatever they like
+    except Exception as error:  # decoders raise all kinds of errors
         raise UploadError(str(error) if isinstance(error, BrokenImage) else "image: cannot be read", 422) from None
 
 
 class ImageFiles:
-    """The images of an index as files for a browser. Bytes that are not those that were indexed are not given out."""
+    """Serves the images of an index and caches thumbnails. Files that changed since they were indexed are refused."""
 
     def __init__(self) -> None:
-        self._thumbnails: OrderedDict[str, bytes] = OrderedDict()  # by hash (and time), the last used at the end
+        self._thumbnails: OrderedDict[str, bytes] = OrderedDict()  # by hash (and time), the least recently used first
         self._size = 0
         self._lock, self._decoders = threading.Lock(), threading.Semaphore(DECODERS)
 
     def original(self, data: bytes, digest: str, name: str) -> tuple[bytes, str]:
-        """An image and its media type: as it is, or as a PNG if browsers do not show its format.
+        """Return an image and its media type: unchanged, or as a PNG if browsers cannot show its format.
 
         Raises:
-            BrokenImage: if it is not what was indexed.
+            BrokenImage: if it has changed since it was indexed.
         """
         check_digest(data, digest, name)
         with Image.open(io.BytesIO(data)) as opened:
@@ -138,23 +138,23 @@ class ImageFiles:
         return file.getvalue(), "image/png"
 
     def kept_thumbnail(self, digest: str) -> bytes | None:
-        """A thumbnail that was made before."""
+        """Return a cached thumbnail, or None."""
         with self._lock:
             if digest in self._thumbnails:
                 self._thumbnails.move_to_end(digest)
             return self._thumbnails.get(digest)
 
     def thumbnail(self, data: bytes, digest: str, name: str) -> bytes:
-        """A WebP of at most [`THUMBNAIL_SIDE`] pixels, on white as the model sees it.
+        """Create a thumbnail as [`draw_thumbnail`] does, on white as the model sees the image, and cache it.
 
         Raises:
-            BrokenImage: if the image is not what was indexed.
+            BrokenImage: if the image has changed since it was indexed.
         """
         check_digest(data, digest, name)
         return self.make(digest, lambda: draw_thumbnail(read_image(data, name)))
 
     def make(self, key: str, draw: Callable[[], bytes]) -> bytes:
-        """Make a thumbnail, and keep it."""
+        """Create a thumbnail and cache it."""
         with self._decoders:
             made = draw()
         with self._lock:
@@ -167,7 +167,7 @@ class ImageFiles:
 
 
 def draw_thumbnail(image: Image.Image) -> bytes:
-    """A WebP of at most [`THUMBNAIL_SIDE`] pixels."""
+    """Draw an image as a WebP of at most [`THUMBNAIL_SIDE`] pixels."""
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     file = io.BytesIO()
     small = max(image.size) <= SMALL_SIDE
@@ -176,10 +176,10 @@ def draw_thumbnail(image: Image.Image) -> bytes:
 
 
 def check_digest(data: bytes, digest: str, name: str) -> None:
-    """Check that bytes are those that were indexed.
+    """Check that an image has not changed since it was indexed.
 
     Raises:
-        BrokenImage: if not.
+        BrokenImage: if it has changed.
     """
     if hex_digest([data]) != digest:
         raise BrokenImage(name, "it has changed since it was indexed")

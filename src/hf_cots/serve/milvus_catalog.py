@@ -1,4 +1,4 @@
-"""What a page must know of an index in Milvus, which knows its images by paths and not by numbers."""
+"""What a page needs from an index in Milvus, which identifies its images by path and not by number."""
 
 import threading
 import time
@@ -17,29 +17,29 @@ from .catalog import Location, make_facet, most_values
 from .schemas import Facet
 
 
-CHECK_SECONDS = 2.0  # between two looks whether the index is another one
-MOST_COUNTED = 100_000  # images whose columns are counted for the filters by value
-KEPT_NUMBERS = 200_000  # the last that were answered
+CHECK_SECONDS = 2.0  # between two checks whether the index was replaced
+MOST_COUNTED = 100_000  # in larger indexes the column values are not counted for filters
+KEPT_NUMBERS = 200_000  # the most recent results whose numbers are known
 
 
 class MilvusCatalog:
-    """What [`Catalog`] reads of an index in a folder, of one in Milvus.
+    """The counterpart of [`Catalog`] for an index in Milvus.
 
-    An image that was not answered lately has no number: nothing else can be asked for.
+    Only recent search results have a number, so no other images can be requested.
     """
 
     def __init__(self, index: MilvusIndex):
         self.index, self.root, self.name = index, index.root, index.collection.name
         self._identity, self._checked = self._identify(), time.monotonic()
         self._lock = threading.Lock()
-        self._paths: OrderedDict[int, str] = OrderedDict()  # by number, the last answered at the end
+        self._paths: OrderedDict[int, str] = OrderedDict()  # by number, the most recent result last
         self._described: tuple[tuple[int, int], list[Facet]] | None = None
 
     def _identify(self) -> tuple[str, str]:
         return self.index.meta["root"], self.index.meta["fingerprint"]
 
     def is_outdated(self) -> bool:
-        """Whether the index was replaced, or its images have moved, as of the last two seconds."""
+        """Whether the index was replaced, or its images have moved; checked at most every two seconds."""
         if time.monotonic() - self._checked < CHECK_SECONDS:
             return False
         self._checked = time.monotonic()
@@ -47,11 +47,11 @@ class MilvusCatalog:
         return self._identify() != self._identity
 
     def reopen(self) -> MilvusIndex:
-        """The index as it is now; errors as [`MilvusIndex`]."""
+        """Open the current index; errors as for [`MilvusIndex`]."""
         return MilvusIndex(self.index.uri, self.index.encoder)
 
     def number(self, match: Match) -> int:
-        """The number of a match's image, always the same; browsers compute with 53 bits."""
+        """Return the number of a match's image: a hash of its path in 53 bits, the size of JavaScript's integers."""
         inside = self.root is not None and match.path.is_relative_to(self.root)
         path = str(match.path.relative_to(self.root) if inside else match.path)  # type: ignore[arg-type]
         number = stable_id(path) >> 10
@@ -63,7 +63,9 @@ class MilvusCatalog:
         return number
 
     def _find(self, image: int, field: str) -> tuple[str, dict] | None:
-        """The path and the entity of an image that can be found, as of the last seconds: that waits for no clock."""
+        """Return the path and the entity of a searchable image; may be a few seconds old, as it does not wait for
+        consistency."""
+
         path = self._paths.get(image)
         if path is None:
             return None
@@ -72,7 +74,7 @@ class MilvusCatalog:
         return (path, found[0]) if found else None
 
     def locate(self, image: int) -> Location | None:
-        """As [`Catalog.locate`]."""
+        """See [`Catalog.locate`]."""
         found = self._find(image, "row")
         if found is None:
             return None
@@ -80,13 +82,13 @@ class MilvusCatalog:
         return Location(place(self.root, path), row["hash"], tuple(row["clip"]["times"]) if row.get("clip") else None)
 
     def vector(self, image: int) -> np.ndarray | None:
-        """As [`Catalog.vector`]."""
+        """See [`Catalog.vector`]."""
         found = self._find(image, "vector")
         return None if found is None else l2_normalize(np.array(found[1]["vector"], dtype=np.float32))
 
     def describe(self) -> tuple[int, list[str], list[str], list[Facet]]:
-        """As [`Catalog.describe`]; without columns for keywords, which Milvus does not search, and without values of
-        more than [`MOST_COUNTED`] images."""
+        """See [`Catalog.describe`]; without columns for keyword search, which is not supported in Milvus, and without
+        values if there are more than [`MOST_COUNTED`] images."""
         count = len(self.index)
         state = self.index.version(), count
         if self._described is None or self._described[0] != state:

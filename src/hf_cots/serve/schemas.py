@@ -7,12 +7,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MAX_RESULTS = 500
 MAX_TEXT = 2_000  # characters of a text or a filter
-MAX_COLUMNS = 50  # that a request names
+MAX_COLUMNS = 50  # columns named in a request
 Cell = str | bool | int | float | None
 
 
 class Filtered(BaseModel):
-    """What all requests for results share."""
+    """The fields that all search requests share."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -44,7 +44,7 @@ class SearchRequest(Filtered):
 
 
 class SimilarRequest(Filtered):
-    """A search for images like one of the index."""
+    """A search for images similar to one of the index."""
 
     id: int = Field(ge=0, lt=2**63, description="The `id` of a result.")
 
@@ -75,7 +75,7 @@ class Result(BaseModel):
 
 
 class Timings(BaseModel):
-    """Milliseconds."""
+    """Times in milliseconds."""
 
     encode: float
     search: float
@@ -84,7 +84,7 @@ class Timings(BaseModel):
 
 
 class Approximation(BaseModel):
-    """The approximate search as measured when its index was last written."""
+    """The recall of approximate search, measured when the index was last written."""
 
     results: int = Field(description="For how many results: 10, or 100 for more than 10.")
     recall: float = Field(description="The part of the best that is found; the lower one of images and texts.")
@@ -99,7 +99,7 @@ class SearchResponse(BaseModel):
 
 
 class FacetValue(BaseModel):
-    """A value of a column, and how many images have it."""
+    """A value of a column and the number of images that have it."""
 
     value: Cell
     count: int
@@ -113,7 +113,7 @@ class Facet(BaseModel):
 
 
 class Info(BaseModel):
-    """What the server serves."""
+    """The index that is served."""
 
     name: str
     model: str
