@@ -1,1 +1,1 @@
-"""`hf-cots demo`: everything from images to a searchable model, on a CPU, in minutes."""
+"""`hf-cots demo`: from images to a searchable model, on a CPU, in minutes."""

@@ -20,8 +20,8 @@ SHOWN = 5
 
 
 def answer(output: Path) -> list[Answer]:
-    """Answer text queries with images in one style, and image queries with images of all styles, of concepts that
-    were held out; makes the index `index/`, draws `results.png` and writes `answers.json`.
+    """Search the held-out concepts: images in one style for text queries, and in all styles for image queries. Writes
+    the index `index/`, `results.png` and `answers.json`.
 
     Args:
         output: the demo's folder, with `model/` and `images/`.

@@ -1,5 +1,4 @@
-"""The demo of clips: an image model searches clips of concepts that it has never seen, as it is, and fine-tuned on
-other clips."""
+"""The clip demo: an image model searches clips of unseen concepts, zero-shot and fine-tuned on other clips."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ FRAMES = (1, 4, 8, 12)
 ZERO_SHOT = "zero-shot"
 
 
-# Flags that train the image tower, too, on crops of the frames.
+# Flags for also training the image tower, on crops of the frames.
 IMAGE_TOWER = {
     "freeze": ["text"],
     "min_scale": 0.5,
@@ -46,9 +45,9 @@ class Setting:
     """How clips are read and what is trained on them.
 
     Args:
-        num_frames: of a clip.
-        pooling: "mean" or "attention" over frames; "zero-shot" is the image model as it is, with the mean.
-        image_tower: whether the image tower is trained beside the projections.
+        num_frames: frames per clip.
+        pooling: "mean" or "attention" over frames; "zero-shot" is the mean with the image model as it is, untrained.
+        image_tower: whether the image tower is trained in addition to the projections.
     """
 
     num_frames: int
@@ -62,7 +61,7 @@ class Setting:
         return f"{frames}, {'image tower and ' if self.image_tower else ''}projections, {self.pooling}"
 
 
-# One frame alone needs no attention.
+# With a single frame there is nothing to attend over.
 SETTINGS = tuple(
     Setting(frames, pooling)
     for pooling in (ZERO_SHOT, "mean", "attention")
@@ -72,20 +71,21 @@ SETTINGS = tuple(
 
 
 def load_clips(path: Path, num_frames: int) -> PairDataset:
-    """The clips of a parquet file of the clip set, one name each."""
+    """Load the clips of a parquet file of the clip set, with one name each."""
     return load_pairs(path, video_column="video", caption_column="text", image_id_column="text", num_frames=num_frames)
 
 
 def build_clip_trainer(
     model: str, train_data: Path, folder: Path, setting: Setting, seed: int = 0, **changes: Any
 ) -> COTSTrainer:
-    """The trainer of one setting, ready to start.
+    """Build the trainer of one setting, ready to start.
 
     Args:
         model: the image model.
-        train_data: parquet of the clip set.
-        folder: of all settings; `features` there are those of the frames, which settings share.
-        seed: of the run.
+        train_data: parquet file of the clip set.
+        folder: output folder of all settings, which share the cached frame features in `features/`.
+        setting: the setting.
+        seed: random seed of the run.
         changes: flags of `hf_cots.train` that replace the recipe's.
     """
     recipe = read_recipe(RECIPES / CLIPS)
@@ -107,11 +107,12 @@ def build_clip_trainer(
 def measure(
     model: str, train_data: Path, test_data: Path, folder: Path, setting: Setting, seed: int = 0, **changes: Any
 ) -> tuple[RetrievalResult, COTSTrainer | None]:
-    """Fine-tune as a setting says, if it says so, and rank names and clips of the test data in both directions.
+    """Fine-tune as the setting says (unless it is zero-shot), and evaluate retrieval on the test data in both
+    directions.
 
     Args:
         model, train_data, folder, setting, seed, changes: as for [`build_clip_trainer`].
-        test_data: parquet of the clip set, whose concepts the training data must not have.
+        test_data: parquet file of the clip set, with concepts that are not in the training data.
 
     Returns:
         The results, and the finished trainer, if there was any training.
@@ -130,8 +131,8 @@ def measure(
 
 @torch.no_grad()
 def evaluate_stored(encoder: DualEncoder, pairs: PairDataset, folder: Path) -> RetrievalResult:
-    """As [`evaluate_encoder`] of clips with one name each, on stored features of frames and names, which models with
-    the same towers share."""
+    """Evaluate as [`evaluate_encoder`], for clips with one name each, from cached features of frames and names, which
+    models with the same towers share."""
     model = encoder.model
     features = store_features(model, encoder.processor, pairs, folder).all_features()
     clips = model.visual_projection(model.pool_frames(features["frame_features"]))

@@ -20,11 +20,11 @@ logger = logging.getLogger(__name__)
 def write_data(folder: Path, from_scratch: bool = False) -> dict[str, int]:
     """Write the emoji set into `folder/data`: in all drawing styles as parquet, or in two as image folders.
 
-    Without the packages of the npm registry, and no way to them, the parquet files hold the two styles, too.
+    If the npm packages are neither present nor reachable, the parquet files have only the two styles.
 
     Args:
-        folder: the demo's.
-        from_scratch: two styles, as image folders.
+        folder: the demo's folder.
+        from_scratch: write two styles, as image folders.
 
     Returns:
         The number of pairs in each part.
@@ -43,15 +43,15 @@ def write_data(folder: Path, from_scratch: bool = False) -> dict[str, int]:
 
 
 def load_gallery(folder: Path) -> PairDataset:
-    """The held-out concepts of the image folders in `folder/data`, in one style: as many images as names."""
+    """Load the held-out concepts of the image folders in `folder/data` in one style, with one image per name."""
     held_out = load_table(str(folder / "data" / "test"))
     own_style = held_out.filter(lambda row: row["style"] == TEST_STYLE)
     return PairDataset(own_style, "image", "text", "text", name="unseen concepts")
 
 
 def load_galleries(folder: Path, from_scratch: bool = False) -> dict[str, PairDataset]:
-    """The held-out concepts by drawing style: the images of [`load_gallery`], and those of a style that never trains,
-    if the set has it.
+    """Load the held-out concepts by drawing style: those of [`load_gallery`], and those of a style that is never
+    trained on, if the set has it.
 
     Args:
         folder, from_scratch: as for [`write_data`].
@@ -73,12 +73,12 @@ def load_galleries(folder: Path, from_scratch: bool = False) -> dict[str, PairDa
 
 
 def write_images(galleries: dict[str, PairDataset], folder: Path) -> int:
-    """Write the galleries as one folder of PNG files that are called by name and style, such as
-    `alarm-clock.twemoji.png`, with a `metadata.jsonl`; returns how many there are.
+    """Write the galleries to one folder of PNG files named by caption and style, such as `alarm-clock.twemoji.png`,
+    with a `metadata.jsonl`; returns the number of images.
 
     Args:
-        galleries: as [`load_galleries`] gives them.
-        folder: what an earlier run has written there is removed.
+        galleries: as returned by [`load_galleries`].
+        folder: the folder; files of an earlier run are removed.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

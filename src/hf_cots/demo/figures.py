@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..data.sources import PairDataset
 from ..evaluation.diagnostics.audit import Audit, suspects
-from ..evaluation.rendering.figures import Figure  # which says what to install
+from ..evaluation.rendering.figures import Figure  # its import error says what to install
 from ..evaluation.rendering.training_curves import DPI, INK, LINES, PALE, style_axis
 from ..search.base import Match
 
@@ -22,18 +22,18 @@ SUSPECTS = 12
 
 @dataclass(frozen=True)
 class Answer:
-    """A query, a text or an image file, with its best matches, and which of them are right."""
+    """A query (a text or an image file) with its best matches, and which of them are right."""
 
     query: str | Path
     matches: list[Match]
     right: list[bool]
 
     def title(self, names: dict[str, str]) -> str:
-        """The text, or the name of the image, given the names of all files."""
+        """Return the text of the query, or the name of its image, given the names of all files."""
         return f"image: {names[self.query.name]}" if isinstance(self.query, Path) else self.query
 
 
-# ---------------------------------------------------------------------- images at places in inches
+# ---------------------------------------------------------------------- layout in inches
 
 
 class Canvas:
@@ -44,17 +44,17 @@ class Canvas:
         self.figure = Figure(figsize=(width, height), facecolor="white")
 
     def axis(self, left: float, top: float, width: float, height: float) -> Any:
-        """Axes with a corner and a size."""
+        """Add axes with this upper left corner and size."""
         box = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
         return self.figure.add_axes(box)
 
     def text(self, left: float, top: float, text: str, size: float, color: str = INK, **options: Any) -> None:
-        """A text whose upper left corner, or what `ha` and `va` name, lies there."""
+        """Draw a text with its upper left corner, or the anchor given by `ha` and `va`, at this position."""
         options = {"ha": "left", "va": "top"} | options
         self.figure.text(left / self.width, 1 - top / self.height, text, fontsize=size, color=color, **options)
 
     def image(self, left: float, top: float, side: float, image: Image.Image, frame: str | None = None) -> None:
-        """A square image, in a thin frame of that color if there is one."""
+        """Draw a square image, with a thin frame in the color `frame` if it is given."""
         axis = self.axis(left, top, side, side)
         axis.imshow(image, interpolation="lanczos", extent=(0.07, 0.93, 0.07, 0.93))
         axis.set(xlim=(0, 1), ylim=(0, 1))
@@ -71,11 +71,11 @@ class Canvas:
 
 
 def draw_suspects(audit: Audit, pairs: PairDataset, path: Path) -> None:
-    """Draw the scores of all pairs with the filter's threshold, and the pairs with the lowest ones.
+    """Draw a histogram of the scores of all pairs with the filter's threshold, and the pairs with the lowest scores.
 
     Args:
-        audit: of the pairs.
-        pairs: with their images and names.
+        audit: the audit of the pairs.
+        pairs: the pairs, with images and names.
         path: the file to write.
     """
     page = Canvas(13.3, 5.6)

@@ -1,4 +1,4 @@
-"""What the demo trains and asks; its recipes for `hf_cots.train` and `hf_cots.train_dvae` lie beside this file."""
+"""Settings and queries of the demo; its recipes for `hf_cots.train` and `hf_cots.train_dvae` are beside this file."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ from ..data.sets.emoji import find_package
 
 RECIPES = Path(__file__).parent / "recipes"
 COTS, FROM_SCRATCH = "cots.yaml", "cots_from_scratch.yaml"
-TEST_STYLE = "twemoji"  # the held-out gallery: one image per name
-NEW_STYLE = "fluent-emoji"  # of the styles that never train
-# Text queries, and what the name of a held-out image contains that a person would call right.
+TEST_STYLE = "twemoji"  # style of the held-out gallery, with one image per name
+NEW_STYLE = "fluent-emoji"  # one of the styles that are never trained on
+# Text queries, and for each the parts of names by which a held-out image counts as right.
 TEXT_QUERIES = {
     "a happy face": ("grinning face", "winking face", "nerd face"),
     "a clock": ("alarm clock", "mantelpiece clock", "-thirty"),
@@ -20,17 +20,17 @@ TEXT_QUERIES = {
 # Image queries, by name.
 IMAGE_QUERIES = ("watermelon", "bullet train")
 
-# A few steps, to see that everything works.
+# A few steps, to test that everything works.
 SMOKE_TOKENIZER = {"max_steps": 10, "per_device_train_batch_size": 8, "logging_steps": 1}
 SMOKE = {"max_steps": 12, "per_device_train_batch_size": 8, "logging_steps": 2}
-# Where the machine is faster in bfloat16, as many more steps fit the same minutes.
+# On machines that are faster in bfloat16, more steps fit into the same time.
 FASTER = {"bf16": True, "max_steps": 600}
-# Fields of the config for plain contrastive training: symmetric InfoNCE in the batch, and nothing else.
+# Config fields for plain contrastive training: symmetric in-batch InfoNCE and nothing else.
 PLAIN = {"contrast": "in_batch", "mvm_weight": 0.0, "mlm_weight": 0.0, "task_weight": 0.0, "filter_lambda": None}
 
 
 def text_tower_folder() -> str:
-    """The pretrained text tower, all-MiniLM-L6-v2 from a Python package.
+    """Return the folder of the pretrained text tower, all-MiniLM-L6-v2 from a Python package.
 
     Raises:
         ModuleNotFoundError: naming the extra to install, if the package is missing.

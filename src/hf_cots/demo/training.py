@@ -1,4 +1,4 @@
-"""The demo's two trainings: the recipes beside this file, on the emoji set of a folder."""
+"""The demo's two training runs: the recipes beside this file, on the emoji set of a folder."""
 
 import statistics
 import time
@@ -17,16 +17,16 @@ from ..training.trainer import COTSTrainer
 from .recipe import COTS, FROM_SCRATCH, RECIPES, text_tower_folder
 
 
-# Terms of the loss, by what they are called in a line of the log.
+# Terms of the loss by their names in the printed lines.
 TERMS = {"instance": "loss_instance", "patches": "loss_mvm", "words": "loss_mlm", "task": "loss_task"}
 
 
 def train_image_tokenizer(folder: Path, config_overrides: Mapping[str, Any] | None = None, **changes: Any) -> Path:
-    """Train the demo's image tokenizer on the emoji set in `folder`, and return the tokenizer's folder.
+    """Train the demo's image tokenizer on the emoji set in `folder`; returns the tokenizer's folder.
 
     Args:
-        folder: with `data/train/`; the tokenizer goes to `image_tokenizer/`.
-        config_overrides: fields of the config that replace the recipe's.
+        folder: contains `data/train/`; the tokenizer is saved in `image_tokenizer/`.
+        config_overrides: config fields that replace the recipe's.
         changes: flags of `hf_cots.train_dvae` that replace the recipe's.
     """
     recipe = read_recipe(RECIPES / "image_tokenizer.yaml")
@@ -42,16 +42,16 @@ def train_image_tokenizer(folder: Path, config_overrides: Mapping[str, Any] | No
 def build_cots_trainer(
     folder: Path, config_overrides: Mapping[str, Any] | None = None, recipe: str = FROM_SCRATCH, **changes: Any
 ) -> COTSTrainer:
-    """The trainer of the demo's COTS on the emoji set in `folder`, ready to start.
+    """Build the trainer of the demo's COTS on the emoji set in `folder`, ready to start.
 
     Args:
-        folder: with `data/` and the image tokenizer; the model goes there too.
-        config_overrides: fields of the config that replace the recipe's.
-        recipe: name of the file; with "cots.yaml" both towers are pretrained.
+        folder: contains `data/` and the image tokenizer; the model is saved there too.
+        config_overrides: config fields that replace the recipe's.
+        recipe: file name of the recipe; with "cots.yaml" both towers are pretrained.
         changes: flags of `hf_cots.train` that replace the recipe's; None restores a flag's default.
 
     Raises:
-        ModuleNotFoundError: as [`text_tower_folder`] and [`image_tower_folder`].
+        ModuleNotFoundError: as for [`text_tower_folder`] and [`image_tower_folder`].
     """
     settings = read_recipe(RECIPES / recipe)
     flags = {
@@ -81,7 +81,7 @@ def is_faster_in_bfloat16() -> bool:
 
 
 class LossLines(TrainerCallback):
-    """Prints the terms of the loss in one line, ten times in a run, in place of all that is logged.
+    """Prints the terms of the loss in one line, ten times per run, instead of everything that is logged.
 
     Args:
         say: called with each line.
@@ -101,7 +101,7 @@ class LossLines(TrainerCallback):
 
 
 def train_with_lines(trainer: COTSTrainer, say: Callable[[str], None]) -> float:
-    """Train, with a few lines on the way; returns the seconds that it took."""
+    """Train while printing [`LossLines`]; returns the seconds it took."""
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LossLines(say))
     return trainer.train().metrics["train_runtime"]

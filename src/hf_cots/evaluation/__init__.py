@@ -1,1 +1,1 @@
-"""How good a model is: retrieval, other tasks, diagnostics, and how results are shown."""
+"""Evaluation of models: retrieval, other tasks, diagnostics, and the rendering of results."""

@@ -4,13 +4,13 @@ from typing import Any, Protocol
 
 
 class EvaluationResult(Protocol):
-    """The result of an evaluator: retrieval, zero-shot classification, image retrieval, text similarity."""
+    """The interface of results: of retrieval, zero-shot classification, image retrieval and text similarity."""
 
     def metrics(self) -> dict[str, Any]:
-        """Metrics by name, or by direction and name."""
+        """Return the metrics by name, or by direction and name."""
 
     def chance(self) -> dict[str, Any]:
-        """The same metrics for guessing."""
+        """Return the same metrics for guessing."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: metrics with their `intervals`, and `chance`."""
+        """Convert to JSON types: metrics with their `intervals`, and `chance`."""

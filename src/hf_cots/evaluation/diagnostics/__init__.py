@@ -1,1 +1,1 @@
-"""Diagnostics of a model and its data: noisy pairs, attention, codes, the token level."""
+"""Diagnostics of a model and its data: noisy pairs, attention maps, image codes and the token level."""

@@ -1,8 +1,8 @@
-"""Finds pairs whose image and caption may not belong together, by the score of the adaptive momentum filter.
+"""Find pairs whose image and caption may not belong together, by the score of the adaptive momentum filter.
 
-Training drops a pair whose momentum similarity lies more than lambda deviations below the mean (Lu et al. 2022). Here
-the similarity is the trained model's own cosine. A low score is only a suspicion: what the model never learned scores
-low too. Hence the page of images, to be looked at before anything is left out.
+Training drops a pair whose momentum similarity is more than lambda standard deviations below the mean (Lu et al.
+2022). Here the similarity is the trained model's own cosine. A low score is only a suspicion: what the model never
+learned scores low too. So look at the page of images before leaving anything out.
 """
 
 import csv
@@ -29,7 +29,7 @@ class Audit:
 
     Args:
         scores: (pairs,) float32 cosine of image and caption; NaN where the image cannot be read.
-        threshold: mean minus lambda deviations of the scores.
+        threshold: mean minus lambda standard deviations of the scores.
         closest: (pairs,) int64, the pair whose caption is most similar to the image; -1 where it cannot be read.
     """
 
@@ -39,18 +39,18 @@ class Audit:
 
     @property
     def kept(self) -> np.ndarray:
-        """(pairs,) bool: pairs that the filter would keep; not those whose image cannot be read."""
+        """(pairs,) bool, the pairs that the filter would keep; false if the image cannot be read."""
         return self.scores >= self.threshold
 
     @property
     def order(self) -> np.ndarray:
-        """(readable pairs,) int64: the most suspect first."""
+        """(readable pairs,) int64, the pairs with the most suspect first."""
         readable = np.flatnonzero(~np.isnan(self.scores))
         return readable[np.argsort(self.scores[readable], kind="stable")]
 
     @property
     def deviations(self) -> np.ndarray:
-        """(pairs,) how many standard deviations each score lies from the mean."""
+        """(pairs,) the distance of each score from the mean in standard deviations."""
         return (self.scores - np.nanmean(self.scores)) / max(float(np.nanstd(self.scores)), 1e-12)
 
 
@@ -63,7 +63,7 @@ def audit_pairs(
         encoder: any dual encoder, from [`load_encoder`].
         pairs: the data.
         filter_lambda: pairs more than this many standard deviations below the mean are suspect.
-        batch_size: images in a forward pass.
+        batch_size: images per forward pass.
         progress: show a progress bar.
 
     Raises:
@@ -89,7 +89,7 @@ def audit_pairs(
 
 def write_audit(audit: Audit, pairs: PairDataset, folder: Path, shown: int = 100) -> dict[str, Path]:
     """Write `suspects.csv` and `suspects.jsonl` (all readable pairs, the most suspect first), `keep_mask.json`, and
-    `suspects.html` with the first `shown` images inside it.
+    `suspects.html` with the images of the first `shown` pairs embedded.
 
     Returns:
         The four files by name.

@@ -1,4 +1,4 @@
-"""Measures what an image tokenizer keeps of unseen images, and how much of its codebook it uses."""
+"""Measure how well an image tokenizer reconstructs unseen images, and how much of its codebook it uses."""
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ class CodeUsage:
 
     Args:
         codebook_size: number of codes.
-        counts: (codebook_size,) int64, if some were counted already.
+        counts: (codebook_size,) int64, the counts to start from; zeros if None.
     """
 
     def __init__(self, codebook_size: int, counts: torch.Tensor | None = None):
@@ -32,7 +32,7 @@ class CodeUsage:
 
     @property
     def used(self) -> int:
-        """Number of different codes that occurred."""
+        """The number of distinct codes that occurred."""
         return int((self.counts > 0).sum())
 
     @property
@@ -43,7 +43,7 @@ class CodeUsage:
 
     @property
     def collapsed(self) -> bool:
-        """Whether the used codes are less than a tenth of the codebook, or of the patches if those are fewer."""
+        """Whether fewer codes are used than a tenth of the codebook, or of the patches if there are fewer."""
         return self.used < COLLAPSED * min(len(self.counts), int(self.counts.sum()))
 
     def __str__(self) -> str:
@@ -54,18 +54,18 @@ class CodeUsage:
 def evaluate_image_tokenizer(
     model: COTSImageTokenizer, pairs: PairDataset, batch_size: int = 64, shown: int = 12
 ) -> tuple[dict[str, float], Image.Image]:
-    """Encode images without cropping to hard codes, decode them, and compare.
+    """Encode uncropped images to hard codes, decode them, and compare.
 
     Args:
         model: in evaluation mode, on any device.
         pairs: the images; captions are not used.
-        batch_size: images in a forward pass.
-        shown: columns of the contact sheet that is returned.
+        batch_size: images per forward pass.
+        shown: columns of the contact sheet.
 
     Returns:
         `{"mse", "mae", "psnr", "perplexity", "used_codes", "used_share", "collapsed", "pictures"}`, with errors of
-        pixels in [0, 1] and the PSNR in decibels of their mean; and a contact sheet of some images above what is
-        decoded from their codes.
+        pixels in [0, 1] and the PSNR of the mean squared error in decibels; and a contact sheet of some images above
+        their reconstructions.
 
     Raises:
         ValueError: if the model has no decoder.

@@ -1,4 +1,4 @@
-"""Shows whether the token level of a COTS has learned anything: masked patches of an image, predicted and decoded."""
+"""Show what the token level of a COTS model has learned: predict the masked patches of an image and decode them."""
 
 from dataclasses import dataclass
 
@@ -19,11 +19,11 @@ GRAY = 0.6
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was predicted at the masked patches.
+    """The prediction for the masked patches.
 
     Args:
-        accuracy: fraction of the masked patches whose code is the most likely one.
-        loss: mean cross-entropy in nats; the log of the codebook's size for a model that knows nothing.
+        accuracy: fraction of the masked patches whose most likely code is the true one.
+        loss: mean cross-entropy in nats; the log of the codebook size for uniform predictions.
         pixels: (3, side, side) in [0, 1], decoded from the predicted codes and, outside the mask, the true ones.
     """
 
@@ -34,14 +34,14 @@ class Prediction:
 
 @dataclass(frozen=True)
 class COTSInspection:
-    """One image through the token level.
+    """The codes, mask and predictions of one image.
 
     Args:
         image: (3, image_size, image_size) pixels in [0, 1], as the image tower sees them.
         codes: (grid, grid) int64.
         reconstruction: (3, side, side), decoded from all codes.
         mask: (grid, grid) bool, true where a patch is masked.
-        predictions: by caption; the empty one always comes first.
+        predictions: predictions by caption; the empty one always comes first.
     """
 
     image: torch.Tensor
@@ -51,7 +51,7 @@ class COTSInspection:
     predictions: dict[str, Prediction]
 
     def panels(self) -> list[tuple[str, torch.Tensor]]:
-        """Titles and pixels for [`draw_panels`]."""
+        """Return titles and pixels for [`draw_panels`]."""
         mask = F.interpolate(self.mask[None, None].float(), self.image.shape[-2:], mode="nearest")[0]
         return [
             ("image", self.image),
@@ -65,7 +65,7 @@ class COTSInspection:
         ]
 
     def lines(self) -> list[str]:
-        """One line per caption, for the terminal."""
+        """Return one line per caption, for the terminal."""
         return [
             f"{_title(caption)}: {predicted.accuracy:.1%} of the masked codes right, {predicted.loss:.3f} nats"
             for caption, predicted in self.predictions.items()
@@ -77,7 +77,7 @@ def _title(caption: str) -> str:
 
 
 def color_codes(codes: torch.Tensor) -> torch.Tensor:
-    """Give each code a color: (3, grid, grid) in [0, 1], the same for equal codes in all images."""
+    """Assign each code a color, the same in all images; returns (3, grid, grid) in [0, 1]."""
     hue = (codes.double() * GOLDEN % 1)[None]
     light = 0.55 + 0.45 * (codes.double() * GOLDEN**2 * 7 % 1)[None]
     wheel = (hue * 6 + torch.tensor([0.0, 4.0, 2.0], dtype=torch.double).view(3, 1, 1)) % 6
@@ -110,14 +110,14 @@ def inspect_image(
 ) -> COTSInspection:
     """Tokenize an image, mask it as in training, and predict the masked patches with and without a caption.
 
-    Without a caption the text tower gets the empty text: its global feature tells nothing about the image, and the
-    head gets a feature as in training.
+    Without a caption the text tower gets the empty text, so that the head gets a global text feature as in training,
+    but one without information about the image.
 
     Args:
         model, processor: from [`load_with_token_heads`].
         image: an RGB image.
         caption: input of the text tower.
-        seed: of the mask.
+        seed: random seed of the mask.
     """
     config, grid = model.config, model.config.patch_grid
     pixels = processor(images=[image], return_tensors="pt")["pixel_values"].to(model.device, model.dtype)

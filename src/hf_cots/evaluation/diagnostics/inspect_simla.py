@@ -1,4 +1,4 @@
-"""Shows what a SIMLA sees in an image: the keywords that it predicts, and where each token of a caption attends."""
+"""Show what a SIMLA model sees in an image: its predicted keywords, and where each token of a caption attends."""
 
 from dataclasses import dataclass
 
@@ -15,14 +15,15 @@ HEAT = (1.0, 0.25, 0.0)  # color of full attention
 
 @dataclass(frozen=True)
 class SimlaInspection:
-    """One image, and one caption if there is one, through SIMLA.
+    """SIMLA's predictions for one image and, if given, one caption.
 
     Args:
         image: (3, image_size, image_size) pixels in [0, 1], as the image encoder sees them.
-        keywords: the most likely keywords with their probabilities, best first; empty without a head for them.
-        tokens: tokens of the caption without special ones.
+        keywords: the most likely keywords with their probabilities, best first; empty if the model has no keyword
+            head.
+        tokens: tokens of the caption without special tokens.
         attention: (tokens, grid, grid), cross-attention of the last layer to the patches, mean over heads.
-        match: probability that image and caption belong together.
+        match: probability that image and caption match; None without a caption.
     """
 
     image: torch.Tensor
@@ -32,14 +33,14 @@ class SimlaInspection:
     match: float | None
 
     def panels(self) -> list[tuple[str, torch.Tensor]]:
-        """Titles and pixels for [`draw_panels`]: the image, and a heat map per token."""
+        """Return titles and pixels for [`draw_panels`]: the image, and a heat map per token."""
         match = "" if self.match is None else f"match: {self.match:.1%}"
         keywords = ", ".join(word for word, _ in self.keywords) or "no head for keywords"
         maps = [(token, heat_map(self.image, attention)) for token, attention in zip(self.tokens, self.attention)]
         return [(f"{match}\n{keywords}", self.image), *maps]
 
     def lines(self) -> list[str]:
-        """Keywords and match, for the terminal."""
+        """Return keywords and match as lines for the terminal."""
         lines = [f"{probability:6.1%}  {word}" for word, probability in self.keywords]
         return lines if self.match is None else [*lines, f"match: {self.match:.1%}"]
 
@@ -52,13 +53,13 @@ def inspect_simla(
     caption: str | None = None,
     num_keywords: int = 10,
 ) -> SimlaInspection:
-    """Predict the keywords of an image, and find the patches that each token of a caption attends to.
+    """Predict the keywords of an image, and the patches that each token of a caption attends to.
 
     Args:
-        model, processor: in evaluation mode.
+        model, processor: SIMLA in evaluation mode, and its processor.
         image: an RGB image.
-        caption: a text that may describe it.
-        num_keywords: how many keywords to return.
+        caption: a text to match with the image.
+        num_keywords: number of keywords to return.
     """
     pixels = processor(images=[image], return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
     tokenizer, config, grid = processor.tokenizer, model.config, model.config.patch_grid
@@ -79,10 +80,11 @@ def inspect_simla(
 
 
 def heat_map(image: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-    """Color an image (3, side, side) by the attention to its patches; the greatest attention gets the full color.
+    """Overlay an image with the attention to its patches; the strongest attention gets the full color.
 
     Args:
-        image: (3, side, side); attention: (grid, grid).
+        image: (3, side, side) pixels in [0, 1].
+        attention: (grid, grid).
     """
     strength = attention / attention.max().clamp(min=1e-12)
     strength = F.interpolate(strength[None, None], image.shape[-2:], mode="nearest")[0] * 0.7

@@ -1,4 +1,4 @@
-"""Measures whether the token level uses the other modality: its losses with shuffled cross-modal features."""
+"""Measure whether the token level uses the other modality, by its losses with shuffled cross-modal features."""
 
 import torch
 from accelerate.utils import send_to_device
@@ -15,17 +15,17 @@ def inspect_token_level(
 ) -> dict[str, dict[str, float]]:
     """Measure by how much L_MVM and L_MLM rise when each pair gets the global features of the next pair in its batch.
 
-    Masks, images and texts stay the same, and all pairs are masked whatever `masked_fraction` is; only the cross-modal
-    features are shuffled. A rise of zero says that the level learns from its own modality alone.
+    Masks, images and texts stay the same, and all pairs are masked regardless of `masked_fraction`; only the
+    cross-modal features are shuffled. A rise of zero means that the level learns from its own modality alone.
 
     Args:
-        model: with at least one token level; its state and mode are left as they were.
-        processor: the model's.
+        model: a model with a token level; its state and mode are not changed.
+        processor: the model's processor.
         pairs: the data. Pairs that share an image or a caption swap equal features: use data with few of them.
-        batch_size: pairs in a forward pass; a last batch of one pair, which cannot be shuffled, is skipped.
+        batch_size: pairs per forward pass; a last batch of one pair, which cannot be shuffled, is skipped.
 
     Returns:
-        For "mvm" and "mlm", where on: `{"loss", "shuffled", "rise"}`, means over pairs in nats.
+        For "mvm" and "mlm", if enabled: `{"loss", "shuffled", "rise"}`, means over pairs in nats.
 
     Raises:
         ValueError: if no token level is on, or there are fewer than two pairs.
@@ -51,7 +51,7 @@ def inspect_token_level(
         own = model(**batch, features=features)
         shuffled = model(**batch, features={name: rows.roll(1, dims=0) for name, rows in features.items()})
         for name in names:
-            # The model divides by `masked_fraction`, as if only so many of the pairs were masked.
+            # The model divides by `masked_fraction`, as if only this fraction of the pairs were masked.
             both = [config.masked_fraction * float(output[f"loss_{name}"]) for output in (own, shuffled)]
             totals[name] += len(indices) * torch.tensor(both, dtype=torch.float64)
         seen += len(indices)

@@ -11,20 +11,20 @@ except ModuleNotFoundError:
 
 
 def new_figure(size: tuple[float, float], rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
-    """Make a figure with a grid of axes.
+    """Create a figure with a grid of axes.
 
     Args:
         size: width and height in inches.
-        rows, columns: of the grid.
+        rows, columns: size of the grid.
 
     Returns:
-        The figure, and one `Axes`, or an array of them where there are several.
+        The figure, and one `Axes` or an array of several.
     """
     figure = Figure(figsize=size)
     return figure, figure.subplots(rows, columns)
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
-    """Write a figure, with its labels inside, in the format of the path's suffix."""
+    """Save a figure with a tight layout, in the format of the path's suffix."""
     figure.tight_layout()
     figure.savefig(path, dpi=dpi)

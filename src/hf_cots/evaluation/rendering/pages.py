@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: Jinja2 templates from `templates/`, with the thumbnails inside the file."""
+"""Self-contained HTML pages: Jinja2 templates from `templates/`, with thumbnails embedded in the file."""
 
 import base64
 import io
@@ -30,8 +30,8 @@ def render_page(template: str, **values: Any) -> str:
 
 
 def thumbnail(pairs: PairDataset, row: int, size: int) -> str:
-    """Encode the image of a row, reduced to at most `size` pixels a side, as the `data:` URI of a JPEG; of a clip four
-    frames in two rows."""
+    """Encode the image of a row, or four frames of a clip in two rows, as the `data:` URI of a JPEG of at most `size`
+    pixels per side."""
     image = as_picture(pairs.read_row(row), size)
     image.thumbnail((size, size))
     buffer = io.BytesIO()

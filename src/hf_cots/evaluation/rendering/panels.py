@@ -1,4 +1,4 @@
-"""Pixels as images: contact sheets, and rows of panels with a title below each."""
+"""Draw pixels as images: contact sheets, and rows of panels with a title below each."""
 
 import textwrap
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from ...models.video_frames import VideoFrames
 if TYPE_CHECKING:
     import torch
 
-BACKGROUND = (235, 235, 235)  # so that white images have edges
+BACKGROUND = (235, 235, 235)  # gray, so that the edges of white images are visible
 RIGHT = (60, 160, 100)
 
 
 def to_image(pixels: "torch.Tensor", side: int) -> Image.Image:
-    """Convert pixels (3, height, width) in [0, 1], scaled to `side` x `side` without smoothing."""
+    """Convert pixels (3, height, width) in [0, 1] to an image, scaled to `side` x `side` without smoothing."""
     values = (pixels.detach().float().clamp(0, 1) * 255).round().byte()
     image = Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
     return image.resize((side, side), Image.Resampling.NEAREST)
 
 
 def contact_sheet(rows: Sequence["torch.Tensor"], side: int = 72, gap: int = 4) -> Image.Image:
-    """Draw rows of images (columns, 3, height, width) on white, each `side` pixels large."""
+    """Draw rows of images (columns, 3, height, width) on white, each scaled to `side` x `side` pixels."""
     step = side + gap
     sheet = Image.new("RGB", (len(rows[0]) * step + gap, len(rows) * step + gap), "white")
     for row, images in enumerate(rows):
@@ -37,9 +37,9 @@ def draw_panels(panels: Sequence[tuple[str, "torch.Tensor"]], side: int = 224, g
     """Draw panels side by side.
 
     Args:
-        panels: a title of one or two lines, and pixels (3, height, width) in [0, 1], of each.
-        side: of each panel in pixels; enlarging does not smooth.
-        gap: between them.
+        panels: for each a title of one or two lines, and pixels (3, height, width) in [0, 1].
+        side: side of each panel in pixels; scaled without smoothing.
+        gap: pixels between panels.
     """
     font = ImageFont.load_default(13)
     sheet = Image.new("RGB", (len(panels) * (side + gap) + gap, side + 4 * gap + 34), BACKGROUND)
@@ -55,7 +55,7 @@ def draw_panels(panels: Sequence[tuple[str, "torch.Tensor"]], side: int = 224, g
 def draw_sheet(
     panels: Sequence[tuple[str, Image.Image]], columns: int = 5, side: int = 180, gap: int = 8
 ) -> Image.Image:
-    """Draw images in rows, each scaled into a square of `side` pixels, with a title of one line below it."""
+    """Draw images in rows, each fitted into a square of `side` pixels, with a title of one line below it."""
     font, step = ImageFont.load_default(12), side + gap
     columns = max(1, min(columns, len(panels)))
     rows = -(-len(panels) // columns)
@@ -72,12 +72,12 @@ def draw_sheet(
 def draw_queries(
     rows: Sequence[tuple[str, Sequence[tuple[str, Image.Image, bool]]]], side: int = 104, gap: int = 8
 ) -> Image.Image:
-    """Draw texts with the images found for each, the best first, in a row; right ones are framed.
+    """Draw a row per text with the images found for it, the best first; right ones are framed.
 
     Args:
-        rows: a text, and of each image a short title, the image, and whether it is right.
-        side: of the square into which an image is scaled.
-        gap: between images.
+        rows: for each a text and its images, each with a short title and whether it is right.
+        side: side in pixels of the square into which an image is fitted.
+        gap: pixels between images.
     """
     font, left, step = ImageFont.load_default(13), 260, side + gap
     columns = max(len(found) for _, found in rows)
@@ -98,20 +98,20 @@ def draw_queries(
 
 
 def as_picture(media: Image.Image | VideoFrames, side: int) -> Image.Image:
-    """An image as it is; of a clip four frames in two rows, which fill a square of `side` pixels."""
+    """Return an image unchanged; for a clip, draw four frames in two rows, in a square of about `side` pixels."""
     if isinstance(media, VideoFrames):
         return frame_sheet(pick_frames(media.frames, 4), side // 2, columns=2)
     return media
 
 
 def pick_frames(images: Sequence[Image.Image], most: int) -> list[Image.Image]:
-    """At most so many of the images, evenly spaced."""
+    """Pick at most `most` of the images, evenly spaced."""
     count = min(most, len(images))
     return [images[(2 * i + 1) * len(images) // (2 * count)] for i in range(count)]
 
 
 def frame_sheet(images: Sequence[Image.Image], side: int, columns: int, gap: int = 2) -> Image.Image:
-    """Draw the frames of a clip in rows, each scaled into a square of `side` pixels, on white."""
+    """Draw the frames of a clip in rows on white, each fitted into a square of `side` pixels."""
     step, rows = side + gap, -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * step - gap, rows * step - gap), "white")
     for i, image in enumerate(images):
@@ -122,7 +122,7 @@ def frame_sheet(images: Sequence[Image.Image], side: int, columns: int, gap: int
 
 
 def _truncate(line: str, pen: ImageDraw.ImageDraw, font, width: int) -> str:
-    """Shorten a line to `width` pixels, with dots for what is missing."""
+    """Truncate a line to `width` pixels, with an ellipsis."""
     if pen.textlength(line, font=font) <= width:
         return line
     while line and pen.textlength(line + "...", font=font) > width:

@@ -1,4 +1,4 @@
-"""Results as plots, drawn with matplotlib."""
+"""Plots of results, drawn with matplotlib."""
 
 from pathlib import Path
 from typing import Any
@@ -7,14 +7,14 @@ from ...search.encoders import DIRECTIONS
 
 
 def draw_recall_cost(reranking: dict[str, Any], path: Path) -> None:
-    """Plot R@1 with its interval over milliseconds a query, a line for each direction.
+    """Plot R@1 with its interval over milliseconds per query, with a line for each direction.
 
     Args:
-        reranking: the entry of a report, of [`RerankEvaluation`].
-        path: the image file.
+        reranking: the entry `reranking` of a report; see [`RerankEvaluation`].
+        path: the image file to write.
 
     Raises:
-        ModuleNotFoundError: naming the extra, if matplotlib is missing.
+        ModuleNotFoundError: naming the extra to install, if matplotlib is missing.
     """
     from .figures import new_figure, save_figure
 
@@ -28,7 +28,7 @@ def draw_recall_cost(reranking: dict[str, Any], path: Path) -> None:
 
 
 def _draw_direction(axis: Any, label: str, rows: list[tuple[int | str, dict[str, Any]]]) -> None:
-    """The line through all fixed k, and a star for the row in which k varies."""
+    """Draw the line through all fixed k, and a star for the row in which k varies."""
     points = [(values["milliseconds_per_query"], values["R@1"]) for _, values in rows]
     fixed = [i for i, (k, _) in enumerate(rows) if k != "varying"]
     low, high = zip(*(rows[i][1]["intervals"]["R@1"] for i in fixed))

@@ -32,10 +32,10 @@ def markdown_table(results: dict[str, dict[str, float]]) -> str:
 
 
 def card_table(report: dict[str, Any]) -> str:
-    """Tabulate recall in percent for a card, in Markdown: a row for each direction, with intervals, and for chance.
+    """Tabulate recall in percent for a model card in Markdown: a row per direction with intervals, and one for chance.
 
     Args:
-        report: of [`hf_cots.evaluation.retrieval.report.RetrievalResult.to_dict`].
+        report: from [`hf_cots.evaluation.retrieval.report.RetrievalResult.to_dict`].
     """
     lines = [f"| direction | {' | '.join(RECALL_HEADINGS)} |", "|---|---|---|---|---|---|---|"]
     for name in DIRECTIONS:
@@ -55,8 +55,8 @@ def report_tables(report: dict[str, Any]) -> list[Table]:
     """Tabulate the report of an evaluation.
 
     Returns:
-        The metrics with intervals beside chance, the comparison if there is one, each transductive re-scoring, and
-        recall against cost if there was re-ranking.
+        Tables of the metrics with intervals and chance, the comparison if there is one, each transductive re-scoring,
+        and recall against cost if there was re-ranking.
     """
     directions = {name: report[name] for name in DIRECTIONS}
     tables = [_metrics_table(report, directions)]
@@ -76,11 +76,14 @@ def report_tables(report: dict[str, Any]) -> list[Table]:
 def _direction_table(
     title: str, directions: dict[str, Any], second: str, cells: Callable[[str, str], tuple[str, str]]
 ) -> Table:
-    """One row per metric and two columns per direction; fractional recall only where it differs from recall.
+    """Build a table with a row per metric and two columns per direction; fractional recall is left out if it equals
+    recall.
 
     Args:
-        second: heading of the second column of a direction.
-        cells: takes the names of direction and metric.
+        title: title of the table.
+        directions: metrics by direction.
+        second: heading of the second column of each direction.
+        cells: returns the two cells for the names of a direction and a metric.
     """
     table = Table("", title=title, title_justify="left")
     for name in directions:
@@ -122,7 +125,7 @@ def _rescored_table(rescored: dict[str, Any], directions: dict[str, Any]) -> Tab
 
 
 def _reranking_tables(reranking: dict[str, Any]) -> list[Table]:
-    """Recall against cost: a table of each direction, with the curve of R@1 as bars."""
+    """Build tables of recall against cost, one per direction, with bars for R@1."""
     tables = []
     for name in DIRECTIONS:
         title = f"{name.replace('_', ' ')}, re-ranked by {reranking['reranker']['name']}: 95% intervals"
@@ -145,12 +148,12 @@ def _reranking_tables(reranking: dict[str, Any]) -> list[Table]:
 
 
 def task_table(report: dict[str, Any], task: str, digits: int = 1) -> Table:
-    """Tabulate the metrics of a task with their intervals beside chance, and its sizes.
+    """Tabulate the metrics of a task with intervals and chance, and its sizes.
 
     Args:
         report: from [`hf_cots.evaluation.tasks.run`].
-        task: its entry, such as "zero_shot".
-        digits: after the decimal point.
+        task: name of its entry, such as "zero_shot".
+        digits: digits after the decimal point.
     """
     values, chance = report[task], report["chance"][task]
     table = Table(title=f"{report['model']['name']}: {task.replace('_', ' ')}, 95% intervals", title_justify="left")

@@ -1,17 +1,17 @@
-"""The curves of a training, drawn with matplotlib."""
+"""Training curves, drawn with matplotlib."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .figures import new_figure, save_figure  # which says what to install
+from .figures import new_figure, save_figure  # its import error says what to install
 
 
 INK, PALE, LINES = "#222222", "#8a8a8a", ("#3465a4", "#e08e2b")
 DPI = 150
 COLUMNS = 4
-# Panels: a title, and what is plotted under which label. A run has those that it logs.
+# Panels: title, and labels of the logged values that are plotted. A run has the panels of the values that it logs.
 PANELS = {
     "instance level: image and text": {"loss_instance": ""},
     "token level: masked patches": {"loss_mvm": ""},
@@ -38,14 +38,14 @@ PANELS = {
 
 
 def draw_losses(history: list[dict[str, float]], path: Path) -> bool:
-    """Plot the terms of the loss and signs of health over the steps.
+    """Plot the terms of the loss and other diagnostics over the steps.
 
     Args:
         history: `trainer.state.log_history`.
         path: the file to write.
 
     Returns:
-        Whether anything was logged; without, no file is written.
+        Whether anything was logged; otherwise no file is written.
     """
     panels = {}
     for title, lines in PANELS.items():
@@ -70,7 +70,7 @@ def draw_losses(history: list[dict[str, float]], path: Path) -> bool:
 
 
 def _draw_panel(axis: Any, title: str, curves: dict[str, list[tuple[float, float]]]) -> None:
-    """The lines of one panel, named where there are several."""
+    """Draw the lines of one panel, with a legend if there are several."""
     for color, (name, points) in zip(LINES, curves.items()):
         if points:
             axis.plot(*zip(*points), color=color, linewidth=1.6, label=PANELS[title][name])
@@ -82,7 +82,7 @@ def _draw_panel(axis: Any, title: str, curves: dict[str, list[tuple[float, float
 
 
 def style_axis(axis: Any, title: str) -> None:
-    """Plain axes: two thin spines, a faint grid, the title on the left."""
+    """Style axes plainly: two thin spines, a faint grid, and the title on the left."""
     axis.set_title(title, fontsize=10, color=INK, loc="left")
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["left", "bottom"]].set_color("#cccccc")

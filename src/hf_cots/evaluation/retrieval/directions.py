@@ -1,4 +1,4 @@
-"""Image-text retrieval in both directions, as papers count it: R@K is hit@K in percent.
+"""Image-text retrieval in both directions, with R@K as papers define it: hit@K in percent.
 
 A query is a hit at K if *any* of its correct answers is among the first K. Ties are broken fairly, scores are exact,
 and memory does not grow with queries x gallery: see `metrics.py` and `ranking.py`.
@@ -21,13 +21,14 @@ from .transductive import Rescoring
 
 @dataclass(frozen=True)
 class DirectionResult:
-    """One direction of a data set, query by query.
+    """Per-query results of one direction of a data set.
 
     Args:
-        columns: (n,) float64 each, of [`hf_cots.evaluation.retrieval.metrics.per_query_metrics`].
+        columns: (n,) float64 each, from [`hf_cots.evaluation.retrieval.metrics.per_query_metrics`].
         query_ids: (n,) int64, the image id of each query: queries with equal ids are resampled together.
         gallery_ids: (m,) int64.
-        query_folds, gallery_folds: (n,) and (m,) int64, ascending from 0. A query meets the gallery of its fold only.
+        query_folds, gallery_folds: (n,) and (m,) int64, ascending from 0. A query is ranked against the gallery of its
+            own fold only.
     """
 
     columns: dict[str, np.ndarray]
@@ -40,7 +41,7 @@ class DirectionResult:
     def from_single_gallery(
         cls, columns: dict[str, np.ndarray], query_ids: np.ndarray, gallery_ids: np.ndarray
     ) -> "DirectionResult":
-        """A direction without folds."""
+        """Create the result of a direction without folds."""
         return cls(columns, query_ids, gallery_ids, np.zeros_like(query_ids), np.zeros_like(gallery_ids))
 
     @classmethod
@@ -55,7 +56,7 @@ class DirectionResult:
         )
 
     def folds(self) -> list["DirectionResult"]:
-        """The results of each fold: the inverse of `from_folds`."""
+        """Split into the results of each fold: the inverse of `from_folds`."""
         parts = []
         for fold in range(int(self.query_folds[-1]) + 1):
             queries, gallery = self.query_folds == fold, self.gallery_folds == fold
@@ -64,7 +65,7 @@ class DirectionResult:
         return parts
 
     def metrics(self) -> dict[str, float]:
-        """All metrics over the queries; the mean over folds.
+        """Compute all metrics over the queries; with folds, their mean.
 
         Returns:
             `R@1`, `R@5`, `R@10` (hit@K), `MRR`, `nDCG@10`, `mAP` and `fractional_R@K` (the fraction of a query's
@@ -74,7 +75,7 @@ class DirectionResult:
         return self._with_sizes([summarize(part.columns) for part in self.folds()])
 
     def chance(self) -> dict[str, float]:
-        """The same metrics for guessing."""
+        """Compute the same metrics for guessing."""
         levels = []
         for part in self.folds():
             ids, counts = np.unique(part.gallery_ids, return_counts=True)
@@ -83,7 +84,7 @@ class DirectionResult:
         return self._with_sizes(levels)
 
     def _with_sizes(self, folds: list[dict[str, float]]) -> dict[str, float]:
-        """Mean over folds, the number of all queries, and the size of a fold's gallery."""
+        """Average metrics over folds, and add the total number of queries and the size of a fold's gallery."""
         gallery = round(len(self.gallery_ids) / len(folds))
         return mean_of_folds(folds) | {"queries": len(self.query_ids), "gallery": gallery}
 
@@ -97,10 +98,10 @@ def rank_direction(
     rescoring: Rescoring | None = None,
     split_queries: bool = False,
 ) -> DirectionResult:
-    """Rank the correct answers of every query.
+    """Rank the gallery for every query.
 
     Args:
-        query_embeds, gallery_embeds: (n, D) and (m, D) normalized embeddings, memory-mapped or not.
+        query_embeds, gallery_embeds: (n, D) and (m, D) normalized embeddings, in memory or memory-mapped.
         query_ids, gallery_ids: (n,) and (m,) int64; equal ids belong together.
         block: queries compared at a time.
         rescoring: a transductive re-scoring of these queries and this gallery.
@@ -122,7 +123,7 @@ def rank_direction(
 def rank_both(
     encoded: EncodedPairs, rescoring: dict[str, Rescoring] | None = None, split_queries: bool = False
 ) -> dict[str, DirectionResult]:
-    """Both directions of an encoded data set; arguments as for [`rank_direction`], the rescoring by direction."""
+    """Rank both directions of an encoded data set; arguments as for [`rank_direction`], the rescoring by direction."""
     return {
         name: rank_direction(
             *encoded.side(name), rescoring=rescoring[name] if rescoring else None, split_queries=split_queries

@@ -18,14 +18,15 @@ THUMBNAIL = 168  # pixels
 
 @dataclass(frozen=True)
 class Failure:
-    """One query whose best correct answer did not come first.
+    """One query whose best correct answer is not ranked first.
 
     Args:
         query: index of the query in its fold.
         rank: expected rank of the best correct answer.
-        truth: gallery index of that answer, and `score` its similarity.
-        above: (gallery index, similarity) of the wrong entries that score at least as high, best first; as many as
-            were asked for.
+        truth: gallery index of that answer.
+        score: similarity of that answer.
+        above: (gallery index, similarity) of wrong entries that score at least as high, best first; at most as many as
+            requested.
     """
 
     query: int
@@ -42,13 +43,13 @@ def worst_failures(
     count: int = 20,
     shown: int = 5,
 ) -> list[Failure]:
-    """Find the queries of one gallery with the highest ranks, the highest first; of equal ranks the first query.
+    """Find the queries of one gallery with the worst ranks, the worst first; queries with equal ranks are in order.
 
     Args:
-        direction: of one fold.
+        direction: result of one fold.
         query_embeds, gallery_embeds: (n, D) and (m, D), the embeddings that were ranked.
-        count: how many queries at most; those whose correct answer came first, without a tie, are no failures.
-        shown: how many wrong entries of each.
+        count: maximum number of queries; those whose correct answer is first, without a tie, are not failures.
+        shown: maximum number of wrong entries per query.
     """
     ranks = direction.columns["rank"]
     chosen = np.argsort(-ranks, kind="stable")[:count]
@@ -58,7 +59,7 @@ def worst_failures(
     queries, query_ids, gallery_ids = query_embeds[chosen], direction.query_ids[chosen], direction.gallery_ids
     row, entry = Positives(query_ids, gallery_ids).lookup(slice(0, len(chosen)))
     positive_scores = Scores(queries, gallery_embeds).pairs(row, entry)
-    # Correct answers below the best one can be among the nearest too: at most `shown` entries are wrong and above.
+    # The nearest entries can include all correct answers, so fetch that many more to have `shown` wrong ones.
     most_positives = int(np.bincount(row).max())
     scores, nearby = nearest(queries, gallery_embeds, shown + most_positives)
     failures = []
@@ -86,11 +87,11 @@ def write_failures(
 
     Args:
         path: the HTML file.
-        title: its heading.
-        directions: results of both directions, in as many folds as there are parts.
-        parts: the encoded data, one for each fold.
+        title: heading of the page.
+        directions: results of both directions, with as many folds as there are parts.
+        parts: the encoded data, one part per fold.
         pairs: the data set.
-        count: failures of each direction.
+        count: number of failures per direction.
     """
     failures = {}
     for name in DIRECTIONS:

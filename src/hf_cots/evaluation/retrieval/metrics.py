@@ -2,8 +2,8 @@
 
 Every value is the expectation over a uniformly random order of the entries that score the same (McSherry and Najork,
 "Computing information retrieval performance measures efficiently in the presence of tied scores", ECIR 2008), so that
-a model which gives every pair the same score gets exactly the chance level. The formulas need only four counts for
-each group of tied entries with a correct answer, no scores; and no library but numpy.
+a model which gives every pair the same score gets exactly the chance level. The formulas need no scores, only the
+counts in [`TieGroups`], and no library but numpy.
 
 R@K, MRR, nDCG and mAP are in percent; ranks start at 1.
 """
@@ -30,13 +30,14 @@ MEANS = {
 
 @dataclass(frozen=True)
 class TieGroups:
-    """Groups of equally scored gallery entries with a correct answer, each query's from its best score down.
+    """Groups of gallery entries with equal scores and at least one correct answer, for each query from the best score
+    down.
 
     Args:
         query: (groups,) int64, ascending from 0: the query of each group. Every query has at least one.
-        above: (groups,) int64, gallery entries that score higher, correct or not.
-        size: (groups,) int64, entries of the group, correct or not.
-        correct: (groups,) int64, correct answers among them, at least 1.
+        above: (groups,) int64, number of gallery entries that score higher, correct or not.
+        size: (groups,) int64, number of entries in the group, correct or not.
+        correct: (groups,) int64, number of correct answers in the group, at least 1.
     """
 
     query: np.ndarray
@@ -46,14 +47,15 @@ class TieGroups:
 
 
 def hit_probability(above: np.ndarray, size: np.ndarray, correct: np.ndarray, k: int) -> np.ndarray:
-    """Probability that a correct answer is among the first k, for the first group of each query.
+    """Compute the probability that a correct answer is among the first k, for the first group of each query.
 
     Args:
         above, size, correct: (n,) as in [`TieGroups`].
         k: cut-off.
 
     Returns:
-        (n,) float64: 1 - C(size - correct, m) / C(size, m) with m the ranks of the group among the first k.
+        (n,) float64: 1 - C(size - correct, m) / C(size, m), where m is the number of the group's ranks among the
+        first k.
     """
     within_k = np.clip(k - above, 0, size)
     miss = np.ones(len(size))
@@ -64,13 +66,14 @@ def hit_probability(above: np.ndarray, size: np.ndarray, correct: np.ndarray, k:
 
 
 def expected_rank(above: np.ndarray, size: np.ndarray, correct: np.ndarray) -> np.ndarray:
-    """(n,) float64 expected rank of the first correct answer: the least of `correct` ranks among `size` is, on
-    average, (size + 1) / (correct + 1)."""
+    """Compute the (n,) float64 expected rank of the first correct answer: the smallest of `correct` random ranks out
+    of `size` is (size + 1) / (correct + 1) on average."""
     return above + (size + 1) / (correct + 1)
 
 
 def expected_reciprocal_rank(above: np.ndarray, size: np.ndarray, correct: np.ndarray) -> np.ndarray:
-    """(n,) float64 expectation of 1 / rank of the first correct answer; arguments as for [`hit_probability`]."""
+    """Compute the (n,) float64 expectation of 1 / rank of the first correct answer; arguments as for
+    [`hit_probability`]."""
 
     def tied(above: int, size: int, correct: int) -> float:
         taken = np.arange(size - correct + 1)  # wrong entries before the first correct one
@@ -81,14 +84,15 @@ def expected_reciprocal_rank(above: np.ndarray, size: np.ndarray, correct: np.nd
 
 
 def expected_precisions(above: np.ndarray, size: np.ndarray, correct: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """(n,) float64 expected sum of the precisions at the ranks of a group's correct answers, the terms of AP.
+    """Compute the (n,) float64 expected sum of the precisions at the ranks of a group's correct answers, the terms of
+    AP.
 
     Rank i within the group is correct with probability correct / size; then, of the i - 1 before it,
     (correct - 1) (i - 1) / (size - 1) are expected to be correct (McSherry and Najork, section 2.5).
 
     Args:
         above, size, correct: (n,) as in [`TieGroups`].
-        before: (n,) correct answers in better groups.
+        before: (n,) number of correct answers in better groups.
     """
 
     def tied(above: int, size: int, correct: int, before: int) -> float:
@@ -100,9 +104,9 @@ def expected_precisions(above: np.ndarray, size: np.ndarray, correct: np.ndarray
 
 
 def _sum_over_ties(tied: Callable[..., float], untied: np.ndarray, above, size, *counts) -> np.ndarray:
-    """`untied` where a group has one entry, elsewhere the sum `tied`, computed once for each distinct set of counts.
+    """Return `untied` for groups of one entry, else the sum `tied`, computed once per distinct set of counts.
 
-    The groups of one query are disjoint, so that all sums together have at most queries x gallery terms: less work
+    The groups of one query are disjoint, so all sums together have at most queries x gallery terms, which is less work
     than the dot products that found the ties.
     """
     values = untied.astype(np.float64)
@@ -117,8 +121,8 @@ def per_query_metrics(groups: TieGroups, queries: int) -> dict[str, np.ndarray]:
     """Compute each query's metrics.
 
     Args:
-        groups: of queries 0 to queries - 1.
-        queries: how many there are.
+        groups: the tie groups of queries 0 to `queries` - 1.
+        queries: number of queries.
 
     Returns:
         Columns (queries,) float64. `R@K`: hit@K, any correct answer among the first K. `rank`: expected rank of the
@@ -151,30 +155,30 @@ def per_query_metrics(groups: TieGroups, queries: int) -> dict[str, np.ndarray]:
 
 
 def concatenate(parts: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Concatenate the columns of [`per_query_metrics`] of several sets of queries."""
+    """Concatenate the columns of [`per_query_metrics`] for several sets of queries."""
     empty = np.empty(0, dtype=np.int64)
     parts = [per_query_metrics(TieGroups(empty, empty, empty, empty), 0), *parts]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def summarize(columns: dict[str, np.ndarray]) -> dict[str, float]:
-    """Means over queries of the columns of [`per_query_metrics`], under the names in papers, and `median_rank`."""
+    """Average the columns of [`per_query_metrics`] over queries, under the names in papers; adds `median_rank`."""
     metrics = {name: float(columns[column].mean()) for column, name in MEANS.items()}
     return metrics | {"median_rank": float(np.median(columns["rank"]))}
 
 
 def rsum(results: dict[str, dict[str, float]]) -> float:
-    """The sum of R@1, R@5 and R@10 over the directions, at most 600 for two."""
+    """Sum R@1, R@5 and R@10 over the directions; at most 600 for two."""
     return sum(values[f"R@{k}"] for values in results.values() for k in KS)
 
 
 def chance_level(queries: int, gallery: int, positives: int | np.ndarray = 1) -> dict[str, float]:
-    """The metrics of guessing: all gallery entries of a query tie.
+    """Compute the metrics of guessing, where all gallery entries of a query tie.
 
     Args:
-        queries: how many.
-        gallery: entries in the gallery.
-        positives: correct answers of each query, one count for all or (queries,) int64.
+        queries: number of queries.
+        gallery: number of entries in the gallery.
+        positives: number of correct answers per query, one for all or (queries,) int64.
 
     Returns:
         The metrics of [`summarize`], with `queries` and `gallery`.

@@ -1,6 +1,6 @@
-"""Finds test data in the training data: by pixels, by perceptual hash, and by normalized captions.
+"""Find test data in the training data: by pixels, by perceptual hash, and by normalized captions.
 
-Metrics on images that the model has seen say little, and web-scale training sets do hold the usual test sets.
+Metrics on images that the model was trained on say little, and web-scale training sets contain the usual test sets.
 """
 
 import logging
@@ -31,24 +31,24 @@ GRID, COLOR_RANGE = 4, 48
 def color_grid(image: Image.Image) -> np.ndarray:
     """Average an image's colors in 4 x 4 cells: (48,) int16, 0 to 255.
 
-    A perceptual hash sees no color, and would take one flag for another; copies stay within `COLOR_RANGE`.
+    A perceptual hash ignores color and would confuse flags; the colors of copies differ by at most `COLOR_RANGE`.
     """
     return np.asarray(image.resize((GRID, GRID), Image.Resampling.BOX), dtype=np.int16).ravel()
 
 
 def normalize_caption(text: str) -> str:
-    """Keep letters, digits and marks only, in Unicode's compatible form and case folded; the rest becomes spaces."""
+    """Normalize a caption to NFKC, case-fold it, and replace everything but letters, digits and marks by spaces."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join("".join(c if unicodedata.category(c)[0] in "LNM" else " " for c in folded).split())
 
 
 @dataclass(frozen=True)
 class ImageMatch:
-    """A test image and the training image that is most like it.
+    """A test image and the training image most similar to it.
 
     Attributes:
         test, train: file names, or data set and row.
-        distance: of their perceptual hashes in bits, 0 to 64.
+        distance: distance of their perceptual hashes in bits, 0 to 64.
         identical: whether their pixels are the same.
     """
 
@@ -60,7 +60,7 @@ class ImageMatch:
 
 @dataclass(frozen=True)
 class CaptionMatch:
-    """A test caption that also occurs in the training data, as written in either."""
+    """A test caption that also occurs in the training data, as it is written in each."""
 
     test: str
     train: str
@@ -68,14 +68,14 @@ class CaptionMatch:
 
 @dataclass(frozen=True)
 class Overlap:
-    """What test and training data have in common.
+    """The overlap of test and training data.
 
     Attributes:
         pictures: the test images found in the training data, in the order of the test data.
-        captions: the test captions found there, likewise.
-        test_pictures, train_pictures, test_captions, train_captions: how many were compared.
-        distance: largest distance of perceptual hashes that counted as near-duplicates, in bits.
-        broken: images of either side that could not be read, and so were not compared.
+        captions: the test captions found in the training data, in the order of the test data.
+        test_pictures, train_pictures, test_captions, train_captions: numbers of compared images and captions.
+        distance: maximum distance in bits of the perceptual hashes of near-duplicates.
+        broken: images of either side that could not be read and were not compared.
     """
 
     pictures: list[ImageMatch]
@@ -88,7 +88,7 @@ class Overlap:
     broken: list[str]
 
     def summary(self) -> str:
-        """One line for the terminal."""
+        """Return one line for the terminal."""
         identical = sum(match.identical for match in self.pictures)
         return (
             f"of {self.test_pictures:,} test images {identical:,} are pixel for pixel among the "
@@ -105,15 +105,15 @@ class Overlap:
 def check_overlap(test: PairDataset, train: PairDataset, distance: int = 4, progress: bool = False) -> Overlap:
     """Look for the images and captions of a test set in a training set.
 
-    Equal pixels are found after decoding, so that a copy in another container or with other metadata counts. Other
-    near-duplicates are found by [`nearest_duplicates`]; all pairs of hashes are compared, a block at a time, and some
-    hundred bytes are kept of each image. For each test image the first training image with the same pixels is
-    reported, or else the nearest near-duplicate.
+    Pixels are compared after decoding, so that copies in another format or with other metadata are found. Other
+    near-duplicates are found by [`nearest_duplicates`], which compares all pairs of hashes block by block; a few
+    hundred bytes are kept per image. For each test image the first training image with the same pixels is reported,
+    or else the nearest near-duplicate.
 
     Args:
         test, train: the two sets.
-        distance: bits in which the perceptual hashes of a near-duplicate may differ, 0 to 64. The default finds scaled
-            and recompressed copies; from about 10 on, images that only look alike are found too.
+        distance: number of bits, 0 to 64, in which the perceptual hashes of a near-duplicate may differ. The default
+            finds scaled and recompressed copies; from about 10 on, images that only look similar are found too.
         progress: show a progress bar.
 
     Raises:
@@ -164,10 +164,10 @@ class Fingerprints:
 
     @classmethod
     def from_pairs(cls, pairs: PairDataset, broken: list[str], progress: bool = False) -> "Fingerprints":
-        """Read all images of a data set; the names of those that cannot be read are added to `broken`.
+        """Hash all images of a data set; the names of unreadable ones are added to `broken`.
 
-        Hashes are kept in the user's cache under the data's fingerprint: the next evaluation against the same training
-        data reads its files, and decodes only those that could not be read.
+        The hashes are cached under the data's fingerprint: the next evaluation against the same data loads them, and
+        decodes only the images that could not be read before.
         """
         file = cache_folder("overlap", f"{data_fingerprint(pairs)}-pillow-{PIL.__version__}.safetensors")
         known = cls.load(file) if file.is_file() else cls.empty()
@@ -185,13 +185,13 @@ class Fingerprints:
 
     @classmethod
     def empty(cls) -> "Fingerprints":
-        """Of no image."""
+        """Return the fingerprints of no images."""
         rows, hashes = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64)
         return cls(rows, rows, hashes, np.empty((0, 3 * GRID**2), dtype=np.int16))
 
     @classmethod
     def load(cls, file: Path) -> "Fingerprints":
-        """Read what [`from_pairs`] has kept.
+        """Load the hashes that [`from_pairs`] has cached.
 
         Raises:
             ValueError: if the file is damaged.
@@ -225,17 +225,17 @@ def nearest_duplicates(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find each image's nearest near-duplicate in a gallery.
 
-    Near-duplicates are images whose hashes differ in at most `distance` bits and whose colors differ in no cell by
-    more than `COLOR_RANGE`.
+    Near-duplicates are images whose hashes differ in at most `distance` bits and whose colors differ by at most
+    `COLOR_RANGE` in each cell.
 
     Args:
         queries, gallery: n and m images.
-        distance: in bits.
-        block: images of either side compared at a time; memory is about 100 x block^2 bytes at most.
+        distance: maximum distance in bits.
+        block: images of either side compared at a time; memory is at most about 100 x block^2 bytes.
 
     Returns:
-        (n,) int64 indices into the gallery, the first of equally near ones, -1 if there is none; and (n,) int64
-        distances of the hashes, 65 then.
+        (n,) int64 indices into the gallery, the first of equally near ones, or -1 if there is none; and (n,) int64
+        distances of the hashes, 65 if there is none.
     """
     nearest = np.full(len(queries.hashes), -1, dtype=np.int64)
     distances = np.full(len(queries.hashes), 65, dtype=np.int64)

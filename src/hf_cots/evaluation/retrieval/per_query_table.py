@@ -1,6 +1,6 @@
-"""The per-query table of an evaluation: each query and its metrics, one row a query, as parquet.
+"""The per-query table of an evaluation: a parquet file with one row per query and its metrics.
 
-All metrics and intervals can be computed from it again, and another model compared, without encoding anything.
+All metrics and intervals can be recomputed from it, and another model compared, without encoding anything.
 """
 
 import json
@@ -20,7 +20,7 @@ KEY = b"hf_cots"
 
 
 def query_table_path(results: Path) -> Path:
-    """The path of the table beside a file of results: `results.queries.parquet` beside `results.json`."""
+    """Return the path of the table beside a results file: `results.queries.parquet` beside `results.json`."""
     return results.with_suffix(".queries.parquet")
 
 
@@ -38,10 +38,10 @@ def write_query_table(
 
     Args:
         path: the parquet file.
-        directions: results, in as many folds as there are parts.
-        parts: the encoded data, one for each fold.
+        directions: results, with as many folds as there are parts.
+        parts: the encoded data, one part per fold.
         pairs: the data set.
-        about: `model`, `fingerprint` and `data_fingerprint`, kept in the file.
+        about: `model`, `fingerprint` and `data_fingerprint`, stored in the file's metadata.
     """
     texts = [pairs.caption(index) for part in parts for index in part.captions]
     images = [pairs.image_name(row) for part in parts for row in part.rows]

@@ -1,4 +1,4 @@
-"""The test sets that papers report on, read from their published files.
+"""The standard test sets of image-text and video-text retrieval, read from their published files.
 
 - **COCO and Flickr30K**: the splits of Karpathy and Fei-Fei (2015, "Deep visual-semantic alignments for generating
   image descriptions"), `dataset_coco.json` and `dataset_flickr30k.json`: `{"dataset", "images": [{"filename",
@@ -9,9 +9,9 @@
   `MSRVTT_JSFUSION_test.csv` with `video_id` and `sentence`. Full: the test split of `MSRVTT_data.json` or
   `test_videodatainfo.json`, 2,990 videos with 20 sentences each.
 
-A count that is not the published one is an error. Each protocol also has a checksum of the ids of its images and
-captions. The authors published none to verify against, so it is reported with every result: equal checksums mean equal
-test sets, and a checksum that is known can be demanded.
+Counts that differ from the published ones are an error. Each result also reports a checksum of the ids of images and
+captions, since the authors published none to verify against: equal checksums mean equal test sets, and an expected
+checksum can be given.
 """
 
 import hashlib
@@ -63,9 +63,9 @@ class ProtocolData:
     """A test set that is ready to be evaluated.
 
     Attributes:
-        name: of the protocol.
+        name: name of the protocol.
         pairs: the images, each with the captions that count.
-        folds: parts that are evaluated separately and averaged; see [`split_folds`].
+        folds: number of parts that are evaluated separately and averaged; see [`split_folds`].
         checksum: SHA-256 over the ids of images and captions, in hexadecimal; see [`id_checksum`].
     """
 
@@ -85,11 +85,11 @@ def load_protocol(
     """Load a published test set from the authors' file and a folder of images or clips.
 
     Args:
-        protocol: "coco-5k", "coco-1k" or "flickr30k"; "karpathy", any data set in their layout; "msrvtt-1k-a" or
-            "msrvtt-full", of clips.
-        annotations: `dataset_coco.json`, `dataset_flickr30k.json` or another file like them; of MSR-VTT
+        protocol: "coco-5k", "coco-1k" or "flickr30k"; "karpathy" for any data set in their layout; "msrvtt-1k-a" or
+            "msrvtt-full" for clips.
+        annotations: `dataset_coco.json`, `dataset_flickr30k.json` or another file in their layout; for MSR-VTT
             `MSRVTT_JSFUSION_test.csv` (1k-A), and `MSRVTT_data.json` or `test_videodatainfo.json` (full).
-        image_root: folder of the images. An image is `image_root / filepath / filename`: COCO's lie in `val2014/`,
+        image_root: folder of the images. An image is `image_root / filepath / filename`: COCO's are in `val2014/`,
             Flickr30K's have no `filepath`. A clip of MSR-VTT is `image_root / video7020.mp4`.
         split: for "karpathy", a split or several joined by "+": COCO's training split is usually "train+restval".
         checksum: the expected checksum of the ids, if it is known.
@@ -97,7 +97,7 @@ def load_protocol(
     Raises:
         FileNotFoundError: if the file or the folder does not exist.
         ValueError: if the protocol is unknown, the file has another layout, another data set or other counts than the
-            published ones, the checksum is another, or no image can be read.
+            published ones, the checksum differs, or no image can be read.
     """
     if protocol not in (*PROTOCOLS, KARPATHY, *VIDEO_PROTOCOLS):
         known_names = ", ".join([*PROTOCOLS, KARPATHY, *VIDEO_PROTOCOLS])
@@ -126,10 +126,11 @@ def load_protocol(
 
 
 def id_checksum(ids: Iterable[tuple[str, Sequence[int]]]) -> str:
-    """SHA-256 over the sorted lines "image caption caption ...", in hexadecimal, whatever the order of the file.
+    """Compute the SHA-256 of the sorted lines "image caption caption ...", in hexadecimal; the order of the file does
+    not matter.
 
     Args:
-        ids: an image's id and the ids of the captions that count, for each image.
+        ids: for each image its id and the ids of the captions that count.
     """
     lines = sorted(" ".join([image, *map(str, captions)]) for image, captions in ids)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -138,12 +139,12 @@ def id_checksum(ids: Iterable[tuple[str, Sequence[int]]]) -> str:
 def split_folds(encoded: EncodedPairs, folds: int) -> list[EncodedPairs]:
     """Split into contiguous parts of equal size in the order of the data, each image with its captions.
 
-    COCO-1K is defined so by Faghri et al. (2018, VSE++) and later papers. An image that could not be read leaves a gap
-    in its fold; the others keep their folds.
+    This is the definition of COCO-1K in Faghri et al. (2018, VSE++) and later papers. An unreadable image is missing
+    from its fold; the others keep their folds.
 
     Args:
-        encoded: images with an id each.
-        folds: how many parts.
+        encoded: images with distinct ids.
+        folds: number of parts.
 
     Raises:
         ValueError: if the images do not divide into equal parts.
@@ -171,7 +172,7 @@ def split_folds(encoded: EncodedPairs, folds: int) -> list[EncodedPairs]:
 
 
 def mean_of_folds(results: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of each metric over the folds."""
+    """Average each metric over the folds."""
     return {name: sum(result[name] for result in results) / len(results) for name in results[0]}
 
 
@@ -226,7 +227,7 @@ def _build_protocol_data(
 ) -> ProtocolData:
     if not Path(image_root).is_dir():
         raise FileNotFoundError(f"no such folder: {image_root}")
-    # COCO's own id where there is one; a Flickr image is identified by its file, and its imgid is only its position.
+    # COCO images have an id of their own; Flickr images are identified by file, as their imgid is only the position.
     ids = [str(entry.get("cocoid", entry["filename"])) for entry in entries]
     if len(set(ids)) < len(ids):
         twice = next(image for number, image in enumerate(ids) if image in ids[:number])
@@ -262,7 +263,7 @@ def load_msrvtt_1ka(test_csv: Path | str, annotations: Path | str | None = None)
     """Load the 1k-A test pairs of MSR-VTT, in the order of the file.
 
     Args:
-        test_csv: `MSRVTT_JSFUSION_test.csv` with the columns `video_id` and `sentence` among others.
+        test_csv: `MSRVTT_JSFUSION_test.csv`, which has the columns `video_id` and `sentence`, among others.
         annotations: `MSRVTT_data.json`; if given, every video must be in it.
 
     Raises:
@@ -301,7 +302,7 @@ def load_msrvtt_full(annotations: Path | str) -> list[VideoCaption]:
     """Load the sentences of MSR-VTT's full test split, video by video in the order of the file.
 
     Args:
-        annotations: `MSRVTT_data.json`, or `test_videodatainfo.json` of the test split alone.
+        annotations: `MSRVTT_data.json`, or `test_videodatainfo.json`, which has only the test split.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -332,8 +333,8 @@ def load_msrvtt_full(annotations: Path | str) -> list[VideoCaption]:
 def _build_clips(
     name: str, pairs: list[VideoCaption], root: Path | str, checksum: str | None, annotations: Path | str
 ) -> ProtocolData:
-    """The clips of a protocol with their sentences. Sentences of MSR-VTT have no ids: hashes of them take their place
-    in the checksum."""
+    """Build the data of a protocol from clips and their sentences. MSR-VTT's sentences have no ids, so the checksum
+    uses hashes of them instead."""
     if not Path(root).is_dir():
         raise FileNotFoundError(f"no such folder: {root}")
     sentences: dict[str, list[str]] = {}
@@ -353,6 +354,6 @@ def _build_clips(
 
 
 def _find_clip(root: Path, video: str) -> str:
-    """The file of a video, whatever its format; the usual name of one that is not there, which is reported."""
+    """Return the file name of a video in any format; if there is none, the usual name, to report it as missing."""
     names = [f"{video}{suffix}" for suffix in VIDEO_SUFFIXES]
     return next((name for name in names if (root / name).is_file()), names[0])

@@ -1,11 +1,11 @@
-"""The ranks of each query's correct answers in the gallery: exact, and block by block.
+"""Exact ranks of each query's correct answers in the gallery, computed block by block.
 
-The embeddings are rounded to 26 fraction bits first. Dot products of such numbers are exact in float64 whatever the
-order of their terms, so that a score depends on its two vectors alone: equal gallery entries tie wherever they are in
-a matrix product, and neither the block size nor the number of processes can change a rank. The rounding error is 7e-9
-in a component of a normalized vector, less than that of a float32 dot product.
+The embeddings are first rounded to 26 fraction bits. Dot products of such numbers are exact in float64 in any order of
+their terms, so that a score depends on its two vectors alone: equal gallery entries tie at any position in a matrix
+product, and neither the block size nor the number of processes can change a rank. The rounding error is 7e-9 in a
+component of a normalized vector, less than that of a float32 dot product.
 
-Nothing here imports the rest of the package: this file and `metrics.py` are also the `evaluate` Space.
+Nothing here imports the rest of the package, since this file and `metrics.py` are also used in the `evaluate` Space.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,16 +18,16 @@ from .metrics import TieGroups, concatenate, per_query_metrics
 
 BLOCK = 1024  # queries compared at a time, with four times as many gallery entries: 32 MiB of scores
 FRACTION_BITS = 26
-FEW_LEVELS = 8  # up to so many, comparing each score with each level is faster than a binary search
+FEW_LEVELS = 8  # up to this number, comparing each score with each level is faster than a binary search
 
 
 def slices(length: int, size: int) -> Iterator[slice]:
-    """Consecutive slices of at most `size` that cover `length`."""
+    """Yield consecutive slices of at most `size` that cover `length`."""
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
 def as_array(values: Any) -> np.ndarray:
-    """An array of what is one already, or a torch tensor, on any device; numpy has no bfloat16, and takes float32."""
+    """Convert an array or a torch tensor on any device to an array; bfloat16, which numpy lacks, becomes float32."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = values.float() if str(values.dtype) == "torch.bfloat16" else values
@@ -37,13 +37,13 @@ def as_array(values: Any) -> np.ndarray:
 class FixedPoint:
     """Embeddings as integers whose dot products are exact in float64; converted on access.
 
-    With exponents such that a vector's norm is at most 2^0.49, its integers have norm 2^26.49 at most, and every
-    partial sum of a dot product stays below 2^53.
+    The exponents are such that a scaled vector's norm is at most 2^0.49; its integers then have a norm of at most
+    2^26.49, and every partial sum of a dot product stays below 2^53.
 
     Args:
-        embeds: (n, D) of any floating type, memory-mapped or not.
-        name: of the embeddings in errors.
-        common: one unit for all vectors, as the gallery needs for its scores to be comparable; else one for each.
+        embeds: (n, D) of any floating dtype, in memory or memory-mapped.
+        name: name of the embeddings in errors.
+        common: use one unit for all vectors, as the gallery needs for comparable scores; else one for each.
 
     Raises:
         ValueError: if an embedding is not finite (NaN would win every comparison).
@@ -51,7 +51,7 @@ class FixedPoint:
 
     def __init__(self, embeds: np.ndarray, name: str, common: bool = False):
         self.embeds = embeds = as_array(embeds)
-        # Filled in place: small results kept between large temporaries would leave holes that the heap cannot use.
+        # Filled in place: small arrays allocated between large temporaries would fragment the heap.
         norms = np.empty(len(embeds))
         for part in slices(len(embeds), BLOCK):
             norms[part] = np.linalg.norm(embeds[part].astype(np.float64), axis=1)
@@ -66,18 +66,18 @@ class FixedPoint:
         return len(self.embeds)
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
-        """(b, D) float64 integers."""
-        # Multiplying by a float64 factor promotes any narrower type.
+        """Return (b, D) integers as float64."""
+        # Multiplying by a float64 factor promotes any narrower dtype.
         integers = self.embeds[index] * np.exp2(FRACTION_BITS - self.exponents[index])[:, None]
         return np.rint(integers, out=integers)
 
     def unit(self, index: slice | np.ndarray) -> np.ndarray:
-        """(b,) float64 powers of two: the value of the integer 1."""
+        """Return the (b,) float64 values of the integer 1, which are powers of two."""
         return np.exp2(self.exponents[index] - FRACTION_BITS)
 
 
 class Scores:
-    """Similarities of queries with a gallery, exact but for the rounding of the embeddings.
+    """Similarities of queries and gallery entries, exact except for the rounding of the embeddings.
 
     Args:
         query_embeds, gallery_embeds: (n, D) and (m, D) normalized embeddings.
@@ -103,7 +103,8 @@ class Scores:
         self.weights = np.ones(len(self.queries)) if biased is None else biased.astype(np.float64)
 
     def tiles(self, part: slice, size: int) -> Iterator[tuple[slice, np.ndarray]]:
-        """For the queries of `part`: slices of at most `size` gallery entries, with their (queries, size) scores."""
+        """Yield, for the queries of `part`, slices of at most `size` gallery entries and their (queries, size)
+        scores."""
         queries, unit = self.queries[part], self.queries.unit(part)[:, None]
         for columns in slices(len(self.gallery), size):
             scores = queries @ self.gallery[columns].T
@@ -113,7 +114,7 @@ class Scores:
             yield columns, scores
 
     def pairs(self, query: np.ndarray, entry: np.ndarray) -> np.ndarray:
-        """(p,) scores of single queries with single entries, equal to those in the tiles."""
+        """Compute the (p,) scores of pairs of a query and an entry; equal to those in the tiles."""
         scores = np.empty(len(query))
         for part in slices(len(query), BLOCK):
             q, g = query[part], entry[part]
@@ -123,7 +124,7 @@ class Scores:
 
 
 class Positives:
-    """The correct answers of each query: the gallery entries with its id.
+    """The correct answers of each query: the gallery entries with the same id.
 
     Args:
         query_ids, gallery_ids: (n,) and (m,) int64.
@@ -143,13 +144,14 @@ class Positives:
             raise ValueError(f"query {missing[0]} has no correct answer in the gallery")
 
     def lookup(self, part: slice) -> tuple[np.ndarray, np.ndarray]:
-        """(p,) row within the slice, ascending, and (p,) gallery entry of each correct answer of its queries."""
+        """Return the correct answers of a slice of queries: (p,) query within the slice, ascending, and (p,) gallery
+        entry."""
         row, position = _enumerate_within_rows(self.count[part])
         return row, self.order[self.start[part][row] + position]
 
 
 def _enumerate_within_rows(count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For rows of so many entries, the row of each entry and its position in the row."""
+    """Return the row of each entry and its position in the row, for rows with `count` entries."""
     row = np.repeat(np.arange(len(count)), count)
     return row, np.arange(len(row)) - (np.cumsum(count) - count)[row]
 
@@ -173,7 +175,7 @@ def count_above(scores: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.
     ascending, bins = levels[:, ::-1], levels.shape[1] + 1
 
     def count(side: Literal["left", "right"]) -> np.ndarray:
-        # Of each row: how many of the levels each score has passed.
+        # For each row, the number of levels that each score has passed.
         below = [np.searchsorted(row, values, side=side) for row, values in zip(ascending, scores)]
         histogram = np.stack([np.bincount(passed, minlength=bins) for passed in below])
         return np.cumsum(histogram[:, 1:][:, ::-1], axis=1)
@@ -182,18 +184,18 @@ def count_above(scores: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _count_true(mask: np.ndarray) -> np.ndarray:
-    """(b,) int64, how many of each row are true: as bits, which add up many times faster than booleans."""
+    """Count the true values of each row, (b,) int64; packed bits are counted many times faster than booleans."""
     return np.bitwise_count(np.packbits(mask, axis=1)).sum(axis=1, dtype=np.int64)
 
 
 def group_ties(row: np.ndarray, positive_scores: np.ndarray, tiles: Iterable[np.ndarray]) -> TieGroups:
-    """Group the correct answers of each query by their score, and count the gallery entries above and level with them.
+    """Group the correct answers of each query by score, and count the gallery entries that score higher or the same.
 
     Args:
         row: (p,) int64, ascending from 0: the query of each correct answer; every query has at least one.
-        positive_scores: (p,) float64, their scores, finite.
-        tiles: (queries, size) scores with parts of the gallery, all of it together; -inf for entries that are not in
-            a query's gallery.
+        positive_scores: (p,) float64, the finite scores of the correct answers.
+        tiles: (queries, size) scores with parts of the gallery, which together cover it; -inf for entries that are not
+            in a query's gallery.
     """
     count = np.bincount(row)
     _, position = _enumerate_within_rows(count)
@@ -211,11 +213,12 @@ def group_ties(row: np.ndarray, positive_scores: np.ndarray, tiles: Iterable[np.
 
 
 def _tie_groups(scores: Scores, positives: Positives, queries: slice, block: int) -> Iterator[tuple[int, TieGroups]]:
-    """Number of queries and their tie groups, at most `block` queries at a time; indices start at 0 each time."""
+    """Yield the number of queries and their tie groups, for at most `block` queries at a time; query indices start at
+    0 each time."""
     start = queries.start
     while start < queries.stop:
         size = min(block, queries.stop - start)
-        # Levels may not outgrow scores: a query with many answers shares its block with few others.
+        # Levels must not take more memory than scores: a query with many answers shares its block with few others.
         while size > 1 and size * int(positives.count[start : start + size].max()) > 4 * block**2:
             size //= 2
         part = slice(start, start + size)
@@ -237,7 +240,7 @@ def rank_queries(
 ) -> dict[str, np.ndarray]:
     """Compute each query's metrics in one direction.
 
-    Memory beyond the embeddings: a few numbers a query, and a block of `block` x 4 `block` scores.
+    Memory beyond the embeddings: a few numbers per query, and a block of `block` x 4 `block` scores.
 
     Args:
         query_embeds, gallery_embeds: (n, D) and (m, D) normalized embeddings, arrays or tensors; memory-mapped ones,
@@ -272,9 +275,9 @@ def nearest(
     k: int = 1,
     block: int = BLOCK,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the k best gallery entries of each query: scores and indices, (n, min(k, m)) float64 and int64.
+    """Find the k best gallery entries of each query; returns scores and indices, (n, min(k, m)) float64 and int64.
 
-    Of equal scores the lowest index comes first.
+    Entries with equal scores are ordered by index.
     """
     scores = Scores(query_embeds, gallery_embeds)
     values, indices = [], []
@@ -291,11 +294,11 @@ def nearest(
 
 
 def _first_best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    # The maximum is found many times faster than by sorting.
+    # For k = 1, argmax is many times faster than sorting.
     best = scores.argmax(axis=1, keepdims=True) if k == 1 else np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(scores, best, axis=1), best
 
 
 def first_occurrences(ids: np.ndarray) -> np.ndarray:
-    """(k,) ascending indices of the first occurrence of each of the k distinct ids."""
+    """Return the (k,) ascending indices of the first occurrence of each of the k distinct ids."""
     return np.sort(np.unique(ids, return_index=True)[1])

@@ -1,4 +1,4 @@
-"""Recall against cost: what a re-ranker adds to a dual encoder, for more and more candidates."""
+"""Recall against cost: what a re-ranker adds to a dual encoder, for increasing numbers of candidates."""
 
 import time
 from collections.abc import Sequence
@@ -36,11 +36,11 @@ class ScoredCandidates:
 
     Args:
         side: queries and gallery.
-        similarities: (n, K) float64, of the candidates of the first stage, as many as the largest k, best first.
-        candidates: (n, K) int64, which gallery entries they are.
+        similarities: (n, K) float64 of the first stage's candidates, best first; K is the largest k.
+        candidates: (n, K) int64, their gallery indices.
         logits: (n, K) float32.
-        search_seconds: of the first stage, all queries together.
-        pair_seconds: of the re-ranker for each k, all queries together.
+        search_seconds: time of the first stage for all queries.
+        pair_seconds: time of the re-ranker for all queries, by k.
     """
 
     side: Side
@@ -51,7 +51,7 @@ class ScoredCandidates:
     pair_seconds: dict[int, float]
 
     def correct(self) -> np.ndarray:
-        """(n, K) bool: which candidates are correct answers."""
+        """Return which candidates are correct answers, (n, K) bool."""
         return self.side.gallery_ids[self.candidates] == self.side.query_ids[:, None]
 
     def rank(self, fusion: Fusion, budget: CandidateBudget) -> DirectionResult:
@@ -67,11 +67,11 @@ def score_candidates(
     """Find the candidates of every query with the first stage, and score them with the re-ranker.
 
     Args:
-        encoded: by the first stage's encoder.
+        encoded: the data as encoded by the first stage.
         pairs: the data.
         direction: "text_to_image" or "image_to_text".
-        reranker: with the rows of `pairs` as its gallery.
-        ks: ascending numbers of candidates; those beyond the gallery's size mean all of it.
+        reranker: a re-ranker with the rows of `pairs` as its gallery.
+        ks: ascending numbers of candidates; larger ones than the gallery's size mean all of it.
     """
     side = encoded.side(direction)
     most = min(max(ks), len(side.gallery_embeds))
@@ -95,20 +95,21 @@ def score_candidates(
 
 
 class RerankEvaluation:
-    """Re-rank what an encoder finds, and measure recall and cost; see [`EvaluationRun`].
+    """Re-rank the results of an encoder, and measure recall and cost; see [`EvaluationRun`].
 
     Args:
         reranker: Hub id or folder of a SIMLA model.
-        k: candidates of the operating point that is compared with the first stage alone.
-        validation: pairs to fit the weight of the first stage on; without them the re-ranker alone ranks.
-        budget: pairs a query on average, for a further row in which k varies with the query.
-        latency: milliseconds a query at most, for the same row.
-        batch_size: pairs in a pass.
-        resamples, seed: of intervals and test.
-        ks: candidates of the other rows.
+        k: number of candidates of the operating point, which is compared with the first stage alone.
+        validation: pairs to fit the weight of the first stage on; if None, candidates are ranked by the re-ranker
+            alone.
+        budget: average number of pairs per query, for a further row in which k varies with the query.
+        latency: maximum milliseconds per query, for the same row.
+        batch_size: pairs per forward pass.
+        resamples, seed: bootstrap resamples, and random seed of intervals and test.
+        ks: numbers of candidates of the other rows.
 
     Raises:
-        OSError, ValueError: as [`load_reranker`], or if a number is out of range.
+        OSError, ValueError: as for [`load_reranker`], or if a number is out of range.
     """
 
     def __init__(
@@ -141,9 +142,9 @@ class RerankEvaluation:
             pairs: the data.
 
         Returns:
-            For JSON: `rows`, with cost and metrics of each k with intervals in both directions; `comparison` of `k`
-            with the first stage alone; `reranker_alone`, metrics at `k` without the first stage's scores; `fusion`;
-            `reranker`; `images`, the cost of their keys and values; `protocol`.
+            JSON types: `rows`, the cost and the metrics with intervals for each k in both directions; `comparison` of
+            `k` with the first stage alone; `reranker_alone`, metrics at `k` without the first stage's scores;
+            `fusion`; `reranker`; `images`, the cost of their keys and values; `protocol`.
         """
         fusions = self._fit_fusions(encoder)
         reranker = self._reranker(pairs)
@@ -172,7 +173,7 @@ class RerankEvaluation:
         return Reranker(self.model, self.processor, pairs.read_row, batch_size=self.batch_size)
 
     def _fit_fusions(self, encoder: Encoder) -> dict[str, Fusion]:
-        """The fusion of each direction."""
+        """Fit the fusion of each direction on the validation pairs, if there are any."""
         if self.validation is None:
             return dict.fromkeys(DIRECTIONS, Fusion())
         encoded, reranker = encode_pairs(encoder, self.validation), self._reranker(self.validation)
@@ -204,9 +205,9 @@ class RerankEvaluation:
         return row
 
     def _varying_row(self, scored: dict[str, list[ScoredCandidates]], fusions: dict[str, Fusion]) -> dict[str, Any]:
-        """The row in which each query has its own k, by the first stage's margins, which use no answers.
+        """Build the row in which k varies by query with the margins of the first stage, which need no labels.
 
-        Its time is that of as many pairs of the other rows.
+        Its time is estimated from the time per pair of the other rows.
         """
         ranked: dict[str, DirectionResult] = {}
         costs: dict[str, dict[str, float]] = {}

@@ -1,4 +1,4 @@
-"""The report of an evaluation: metrics with intervals, comparison, and all that is needed to reproduce it."""
+"""The report of an evaluation: metrics with intervals, comparison, and everything needed to reproduce it."""
 
 import platform
 import shlex
@@ -28,13 +28,13 @@ PACKAGES = ("hf-cots", "torch", "transformers", "datasets", "accelerate", "numpy
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """One model on one data set.
+    """The retrieval result of one model on one data set.
 
     Args:
-        model: its name.
+        model: name of the model.
         fingerprint: hash of its weights.
         directions: results of both directions.
-        parts: the encoded data, one for each fold; none for results that were read from a file.
+        parts: the encoded data, one part per fold; empty for results that were read from a file.
     """
 
     model: str
@@ -43,19 +43,19 @@ class RetrievalResult:
     parts: list[EncodedPairs]
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """The metrics of each direction."""
+        """Compute the metrics of each direction."""
         return {name: direction.metrics() for name, direction in self.directions.items()}
 
     def chance(self) -> dict[str, dict[str, float]]:
-        """The same metrics for guessing."""
+        """Compute the same metrics for guessing."""
         return {name: direction.chance() for name, direction in self.directions.items()}
 
     def to_dict(self, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
-        """For JSON: `text_to_image` and `image_to_text` with all metrics and their `intervals` (95%), `rsum`,
-        `rsum_interval`, `chance` and `model`.
+        """Convert to JSON types: `text_to_image` and `image_to_text` with all metrics and their `intervals` (95%),
+        `rsum`, `rsum_interval`, `chance` and `model`.
 
         Args:
-            resamples, seed: of the bootstrap.
+            resamples, seed: number of bootstrap resamples and their random seed.
         """
         metrics, spreads = self.metrics(), intervals(bootstrap_samples(self.directions, resamples, seed))
         return {name: metrics[name] | {"intervals": spreads[name]} for name in DIRECTIONS} | {
@@ -79,8 +79,8 @@ def evaluate_encoder(
     Args:
         encoder: see [`hf_cots.search.loading.load_encoder`].
         pairs: the data.
-        folds: parts with a gallery each, whose metrics are averaged.
-        batch_size: images in a forward pass.
+        folds: number of parts with a gallery each, whose metrics are averaged.
+        batch_size: images per forward pass.
         progress: show a progress bar.
         split_queries: divide images and queries among the processes of torchrun or accelerate, all of which must call.
 
@@ -100,7 +100,7 @@ def rescore(
     """Rank both directions again under a transductive re-scoring.
 
     Args:
-        result: without re-scoring.
+        result: the result without re-scoring.
         beta: inverse temperature.
         bank: training pairs for querybank normalization; dual softmax if None.
         split_queries: as in [`evaluate_encoder`].
@@ -130,13 +130,14 @@ def build_report(
     """Report metrics, intervals and chance, and the comparison with another model if there is one.
 
     Args:
-        result: of the model.
-        other: of another model on the same data.
-        resamples: of the bootstrap.
-        seed: of bootstrap and randomization test.
+        result: result of the model.
+        other: result of another model on the same data.
+        resamples: number of bootstrap resamples.
+        seed: random seed of bootstrap and randomization test.
 
     Returns:
-        For JSON: the entries of [`RetrievalResult.to_dict`], `statistics`, and `comparison` if there is another model.
+        JSON types: the entries of [`RetrievalResult.to_dict`], `statistics`, and `comparison` if there is another
+        model.
 
     Raises:
         ValueError: if the two were not evaluated on the same data.
@@ -157,7 +158,7 @@ def build_report(
 def compare_results(
     result: RetrievalResult, other: RetrievalResult, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Any]:
-    """The entry `comparison` of a report; arguments and errors as for [`build_report`]."""
+    """Build the entry `comparison` of a report; arguments and errors as for [`build_report`]."""
     metrics = other.metrics()
     return {
         "model": {"name": other.model, "fingerprint": other.fingerprint},
@@ -168,7 +169,7 @@ def compare_results(
 
 
 def describe_data(pairs: PairDataset, fingerprint: str, broken: Sequence[BrokenImage]) -> dict[str, Any]:
-    """Name, fingerprint and sizes of the data, for the report."""
+    """Describe name, fingerprint and sizes of the data for the report."""
     frames = {} if pairs.num_frames is None else {"num_frames": pairs.num_frames}
     return {
         "name": pairs.name,
@@ -183,7 +184,7 @@ def describe_data(pairs: PairDataset, fingerprint: str, broken: Sequence[BrokenI
 
 
 def environment(processes: int = 1) -> dict[str, Any]:
-    """Command line, versions and machine, for the report."""
+    """Describe command line, versions and machine for the report."""
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -196,7 +197,7 @@ def environment(processes: int = 1) -> dict[str, Any]:
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of packages, without those that are not installed."""
+    """Return the versions of those packages that are installed."""
     found = {}
     for package in packages:
         try:

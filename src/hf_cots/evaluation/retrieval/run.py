@@ -1,4 +1,4 @@
-"""`hf-cots evaluate` as a class: from names of models and data to a file of results."""
+"""`hf-cots evaluate` as a class: from the names of models and data to a file of results."""
 
 import json
 import logging
@@ -39,12 +39,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """An evaluation of a model on image-text pairs, and the files of its results.
+    """An evaluation of a model on image-text pairs, and its result files.
 
     Args:
         model: name of the encoder.
         data: name of the pairs, or the published JSON file of a protocol.
-        image_column, caption_column, image_id_column, split, separator: of the pairs, as for [`load_pairs`].
+        image_column, caption_column, image_id_column, split, separator: as for [`load_pairs`].
         protocol: one of [`load_protocol`]; `image_root` is the folder of its images or clips, and `id_checksum` the
             expected checksum of its ids, if it is known.
         compare: another encoder, or an earlier run's `results.json` or per-query table.
@@ -54,14 +54,14 @@ class EvaluationRun:
         check_overlap: training pairs in which to look for the test data.
         output: the JSON file; the per-query table, the page of failures and the plot of re-ranking are written beside
             it.
-        failures: how many failures of each direction the page shows; no page for 0.
-        batch_size: images in a forward pass.
-        resamples, seed: of the bootstrap, and of the randomization test.
-        rerank: a second stage that re-ranks what the encoder finds; the report's entry `reranking`.
-        revision: of the model on the Hub, as for [`load_encoder`].
-        precision: in which this model and the one to compare with encode, as for [`load_encoder`].
-        video_column: of clips, in place of images.
-        num_frames: of a clip; by default as many as the model's config says, or 8.
+        failures: number of failures per direction on the page; 0 for no page.
+        batch_size: images per forward pass.
+        resamples, seed: number of bootstrap resamples, and random seed of bootstrap and randomization test.
+        rerank: a second stage that re-ranks the encoder's results, for the entry `reranking` of the report.
+        revision: revision of the model on the Hub, as for [`load_encoder`].
+        precision: precision of this model and the one to compare with, as for [`load_encoder`].
+        video_column: column of clips, instead of images.
+        num_frames: frames per clip; by default the number in the model's config, or 8.
     """
 
     model: str
@@ -91,20 +91,20 @@ class EvaluationRun:
     num_frames: int | None = None
 
     def run(self, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """Evaluate. Under torchrun or accelerate every process calls; the first one writes and shows.
+        """Run the evaluation. Under torchrun or accelerate all processes must call; the first one writes and shows.
 
         Mistakes in names and files are found before the first image is encoded, and results are written as soon as
-        they are computed: a later failure (of the other model, the page) loses none of them.
+        they are computed, so that a later failure (of the other model or the page) loses none of them.
 
         Args:
-            show: called with the report, once it is complete.
+            show: called with the complete report.
 
         Returns:
             The report, as in the JSON file.
 
         Raises:
             FileNotFoundError, OSError, ValueError: naming what is wrong with a model, the data or a setting.
-            ModuleNotFoundError: if matplotlib is missing for the plot of re-ranking; all else is written.
+            ModuleNotFoundError: if matplotlib is missing for the plot of re-ranking; everything else is written.
         """
         self._check_settings()
         state = processes()
@@ -157,7 +157,7 @@ class EvaluationRun:
         check_output_file(self.output)
 
     def _check_clips(self) -> None:
-        """Refuse what is for images alone."""
+        """Refuse options that only support images."""
         for flag, value in (("rerank", self.rerank), ("check-overlap", self.check_overlap)):
             if value is not None:
                 raise ValueError(f"--{flag} only supports images, but {self.data} has clips: leave it out")
@@ -180,7 +180,7 @@ class EvaluationRun:
         return load_pairs(data, *columns, split, separator=self.separator, video_column=self.video_column)
 
     def _open_data(self) -> tuple[PairDataset, int, dict[str, Any]]:
-        """The pairs, the number of folds, and the protocol's entries of the report."""
+        """Open the data; returns the pairs, the number of folds, and the protocol's entries of the report."""
         if self.protocol is None:
             return self._open_pairs(self.data, self.split), 1, {"split": self.split}
         if self.image_root is None:
@@ -189,7 +189,7 @@ class EvaluationRun:
         return published.pairs, published.folds, {"protocol": published.name, "id_checksum": published.checksum}
 
     def _open_other(self, fingerprint: str) -> Encoder | RetrievalResult:
-        """The encoder to compare with, or the results of an earlier run on the same data."""
+        """Load the encoder to compare with, or the results of an earlier run on the same data."""
         path = Path(str(self.compare))
         if path.suffix not in (".json", ".parquet"):
             return load_encoder(str(self.compare), precision=self.precision)

@@ -1,8 +1,8 @@
 """Bootstrap intervals, and a paired test between two models.
 
-**Images are resampled, not queries.** Five captions of one image succeed and fail together; resampling them one by
-one would make intervals too narrow. All queries with one image id are drawn or left out together (the cluster
-bootstrap), and both directions share each resample, so that rsum has an interval too. The gallery stays as it is: the
+**Images are resampled, not queries.** The five captions of one image tend to succeed or fail together; resampling them
+one by one would make intervals too narrow. All queries with the same image id are drawn together (the cluster
+bootstrap), and both directions share each resample, so that rsum has an interval too. The gallery is held fixed: the
 intervals are for other queries to this gallery.
 
 Everything is a pure function of the per-query values, the image ids and the seed.
@@ -19,7 +19,7 @@ from .metrics import KS, MEANS
 RESAMPLES = 1000
 PERMUTATIONS = 10_000
 LEVEL = 0.95
-CHUNK = 1 << 22  # values at a time: 32 MiB
+CHUNK = 1 << 22  # values computed at a time: 32 MiB
 
 Samples = dict[str, dict[str, np.ndarray]]
 
@@ -28,7 +28,7 @@ class Clusters:
     """The queries of both directions, grouped by image id.
 
     Args:
-        directions: by name.
+        directions: results by direction.
     """
 
     def __init__(self, directions: dict[str, DirectionResult]):
@@ -41,17 +41,19 @@ class Clusters:
         return len(self.ids)
 
     def assign(self, fold: DirectionResult) -> np.ndarray:
-        """(n,) int64: the cluster of each query of a fold."""
+        """Return the cluster of each query of a fold, (n,) int64."""
         return np.searchsorted(self.ids, fold.query_ids)
 
     def sums(self, fold: DirectionResult) -> np.ndarray:
-        """(clusters, 1 + metrics) float64: the queries of a fold in each cluster, and the sums of their `MEANS`."""
+        """Compute (clusters, 1 + metrics) float64: the number of a fold's queries in each cluster, and the sums of
+        their `MEANS`."""
         columns = [np.ones(len(fold.query_ids)), *(fold.columns[column] for column in MEANS)]
         cluster = self.assign(fold)
         return np.stack([np.bincount(cluster, column, len(self)) for column in columns], axis=1)
 
     def contributions(self) -> dict[str, np.ndarray]:
-        """(clusters, metrics) for each direction: what each cluster adds to the metrics, means over folds."""
+        """Compute (clusters, metrics) for each direction: the contribution of each cluster to the metrics, averaged
+        over folds."""
         sums = {name: [self.sums(fold) for fold in folds] for name, folds in self.folds.items()}
         return {name: sum(s[:, 1:] / s[:, 0].sum() for s in folds) / len(folds) for name, folds in sums.items()}
 
@@ -59,8 +61,8 @@ class Clusters:
 def bootstrap_samples(directions: dict[str, DirectionResult], resamples: int = RESAMPLES, seed: int = 0) -> Samples:
     """Compute every metric on `resamples` resamples of the images with replacement.
 
-    Two models on the same data and with the same seed get the same resamples, so that the differences of their samples
-    are the paired bootstrap.
+    Two models on the same data and with the same seed get the same resamples, so the differences of their samples are
+    a paired bootstrap.
 
     Returns:
         `{direction: {metric: (resamples,) float64}, "total": {"rsum": ...}}`.
@@ -78,7 +80,7 @@ def bootstrap_samples(directions: dict[str, DirectionResult], resamples: int = R
 
 
 class _Fold:
-    """The metrics of one fold under weights of the clusters."""
+    """Computes the metrics of one fold with weighted clusters."""
 
     def __init__(self, clusters: Clusters, fold: DirectionResult):
         self.sums = clusters.sums(fold)
@@ -86,19 +88,19 @@ class _Fold:
         self.ranks, self.cluster = fold.columns["rank"][order], clusters.assign(fold)[order]
 
     def metrics(self, weights: np.ndarray) -> np.ndarray:
-        """(resamples, metrics + 1) for (resamples, clusters) weights."""
+        """Compute (resamples, metrics + 1) for (resamples, clusters) weights."""
         sums = weights @ self.sums
         return np.c_[sums[:, 1:] / sums[:, :1], _weighted_medians(self.ranks, weights[:, self.cluster])]
 
 
 def _resample(generator: np.random.Generator, resamples: int, clusters: int) -> np.ndarray:
-    """(resamples, clusters) float64: how often each cluster is in each resample."""
+    """Draw (resamples, clusters) float64, how often each cluster is in each resample."""
     drawn = generator.integers(clusters, size=(resamples, clusters)) + np.arange(resamples)[:, None] * clusters
     return np.bincount(drawn.ravel(), minlength=resamples * clusters).reshape(resamples, clusters).astype(np.float64)
 
 
 def _weighted_medians(ascending: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(resamples,) medians of n ascending values, repeated as often as their (resamples, n) weights."""
+    """Compute the (resamples,) medians of n ascending values, each repeated by its (resamples, n) weights."""
     counts = weights.cumsum(axis=1)
     total = counts[:, -1]
     middles = [
@@ -126,19 +128,19 @@ def compare(
 ) -> dict[str, dict[str, dict]]:
     """Test whether one model retrieves better than another, on the same queries and the same gallery.
 
-    The test is the paired randomization test: if the models were equal, the outcomes of an image's queries could as
-    well have come from the other model; so they are exchanged at random, image by image, and the p-value is the
-    fraction of `permutations` exchanges (and the actual outcome) whose difference is at least as large, either way.
+    This is a paired randomization test: if the models were equal, the outcomes of an image's queries could just as
+    well come from the other model. So they are exchanged at random, image by image, and the two-sided p-value is the
+    fraction of `permutations` exchanges (and the actual outcome) with a difference at least as large.
 
     Args:
         directions, others: the two models' results, from the same queries in the same order.
-        resamples: of the bootstrap, for the interval.
-        permutations: exchanges for the test.
-        seed: of both.
+        resamples: number of bootstrap resamples for the interval.
+        permutations: number of random exchanges for the test.
+        seed: random seed of both.
 
     Returns:
         `{direction: {metric: {"difference", "interval", "p_value"}}, "total": {"rsum": ...}}`; the difference is the
-        first model's value less the other's. The median rank is no mean over queries and has an interval only.
+        first model's value minus the other's. The median rank is not a mean over queries and has no p-value.
 
     Raises:
         ValueError: if the queries or galleries are not the same.
@@ -173,7 +175,7 @@ def _check_same_data(directions: dict[str, DirectionResult], others: dict[str, D
 def _randomization_test(
     directions: dict[str, DirectionResult], others: dict[str, DirectionResult], permutations: int, seed: int
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """Differences of all means, and their p-values."""
+    """Compute the differences of all means, and their p-values."""
     clusters = Clusters(directions)
     mine, theirs = clusters.contributions(), Clusters(others).contributions()
     hits = [list(MEANS).index(f"R@{k}") for k in KS]
@@ -181,7 +183,7 @@ def _randomization_test(
     table = np.column_stack([*per_cluster, sum(part[:, hits].sum(axis=1) for part in per_cluster)])
     observed = table.sum(axis=0)
     at_least = np.zeros(len(observed))
-    # Sums in another order may differ in the last digits; equal differences have to count as equal.
+    # Sums in another order can differ in the last digits, but equal differences must count as equal.
     tolerance = 1e-9 * np.abs(table).sum(axis=0)
     for signs in _random_signs(np.random.default_rng(seed), permutations, len(clusters), clusters.chunk):
         at_least += (np.abs(signs @ table) >= np.abs(observed) - tolerance).sum(axis=0)
@@ -196,7 +198,7 @@ def _randomization_test(
 def _random_signs(
     generator: np.random.Generator, permutations: int, clusters: int, chunk: int
 ) -> Iterator[np.ndarray]:
-    """Chunks of rows (rows, clusters) of -1.0 and 1.0, `permutations` rows in all."""
+    """Yield chunks (rows, clusters) of random -1.0 and 1.0, with `permutations` rows in total."""
     for start in range(0, permutations, chunk):
         rows = min(chunk, permutations - start)
         yield 1.0 - 2.0 * generator.integers(2, size=(rows, clusters), dtype=np.int8)

@@ -1,8 +1,8 @@
-"""`compute_metrics` for `transformers.Trainer`: retrieval over the whole evaluation set, not within its batches.
+"""`compute_metrics` for `transformers.Trainer`: retrieval over the whole evaluation set, not within batches.
 
-Trainer gathers what a model returns from all processes. Matrices of scores within a batch cannot be combined into the
-matrix over the set, and the last batch has another width; embeddings can, and are n x D. So only embeddings are
-gathered, and the queries are then divided among the processes.
+Trainer gathers the model's outputs from all processes. Score matrices within batches cannot be combined to the matrix
+over the whole set, and the last batch's is smaller; embeddings can be concatenated, and are only n x D. So only
+embeddings are gathered, and the queries are then divided among the processes.
 """
 
 from collections.abc import Mapping
@@ -31,17 +31,17 @@ class RetrievalMetrics:
     Trainer(model, arguments, compute_metrics=metrics, ...).evaluate()       # eval_text_to_image_R@1, ..., eval_rsum
     ```
 
-    Works in one process and in many (each gets the same result), with ragged last batches, and with
+    Works in one process and in several (each gets the same result), with a smaller last batch, and with
     `batch_eval_metrics=True`.
 
     Args:
-        output_class: the type that the model's forward returns; has `image_embeds` and `text_embeds`, (b, D) each, of
-            the same pairs and normalized.
-        one_image_per_id: True takes the first embedding of each image id as the image, so that an image with five
-            captions is in the gallery once. False takes each pair's image as an entry of its own.
+        output_class: the type that the model's forward returns; has normalized `image_embeds` and `text_embeds` of the
+            same pairs, (b, D) each.
+        one_image_per_id: True keeps the first embedding of each image id, so that an image with five captions is in
+            the gallery once. False makes each pair's image an entry of its own.
 
     Attributes:
-        ignore_keys: names of all outputs but the embeddings, for `keys_to_ignore_at_inference` or `ignore_keys`.
+        ignore_keys: names of all outputs except the embeddings, for `keys_to_ignore_at_inference` or `ignore_keys`.
 
     Raises:
         ValueError: if the output class lacks one of the two.
@@ -58,18 +58,18 @@ class RetrievalMetrics:
         self._batches: list[dict[str, np.ndarray]] = []
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> Mapping[str, float]:
-        """Collect predictions; with the last batch, compute the metrics of all that were collected.
+        """Collect predictions; with the last batch, compute the metrics over all of them.
 
         Args:
-            prediction: `predictions`, the two embeddings in the order of the output class; `label_ids`, (n,) the image
-                ids. Of the whole set, or of one batch.
+            prediction: `predictions`, the two embeddings in the order of the output class, and `label_ids`, the (n,)
+                image ids; of the whole set or of one batch.
             compute_result: False for all batches but the last.
 
         Returns:
-            `text_to_image_R@1` and so on with both directions' metrics, and `rsum`; nothing before the last batch.
+            The metrics of both directions, such as `text_to_image_R@1`, and `rsum`; empty before the last batch.
 
         Raises:
-            ValueError: if the predictions are not two embeddings, or the labels not one id a pair.
+            ValueError: if the predictions are not two embeddings, or the labels are not one id per pair.
         """
         self._batches.append(self._validate(prediction))
         if not compute_result:
@@ -80,7 +80,7 @@ class RetrievalMetrics:
         self._batches = []
         first = first_occurrences(ids) if self.one_image_per_id else np.arange(len(ids))
         encoded = EncodedPairs(images[first], texts, ids[first], ids, rows=[], captions=[], broken=[])
-        # Trainer calls in all processes, with the same predictions.
+        # Trainer calls this in all processes, with the same predictions.
         ranked = rank_both(encoded, split_queries=True)
         results = {name: direction.metrics() for name, direction in ranked.items()}
         flat = {f"{name}_{metric}": value for name, values in results.items() for metric, value in values.items()}

@@ -1,7 +1,7 @@
-"""Two-stage search: a dual encoder proposes candidates for each query, the re-ranker sorts them.
+"""Two-stage search: a dual encoder proposes candidates for each query, and a re-ranker sorts them.
 
-All other gallery entries follow behind the candidates in the first stage's order, so that every metric of single-stage
-search is defined.
+All other gallery entries follow after the candidates in the order of the first stage, so that every metric of
+single-stage search is defined.
 """
 
 import numpy as np
@@ -23,13 +23,13 @@ def rank_two_stage(
     fused: np.ndarray,
     num_candidates: np.ndarray,
 ) -> DirectionResult:
-    """Rank the correct answers of every query after both stages.
+    """Rank the gallery for every query after both stages.
 
     Args:
         query_embeds, gallery_embeds, query_ids, gallery_ids: see [`rank_direction`].
-        candidates: (n, k) int64, the gallery entries that the first stage proposes, best first.
-        fused: (n, k) float64 of [`Fusion`]; entries from `num_candidates` on are ignored.
-        num_candidates: (n,) int64, how many candidates are re-ranked.
+        candidates: (n, k) int64, the gallery indices of the first stage's candidates, best first.
+        fused: (n, k) float64 scores from [`Fusion`]; entries from `num_candidates` on are ignored.
+        num_candidates: (n,) int64, the number of candidates that are re-ranked.
     """
     scores, positives = Scores(query_embeds, gallery_embeds), Positives(query_ids, gallery_ids)
     columns = []
@@ -46,8 +46,10 @@ def lift_candidates(scores: np.ndarray, candidates: np.ndarray, fused: np.ndarra
     """Lift the scores of re-ranked candidates above all others, in the order of their fused scores.
 
     Args:
-        scores: (b, m) of the first stage.
-        candidates: (b, k) gallery entries; fused: (b, k); reranked: (b, k) bool.
+        scores: (b, m) scores of the first stage.
+        candidates: (b, k) gallery indices.
+        fused: (b, k) fused scores.
+        reranked: (b, k) bool, the candidates that are re-ranked.
 
     Returns:
         (b, m) scores.
@@ -57,7 +59,7 @@ def lift_candidates(scores: np.ndarray, candidates: np.ndarray, fused: np.ndarra
     others = scores.copy()
     others[rows, candidates[reranked]] = -np.inf
     floor = others.max(axis=1, keepdims=True)
-    floor = np.where(np.isinf(floor), 0.0, floor)  # where all are re-ranked
+    floor = np.where(np.isinf(floor), 0.0, floor)  # if all entries are re-ranked
     final = scores.copy()
     final[rows, candidates[reranked]] = (floor + 1 + fused - lowest)[reranked]
     return final

@@ -11,14 +11,14 @@ from ..retrieval.significance import LEVEL, RESAMPLES
 def bootstrap_intervals(
     statistic: Callable[[np.ndarray], dict[str, float]], items: int, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, list[float]]:
-    """Compute the central 95% of a statistic over draws of the items with replacement (Efron's percentile method).
+    """Compute the central 95% of a statistic over resamples of the items with replacement (Efron's percentile method).
 
     Args:
-        statistic: takes (items,) int64 indices, returns named values. A draw for which a value is not finite (a
-            correlation of equal numbers, for example) does not count for that value.
-        items: the number of items.
-        resamples: the number of draws.
-        seed: seed of the draws.
+        statistic: takes (items,) int64 indices, returns named values. A resample in which a value is NaN (for example
+            a correlation of equal numbers) does not count for that value.
+        items: number of items.
+        resamples: number of resamples.
+        seed: random seed of the resamples.
 
     Returns:
         `{name: [low, high]}`.
@@ -36,14 +36,14 @@ def task_metrics(
     items: int,
     sizes: dict[str, int],
 ) -> dict[str, Any]:
-    """Collect a task's metrics with their bootstrap intervals, its sizes and its chance level, for JSON.
+    """Collect a task's metrics with bootstrap intervals, its sizes and its chance level as JSON types.
 
     Args:
-        task: their name in a report, such as "zero_shot".
-        metrics: computes them, of all items without an argument, or of those at (n,) int64 indices.
+        task: name of the task in the report, such as "zero_shot".
+        metrics: computes the metrics of the items at (n,) int64 indices, or of all items without an argument.
         chance: the metrics of guessing.
-        items: the number of items.
-        sizes: how much was evaluated.
+        items: number of items.
+        sizes: numbers of evaluated items.
     """
     intervals = bootstrap_intervals(metrics, items)
     return {task: metrics() | sizes | {"intervals": intervals}, "chance": {task: chance}}

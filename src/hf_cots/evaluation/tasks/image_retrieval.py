@@ -1,7 +1,7 @@
 """Image retrieval by label: each image is a query, and the other images of its label are the correct answers.
 
-The gallery is all other images, another data set, or only the images that differ from the query in some column (the
-drawing style, the camera), which is harder and closer to what is asked for. Metrics and ties are those of
+The gallery is all other images, another data set, or only the images that differ from the query in some column (such
+as drawing style or camera), which is harder and closer to real use. Metrics and ties are as in
 [`hf_cots.evaluation.retrieval.metrics`].
 """
 
@@ -24,12 +24,12 @@ METRICS = ("mAP", "R@1", "R@5", "R@10", "MRR")
 
 @dataclass(frozen=True)
 class LabelledEmbeddings:
-    """Embeddings of images, with what decides which are correct answers to which.
+    """Embeddings of images, with the labels and groups that define the correct answers.
 
     Attributes:
         embeds: (n, D) float32, normalized.
-        labels: (n) labels: equal ones are correct answers.
-        groups: (n) keys: the gallery of a query has no image of the query's own key.
+        labels: (n) labels; images with the same label are correct answers.
+        groups: (n) keys; images with the query's own key are not in its gallery.
         broken: images that could not be read.
     """
 
@@ -42,11 +42,11 @@ class LabelledEmbeddings:
 def encode_labelled(
     encoder: Encoder, data: LabelledImages, across: str | None = None, batch_size: int = 64, progress: bool = False
 ) -> LabelledEmbeddings:
-    """Encode each image once; a file that several rows name is one image, with the label of the first.
+    """Encode each image once; a file named by several rows is one image, with the label of the first.
 
     Args:
-        across: a column that was loaded with the data: the gallery of a query are the images that differ in it. By
-            default all others.
+        across: a column that was loaded with the data; the gallery of a query consists of the images that differ in
+            it, or of all other images if None.
     """
     rows = np.unique(data.images.first_rows()).tolist()
     embeds, read, broken = encode_rows(encoder, data.images, rows, batch_size, progress)
@@ -60,9 +60,9 @@ class ImageRetrievalResult:
 
     Attributes:
         columns: (queries,) float64 each, see [`hf_cots.evaluation.retrieval.metrics.per_query_metrics`].
-        gallery, positives: (queries,) int64, the size of each query's gallery and its correct answers in it.
-        queries: (queries,) int64, which images the queries are.
-        without_answer: images that were no query, because no correct answer was in their gallery.
+        gallery, positives: (queries,) int64, the size of each query's gallery and the number of correct answers in it.
+        queries: (queries,) int64, the image index of each query.
+        without_answer: number of images that were skipped as queries, as their gallery had no correct answer.
         broken: images that could not be read.
     """
 
@@ -74,12 +74,12 @@ class ImageRetrievalResult:
     broken: list[BrokenImage]
 
     def metrics(self, index: np.ndarray | slice = slice(None)) -> dict[str, float]:
-        """mAP, R@1, R@5, R@10 (hit@K) and MRR in percent."""
+        """Compute mAP, R@1, R@5, R@10 (hit@K) and MRR in percent."""
         means = summarize({name: values[index] for name, values in self.columns.items()})
         return {name: means[name] for name in METRICS}
 
     def chance(self) -> dict[str, float]:
-        """The metrics of a model that scores all images the same: the whole gallery of each query ties."""
+        """Compute the metrics of a model that scores all images the same, so that each query's whole gallery ties."""
         count = len(self.queries)
         ties = TieGroups(np.arange(count), np.zeros_like(self.gallery), self.gallery, self.positives)
         means = summarize(per_query_metrics(ties, count))
@@ -104,7 +104,7 @@ def evaluate_image_retrieval(
 
     Args:
         queries: the query images.
-        gallery: the images to be found. By default the queries themselves, each without those of its own group.
+        gallery: the images to search; by default the queries, without those of the query's own group.
 
     Raises:
         ValueError: if no query has a correct answer, or an embedding is not finite.
@@ -140,7 +140,7 @@ def evaluate_image_retrieval(
 
 
 def _encode_keys(first: list, second: list) -> tuple[np.ndarray, np.ndarray]:
-    """Integers for the keys of two lists: equal for equal keys."""
+    """Convert the keys of two lists to integers that are equal for equal keys."""
     index: dict = {}
     codes = [np.array([index.setdefault(key, len(index)) for key in keys]) for keys in (first, second)]
     return codes[0], codes[1]

@@ -22,9 +22,9 @@ class LabelledImages:
     Attributes:
         images: reads the image of each row; its captions are the labels.
         labels: (rows) the label of each row, as text.
-        classes: the distinct labels: in the order of the `ClassLabel` feature where there is one, else sorted.
-        columns: the cells of further columns that were asked for, as text.
-        label_column: name of the labels' own column.
+        classes: the distinct labels, in the order of the `ClassLabel` feature if there is one, else sorted.
+        columns: the cells of further requested columns, as text.
+        label_column: name of the column of labels.
     """
 
     images: PairDataset
@@ -38,7 +38,7 @@ class LabelledImages:
         return self.images.name
 
     def describe(self, broken: Sequence[BrokenImage]) -> dict[str, Any]:
-        """Name, fingerprint, sizes and unreadable images, for a report."""
+        """Describe name, fingerprint, sizes and unreadable images for a report."""
         return {
             "name": self.name,
             "fingerprint": data_fingerprint(self.images),
@@ -61,10 +61,10 @@ def load_labelled_images(
     """Open images with labels without decoding them.
 
     Args:
-        data: a folder of class folders, whose names are the labels; or whatever
-            [`hf_cots.data.loading.load_table`] takes.
-        image_column: of the images or their paths.
-        label_column: of texts, of numbers, or of a `ClassLabel` feature.
+        data: a folder of class folders, whose names are the labels; or any source of
+            [`hf_cots.data.loading.load_table`].
+        image_column: column of images or their paths.
+        label_column: column of texts, whole numbers, or a `ClassLabel` feature.
         split, separator: as for `load_table`.
         columns: further columns to keep.
 
@@ -92,7 +92,7 @@ def load_labelled_images(
 
 
 def _read_class_folders(source: Source) -> datasets.Dataset | None:
-    """The images of class folders and their labels; None if the data are something else."""
+    """Read the images of class folders and their labels; None if the data are something else."""
     if source.kind != "images" or any(map(is_metadata, source.files)):
         return None
     if all(path.parent == source.root for path in source.files):
@@ -101,7 +101,7 @@ def _read_class_folders(source: Source) -> datasets.Dataset | None:
 
 
 def _read_cells(table: datasets.Dataset, column: str, data: str) -> list[str]:
-    """The cells of a column as text, of which none may be missing."""
+    """Read the cells of a column as text; none may be empty."""
     cells = [to_text(cell) for cell in table[column]]
     _check_filled(cells, column, data)
     return cells  # type: ignore[return-value]  # none is None
@@ -116,7 +116,7 @@ def _check_filled(cells: Sequence[Any], column: str, data: str) -> None:
 
 
 def _read_labels(table: datasets.Dataset, column: str, data: str) -> tuple[list[str], list[str]]:
-    """The label of each row and the classes."""
+    """Read the label of each row and the classes."""
     feature, cells = table.features[column], list(table[column])
     if isinstance(feature, datasets.ClassLabel):
         cells = [None if cell is None or cell < 0 else feature.names[cell] for cell in cells]

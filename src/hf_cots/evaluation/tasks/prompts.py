@@ -1,4 +1,4 @@
-"""Prompt templates of zero-shot classification. Light to import: the command line shows the default."""
+"""Prompt templates for zero-shot classification. Light to import, as the command line shows the default."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +8,10 @@ DEFAULT_TEMPLATE = "a photo of a {}."
 
 
 def read_templates(given: Sequence[str]) -> list[str]:
-    """Read prompt templates as a user gives them: texts with `{}` for the class name, or files of such lines.
+    """Read prompt templates: texts with `{}` for the class name, or files of such lines.
 
     Raises:
-        ValueError: naming the text that has no `{}`, or the file's line.
+        ValueError: naming the text, or the line of a file, that has no `{}`.
     """
     templates = []
     for text in given:

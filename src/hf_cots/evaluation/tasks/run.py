@@ -1,6 +1,7 @@
-"""`hf-cots classify`, `text-matching` and `image-retrieval` without their flags: from names to a report.
+"""`hf-cots classify`, `text-matching` and `image-retrieval` as functions, from names of model and data to a report.
 
-A report is for JSON: the metrics under the task's name with their `intervals`, `chance`, and what is needed to
+
+A report has JSON types: the metrics under the task's name with their `intervals`, `chance`, and what is needed to
 reproduce them: `model`, `data`, `settings`, `statistics`, `environment`.
 """
 
@@ -32,12 +33,12 @@ def run_classification(
     separator: str | None = None,
     revision: str | None = None,
 ) -> dict[str, Any]:
-    """Evaluate zero-shot classification; see [`hf_cots.evaluation.tasks.zero_shot`] for the arguments.
-    `revision` is the model's on the Hub, here and below.
+    """Evaluate zero-shot classification; see [`hf_cots.evaluation.tasks.zero_shot`] for the arguments. `revision` is
+    the revision of the model on the Hub, in all tasks.
 
     Raises:
-        FileNotFoundError, OSError, ValueError: saying what is wrong with the model, the data or a setting; so do the
-            other tasks.
+        FileNotFoundError, OSError, ValueError: saying what is wrong with the model, the data or a setting; the same in
+            all tasks.
     """
     prompts = read_templates(templates)
     images = load_labelled_images(data, image_column, label_column, split, separator=separator)
@@ -84,7 +85,7 @@ def run_image_retrieval(
     """Evaluate image retrieval by label; see [`hf_cots.evaluation.tasks.image_retrieval`] for the arguments.
 
     Args:
-        gallery: another data set with the same columns, to be searched instead of the queries' own.
+        gallery: another data set with the same columns, which is searched instead of the queries.
     """
     columns = () if across is None else (across,)
     about_data = (image_column, label_column, split, columns, separator)

@@ -1,7 +1,7 @@
-"""Semantic textual similarity (STS): does the similarity of two texts follow what people say about it?
+"""Semantic textual similarity (STS): the correlation of cosine similarities with human scores.
 
 The data are pairs of texts with a human score. The main metric is Spearman's rank correlation of the scores with the
-cosines; Reimers et al. (2016) give the reasons to prefer it to Pearson's, which is reported beside it.
+cosines; Reimers et al. (2016) explain why it is preferable to Pearson's, which is reported too.
 """
 
 import json
@@ -27,9 +27,9 @@ class TextPairs:
     """Pairs of texts with scores.
 
     Attributes:
-        name: the data's name in errors and reports.
+        name: name of the data in errors and reports.
         first, second: (n) texts.
-        scores: (n,) float64; higher is more alike, in any unit.
+        scores: (n,) float64; higher is more similar, on any scale.
     """
 
     name: str
@@ -38,12 +38,12 @@ class TextPairs:
     scores: np.ndarray
 
     def fingerprint(self) -> str:
-        """32 hexadecimal digits: blake2b over texts and scores, in their order."""
+        """Hash texts and scores in order with blake2b; 32 hexadecimal digits."""
         rows = zip(self.first, self.second, self.scores.tolist())
         return hex_digest(json.dumps(row).encode() for row in rows)
 
     def describe(self) -> dict[str, Any]:
-        """Name, fingerprint and size, for a report."""
+        """Describe name, fingerprint and size for a report."""
         return {"name": self.name, "fingerprint": self.fingerprint(), "rows": len(self.first)}
 
 
@@ -57,7 +57,7 @@ def load_text_pairs(
     """Read pairs of texts from a table.
 
     Args:
-        data: what [`hf_cots.data.loading.load_table`] takes: a Hub id, parquet, CSV, JSON lines.
+        data: any source of [`hf_cots.data.loading.load_table`]: a Hub id, parquet, CSV, JSON lines.
         text_columns: names of the two columns of texts.
         score_column: name of the column of scores.
         split, separator: as for `load_table`.
@@ -75,12 +75,12 @@ def load_text_pairs(
 def load_sts_benchmark(path: Path | str) -> TextPairs:
     """Read a file of STS-Benchmark as its authors distribute it (Cer et al., 2017), such as `sts-test.csv`.
 
-    In spite of their name these files have tabs, no header and no quoting: genre, file, year, number, score from 0 to
-    5, two sentences, and sometimes their licenses.
+    Despite their suffix, these files are tab-separated, without header and quoting: genre, file, year, number, score
+    from 0 to 5, two sentences, and sometimes their licenses.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming the line that has too few fields, an empty sentence or no number for a score.
+        ValueError: naming the row that has too few fields, an empty sentence, or a score that is not a number.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {path}")
@@ -112,13 +112,13 @@ def _text_pairs(name: str, first: list, second: list, scores: list) -> TextPairs
 
 @dataclass(frozen=True)
 class STSResult:
-    """Cosines of pairs of texts and their human scores, (n,) float64 both."""
+    """The cosines of pairs of texts and their human scores, both (n,) float64."""
 
     cosines: np.ndarray
     scores: np.ndarray
 
     def metrics(self, index: np.ndarray | slice = slice(None)) -> dict[str, float]:
-        """`{"spearman", "pearson"}`, each from -1 to 1; NaN if all cosines or all scores are equal."""
+        """Compute `{"spearman", "pearson"}`, each from -1 to 1; NaN if all cosines or all scores are equal."""
         cosines, scores = self.cosines[index], self.scores[index]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # a NaN in a resample is expected
@@ -126,7 +126,7 @@ class STSResult:
         return {name: float(correlation.statistic) for name, correlation in correlations.items()}
 
     def chance(self) -> dict[str, float]:
-        """The correlations of random similarities."""
+        """Return the expected correlations of random similarities."""
         return {"spearman": 0.0, "pearson": 0.0}
 
     def to_dict(self) -> dict[str, Any]:

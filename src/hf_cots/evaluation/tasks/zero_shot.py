@@ -1,7 +1,7 @@
-"""Zero-shot classification: each image gets the class whose description it is most similar to.
+"""Zero-shot classification: each image is assigned the class with the most similar prompt embedding.
 
-As in CLIP (Radford et al., 2021, section 3.1.4): a class is described by its name in several prompt templates; the
-normalized embeddings of the descriptions are averaged and normalized again.
+As in CLIP (Radford et al., 2021, section 3.1.4), the name of a class is put into several prompt templates, and the
+normalized embeddings of the prompts are averaged and normalized again.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def read_class_names(path: Path | str | None, data: LabelledImages) -> dict[str,
     """Read the name of each class.
 
     Args:
-        path: a text file with one class a line: a label, or a label, a tab and its name. It may have classes without
+        path: a text file with one class per line: a label, or a label, a tab and its name. It may have classes without
             images. Without a file the names are the labels themselves.
         data: the images, whose labels must all be in the file.
 
@@ -56,25 +56,26 @@ def read_class_names(path: Path | str | None, data: LabelledImages) -> dict[str,
 
 
 def class_embeddings(encoder: Encoder, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
-    """Average the normalized embeddings of each class's descriptions: (classes, D) float32, normalized."""
+    """Average the normalized embeddings of each class's prompts; returns (classes, D) float32, normalized."""
     texts = [template.replace("{}", name) for name in names for template in templates]
     embeds = np.asarray(encoder.encode_texts(texts))
     return l2_normalize(embeds.reshape(len(names), len(templates), -1).mean(axis=1))
 
 
 def top_k_probability(scores: np.ndarray, correct: np.ndarray, k: int) -> np.ndarray:
-    """Probability that the correct class is among the first k if ties are broken at random.
+    """Compute the probability that the correct class is among the first k if ties are broken at random.
 
     Args:
         scores: (n, classes).
         correct: (n,) int64, the correct class.
+        k: cut-off.
 
     Returns:
         (n,) float64.
     """
     own = np.take_along_axis(scores, correct[:, None], axis=1)
     above = (scores > own).sum(axis=1)
-    tied = (scores == own).sum(axis=1)  # itself included
+    tied = (scores == own).sum(axis=1)  # including itself
     return np.clip((k - above) / tied, 0, 1)
 
 
@@ -86,7 +87,7 @@ class ZeroShotResult:
         hits: `{"top1", "top5"}`, (n,) float64 each, in percent: 0 or 100 unless scores tie.
         correct: (n,) int64, index of each image's class.
         classes: labels of all classes.
-        rows: (n) rows of the images.
+        rows: (n) rows of the images in the data set.
         broken: the images that could not be read.
     """
 
@@ -97,7 +98,7 @@ class ZeroShotResult:
     broken: list[BrokenImage]
 
     def metrics(self, index: np.ndarray | slice = slice(None)) -> dict[str, float]:
-        """`top1` and `top5` in percent, and `mean_per_class_top1`, the mean over the classes that have images."""
+        """Compute `top1` and `top5` in percent, and `mean_per_class_top1`, the mean over classes that have images."""
         means = {name: float(values[index].mean()) for name, values in self.hits.items()}
         correct = self.correct[index]
         counts = np.bincount(correct, minlength=len(self.classes))
@@ -105,7 +106,7 @@ class ZeroShotResult:
         return means | {"mean_per_class_top1": float((sums[counts > 0] / counts[counts > 0]).mean())}
 
     def chance(self) -> dict[str, float]:
-        """The metrics of guessing."""
+        """Compute the metrics of guessing."""
         guess = {f"top{k}": 100 * min(1.0, k / len(self.classes)) for k in TOP}
         return guess | {"mean_per_class_top1": guess["top1"]}
 
@@ -134,9 +135,9 @@ def evaluate_zero_shot(
     Args:
         encoder: encodes images and texts.
         data: images with labels.
-        names: the name of each label; see [`read_class_names`].
-        templates: texts with `{}` for the name.
-        batch_size: images in a forward pass.
+        names: name of each label; see [`read_class_names`].
+        templates: prompt templates with `{}` for the name.
+        batch_size: images per forward pass.
         progress: show a progress bar.
 
     Raises:
