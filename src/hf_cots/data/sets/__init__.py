@@ -1,1 +1,1 @@
-"""Data sets that Python and Debian packages carry."""
+"""Data sets that are built from Python, npm and Debian packages."""

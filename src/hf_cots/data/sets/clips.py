@@ -1,12 +1,11 @@
 """Captioned clips: the animated emoji of an npm package, split by the same concepts as the emoji sets.
 
-The package `@lobehub/fluent-emoji-anim-1` has 999 of Microsoft's Fluent emoji as WebP files that are named by code
-points; 477 of them move, for about three seconds. Names and keywords are those of [`emoji_styles`], as are the
-concepts that are held out: a model that was trained on those pictures has seen none of the test clips' concepts, in no
-drawing style, and read none of their names.
+The package `@lobehub/fluent-emoji-anim-1` has 999 of Microsoft's Fluent emoji as WebP files named by code points; 477
+of them are animated, for about three seconds. Names, keywords and held-out concepts are those of [`emoji_styles`]: a
+model trained on those images has not seen the concepts of the test clips in any drawing style, nor read their names.
 
-Clips are kept as they are. A clip of a hand or a person comes in five skin tones beside the default one, under the
-same name: all of them train, and the default one alone tests.
+Clips are stored unchanged. Clips of hands and people have five skin tones besides the default one, under the same
+name: training uses all of them, testing only the default one.
 """
 
 import io
@@ -29,7 +28,7 @@ from .parquet import BOOL, STRING, STRINGS, finished_report, write_parquet
 
 SIDES = ("train", "test")
 TONES = {0x1F3FB: "light", 0x1F3FC: "medium-light", 0x1F3FD: "medium", 0x1F3FE: "medium-dark", 0x1F3FF: "dark"}
-# A name with one of these words says what moves, or how.
+# A name with one of these words says what moves or how.
 MOTION_WORDS = frozenset(
     [
         "biking",
@@ -74,7 +73,7 @@ MEASURED_FRAMES = 8
 MEASURED_SIDE = 72  # pixels
 LEAST_CHANGE = 2.0
 FEATURES = {
-    # Not Video, whose decoder cannot read animated WebP; an Image decodes to the animation.
+    # Not Video, whose decoder cannot read animated WebP; as an Image it is decoded to an animation.
     "video": datasets.Image(),
     "text": STRING,
     "texts": STRINGS,
@@ -96,12 +95,13 @@ animated, packed by LobeHub, under the MIT license (https://github.com/microsoft
 https://github.com/lobehub/fluent-emoji).
 Names are those of the Python package emoji (BSD), keywords those of the npm package emojibase-data 17.0.0 (MIT).
 """
-ROWS_IN_GROUP = 50  # of about 330 kB each
+ROWS_IN_GROUP = 50  # rows have about 330 kB each
 FORMAT = 1
 
 
 def measure_change(data: bytes) -> float:
-    """How much a clip changes: the mean absolute difference between neighbors of eight frames, in levels of 255.
+    """Measure how much a clip changes: the mean absolute difference between consecutive ones of eight frames, with
+    pixel values from 0 to 255.
 
     Args:
         data: the encoded clip.
@@ -114,20 +114,20 @@ def measure_change(data: bytes) -> float:
 
 def needs_motion(name: str, change: float) -> bool:
     """Whether a caption needs motion: its name has one of [`MOTION_WORDS`], and the clip changes by at least
-    [`LEAST_CHANGE`]; a racing car that stands still does not."""
+    [`LEAST_CHANGE`], unlike that of a racing car that stands still."""
     return change >= LEAST_CHANGE and not MOTION_WORDS.isdisjoint(name.lower().replace("-", " ").split())
 
 
 def count_frames(data: bytes) -> int:
-    """How many frames an animated WebP has; 1 for a still image."""
+    """Count the frames of an animated WebP; 1 for a still image."""
     with Image.open(io.BytesIO(data)) as opened:
-        return int(getattr(opened, "n_frames", 1))  # of formats that have frames
+        return int(getattr(opened, "n_frames", 1))  # an attribute of formats with frames
 
 
 def write_clip_set(
     folder: Path, clips: Path, emojibase: Path | None = None, test_fraction: float = 0.16, seed: int = 0
 ) -> dict[str, int]:
-    """Write `train.parquet`, `test.parquet` (concepts that never train), `report.json` and `LICENSES.md`.
+    """Write `train.parquet`, `test.parquet` (held-out concepts), `report.json` and `LICENSES.md`.
 
     Columns: `video` (the WebP file), `text` (the name), `texts` (the name, other names, and up to five keywords as one
     text), `keywords`, `concept`, `kind` ("picture", "flag" or "sign"), `codepoints`, `skin_tone` ("" for the default
@@ -137,7 +137,7 @@ def write_clip_set(
     Args:
         folder: where to write. A complete earlier result with the same settings is kept.
         clips: file of the npm package `@lobehub/fluent-emoji-anim-1`.
-        emojibase: file of the npm package `emojibase-data`, for keywords and more names; may be left out.
+        emojibase: file of the npm package `emojibase-data`, for keywords and more names; optional.
         test_fraction, seed: choose the concepts that are held out, as in the emoji sets.
 
     Returns:
@@ -163,7 +163,7 @@ def write_clip_set(
 def make_rows(
     clips: Path, emojibase: Path | None, test_fraction: float, seed: int
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int]]:
-    """The rows of both files, and how many files of the package are left out, by reason."""
+    """Build the rows of both files; also returns how many files of the package are left out, by reason."""
     entries = list_entries(list_emoji_pairs())
     names = collect_names(entries, {}, emojibase)
     held_out = {pair.concept for pair in entries.values() if is_in_fraction(pair.concept, test_fraction, seed)}
@@ -194,7 +194,7 @@ def make_rows(
 
 
 def make_row(file_name: str, data: bytes, pair: EmojiPair, tone: str, frames: int) -> dict[str, Any]:
-    """What a row says of its clip, beside the captions."""
+    """Build the columns of a row other than the captions."""
     change = measure_change(data)
     return {
         "video": {"bytes": data, "path": file_name},
@@ -210,7 +210,7 @@ def make_row(file_name: str, data: bytes, pair: EmojiPair, tone: str, frames: in
 
 
 def check_no_leak(rows: dict[str, list[dict[str, Any]]]) -> None:
-    """Check the finished rows, one test row after another, against all that training reads and sees.
+    """Check each finished test row against the texts, concepts and clips of training.
 
     Raises:
         AssertionError: if a held-out concept, name or clip is in training.
@@ -225,7 +225,7 @@ def check_no_leak(rows: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def describe_rows(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """How many concepts, names and captions that need motion the rows of a side have."""
+    """Count the concepts, names, and clips and names that need motion among the rows of a side."""
     moving = [row for row in rows if row["motion"]]
     return {
         "concepts": len({row["concept"] for row in rows}),

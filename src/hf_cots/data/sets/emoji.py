@@ -1,10 +1,10 @@
-"""The emoji set: about 3,700 real image-text pairs that come with Python packages, split by concept.
+"""The emoji set: about 3,700 image-text pairs from Python packages, split by concept.
 
-Two drawing styles (Twemoji's PNGs, OpenMoji's SVGs) of every emoji, each with its clean English name from the `emoji`
-package ("woman mechanic"). All three packages belong to the extra `hf-cots[demo]`; nothing is downloaded.
+It has two drawing styles (Twemoji's PNGs, OpenMoji's SVGs) of every emoji, each with its clean English name from the
+`emoji` package ("woman mechanic"). All three packages belong to the extra `hf-cots[demo]`; nothing is downloaded.
 
-The split is by *concept*: man, woman and person variants, directions and both styles of a concept fall on one side, so
-that a held-out image shows something never seen in training, under a name never read in training.
+The split is by *concept*: man, woman and person variants, directions and both styles of a concept are on the same
+side, so that neither the concept of a held-out image nor its name occurs in training.
 """
 
 import importlib.util
@@ -46,7 +46,7 @@ FULLY_QUALIFIED = 2
 
 @dataclass(frozen=True)
 class EmojiPair:
-    """One image and its name. `concept` groups the pairs that must stay on one side of the split."""
+    """One image and its name. Pairs with the same `concept` are on the same side of the split."""
 
     file_name: str
     text: str
@@ -58,7 +58,7 @@ class EmojiPair:
 
 def find_concept(codepoints: list[int]) -> str:
     """Find the key shared by the man, woman, person, skin-tone and direction variants of one emoji."""
-    # A sign that is nothing but a modifier ("male sign") is a concept of its own.
+    # A sign that consists of modifiers only ("male sign") is a concept of its own.
     if set(codepoints) <= MODIFIERS:
         return "-".join(f"{c:X}" for c in codepoints)
     kept = [SAME_CONCEPT.get(c, c) for c in codepoints if c not in SKIN_TONES and c not in MODIFIERS]
@@ -68,7 +68,7 @@ def find_concept(codepoints: list[int]) -> str:
 
 
 def find_kind(codepoints: list[int], name: str) -> str:
-    """Tell "flag", "sign" (keycaps, buttons, letters and other text-like symbols) and "picture" apart."""
+    """Classify an emoji as "flag", "sign" (keycaps, buttons, letters and other text-like symbols) or "picture"."""
     first = codepoints[0]
     if first in REGIONAL_INDICATORS or (first == TAGGED_FLAG and len(codepoints) > 2 and codepoints[1] > 0xE0000):
         return "flag"
@@ -78,7 +78,7 @@ def find_kind(codepoints: list[int], name: str) -> str:
 
 
 def make_caption(entry: dict, kind: str) -> str:
-    """Make a caption of a short code: `:woman_mechanic:` -> "woman mechanic"; a country becomes "flag of ..."."""
+    """Convert a short code to a caption: `:woman_mechanic:` -> "woman mechanic"; a country becomes "flag of ..."."""
     name = entry["en"].strip(":").replace("_", " ").replace("’", "'").replace("“", "").replace("”", "")
     return f"flag of {name}" if kind == "flag" else name
 
@@ -96,7 +96,7 @@ def find_package(package: str) -> Path:
 
 
 def find_image_file(folder: Path, codepoints: list[int], style: str) -> Path | None:
-    """Find the file of an emoji; the sets have the presentation selector (FE0F) in some names and not in others."""
+    """Find the file of an emoji; only some file names contain the presentation selector (FE0F)."""
     digits, suffix = ("x", ".png") if style == "twemoji" else ("04X", ".svg")
     for points in (codepoints, [c for c in codepoints if c != 0xFE0F]):
         path = folder / ("-".join(format(c, digits) for c in points) + suffix)
@@ -106,7 +106,7 @@ def find_image_file(folder: Path, codepoints: list[int], style: str) -> Path | N
 
 
 def list_emoji_pairs() -> list[tuple[EmojiPair, Path]]:
-    """List all pairs of the set with the package file that each image is made from, in a fixed order.
+    """List all pairs of the set in a fixed order, each with the package file of its image.
 
     Raises:
         ModuleNotFoundError: if a package of the extra `demo` is missing.
@@ -135,10 +135,10 @@ def list_emoji_pairs() -> list[tuple[EmojiPair, Path]]:
 
 
 def drop_identical_images(pairs: list[tuple[EmojiPair, Image.Image]]) -> list[tuple[EmojiPair, Image.Image]]:
-    """Keep, of pairs with pixel for pixel the same image, only the one with the shortest name.
+    """Keep only the pair with the shortest name among pairs with identical images.
 
-    Twemoji draws thirty families with a handful of silhouettes: nobody could tell "family man girl" from "family woman
-    boy".
+    Twemoji draws thirty families with a handful of silhouettes, so that "family man girl" and "family woman boy" look
+    the same.
     """
     best: dict[bytes, tuple[EmojiPair, Image.Image]] = {}
     for pair, image in pairs:
@@ -156,8 +156,8 @@ def write_emoji_set(folder: Path, size: int = 72, test_fraction: float = 0.16, s
     Args:
         folder: where to write. A complete earlier result with the same settings is kept.
         size: side of the square images in pixels.
-        test_fraction: fraction of the concepts held out.
-        seed: chooses which concepts those are.
+        test_fraction: fraction of the concepts that is held out.
+        seed: random seed of the choice of held-out concepts.
 
     Returns:
         The number of pairs on each side, `{"train": ..., "test": ...}`.
@@ -173,7 +173,7 @@ def write_emoji_set(folder: Path, size: int = 72, test_fraction: float = 0.16, s
     sides: dict[str, list[tuple[EmojiPair, Image.Image]]] = {"train": [], "test": []}
     for pair, image in pairs:
         sides["test" if is_in_fraction(pair.concept, test_fraction, seed) else "train"].append((pair, image))
-    held_out = {pair.text.lower() for pair, _ in sides["test"]}  # a held-out name must never be read in training
+    held_out = {pair.text.lower() for pair, _ in sides["test"]}  # a held-out name must not occur in training
     sides["train"] = [(pair, image) for pair, image in sides["train"] if pair.text.lower() not in held_out]
     counts = {side: write_image_folder(folder / side, chosen) for side, chosen in sides.items()}
     (folder / "emoji.json").write_text(json.dumps({"settings": settings, "pairs": counts}))

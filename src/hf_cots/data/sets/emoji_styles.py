@@ -1,8 +1,8 @@
 """Emoji in up to eleven drawing styles, split by the same concepts as the two-style set of [`emoji`].
 
-Twemoji and OpenMoji come with Python packages, the other styles with the npm package `@iconify/json`, keywords with
-`emojibase-data`. The three `fluent-emoji` styles never train: they show what a model makes of a style that it has
-never seen, on concepts it has seen and on those it has not.
+Twemoji and OpenMoji come from Python packages, the other styles from the npm package `@iconify/json`, and keywords
+from `emojibase-data`. The three `fluent-emoji` styles are for testing only: they measure how a model generalizes to
+unseen styles, for seen and for unseen concepts.
 """
 
 import json
@@ -36,7 +36,7 @@ PYTHON_STYLES = ("twemoji", "openmoji")
 TRAIN_STYLES = (*PYTHON_STYLES, "noto", "noto-v1", "emojione", "emojione-monotone", "fxemoji", "streamline-emojis")
 NEW_STYLES = ("fluent-emoji", "fluent-emoji-flat", "fluent-emoji-high-contrast")
 STYLES = TRAIN_STYLES + NEW_STYLES
-# Sets that say which code points a name stands for; their names serve those that do not.
+# Sets that list the code points of their icons; their names are used to match icons of the other sets.
 NAMING_SETS = ("noto", "fluent-emoji-flat", "fluent-emoji-high-contrast", "twemoji")
 SIDES = ("train", "test", "test_new_styles")
 FEATURES = {
@@ -63,7 +63,7 @@ PYTHON_LICENSES = {
         "license": {"spdx": "CC-BY-SA-4.0", "url": "https://creativecommons.org/licenses/by-sa/4.0/"},
     },
 }
-# Names that stand for another emoji in one set than everywhere else.
+# Names that mean another emoji in one set than in all others.
 MISNAMED = {
     ("fxemoji", "bow"): "1f380",
     ("fxemoji", "couple"): "1f491",
@@ -74,19 +74,19 @@ MISNAMED = {
     ("fxemoji", "sunglasses"): "1f60e",
     ("fxemoji", "wave"): "1f30a",
 }
-MOST_DRAWINGS = 2  # of one emoji in one style
-MOST_KEYWORDS = 5  # in the caption of keywords
+MOST_DRAWINGS = 2  # drawings of one emoji in one style
+MOST_KEYWORDS = 5  # keywords in the caption made of them
 FORMAT = 1
 
 
 @dataclass
 class EmojiNames:
-    """What emojis are called, by their code points without presentation selectors ("1f469-200d-1f527").
+    """Names of emojis, which are identified by code points without presentation selectors ("1f469-200d-1f527").
 
     Attributes:
-        levels: from the surest names to the least sure; each gives the emojis of a name in letters and digits alone.
-        others: other names of an emoji than its own.
-        keywords: of an emoji.
+        levels: from the most to the least reliable names; each maps a name, reduced by [`squeeze`], to its emojis.
+        others: further names of each emoji.
+        keywords: keywords of each emoji.
     """
 
     levels: tuple[dict[str, set[str]], ...] = field(default_factory=lambda: ({}, {}, {}))
@@ -97,7 +97,7 @@ class EmojiNames:
         self.levels[level].setdefault(squeeze(name), set()).add(key)
 
     def find(self, name: str) -> str | None:
-        """The one emoji of this name, at the surest level that knows it; None if there are several or none."""
+        """Return the emoji of this name at the most reliable level that has any; None if there are several or none."""
         for level in self.levels:
             found = level.get(squeeze(name), set())
             if found:
@@ -106,20 +106,20 @@ class EmojiNames:
 
 
 def squeeze(name: str) -> str:
-    """Letters and digits of a name: "Piñata & Co." -> "pinataandco"."""
+    """Reduce a name to letters and digits: "Piñata & Co." -> "pinataandco"."""
     letters = unicodedata.normalize("NFKD", name.casefold().replace("&", " and "))
     return "".join(c for c in letters if c.isalnum())
 
 
 def make_key(codepoints: Iterable[int] | str) -> str:
-    """Code points in lower-case hexadecimal digits, without presentation selectors."""
+    """Join code points in lower-case hexadecimal digits by "-", without presentation selectors."""
     if isinstance(codepoints, str):
         codepoints = [int(c, 16) for c in re.split(r"[-_ ]", codepoints)]
     return "-".join(f"{c:x}" for c in codepoints if c != 0xFE0F)
 
 
 def list_entries(pairs: list[tuple[EmojiPair, Path]]) -> dict[str, EmojiPair]:
-    """Every emoji of the two-style set by its key; which of the two styles its pair is of does not matter."""
+    """Return every emoji of the two-style set by its key; the style of the returned pair does not matter."""
     entries: dict[str, EmojiPair] = {}
     for pair, _ in pairs:
         entries.setdefault(make_key(pair.codepoints), pair)
@@ -127,7 +127,7 @@ def list_entries(pairs: list[tuple[EmojiPair, Path]]) -> dict[str, EmojiPair]:
 
 
 def collect_names(entries: dict[str, EmojiPair], sets: dict[str, IconSet], emojibase: Path | None) -> EmojiNames:
-    """Collect names from the `emoji` package, Unicode, the sets that know code points, and emojibase."""
+    """Collect names from the `emoji` package, Unicode, the sets with code points, and emojibase."""
     import emoji
 
     names = EmojiNames()
@@ -170,12 +170,12 @@ def match_icons(icon_set: IconSet, names: EmojiNames, chars: dict[str, str] | No
     """Find which emoji each drawing of a set shows.
 
     Args:
-        icon_set: of one style.
-        names: of all emojis.
-        chars: code points and icon names, where the set, or one with the same names, says so; names decide otherwise.
+        icon_set: the set of one style.
+        names: names of all emojis.
+        chars: icon names by code points, from the set or one with the same names; if None, icons are matched by name.
 
     Returns:
-        Keys by the names of icons, in the order of the names. Hidden icons are left out.
+        Keys of emojis by icon name, in the order of the names. Hidden icons are left out.
     """
     found: dict[str, str] = {}
     if chars:
@@ -185,7 +185,7 @@ def match_icons(icon_set: IconSet, names: EmojiNames, chars: dict[str, str] | No
         for alias, parent in icon_set.other_names():
             other_names[parent].append(alias)
         for name in icon_set.icons:
-            # "astronaut-2" is a second drawing, "keycap-2" is not: the whole name goes first
+            # "astronaut-2" is a second drawing, "keycap-2" is not: try the whole name first
             candidates = [name, *other_names[name], re.sub(r"-\d$", "", name)]
             key = next((key for key in map(names.find, candidates) if key), None)
             key = MISNAMED.get((icon_set.prefix, name), key)
@@ -198,13 +198,13 @@ def match_icons(icon_set: IconSet, names: EmojiNames, chars: dict[str, str] | No
 def render_style(
     icon_set: IconSet, matches: dict[str, str], entries: dict[str, EmojiPair], size: int
 ) -> list[tuple[EmojiPair, Image.Image]]:
-    """Render the drawings of one style, at most [`MOST_DRAWINGS`] of an emoji."""
+    """Render the drawings of one style, at most [`MOST_DRAWINGS`] per emoji."""
     pairs, drawn = [], Counter[str]()
     for name, key in matches.items():
         if key not in entries or drawn[key] == MOST_DRAWINGS:
             continue
         resolved = icon_set.resolve(name)
-        assert resolved is not None  # match_icons has seen to it
+        assert resolved is not None  # match_icons checks it
         image = render_svg(make_svg(resolved[1], size), size)
         if image.getcolors(1) is not None:
             continue
@@ -219,7 +219,7 @@ def render_style(
 def collect_pairs(
     styles: Sequence[str], iconify: Path | None, emojibase: Path | None, size: int, progress: bool
 ) -> tuple[list[tuple[EmojiPair, Image.Image]], EmojiNames, dict[str, dict[str, Any]]]:
-    """Every pair of the styles, names and keywords, and the license entry of each style."""
+    """Return all pairs of the styles, names and keywords, and the license entry of each style."""
     python_pairs = list_emoji_pairs()
     entries = list_entries(python_pairs)
     wanted = [style for style in styles if style not in PYTHON_STYLES]
@@ -231,12 +231,12 @@ def collect_pairs(
             raise ValueError(f"{iconify} has no set {', '.join(missing)}")
         sets = {icon_set.prefix: icon_set for icon_set in read_sets(iconify, there, collections)}
     names = collect_names(entries, sets, emojibase)
-    # Before the choice of styles: which of several equal drawings stays is the same as in the set of two styles.
+    # Before selecting styles, so that the same one of several equal drawings is kept as in the two-style set.
     bar = tqdm(python_pairs, desc="drawing twemoji and openmoji", disable=not progress)
     rendered = drop_identical_images([(pair, rasterize(path, size)) for pair, path in bar])
     pairs = [(pair, image) for pair, image in rendered if pair.style in styles]
     for style in tqdm(wanted, desc="drawing styles", disable=not progress):
-        alike = sets.get("fluent-emoji-flat") if style == "fluent-emoji" else None  # the same names, and code points
+        alike = sets.get("fluent-emoji-flat") if style == "fluent-emoji" else None  # same names and code points
         chars = (alike or sets[style]).data.get("chars")
         matches = match_icons(sets[style], names, chars)
         pairs += drop_identical_images(render_style(sets[style], matches, entries, size))
@@ -254,24 +254,24 @@ def write_emoji_styles(
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, int]:
-    """Write `train.parquet`, `test.parquet` (concepts that never train), `test_new_styles.parquet` (styles that never
-    train; the column `seen_concept` tells whether the concept does), `report.json` and `LICENSES.md`.
+    """Write `train.parquet`, `test.parquet` (held-out concepts), `test_new_styles.parquet` (held-out styles; the
+    column `seen_concept` says whether the concept is in training), `report.json` and `LICENSES.md`.
 
-    Concepts, names and the test images in the two styles of [`write_emoji_set`] are the same as there, if `size`,
-    `test_fraction` and `seed` are.
+    Concepts, names and test images in the two styles of [`write_emoji_set`] are the same as there, for equal `size`,
+    `test_fraction` and `seed`.
 
     Columns: `image`, `text` (the name), `texts` (the name, other names, and up to five keywords as one text),
     `keywords`, `concept`, `seen_concept`, `style`, `kind` ("picture", "flag" or "sign"), `codepoints`, `license`.
 
     Args:
         folder: where to write. A complete earlier result with the same settings is kept.
-        iconify: file of the npm package `@iconify/json`, for all styles but twemoji and openmoji.
-        emojibase: file of the npm package `emojibase-data`, for keywords and more names; may be left out.
+        iconify: file of the npm package `@iconify/json`, for all styles except twemoji and openmoji.
+        emojibase: file of the npm package `emojibase-data`, for keywords and more names; optional.
         styles: some of [`STYLES`].
         size: side of the square images in pixels.
-        test_fraction: fraction of the concepts held out.
-        seed: chooses which concepts those are.
-        progress: show bars.
+        test_fraction: fraction of the concepts that is held out.
+        seed: random seed of the choice of held-out concepts.
+        progress: show progress bars.
 
     Returns:
         The number of rows in each file.
@@ -321,8 +321,8 @@ def write_emoji_styles(
 def split_pairs(
     pairs: list[tuple[EmojiPair, Image.Image]], test_fraction: float, seed: int
 ) -> tuple[dict[str, list[tuple[EmojiPair, Image.Image]]], dict[str, int]]:
-    """Split by concept and style, and count what is dropped: names that are held out, concepts that are in neither
-    side, and images that are in training under another style."""
+    """Split by concept and style, and count what is dropped: held-out names, concepts on neither side, and images that
+    are in training under another style."""
     held_out = {pair.concept for pair, _ in pairs if is_in_fraction(pair.concept, test_fraction, seed)}
     texts = {pair.text.casefold() for pair, _ in pairs if pair.concept in held_out}
     sides: dict[str, list[tuple[EmojiPair, Image.Image]]] = {side: [] for side in SIDES}
@@ -359,18 +359,20 @@ def _without_copies(
 
 
 def find_held_out_names(unseen: Iterable[EmojiPair], names: EmojiNames) -> set[str]:
-    """The names of concepts that never train, in lower case, which no training caption may be."""
+    """Return the names of held-out concepts in lower case, which must not be training captions."""
     pairs = list(unseen)
     held_out = {pair.text.casefold() for pair in pairs}
     return held_out | {name.casefold() for pair in pairs for name in names.others[make_key(pair.codepoints)]}
 
 
 def make_captions(pair: EmojiPair, names: EmojiNames, banned: set[str]) -> dict[str, Any]:
-    """The columns `text` (the name), `texts` (the name, other names, and up to five keywords as one text) and
+    """Build the columns `text` (the name), `texts` (the name, other names, and up to five keywords as one text) and
     `keywords` of an emoji.
 
     Args:
-        banned: in lower case; no other name or keyword is one of them.
+        pair: the emoji.
+        names: names and keywords of all emojis.
+        banned: texts in lower case; other names and keywords that are among them are left out.
     """
     key, banned = make_key(pair.codepoints), banned | {pair.text.casefold()}
     others = [name for name in names.others[key] if name.casefold() not in banned]
@@ -382,7 +384,8 @@ def make_captions(pair: EmojiPair, names: EmojiNames, banned: set[str]) -> dict[
 def make_rows(
     sides: dict[str, list[tuple[EmojiPair, Image.Image]]], names: EmojiNames, licenses: dict[str, dict[str, Any]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Make the rows of the files. No other name and no keyword of a training row is the name of a held-out concept."""
+    """Build the rows of the files; names of held-out concepts are removed from other names and keywords of training
+    rows."""
     trained = {pair.concept for pair, _ in sides["train"]}
     held_out = find_held_out_names(
         (pair for side in SIDES for pair, _ in sides[side] if pair.concept not in trained), names
@@ -408,7 +411,7 @@ def make_rows(
 
 
 def check_no_leak(rows: dict[str, list[dict[str, Any]]]) -> None:
-    """Check the finished rows, one test row after another, against all that training reads and sees.
+    """Check each finished test row against the texts, concepts and images of training.
 
     Raises:
         AssertionError: if a held-out concept, name or image is in training.
@@ -426,7 +429,7 @@ def check_no_leak(rows: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def write_licenses(path: Path, licenses: dict[str, dict[str, Any]], rows: dict[str, list[dict[str, Any]]]) -> None:
-    """Write who drew what under which license."""
+    """Write the authors and licenses of all styles."""
     pictures = Counter(row["style"] for side in rows.values() for row in side)
     lines = [
         "# Licenses",

@@ -1,4 +1,4 @@
-"""What the data sets share: images from PNG and SVG files, and folders in the format of `imagefolder`."""
+"""Helpers of the data sets: images from PNG and SVG files, and folders in the format of `imagefolder`."""
 
 import io
 import json
@@ -25,16 +25,16 @@ def rasterize(path: Path, size: int) -> Image.Image:
 
 
 def read_counts(report: Path, settings: dict[str, Any]) -> dict[str, int] | None:
-    """The numbers of pairs of a complete set that was written with the same settings, or None."""
+    """Read the numbers of pairs of a complete set that was written with the same settings; None if there is none."""
     written = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else None
     return written["pairs"] if written and written["settings"] == settings else None
 
 
 def write_image_folder(folder: Path, pairs: list[tuple[Any, Image.Image]]) -> int:
-    """Write images and `metadata.jsonl`, one line for each row, and return how many there are.
+    """Write images and `metadata.jsonl`, with one line per row; returns the number of rows.
 
     Args:
-        folder: new.
+        folder: a folder that does not exist yet.
         pairs: rows (dataclasses with a `file_name`) with their images.
     """
     folder.mkdir(parents=True)

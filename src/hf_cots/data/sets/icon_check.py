@@ -1,4 +1,4 @@
-"""A slow and obvious check of the finished icon set, which knows nothing of how it was split."""
+"""A slow and simple check of the finished icon set, independent of the code that splits it."""
 
 import itertools
 from pathlib import Path
@@ -12,14 +12,14 @@ def check_files(folder: Path, held_out: set[str]) -> dict[str, int]:
     """Check the files row by row and word by word.
 
     Args:
-        folder: with train.parquet, test.parquet and test_new_styles.parquet.
-        held_out: stems that must not be in training.
+        folder: contains train.parquet, test.parquet and test_new_styles.parquet.
+        held_out: stems that must not occur in training.
 
     Returns:
         The number of captions in each file.
 
     Raises:
-        RuntimeError: naming the first row of training with a held-out word or name, or the first test image that is in
+        RuntimeError: naming the first training row with a held-out word or name, or the first test image that is in
             training or has no held-out word.
     """
     texts_of_words: dict[str, str] = {}

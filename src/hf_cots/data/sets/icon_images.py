@@ -1,4 +1,4 @@
-"""Drawings of the icon sets as images: one file of intermediate results for each set, so that work can go on later."""
+"""Render the drawings of the icon sets, with one file of intermediate results per set, so that work can be resumed."""
 
 import hashlib
 import os
@@ -21,14 +21,14 @@ from .iconify import IconSet, make_svg, render_svg
 from .parquet import encode_png
 
 
-MOST_DRAWINGS = 2  # of one name in one set
-MOST_OTHER_NAMES = 8  # of one drawing that are kept
-THUMBNAIL = 16  # pixels a side
-# Categories of icons that are trademarks. "Social" means them in one set; in others it means people and greetings.
+MOST_DRAWINGS = 2  # drawings of one name in one set
+MOST_OTHER_NAMES = 8  # other names of one drawing
+THUMBNAIL = 16  # pixels per side
+# Categories of brand logos. "Social" means logos in one set; in others it means people and greetings.
 LOGO_CATEGORY = re.compile(r"\b(brands?|logos?|crypto\w*|social media)\b", re.IGNORECASE)
 LOGO_SOCIAL_SETS = {"iconoir"}
 LOGO_NAME = re.compile(r"^(brand|logo|social|logos)-|-(brand|logo)(-|$)")
-CODED_ALIASES = {"wi"}  # whose aliases are codes of weather services
+CODED_ALIASES = {"wi"}  # sets whose aliases are codes of weather services
 SCHEMA = pa.schema(
     {
         "set": pa.string(),
@@ -45,7 +45,7 @@ SCHEMA = pa.schema(
 
 
 def list_logos(icon_set: IconSet) -> set[str]:
-    """Icons that their set's categories or their names call brands."""
+    """Return the icons that are brand logos, by their category or their name."""
     logos = {name for name in icon_set.icons if LOGO_NAME.search(name)}
     for category, icons in icon_set.data.get("categories", {}).items():
         if LOGO_CATEGORY.search(category) or (category == "Social" and icon_set.prefix in LOGO_SOCIAL_SETS):
@@ -54,11 +54,12 @@ def list_logos(icon_set: IconSet) -> set[str]:
 
 
 def choose_drawings(icon_set: IconSet, counts: Counter[str]) -> Iterator[tuple[str, str, str, list[str]]]:
-    """Choose the drawings of a set: at most [`MOST_DRAWINGS`] of one name, the plainest and one drawn by hash.
+    """Choose the drawings of a set: at most [`MOST_DRAWINGS`] per name, first the one with the shortest icon name,
+    then others in the order of a hash.
 
     Args:
         icon_set: the set.
-        counts: of what is left out and why; it is added to.
+        counts: numbers of icons that are left out, by reason; updated in place.
 
     Yields:
         Icon, name, style and other names, in the order of the icons' names.
@@ -100,18 +101,19 @@ def choose_drawings(icon_set: IconSet, counts: Counter[str]) -> Iterator[tuple[s
 
 
 def make_thumbnail(image: Image.Image) -> bytes:
-    """A small gray version of an image, as bytes of differences from white."""
+    """Return a small gray version of an image, as bytes of differences from white."""
     small = image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     return (255 - np.asarray(small)).tobytes()
 
 
 def render_set(icon_set: IconSet, size: int, path: Path) -> None:
-    """Render a set's drawings into a file, which appears when it is complete. Its metadata counts what is left out."""
+    """Render a set's drawings to a parquet file, which is renamed into place when complete. Its metadata counts what
+    is left out."""
     counts: Counter[str] = Counter()
     rows: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for icon, name, style, other_names in choose_drawings(icon_set, counts):
         resolved = icon_set.resolve(icon)
-        assert resolved is not None  # choose_drawings lists only icons that are there
+        assert resolved is not None  # choose_drawings yields only existing icons
         try:
             image = render_svg(make_svg(resolved[1], size), size)
         except ValueError:  # what resvg raises
@@ -131,16 +133,16 @@ def render_set(icon_set: IconSet, size: int, path: Path) -> None:
 
 
 def render_sets(icon_sets: Iterable[IconSet], folder: Path, size: int, workers: int) -> Iterator[str]:
-    """Render sets into `folder`/SET.parquet, one after another or in several processes at once.
+    """Render sets to `folder`/SET.parquet, one after another or in several processes.
 
     Args:
-        icon_sets: read as they are needed.
-        folder: of the intermediate results.
+        icon_sets: the sets, read lazily.
+        folder: folder of the intermediate results.
         size: side of the images in pixels.
-        workers: processes; with 1 this one does it.
+        workers: number of processes; 1 for this process only.
 
     Yields:
-        The name of each set that is finished.
+        The name of each finished set.
     """
     if workers == 1:
         for icon_set in icon_sets:
@@ -156,7 +158,7 @@ def render_sets(icon_sets: Iterable[IconSet], folder: Path, size: int, workers: 
                 yield running.pop(future)
 
         for icon_set in icon_sets:
-            while len(running) > workers:  # one waits for each that runs, or nearly: sets are large
+            while len(running) > workers:  # sets are large, so at most one waits for a free process
                 yield from collect()
             path = folder / f"{icon_set.prefix}.parquet"
             running[pool.submit(render_set, icon_set, size, path)] = icon_set.prefix
@@ -168,7 +170,7 @@ def read_rendered(folder: Path, prefixes: Iterable[str]) -> tuple[pa.Table, dict
     """Read the intermediate results of sets, in the order of their names.
 
     Returns:
-        All rows, and by set what was left out and why.
+        All rows; and for each set the numbers of icons that were left out, by reason.
     """
     tables, counts = [], {}
     for prefix in sorted(prefixes):

@@ -1,4 +1,4 @@
-"""Keywords of icons by their names, pooled from the packages that have some."""
+"""Keywords of icons by name, pooled from several packages."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def _tabler(data: bytes) -> Entries:
 
 
 def _phosphor(data: bytes) -> Entries:
-    """Its list is JavaScript, one field a line."""
+    """Read Phosphor's list, which is JavaScript with one field per line."""
     for match in re.finditer(r'\bname: "([^"]+)",\s*pascal_name:.*?tags: \[(.*?)\]', data.decode(), re.DOTALL):
         yield match[1], re.findall(r'"([^"]*)"', match[2])
 
@@ -64,7 +64,7 @@ READERS: dict[Package, tuple[str, Callable[[bytes], Entries]]] = {
 
 
 def clean_keyword(keyword: str) -> str | None:
-    """Clean a keyword: "Living_Place" -> "living place"; None if it is none ("*new*", "f015")."""
+    """Clean a keyword: "Living_Place" -> "living place"; None if it is not a word ("*new*", "f015")."""
     text = " ".join(re.sub(r"[-_]", " ", keyword.lower()).split())
     return (
         text if re.fullmatch(r"[a-z0-9][a-z0-9 &'/.]*", text) and is_caption(text) and len(text) <= LONGEST else None
@@ -75,10 +75,10 @@ def read_keywords(files: dict[Package, Path]) -> dict[str, list[str]]:
     """Read keywords of all packages.
 
     Args:
-        files: of some of [`KEYWORD_PACKAGES`].
+        files: files of some of [`KEYWORD_PACKAGES`].
 
     Returns:
-        By clean name ("house"), at most [`MOST`] keywords, in the packages' and their own order.
+        At most [`MOST`] keywords per clean name ("house"), ordered by package and then as in the package.
 
     Raises:
         ValueError: naming the file that a package lacks.

@@ -1,7 +1,7 @@
-"""Names of icons as captions, and which words are held out.
+"""Names of icons as captions, and the choice of held-out words.
 
-Icons cannot be split by concept: closing over shared words would join nearly all of them. The split is by *word*: some
-words are held out, and whatever has one in a name, an alias or a compound never trains.
+Icons cannot be split by concept, because grouping names that share words would join nearly all of them. The split is
+by *word*: some words are held out, and an icon with one of them in a name, an alias or a compound is not in training.
 """
 
 import itertools
@@ -14,8 +14,8 @@ from functools import cache
 from ..hashes import is_in_fraction
 
 
-# Words at the end of a name that say how it is drawn; those of the second kind do so only in sets that use them often
-# ("heart-broken" in one set is a broken heart, in another a heart of broken lines).
+# Words at the end of a name that describe its style; the second group does so only in sets that use them often
+# ("heart-broken" is a broken heart in one set, and a heart of broken lines in another).
 ALWAYS_STYLE = {
     *("outline", "outlined", "filled", "fill", "duotone", "twotone", "linear", "rounded", "solid", "regular", "alt"),
 }
@@ -23,23 +23,23 @@ OFTEN_STYLE = {
     *("line", "light", "bold", "thin", "round", "sharp", "flat", "broken", "remix", "duo", "color", "stroke"),
     *("negative", "small", "large", "mini", "micro", "variant", "border", "ltr", "rtl", "o", "f", "b", "s", "fi"),
 }
-OFTEN = 0.03  # of a set's icons end with it
-# Of styles and headings, which the sets do not tell of.
+OFTEN = 0.03  # the fraction of a set's icons that must end with such a word
+# Prefixes of styles and headings that the sets do not declare.
 PREFIXES = {"bx": ("bx", "bxs"), "medical-icon": ("i",), "streamline-pixel": ("interface-essential",)}
-COUNTED_SETS = ("icon-park", "uis", "uim", "uit", "uil")  # that number in words: "clock-two"
+COUNTED_SETS = ("icon-park", "uis", "uim", "uit", "uil")  # sets that number drawings in words: "clock-two"
 NUMBERS = {"one", "two", "three", "four", "five", "six"}
-NUMBERED = {"number", "numeric", "digit"}  # after which a number is no number of a drawing
-# Words that say nothing of what is shown, and so are never held out.
+NUMBERED = {"number", "numeric", "digit"}  # after these words a number is not the number of a drawing
+# Words that say nothing about the image and are never held out.
 FUNCTION_WORDS = {"and", "the", "for", "with", "without", "from", "out", "off", "not", "non"}
 
-HELD_OUT = 0.08  # of the words
-MOST_NAMES = 0.0025  # of all names that may have a held-out word
-FEWEST_SETS = 2  # that use it
-SHORTEST = 3  # letters of a held-out word, and of a part of a compound
+HELD_OUT = 0.08  # fraction of the words that is held out
+MOST_NAMES = 0.0025  # maximum fraction of all names that contain a held-out word
+FEWEST_SETS = 2  # minimum number of sets that use it
+SHORTEST = 3  # minimum number of letters of a held-out word, and of a part of a compound
 
 
 def list_style_words(icons: Iterable[str]) -> frozenset[str]:
-    """Style words of a set: those that always are, and those that often end its names."""
+    """Return the style words of a set: those that always are style words, and those that often end its names."""
     names = list(icons)
     ends = Counter(name.rpartition("-")[2] for name in names)
     return frozenset(ALWAYS_STYLE | {word for word in OFTEN_STYLE if ends[word] >= OFTEN * len(names)})
@@ -56,12 +56,12 @@ def clean_name(
 
     Args:
         icon: the name in its set.
-        suffixes, prefixes: of the set's styles.
-        style_words: of [`list_style_words`].
+        suffixes, prefixes: suffixes and prefixes of the set's styles.
+        style_words: from [`list_style_words`].
         counted: whether the set numbers its drawings in words.
 
     Returns:
-        Caption and style. The caption is never empty, but may be without a letter.
+        Caption and style. The caption is never empty, but may have no letters.
     """
     rest, style = icon.replace("_", "-").strip("-"), []
     for suffix in sorted(filter(None, suffixes), key=len, reverse=True):
@@ -90,20 +90,20 @@ def clean_name(
 
 
 def is_caption(text: str) -> bool:
-    """Whether a name says anything: two letters in a row."""
+    """Whether a name contains a word: two letters in a row."""
     return re.search(r"[a-z]{2}", text) is not None
 
 
 def split_words(text: str) -> list[str]:
-    """Lower-case words and numbers of a text."""
+    """Split a text into lower-case words and numbers."""
     return re.findall(r"[a-z0-9]+", text.lower())
 
 
 @cache
 def stem(word: str) -> str:
-    """Cut a word's ending, rather too much than too little: "charger", "charging" and "charges" are "charg".
+    """Stem a word, rather too much than too little: "charger", "charging" and "charges" become "charg".
 
-    Two words that are wrongly one are both held out or both not, which does no harm."""
+    Words that wrongly share a stem are held out together or not at all, which does no harm."""
     if len(word) > 4 and word.endswith("ies"):
         word = word[:-3] + "y"
     elif len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
@@ -119,10 +119,11 @@ def stem(word: str) -> str:
 
 @dataclass
 class Vocabulary:
-    """Words of all names, and the stems that a text is made of.
+    """The words of all names, with which compounds are split into stems.
 
     Attributes:
-        words: those that are used in at least two sets, of at least three letters; compounds are made of them.
+        words: words of at least three letters that at least two sets use; the possible parts of compounds.
+        parts: cache of [`find_parts`].
     """
 
     words: set[str]
@@ -140,8 +141,8 @@ class Vocabulary:
         )
 
     def find_parts(self, word: str) -> frozenset[str]:
-        """The stem of a word and, if it is a compound of two known words, theirs: "toothbrush" -> toothbrush, tooth,
-        brush."""
+        """Return the stem of a word and, if it is a compound of two known words, their stems: "toothbrush" ->
+        toothbrush, tooth, brush."""
         if word not in self.parts:
             found = {stem(word)}
             for i in range(SHORTEST, len(word) - SHORTEST + 1):
@@ -151,19 +152,19 @@ class Vocabulary:
         return self.parts[word]
 
     def find_stems(self, text: str) -> set[str]:
-        """All stems in a text, of compounds' parts and of neighbors written as one word, too."""
+        """Return all stems in a text, including those of parts of compounds and of adjacent words written as one."""
         words = split_words(text)
         found = {stem(first + second) for first, second in itertools.pairwise(words)}
         return found.union(*map(self.find_parts, words))
 
 
 def choose_held_out(names: Iterable[tuple[str, str]], seed: int, fraction: float = HELD_OUT) -> set[str]:
-    """Choose the stems that are held out: a pure function of the names, in whatever order, and the seed.
+    """Choose the held-out stems: a pure function of the names, in any order, and the seed.
 
     Args:
-        names: (set, name) pairs that may train.
-        seed: chooses the words.
-        fraction: of the words that may be held out.
+        names: (set, name) pairs that can be used for training.
+        seed: random seed of the choice.
+        fraction: fraction of the eligible words that is held out.
 
     Returns:
         Stems of words in at least two sets and in at most [`MOST_NAMES`] of the distinct names.

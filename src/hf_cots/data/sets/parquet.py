@@ -1,4 +1,4 @@
-"""Parquet files of the data sets: images as PNG within the table, as `datasets` and the Hub's viewer show them."""
+"""Parquet files of the data sets, with images embedded as PNG, as `datasets` and the Hub's viewer expect."""
 
 import io
 import json
@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 
-ROWS_IN_GROUP = 1000  # few enough for a viewer to read one, enough to compress
+ROWS_IN_GROUP = 1000  # few enough for a viewer to read a group, enough to compress well
 STRING, BOOL = datasets.Value("string"), datasets.Value("bool")
 STRINGS = datasets.List(STRING)
 
 
 def finished_report(report_file: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The report of a set that is complete with these settings. One of other settings is removed, so that a set that
-    is cut off while it is made anew has none."""
+    """Read the report of a set that is complete with these settings; None if there is none. A report of other settings
+    is deleted, so that an interrupted rebuild leaves no report."""
     report = json.loads(report_file.read_text(encoding="utf-8")) if report_file.is_file() else {}
     if report.get("settings") == settings:
         return report
@@ -30,7 +30,7 @@ def finished_report(report_file: Path, settings: dict[str, Any]) -> dict[str, An
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """Encode an RGB image as PNG, in one channel where that loses nothing."""
+    """Encode an RGB image as PNG, with a single channel if it is gray."""
     pixels = np.asarray(image)
     gray = pixels.ndim == 3 and (pixels[..., :1] == pixels[..., 1:]).all()
     buffer = io.BytesIO()
@@ -39,7 +39,7 @@ def encode_png(image: Image.Image) -> bytes:
 
 
 def decode_png(data: bytes) -> Image.Image:
-    """Decode to RGB."""
+    """Decode a PNG to an RGB image."""
     with Image.open(io.BytesIO(data)) as image:
         return image.convert("RGB")
 
@@ -47,13 +47,13 @@ def decode_png(data: bytes) -> Image.Image:
 def write_parquet(
     path: Path, rows: Sequence[dict[str, Any]], features: dict[str, Any], rows_in_group: int = ROWS_IN_GROUP
 ) -> int:
-    """Write rows under a temporary name and move the finished file into place; returns how many there are.
+    """Write rows to a temporary file and rename it when complete; returns the number of rows.
 
     Args:
-        path: of the file.
-        rows: with a value for each feature; an image is `{"bytes": ..., "path": file name}`.
-        features: of `datasets`, by column.
-        rows_in_group: rows that are compressed, and read, together.
+        path: path of the file.
+        rows: rows with a value for each feature; an image is `{"bytes": ..., "path": file name}`.
+        features: features of `datasets` by column.
+        rows_in_group: number of rows that are compressed and read together.
     """
     with ParquetFile(path, features) as file:
         for first in range(0, len(rows), rows_in_group):
@@ -62,7 +62,7 @@ def write_parquet(
 
 
 class ParquetFile:
-    """A parquet file that is written group by group and appears only when it is complete."""
+    """A parquet file that is written group by group and renamed into place when it is complete."""
 
     def __init__(self, path: Path, features: dict[str, Any]):
         self.path = path
@@ -72,7 +72,7 @@ class ParquetFile:
         self.writer = pq.ParquetWriter(self.draft, self.schema, compression="zstd")
 
     def write(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Add one group of rows."""
+        """Write one group of rows."""
         self.writer.write_table(pa.Table.from_pylist(list(rows), schema=self.schema))
 
     def __enter__(self) -> "ParquetFile":

@@ -1,8 +1,8 @@
-"""Names and keywords of emoji in about a hundred languages beside the English ones, split by the emoji sets' concepts.
+"""Names and keywords of emoji in English and about a hundred other languages, split by the concepts of the emoji sets.
 
-They are those of Unicode's CLDR, which the npm packages `cldr-annotations-full` and `cldr-annotations-derived-full`
-carry. The concepts that are held out are those of the emoji sets ([`emoji_styles`]): no text that trains, in any
-language, is the name of one of them in any language. Words of such a name may well occur in other names.
+They are those of Unicode's CLDR, from the npm packages `cldr-annotations-full` and `cldr-annotations-derived-full`.
+The held-out concepts are those of the emoji sets ([`emoji_styles`]): no training text in any language is the name of
+one of them in any language. Single words of such a name may occur in other names.
 """
 
 import json
@@ -20,12 +20,12 @@ from .parquet import STRING, finished_report, write_parquet
 
 SIDES = ("train", "test")
 ENGLISH = "en"
-LEAST_NAMES = 1_500  # of 1,914 emoji, for a language to be taken; regional variants name only what differs
+LEAST_NAMES = 1_500  # minimum names of 1,914 emoji for a language; regional variants have only names that differ
 KINDS = ("name", "keywords")
 FEATURES = dict.fromkeys(("english", "translation", "language", "kind", "concept", "codepoints"), STRING)
 FORMAT = 1
 
-# Of a language, the names and keywords of characters by their keys.
+# Names and keywords of characters, by language and key.
 Annotations = dict[str, dict[str, dict[str, list[str]]]]
 
 
@@ -33,7 +33,7 @@ def read_annotations(files: tuple[Path, ...]) -> Annotations:
     """Read the annotations of CLDR's packages, by language and [`make_key`], without skin tones.
 
     Raises:
-        ValueError: naming a file that holds none.
+        ValueError: naming a file without annotations.
     """
     found: Annotations = {}
     for file in files:
@@ -53,22 +53,22 @@ def read_annotations(files: tuple[Path, ...]) -> Annotations:
 def write_translation_set(
     folder: Path, files: tuple[Path, ...], test_fraction: float = 0.16, seed: int = 0
 ) -> dict[str, int]:
-    """Write `train.parquet`, `test.parquet` (names of concepts that never train), `report.json` and `LICENSES.md`.
+    """Write `train.parquet`, `test.parquet` (names of held-out concepts), `report.json` and `LICENSES.md`.
 
-    Columns: `english`, `translation`, `language` (a code such as "es"), `kind` ("name", or up to five "keywords" as
-    one text), `concept`, `codepoints`. English itself is no language here.
+    Columns: `english`, `translation`, `language` (a code such as "es", but not English), `kind` ("name", or up to five
+    "keywords" as one text), `concept`, `codepoints`.
 
     Args:
         folder: where to write. A complete earlier result with the same settings is kept.
-        files: of the npm packages `cldr-annotations-full` and `cldr-annotations-derived-full`.
-        test_fraction, seed: choose the concepts that are held out, as in the emoji sets.
+        files: files of the npm packages `cldr-annotations-full` and `cldr-annotations-derived-full`.
+        test_fraction, seed: choose the held-out concepts, as in the emoji sets.
 
     Returns:
         The number of rows in each file.
 
     Raises:
         ModuleNotFoundError: if a package of the extra `demo` is missing.
-        ValueError: naming a package's file that holds no annotations.
+        ValueError: naming a package's file without annotations.
     """
     settings: dict[str, Any] = {
         "test_fraction": test_fraction,
@@ -97,7 +97,7 @@ def write_translation_set(
 def make_rows(
     annotations: Annotations, test_fraction: float, seed: int
 ) -> tuple[dict[str, list[dict[str, str]]], dict[str, int]]:
-    """The rows of both files, and how many languages and texts are left out, by reason."""
+    """Build the rows of both files; also returns how many languages and texts are left out, by reason."""
     entries = list_entries(list_emoji_pairs())
     held_out = {key for key, pair in entries.items() if is_in_fraction(pair.concept, test_fraction, seed)}
     dropped: Counter[str] = Counter()
@@ -126,12 +126,12 @@ def make_rows(
 
 
 def list_texts(entry: dict[str, list[str]], pair: EmojiPair | None, banned: set[str]) -> dict[str, str]:
-    """The "name" and the "keywords", as one text, of a character in one language, as far as it has them.
+    """Return the "name" and the "keywords" (as one text) of a character in one language, as far as it has them.
 
     Args:
-        entry: of CLDR.
-        pair: of the emoji sets, whose name is taken, if it is one of theirs.
-        banned: in lower case; no name and no keyword is one of them.
+        entry: CLDR's entry of the character.
+        pair: pair of the emoji sets whose name is used instead of CLDR's, if there is one.
+        banned: texts in lower case; a name or keyword that is among them is left out.
     """
     names = [pair.text] if pair is not None else entry.get("tts", [])[:1]
     found = {"name": names[0]} if names and names[0].casefold() not in banned else {}
@@ -146,7 +146,7 @@ def _texts(row: dict[str, Any]) -> Iterator[str]:
 
 
 def check_no_leak(rows: dict[str, list[dict[str, str]]]) -> None:
-    """Check the finished rows against each other.
+    """Check the finished test rows against the training rows.
 
     Raises:
         AssertionError: if a held-out concept or name is in training.
