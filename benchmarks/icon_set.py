@@ -2,7 +2,7 @@
 
     python -m benchmarks.icon_set
 
-Downloads the packages first, unless `make icons` has. Each part runs in a process of its own, whose processor time and
+Downloads the packages first, unless `make icons` has. Parts that the output has are not repeated. Each part runs in a process of its own, whose processor time and
 largest memory are reported; the memory of workers counts one by one, as the largest of them.
 
     make          `hf-cots data icons`, from downloaded packages
@@ -81,10 +81,10 @@ def run_part(part: str, data: Path, work: Path) -> dict[str, Any]:
     """Do one part in this process."""
     if part == "open":
         pairs = load(data / "train.parquet")
-        return {"pairs": len(pairs), "first": pairs[0]["text"]}
+        return {"pairs": len(pairs), "first": pairs[0]["caption"]}
     if part == "open_folder":
         pairs = load(work / "folder")
-        return {"pairs": len(pairs), "first": pairs[0]["text"]}
+        return {"pairs": len(pairs), "first": pairs[0]["caption"]}
     if part == "steps":
         return measure_steps(data, work)
     found = check_overlap(load(data / "test.parquet"), load(data / "train.parquet"))
@@ -109,7 +109,9 @@ def measure(command: list[str], cache: Path | None = None) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/icon_set"), help="empty or missing folder")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/icon_set"), help="missing folder, for times of all parts"
+    )
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/icon_set.json"))
     parser.add_argument("--part", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -117,16 +119,20 @@ def main() -> None:
     if arguments.part:
         print(json.dumps(run_part(arguments.part, data, work)))
         return
-    work.mkdir(parents=True)
-    results: dict[str, Any] = {"machine": machine("cpu")}
-    results["make"] = measure([sys.executable, "-m", "hf_cots", "data", "icons", str(data)])
-    write_folder(data / "train.parquet", work / "folder")
-    for name in ("open", "open_folder", "overlap", "overlap_again", "steps"):
+    output = arguments.output
+    results: dict[str, Any] = json.loads(output.read_text()) if output.is_file() else {"machine": machine("cpu")}
+    for name in ("make", "open", "open_folder", "overlap", "overlap_again", "steps"):
+        if name in results:
+            continue
+        if name == "open_folder" and not (work / "folder").is_dir():
+            write_folder(data / "train.parquet", work / "folder")
         part = name.removesuffix("_again")
         command = [sys.executable, "-m", "benchmarks.icon_set", "--part", part, "--work", str(work)]
+        if name == "make":
+            command = [sys.executable, "-m", "hf_cots", "data", "icons", str(data)]
         results[name] = measure(command, work / "cache" if part == "overlap" else None)
         print(name, results[name], flush=True)
-    arguments.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
