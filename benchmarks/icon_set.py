@@ -2,8 +2,9 @@
 
     python -m benchmarks.icon_set
 
-Downloads the packages first, unless `make icons` has. Parts that the output has are not repeated. Each part runs in a process of its own, whose processor time and
-largest memory are reported; the memory of workers counts one by one, as the largest of them.
+Downloads the packages first, unless `make icons` has. Parts that the output has are not repeated. Each part runs in a
+process of its own, whose processor time and largest memory are reported; the memory of workers counts one by one, as
+the largest of them.
 
     make          `hf-cots data icons`, from downloaded packages
     open          `load_pairs` of the parquet file, and the first pair
