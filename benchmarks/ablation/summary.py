@@ -16,6 +16,10 @@ KS = (1, 5, 10)
 DIRECTIONS = ("text_to_image", "image_to_text")
 DRAWS = 10_000
 BASELINE = "clip"
+MEASURES = (
+    "Recalls in percent, and rsum, are means over names: a name that several images share counts once. CPU seconds are "
+    'means over the runs that recorded them, "-" if none did.'
+)
 
 Line = dict[str, Any]  # one recorded run
 Seeds = dict[int, Line]  # a row's runs by seed
@@ -79,7 +83,7 @@ def each_gallery(line: Line) -> Iterator[Line]:
 def table(rows: Rows) -> list[str]:
     """Write one group as a Markdown table, the best rsum first."""
     lines = [
-        "| row | seeds | steps | seconds | text-to-image R@1 / 5 / 10 | image-to-text R@1 / 5 / 10 | rsum [95%] | "
+        "| row | seeds | steps | CPU seconds | text-to-image R@1 / 5 / 10 | image-to-text R@1 / 5 / 10 | rsum [95%] | "
         "less clip [95%] | p | MVM, MLM rise |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -107,9 +111,11 @@ def markdown_row(cells: Iterable[Any]) -> str:
 
 
 def describe_runs(lines: list[Line]) -> str:
-    """Write how many runs there are, on which machines."""
+    """Write how many runs there are, on which machines, and what they were evaluated on."""
     machines = sorted({f"{line['machine']['processor']}, {line['machine']['cores']} cores" for line in lines})
-    return f"{len(lines)} runs on {'; '.join(machines)}."
+    others = sorted({f'"{label}"' for line in lines for label in line.get("other_galleries", {})})
+    but = f", except for the galleries named after a colon: {', '.join(others)}" if others else ""
+    return f"{len(lines)} runs on {'; '.join(machines)}, evaluated on unseen concepts{but}."
 
 
 def with_interval(mean: float, ends: tuple[float, float], sign: str = "") -> str:
@@ -160,10 +166,9 @@ def mean_rsum(seeds: Seeds) -> float:
 
 
 def mean_seconds(runs: list[Line]) -> str:
-    """Write the mean seconds, of the processor where they were recorded, else of the clock, without runs that were
-    paused for other work, whose line has `"seconds": null`."""
-    taken = [line.get("processor_seconds", line["seconds"]) for line in runs]
-    known = [seconds for seconds in taken if seconds is not None]
+    """Write the mean processor seconds of the runs that recorded them, or "-". Seconds of the clock, which all lines
+    have, depend on what else ran on the machine."""
+    known = [line["processor_seconds"] for line in runs if "processor_seconds" in line]
     return f"{np.mean(known):.0f}" if known else "-"
 
 
@@ -198,9 +203,7 @@ def noise_table(rows: Rows) -> list[str]:
 def markdown(lines: list[Line], title: str = "Does COTS beat the plain recipe?") -> str:
     """Write batches of all sizes side by side, then all groups, each with its table."""
     text = [f"# {title}", ""]
-    by_processor = any("processor_seconds" in line for line in lines)
-    clock = " Where texts are stored, seconds are the processor's." if by_processor else ""
-    text += [f"{describe_runs(lines)} Recalls in percent, on unseen concepts.{clock}", ""]
+    text += [f"{describe_runs(lines)} {MEASURES}", ""]
     found = group_lines(lines)
     text += batch_tables(found)
     for key, rows in found.items():

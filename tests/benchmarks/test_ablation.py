@@ -232,6 +232,14 @@ def test_the_summary_compares_with_clip_on_the_same_seeds():
     assert "| clip |" in sections[1], "CLIP's own steps are its time"
 
 
+def test_seconds_of_the_clock_are_not_averaged_with_the_processors():
+    """Lines of earlier runs have only the clock's, which other load changes."""
+    lines = [recorded_line("clip", seed, BAD) for seed in (0, 1)] + [recorded_line("momentum", 0, GOOD)]
+    lines[0]["processor_seconds"] = 3.0
+    rows = [row.split(" | ") for row in markdown(lines).splitlines() if row.startswith("| ")]
+    assert [row[3] for row in rows] == ["CPU seconds", "-", "3"]
+
+
 def test_batches_of_all_sizes_are_compared_with_the_largest_of_clip():
     """Where they saw as many pairs: 600 steps of 16 and 38 of 256, not 1,200 of 16."""
     lines = [recorded_line("clip", seed, BAD, batch=256, steps=38) for seed in (0, 1)]
