@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from decimal import ROUND_HALF_UP, Decimal
 from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import yaml
@@ -43,9 +44,10 @@ def load(path: str) -> Any:
 
 
 @cache
-def tables(path: str) -> dict[str, dict[str, dict[str, str]]]:
+def tables(path: str, corner: str | None = None) -> dict[str, dict[str, dict[str, str]]]:
     """The tables of a Markdown file: cells by heading, row and column. Tables of a section share their rows; of equal
-    rows, such as those of several batch sizes, the first one is meant."""
+    rows, such as those of several batch sizes, the first one is meant, and the second of equal columns is called after
+    the one before it. With `corner`, only tables whose first column has this name."""
     found: dict[str, dict[str, dict[str, str]]] = {}
     for section in (ROOT / path).read_text(encoding="utf-8").split("\n## ")[1:]:
         rows = found.setdefault(section.partition("\n")[0], {})
@@ -55,11 +57,40 @@ def tables(path: str) -> dict[str, dict[str, dict[str, str]]]:
             if not line.startswith("|"):
                 columns = []
             elif not columns:
-                columns = [cell.removesuffix(" [95%]") for cell in cells]
-            elif not line.startswith("|---"):
+                for name in (cell.removesuffix(" [95%]") for cell in cells):
+                    columns.append(f"{columns[-1]}, {name}" if name in columns else name)
+            elif not line.startswith("|---") and corner in (None, columns[0]):
                 row = rows.setdefault(cells[0], {})
                 row.update({name: cell for name, cell in zip(columns, cells) if name not in row})
     return found
+
+
+@cache
+def table(path: str, heading: str, corner: str) -> dict[str, dict[str, str]]:
+    """One table of a Markdown file: in the section whose heading starts so, that with this name of the first column."""
+    (section,) = (one for one in tables(path, corner) if one.startswith(heading))
+    return tables(path, corner)[section]
+
+
+@cache
+def lines(path: str) -> list[dict[str, Any]]:
+    """A file of JSON lines."""
+    return [json.loads(line) for line in (ROOT / path).read_text(encoding="utf-8").splitlines()]
+
+
+def runs(path: str, **recipe: str | int) -> list[dict[str, Any]]:
+    """The lines of an ablation whose recipes have these values."""
+    return [line for line in lines(path) if recipe.items() <= line["recipe"].items()]
+
+
+def measured_with(path: str, **recipe: str | int) -> str:
+    """The sentence that says with what a JSON file was measured, or the lines of an ablation with these recipes."""
+    machines = [line["machine"] for line in (runs(path, **recipe) if path.endswith(".jsonl") else [load(path)])]
+    torch, transformers, python, processor = (
+        " and ".join(sorted({machine[name] for machine in machines}))
+        for name in ("torch", "transformers", "python", "processor")
+    )
+    return f"Measured with PyTorch {torch}, transformers {transformers} and Python {python} on {processor}."
 
 
 def fixed(value: float | str, digits: int = 1) -> str:
@@ -90,6 +121,18 @@ def mean(cell: str) -> str:
     return cell.partition(" [")[0]
 
 
+def beside_best(cells: dict[str, str], recall: str = "R@1") -> str:
+    """A recall of a row of `rerank_at_scale.md`, and in brackets its difference to the best dual encoder's and p; bold
+    if it is ahead with p < 0.05."""
+    value = cells[recall].partition(" ±")[0]
+    less = cells["less the best's" if recall == "R@1" else f"{recall}, less the best's"]
+    if not less:  # the best itself
+        return value
+    difference, number = mean(less), less.rpartition(", p ")[2]
+    mark = "**" if float(number) < 0.05 and float(difference) > 0 else ""
+    return f"{mark}{value}{mark} ({difference}, {number})"
+
+
 def recalls(values: dict[str, float], separator: str = " / ") -> str:
     """R@1, R@5 and R@10."""
     return separator.join(f"{values[f'R@{k}']:.1f}" for k in (1, 5, 10))
@@ -117,9 +160,10 @@ def make_environment() -> Environment:
     """Where the templates are, and what they call."""
     options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=FileSystemLoader(FIGURES), autoescape=False, **options)
-    environment.globals |= {"load": load, "tables": tables, "ways": WAYS}
-    filters = (fixed, signed, interval, p, mean, recalls, with_intervals, rsum, first_right)
-    environment.filters |= {function.__name__: function for function in filters}
+    functions = (load, tables, table, lines, runs, measured_with)
+    environment.globals |= {function.__name__: function for function in functions} | {"ways": WAYS}
+    filters = (fixed, signed, interval, p, mean, beside_best, recalls, with_intervals, rsum, first_right)
+    environment.filters |= {function.__name__: function for function in filters} | {"median": median}
     return environment
 
 
