@@ -17,8 +17,8 @@ DIRECTIONS = ("text_to_image", "image_to_text")
 DRAWS = 10_000
 BASELINE = "clip"
 MEASURES = (
-    "Recalls in percent, and rsum, are means over names: a name that several images share counts once. CPU seconds are "
-    'means over the runs that recorded them, "-" if none did.'
+    "Recalls in percent, and rsum, are means over names: a name that several images share counts once. CPU seconds "
+    'are means over the runs that recorded them, "-" if none did.'
 )
 
 Line = dict[str, Any]  # one recorded run

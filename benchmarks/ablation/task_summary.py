@@ -91,8 +91,8 @@ def task_markdown(lines: list[Line], recipes: dict[str, Any]) -> str:
     text = [
         f"# {recipes['title']}",
         "",
-        f"{describe_runs(lines)} Percent; means over seeds. Rsum is a mean over names: a name that several images share "
-        "counts once. Intervals: seeds and queries drawn with replacement (with one seed, queries alone).",
+        f"{describe_runs(lines)} Percent; means over seeds. Rsum is a mean over names: a name that several images "
+        "share counts once. Intervals: seeds and queries drawn with replacement (with one seed, queries alone).",
         "",
     ]
     for (name, init, batch, steps, _, _), rows in group_lines(lines).items():
