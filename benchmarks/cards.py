@@ -67,7 +67,7 @@ def tables(path: str, corner: str | None = None) -> dict[str, dict[str, dict[str
 
 @cache
 def table(path: str, heading: str, corner: str) -> dict[str, dict[str, str]]:
-    """One table of a Markdown file: in the section whose heading starts so, that with this name of the first column."""
+    """A table of a Markdown file: in the section whose heading starts so, that with this name of the first column."""
     (section,) = (one for one in tables(path, corner) if one.startswith(heading))
     return tables(path, corner)[section]
 

@@ -2,133 +2,101 @@
 
 import json
 import re
-from functools import cache
+from functools import cache, reduce
 
 import pytest
 import torch
+import yaml
 from transformers import BertConfig, ViTConfig
 
 from benchmarks import cards
-from benchmarks.ablation.results import Results
 from benchmarks.growth import small_config
 from hf_cots import CookieConfig, CookieModel, COTSModel
+from tests.benchmarks.figure_sources import NOT_RECORDED, SOURCES
 from tests.support.paths import ROOT
 
 
-RESULTS, CARDS = ROOT / "benchmarks" / "results", ROOT / "model_cards"
-FIGURE = re.compile(r"(?<![\w.])(p (?:< |below )?)?([-+]?)(\d[\d,]*\.\d+)(?!\w|\.\d)")
-# Where the figures of a text come from that stand neither in a block nor in a claim.
-SOURCES = {
-    "README.md": ["benchmarks/results/ablation.md"],
-    "docs/results.md": [
-        *("benchmarks/results/ablation.md", "benchmarks/results/icons.md", "benchmarks/results/fine_tuning.md"),
-        "benchmarks/results/ablation.jsonl",  # of single runs
-        *("model_cards/cookie-emoji/ablation.md", "model_cards/cots-emoji/results.json"),
-        *("benchmarks/results/rerank_at_scale.md", "benchmarks/results/video.md"),
-        *("benchmarks/results/comparisons.json",),
-    ],
-    "model_cards/cookie-emoji/README.md": ["model_cards/cookie-emoji/ablation.md"],
-    "model_cards/cots-emoji/README.md": ["model_cards/cots-emoji/results.json"],
-    "model_cards/cots-icons/README.md": [
-        *("model_cards/cots-icons/results.json", "model_cards/cots-icons/export.json"),
-    ],
-    "model_cards/cots-scratch/README.md": ["benchmarks/results/ablation.md", "benchmarks/results/ablation.jsonl"],
-    "model_cards/cots-warm/README.md": ["benchmarks/results/ablation.md", "benchmarks/results/ablation.jsonl"],
-    "model_cards/cots-video/README.md": [
-        *("model_cards/cots-video/results.json", "model_cards/cots-video/demo.json"),
-    ],
-    "model_cards/e5-multilingual/README.md": ["benchmarks/results/e5_multilingual.json"],
-    "model_cards/minilm-multilingual/README.md": ["benchmarks/results/multilingual.json"],
-    "model_cards/simla-emoji/README.md": ["benchmarks/results/simla_rerank.json"],
-}
-# Figures that no results file holds, and why.
-NOT_RECORDED = {
-    # times of steps, taken by hand; a mean over two tables; a setting
-    "docs/results.md": {"1.09", "1.24", "1.44", "1.57", "1.72", "1.86", "120.4", "0.99"},
-    "model_cards/cookie-emoji/README.md": {
-        *("1.3", "1.9"),  # steps relative to `cm`
-        *("28.7", "9.4", "50.5", "0.001"),  # the comparison of `all` with 600 steps of `cm`
-    },
-    "model_cards/cots-base/README.md": {"5.3"},  # million pairs of the paper
-    "model_cards/cots-emoji/README.md": {
-        # from scratch
-        *(
-            "0.3",
-            "1.7",
-            "3.5",
-            "6.3",
-            "7.3",
-            "8.0",
-            "8.7",
-            "10.8",
-            "23.3",
-            "23.7",
-            "24.0",
-            "25.1",
-            "25.8",
-            "26.5",
-            "32.4",
-            "35.9",
-            "36.6",
-            "36.9",
-            "37.6",
-            "38.0",
-        ),
-        *("32.5", "42.5", "64.4", "68.7", "85.7", "92.9"),  # by kind of emoji
-    },
-    "model_cards/cots-icons/README.md": {
-        *("1.6", "0.05"),  # million parameters, and a setting
-        *("1.5", "11.8", "12.7", "15.2", "7.5"),  # found on the way
-    },
-    "model_cards/cots-warm/README.md": {"0.99", "0.995", "1.05", "1.09"},  # settings, and times of steps
-    "model_cards/e5-multilingual/README.md": {"0.9998", "0.98", "0.99"},  # cosines: taken by hand, and of the package
-    "model_cards/simla-emoji/README.md": {"0.59", "0.636"},  # losses of runs that were not kept
-}
+CARDS = ROOT / "model_cards"
+DOCS = ("docs/results.md", "docs/search.md", "docs/export.md", "docs/training.md")
+# A decimal, a number with commas between thousands, or a whole number with its unit (in "26 to 34 ms" both).
+UNIT = (
+    r"(?:(?:CPU |core-|unseen )?(?:ms|s|h|seconds?|minutes?|hours?|KB|MB|GB|TB|bytes|GFLOP|steps?|epochs?|mAP"
+    r"|pairs|images|drawings|icons|clips|captions|concepts|emoji|queries|names|million|billion)|\w+ per second)\b"
+)
+FIGURE = re.compile(
+    r"(?<![\w.,])(?<!\w-)(?:(?P<figure>\d[\d,]*\.\d+|\d{1,3}(?:,\d{3})+)(?!\w|[.,]\d)"
+    rf"|(?P<whole>\d+)(?= (?:(?:to|and|or) \d[\d,]* )?(?P<unit>{UNIT})))"
+)
 NOT_KEPT = "No results file was kept"  # cards all of whose figures stand there alone say so
 
 
-def cards_and_texts():
-    return [
-        path.relative_to(ROOT).as_posix() for path in (*cards.cards(), ROOT / "README.md", ROOT / "docs/results.md")
-    ]
+@cache
+def texts():
+    """The sections of cards, README and docs, without their blocks, their code, and the sentences of claims: by
+    "file#heading", and by the file alone what stands above its first heading of the second level."""
+    found = {}
+    for path in (*cards.cards(), ROOT / "README.md", *(ROOT / name for name in DOCS)):
+        name = path.relative_to(ROOT).as_posix()
+        text = re.sub(r"```.*?```", "", cards.BLOCK.sub("", path.read_text(encoding="utf-8")), flags=re.DOTALL)
+        above, *parts = re.split(r"^##+ (.+)$", text, flags=re.MULTILINE)
+        sections = {name: above} | {f"{name}#{title}": part for title, part in zip(parts[::2], parts[1::2])}
+        claims = [plain(cards.render(template)) for where, template in cards.claims() if where == name]
+        for section, part in sections.items():
+            found[section] = reduce(lambda rest, claim: rest.replace(claim, ""), claims, plain(part))
+    return found
 
 
-def outside(name):
-    """A text without its blocks, its code, and the sentences that claims stand for."""
-    text = cards.BLOCK.sub("", (ROOT / name).read_text(encoding="utf-8"))
-    text = " ".join(re.sub(r"```.*?```|`[^`]*`|CC-BY\S*", "", text, flags=re.DOTALL).split())
-    for path, template in cards.claims():
-        if path == name:
-            text = text.replace(" ".join(re.sub("`[^`]*`", "", cards.render(template)).split()), "")
-    return text
+def plain(text):
+    """A text without its code, in one line."""
+    return " ".join(re.sub(r"`[^`]*`|CC-BY\S*", "", text).split())
 
 
-def all_numbers(value):
-    """The numbers in a JSON document, and as percent."""
+def figures(text):
+    """The figures of a text as they stand there, whole numbers below a thousand with their unit."""
+    found = FIGURE.finditer(text)
+    return {match["figure"] or f"{match['whole']} {match['unit']}" for match in found}
+
+
+def numbers(value):
+    """The numbers in a JSON or YAML document."""
     if isinstance(value, dict):
-        return {number for entry in value.values() for number in all_numbers(entry)}
+        return {number for entry in value.values() for number in numbers(entry)}
     if isinstance(value, list):
-        return {number for entry in value for number in all_numbers(entry)}
-    return {abs(value), 100 * abs(value)} if isinstance(value, (int, float)) else set()
+        return {number for entry in value for number in numbers(entry)}
+    return {abs(value)} if isinstance(value, (int, float)) and not isinstance(value, bool) else set()
 
 
 @cache
 def recorded(path):
-    """All numbers of a results file, p-values among them; of single runs their rsum."""
-    if path.endswith(".jsonl"):
-        lines = Results(ROOT / path).lines()
-        return {sum(v for d in line["metrics"].values() for n, v in d.items() if n.startswith("R@")) for line in lines}
+    """The numbers of a file of results or settings, those of JSON also as percent, and the whole ones among them: of
+    Markdown, whose tables have too many, those of headings; of JSON lines settings and sizes, and rsum."""
     text = (ROOT / path).read_text(encoding="utf-8")
-    if path.endswith(".json"):
-        return all_numbers(json.loads(text))
-    return {float(number) for number in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", text)}
+    if path.endswith(".md"):
+        headings = " ".join(re.findall(r"^#.*", text, flags=re.MULTILINE))
+        whole = {int(number) for number in re.findall(r"(?<![\w.])\d+(?![\w.])", headings)}
+        return whole | {float(number) for number in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", text)}, whole
+    if path.endswith(".jsonl"):
+        found, sums = set(), set()
+        for line in cards.lines(path):
+            found |= numbers([line.get(key, {}) for key in ("recipe", "trained_steps", "data", "steps")])
+            for gallery in (line, *line.get("other_galleries", {}).values()):
+                ways = gallery.get("metrics", {}).values()
+                found |= {way["queries"] for way in ways}
+                sums.add(sum(way[f"R@{k}"] for way in ways for k in (1, 5, 10)))
+        return found | sums, {number for number in found if number == int(number)}
+    found = numbers(json.loads(text) if path.endswith(".json") else yaml.safe_load(text))
+    percent = {100 * number for number in found} if path.endswith(".json") else set()
+    return found | percent, {number for number in found if number == int(number)}
 
 
-def is_recorded(figure, numbers):
-    """Whether one of the numbers is the figure when it is rounded to as many digits."""
-    digits = len(figure.partition(".")[2])
+def is_recorded(figure, paths):
+    """Whether a decimal is one of the numbers when that is rounded to as many digits; a whole number must be equal."""
+    value = figure.partition(" ")[0].replace(",", "")
+    digits = len(value.partition(".")[2])
+    if not digits:
+        return any(int(value) in recorded(path)[1] for path in paths)
     half = 0.5 * 10**-digits + 1e-9
-    return any(abs(number - float(figure)) <= half for number in numbers)
+    return any(abs(number - float(value)) <= half for path in paths for number in recorded(path)[0])
 
 
 @pytest.mark.parametrize("name", [path.parent.name for path in cards.cards()])
@@ -149,20 +117,19 @@ def test_the_sentences_with_figures_are_as_recorded():
     assert cards.missing_claims() == []
 
 
-@pytest.mark.parametrize("name", cards_and_texts())
+@pytest.mark.parametrize("name", texts())
 def test_every_other_figure_is_recorded_or_known_not_to_be(name):
-    text = outside(name)
+    text = texts()[name]
     if NOT_KEPT in text:
         return
-    figures = {match[3].replace(",", "") for match in FIGURE.finditer(text)}
-    known = NOT_RECORDED.get(name, set())
-    numbers = {number for path in SOURCES.get(name, []) for number in recorded(path)}
-    assert sorted(figure for figure in figures - known if not is_recorded(figure, numbers)) == []
-    assert known <= figures, "no longer in the text"
+    found, known = figures(text), set(NOT_RECORDED.get(name, ()))
+    sources = SOURCES.get(name, SOURCES.get(name.partition("#")[0], ()))
+    assert sorted(one for one in found - known if not is_recorded(one, sources)) == []
+    assert known <= found, "no longer in the text"
 
 
 def test_few_cards_have_figures_that_nobody_can_check():
-    found = [name for name in cards_and_texts() if NOT_KEPT in (ROOT / name).read_text(encoding="utf-8")]
+    found = [name for name, text in texts().items() if NOT_KEPT in text]
     assert found == ["model_cards/dvae-emoji/README.md", "model_cards/dvae-openclipart/README.md"]
 
 
@@ -218,6 +185,29 @@ def test_tables_of_a_section_share_their_rows(tmp_path, monkeypatch):
     found = cards.tables.__wrapped__("t.md")
     assert found == {"a set": {"x": {"row": "x", "rsum": "1.5 [1.0, 2.0]", "p": "0.004"}}}
     assert cards.mean(found["a set"]["x"]["rsum"]) == "1.5"
+
+
+def test_what_counts_as_a_figure():
+    text = "57 minutes of 150,766 icons, 26 to 34 ms at 0.5, 823 icons per second; ViT-S/16, Apache-2.0, 3e-5, seed 0"
+    assert figures(text) == {"57 minutes", "150,766", "26 ms", "34 ms", "0.5", "823 icons"}
+
+
+def test_a_decimal_is_rounded_and_a_whole_number_is_not(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text('{"seconds": 56.8, "share": 0.4449, "icons": 150766, "queries": [1405.0]}')
+    found = {
+        one
+        for one in ("56.8", "57 seconds", "44.5", "0.44", "150,766", "150,000", "1,405")
+        if is_recorded(one, [path.as_posix()])
+    }
+    assert found == {"56.8", "44.5", "0.44", "150,766", "1,405"}
+
+
+def test_a_recall_beside_the_best():
+    row = {"R@1": "6.5 ± 0.2", "less the best's": "+1.6 [+0.7, +2.6], p 0.0009", "R@1 among variants": "9.0 ± 1.0"}
+    assert cards.beside_best(row) == "**6.5** (+1.6, 0.0009)"
+    assert cards.beside_best(row | {"less the best's": "-1.6 [-2.6, -0.7], p 0.0009"}) == "6.5 (-1.6, 0.0009)"
+    assert cards.beside_best(row | {"R@1 among variants, less the best's": ""}, "R@1 among variants") == "9.0"
 
 
 @pytest.mark.parametrize(
