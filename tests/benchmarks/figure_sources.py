@@ -83,6 +83,7 @@ NOT_RECORDED = {
     "docs/search.md#Clips": ["1.41", "2104.08860", "384 images", "4 KB"],  # a moment, a paper, and settings
     "docs/search.md#A search page": ["10 seconds", "50 million"],  # limits
     "docs/export.md#Without torch": ["102 MB"],  # of the fp32 export
+    "docs/export.md#In a browser": ["7 ms", "8 ms"],  # timed by hand
     "docs/export.md#What it costs": [
         "0.97",  # a setting, and an overlap
         # other ways of quantization, which were measured by hand and not kept
@@ -93,6 +94,7 @@ NOT_RECORDED = {
     "docs/training.md#What to switch on": [
         *("1.05", "1.24", "1.6", "1.9"),  # times of steps, taken by hand
         *("0.1", "0.25"),  # settings
+        *("64 pairs", "3,000", "150,000"),  # advice, and sizes of sets
     ],
     "docs/training.md#Fine-tuning": [
         *("0.75", "0.9", "0.999", "8,990"),  # settings
