@@ -1,8 +1,10 @@
-"""Tests run on one core, without a network and with the tests' own random state."""
+"""Tests run on one core, without a network and with the tests' own random state, and fail at deprecated calls."""
 
+import logging
 import os
 import shutil
 import tempfile
+import warnings
 
 
 os.environ["HF_COTS_CACHE"] = tempfile.mkdtemp(prefix="hf_cots-tests-")
@@ -17,6 +19,23 @@ from tests.support.worlds import World
 
 
 torch.set_num_threads(1)
+
+
+class DeprecationHandler(logging.Handler):
+    """Warns of what a library logs about deprecated calls, for `filterwarnings` in pyproject.toml to decide on."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "deprecat" in (message := record.getMessage()).lower():
+            warnings.warn_explicit(message, FutureWarning, record.pathname, record.lineno, record.name)
+
+
+quiet = logging.getLogger("transformers")  # by the variable above: its warnings are made, but still not printed
+for handler in quiet.handlers:
+    handler.setLevel(quiet.level)
+quiet.setLevel(min(quiet.level, logging.WARNING))
+quiet.propagate = False  # in CI transformers would hand them to pytest, too
+for name in ("transformers", "huggingface_hub", "datasets"):
+    logging.getLogger(name).addHandler(DeprecationHandler())
 
 
 @pytest.fixture(scope="session", autouse=True)

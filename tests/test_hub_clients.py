@@ -1,50 +1,29 @@
 """A model goes to the Hub and comes back through every client of the README: the same numbers, bit for bit."""
 
 import json
-import shutil
 
 import pytest
 
-from tests.support.dual_folders import write_sentence_clip
-from tests.support.hub_stub import hub, sha256
-from tests.support.paths import SCRIPTS
-from tests.support.processes import ENVIRONMENT, run_python
+from tests.support.hub_clients import run_clients, serve_clients
+from tests.support.hub_stub import sha256
+from tests.support.paths import ROOT
 
 
 @pytest.fixture(scope="module")
 def place(world):
     """A Hub, and the folder of its user."""
-    folder = world.root / "user"
-    shutil.copytree(world.imagefolder, folder / "images")
-    shutil.copytree(world.model, folder / "model")
-    write_sentence_clip(folder / "sentence-clip")
-    with hub() as server:
-        server.add("org/sentence-clip", folder / "sentence-clip")
-        server.add("datasets/org/pairs", folder / "images")
-        yield server, folder
-
-
-def run_clients(place, mode):
-    """What the clients of `hub_client.py` found: a mapping of differences each, or an error."""
-    server, folder = place
-    output = folder / f"{mode}.json"
-    variables = ENVIRONMENT | server.variables(folder / f"home-{mode}")
-    done = run_python(SCRIPTS / "hub_client.py", folder, mode, output, env=variables)
-    assert output.exists(), done.stderr[-3000:]
-    found = json.loads(output.read_text())
-    for name, differences in found.items():
-        print(f"{name}, {mode} the package".ljust(50), differences)
-    return found
+    with serve_clients(world) as place:
+        yield place
 
 
 @pytest.fixture(scope="module")
 def owner(place):
-    return run_clients(place, "with")
+    return run_clients(*place, "with")
 
 
 @pytest.fixture(scope="module")
 def anybody(place, owner):
-    return run_clients(place, "without")
+    return run_clients(*place, "without")
 
 
 def check(found, clients):
@@ -54,11 +33,16 @@ def check(found, clients):
 
 
 def test_every_client_gets_the_numbers_of_the_local_folder(owner):
-    check(owner, 13)
+    check(owner, 15)
 
 
 def test_so_does_everybody_without_the_package(anybody):
-    check(anybody, 5)
+    check(anybody, 6)
+
+
+def test_the_recorded_differences_are_those_of_the_same_clients(owner, anybody):
+    recorded = json.loads((ROOT / "benchmarks" / "results" / "hub_clients.json").read_text())["largest differences"]
+    assert recorded == {"with": owner, "without": anybody}
 
 
 def test_what_was_uploaded_is_the_folder(place, owner):
@@ -70,6 +54,8 @@ def test_what_was_uploaded_is_the_folder(place, owner):
             path: data for path, data in local.items() if path != "README.md"
         }
     assert b'from_pretrained("org/published"' in server.files("org/published")["README.md"]
+    trained = {path.name: path.read_bytes() for path in (folder / "trained" / "model").iterdir()}
+    assert server.files("org/trained").items() >= trained.items()
 
 
 def test_weights_came_from_the_other_host_once_and_without_the_token(place, owner, anybody):

@@ -96,7 +96,7 @@ def test_the_record_says_what_was_exported_and_what_it_cost(int8, world_of_expor
     for kind in ("image", "text"):
         assert about["towers"][kind]["precision"] == "int8"
         assert about["towers"][kind]["bytes"] == (folder / f"{kind}_encoder.onnx").stat().st_size
-        for size in ("1", "32"):
+        for size in ("1", "32", "64"):
             times = about["evaluation"]["latency"][kind][size]
             assert times["speedup"] == pytest.approx(times["source_ms"] / times["exported_ms"], rel=0.02, abs=0.01)
     found = about["evaluation"]

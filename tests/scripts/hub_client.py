@@ -1,8 +1,9 @@
 """What users do with a model on the Hub, in a process of its own: `python hub_client.py FOLDER with|without OUTPUT`.
 
-FOLDER holds `model`, `sentence-clip` and `images`, which a data set names. `with` publishes the model in two ways,
-then reads it with every client; `without` makes the package impossible to import and reads what was published. OUTPUT
-says for each client by how much its embeddings, or what it makes of them, differ from the local folder's at most.
+FOLDER holds `model`, `sentence-clip`, `images`, which a data set names, and `train.json`, a recipe whose run ends with
+an upload. `with` publishes in three ways, then reads with every client; `without` makes the package impossible to
+import and reads what was published. OUTPUT says for each client by how much its embeddings, or what it makes of them,
+differ from the local folder's at most.
 """
 
 import json
@@ -88,6 +89,13 @@ def hf_upload():
     app(["upload", "org/uploaded", str(folder / "model")], standalone_mode=False)
 
 
+def push_to_hub():
+    """`--push_to_hub` in training."""
+    from hf_cots import train
+
+    train.main([str(folder / "train.json")])
+
+
 # ---------------------------------------------------------------------- downloads
 
 
@@ -99,6 +107,12 @@ def auto_model():
 def auto_model_of_an_upload():
     found = run_model("org/uploaded", **TRUST)
     return compare(found.image_embeds, found.text_embeds)
+
+
+def auto_model_of_a_trained_one():
+    local, online = (run_model(place, **TRUST) for place in (folder / "trained" / "model", "org/trained"))
+    names = {"images": "image_embeds", "texts": "text_embeds"}
+    return {kind: largest(online[name], local[name]) for kind, name in names.items()}
 
 
 def snapshot():
@@ -194,8 +208,8 @@ def sentence_transformers():
     return differences
 
 
-ANYBODY = (auto_model, auto_model_of_an_upload, snapshot, feature_extraction, zero_shot)
-OWNERS = (publish, hf_upload, *ANYBODY, load_encoder, image_index)
+ANYBODY = (auto_model, auto_model_of_an_upload, auto_model_of_a_trained_one, snapshot, feature_extraction, zero_shot)
+OWNERS = (publish, hf_upload, push_to_hub, *ANYBODY, load_encoder, image_index)
 OWNERS += (hf_cots_index, hf_cots_search, hf_cots_evaluate, sentence_transformers)
 results = {}
 for client in OWNERS if mode == "with" else ANYBODY:

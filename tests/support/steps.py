@@ -34,6 +34,13 @@ def data(model, pairs=8, seed=0):
     return batch | {name: torch.from_numpy(mask) for name, mask in drawn.items()}
 
 
+def recompute_activations(model, **settings):
+    """Switch on the recomputation of activations, which newer versions of transformers name in another way."""
+    new = hasattr(model, "activation_checkpointing_enable")
+    (model.activation_checkpointing_enable if new else model.gradient_checkpointing_enable)(settings or None)
+    assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
 def split(batch, sizes):
     pieces = {name: tensor.split(sizes) for name, tensor in batch.items()}
     return [{name: parts[i] for name, parts in pieces.items()} for i in range(len(sizes))]

@@ -205,3 +205,12 @@ def test_every_recipe_of_the_model_cards_parses(recipe, caplog):
     assert data.train_data
     assert training.learning_rate > 0
     assert not caplog.messages, "no old names"
+
+
+def test_fsdp_is_a_switch(monkeypatch):
+    """Not a text of options, which transformers deprecates, and of which "True" is none."""
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")  # which transformers sets
+    layers = {"transformer_layer_cls_to_wrap": ["ViTLayer"]}
+    training = parse_recipe(REQUIRED | {"fsdp": True, "fsdp_config": layers})[2]
+    assert training.fsdp is True
+    assert training.fsdp_plugin_args["transformer_cls_names_to_wrap"] == "ViTLayer"

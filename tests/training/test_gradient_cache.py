@@ -10,7 +10,7 @@ from hf_cots.train import main
 from hf_cots.training.gradient_cache import RandomState, cache_gradients
 from tests.support.recording import DoubleTrainer
 from tests.support.runs import cookie_flags
-from tests.support.steps import assert_close, split, take_gradients
+from tests.support.steps import assert_close, recompute_activations, split, take_gradients
 from tests.support.tiny import tiny_batch, tiny_config
 from tests.support.tiny_cookie import cookie_batch, tiny_cookie
 from tests.support.worlds import log_history
@@ -104,7 +104,7 @@ def test_activation_checkpointing_changes_nothing():
     for checkpointing in (False, True):
         model = tiny_cookie(shared_dropout=0.3)
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_activations(model, use_reentrant=False)
         torch.manual_seed(5)
         gradients.append(cached_step(model, [dict(part) for part in parts])[1])
     assert_close(gradients[1], gradients[0])

@@ -16,7 +16,7 @@ from tests.support.worlds import checkpoint, log_history
 
 STEPS = 4
 FSDP = {
-    "fsdp": "full_shard",
+    "fsdp": True,
     "fsdp_config": {
         "version": 2,
         "state_dict_type": "FULL_STATE_DICT",

@@ -199,9 +199,10 @@ def test_a_lora_run_resumes_with_all_that_it_trained(world, tmp_path):
 # ---------------------------------------------------------------------- ways of running
 
 
+RENAMED = hasattr(TrainingArguments, "activation_checkpointing")  # by a newer transformers
 WAYS = {
     "bf16": {"bf16": True},
-    "gradient_checkpointing": {"gradient_checkpointing": True},
+    "gradient_checkpointing": {"activation_checkpointing" if RENAMED else "gradient_checkpointing": True},
     "compiled": {"torch_compile": True, "torch_compile_backend": "aot_eager"},
     "accumulated": {"gradient_accumulation_steps": 2},
     "lora": {"lora_rank": 2},

@@ -19,7 +19,7 @@ from ..search.encoders import DIRECTIONS, EncodedPairs, Encoder, encode_pairs, e
 
 
 TOP = 10
-BATCH_SIZES = (1, 32)
+BATCH_SIZES = (1, 32, 64)
 SECONDS = 4.0  # of timing, for each batch size of images or texts
 REPEATS = (5, 50)  # at least and at most
 CLOCK = time.process_time  # seconds of CPU, of all threads: other programs on the machine hardly change it
@@ -99,7 +99,7 @@ def measure_latency(
     their tokenizer.
 
     Returns:
-        `{"image": {"1": {"source_ms", "exported_ms", "speedup"}, "32": ...}, "text": ...}`.
+        `{"image": {"1": {"source_ms", "exported_ms", "speedup"}, "32": ..., "64": ...}, "text": ...}`.
     """
     found: dict[str, dict[str, dict[str, float]]] = {"image": {}, "text": {}}
     steps = [encoding_steps(encoder, max(BATCH_SIZES)) for encoder in (source, exported)]

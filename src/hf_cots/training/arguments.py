@@ -304,6 +304,8 @@ class COTSTrainingArguments(TrainingArguments):
             check_range("peak_tflops", self.peak_tflops, 0, open_below=True)
         if self.dataloader_num_workers is None:
             self.dataloader_num_workers = default_workers(self.use_cpu)
+        if str(self.fsdp).lower() == "true":  # a switch, which TrainingArguments still declares as a text
+            self.fsdp = True
         prepare_early_stopping(self)
         choose_best_by(self, "text_to_image_R@1", smaller_is_better=("_rank",))
         super().__post_init__()
