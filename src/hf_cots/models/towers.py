@@ -235,7 +235,7 @@ def without_dropout(module: nn.Module) -> Iterator[None]:
     finally:
         for part in switched:
             part.training = True
-        if switched:  # autocast would reuse weights that were converted here, without gradient, in a later pass
+        if switched:  # else autocast, in PyTorch 2.8, gives no gradient to weights that it has converted here
             torch.clear_autocast_cache()
 
 
