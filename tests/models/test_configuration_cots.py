@@ -66,7 +66,11 @@ def test_whole_numbers_are_accepted_for_floats():
 @pytest.mark.parametrize("filter_lambda", [2.0, None])
 def test_momentum_encoder_exists_where_it_is_used(contrast, filter_lambda):
     uses = contrast == "momentum" or filter_lambda is not None
-    assert tiny_config(contrast=contrast, filter_lambda=filter_lambda).uses_momentum_encoder == uses
+    config = tiny_config(contrast=contrast, filter_lambda=filter_lambda)
+    assert config.uses_keys == config.uses_momentum_encoder == uses
+    config = tiny_config(contrast=contrast, filter_lambda=filter_lambda, momentum=0.0)
+    assert config.uses_keys == uses
+    assert not config.uses_momentum_encoder
 
 
 def vit(**fields):

@@ -166,9 +166,15 @@ class COTSConfig(TwoTowerConfig):
         return max(1, round(self.patch_mask_ratio * self.num_patches))
 
     @property
-    def uses_momentum_encoder(self) -> bool:
-        """The momentum encoder makes the keys of the momentum contrast and the scores of the filter."""
+    def uses_keys(self) -> bool:
+        """The momentum contrast compares with keys, and the filter scores pairs by them."""
         return self.contrast == "momentum" or self.filter_lambda is not None
+
+    @property
+    def uses_momentum_encoder(self) -> bool:
+        """The keys come from a momentum encoder. With a momentum of 0 they come from the online encoder, of which it
+        would be a copy."""
+        return self.uses_keys and self.momentum > 0
 
     @property
     def keeps_center(self) -> bool:

@@ -12,6 +12,7 @@ own, which is the same as long as nothing accumulates.
 """
 
 import functools
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -29,19 +30,13 @@ from .instance_level import ContrastRows, compare_in_batch, compare_with_queue, 
 from .losses import center_keys, key_mean, l2_normalize, pair_scores, true_positions
 from .modeling_cots import COTSModel
 from .modeling_dvae import COTSImageTokenizer
-from .pretraining import (
-    PreTrainingModel,
-    batch_size,
-    on_request,
-    resized_bias,
-    takes_output_options,
-)
+from .pretraining import PreTrainingModel, batch_size, on_request, resized_bias, takes_output_options
 from .queues import KeyCenter, KeyQueue, ScoreQueue
 from .step import Batch, Keys, Step
 from .task_level import task_term
 from .token_level import TokenHead, take_masked, token_term
 from .tower_properties import describe_tower
-from .towers import feature_size, is_frozen, is_same_in_training
+from .towers import feature_size, is_frozen, is_same_in_training, without_dropout
 
 
 # What a batch may bring of its masks, and forward else draws.
@@ -154,7 +149,8 @@ class COTSForPreTraining(PreTrainingModel):
         """
         threshold = self.filter_threshold()  # of the state before this step
         one = len(micro_batches) == 1  # of several, the activations would take the memory of all
-        features = [self.momentum_features(self._with_own_features(batch, one)) for batch in micro_batches]
+        share = one and self._keys_are_online()
+        features = [self.momentum_features(self._with_own_features(batch, share), share) for batch in micro_batches]
         steps, keys = self.assign_pair_index(micro_batches, features)
         # Adaptive momentum filter: pair i is kept iff s_i = k^I_i . k^T_i >= mu - lambda * sigma.
         steps = [self._filtered(step, pair_scores(step.image_keys, step.text_keys) >= threshold) for step in steps]
@@ -181,9 +177,12 @@ class COTSForPreTraining(PreTrainingModel):
         return self._filtered(step, torch.ones_like(step.image_ids, dtype=torch.bool))
 
     @torch.no_grad()
-    def momentum_features(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def momentum_features(self, batch: Batch, share: bool = False) -> dict[str, torch.Tensor]:
         """`image_keys` and `text_keys` k^I, k^T (n, D), zeros where neither contrast nor filter needs any; and the
         `features` (n, [`feature_size`]) of frozen towers that the batch brings.
+
+        Args:
+            share: compute the `embeds`, whose values are the keys, if the features are at hand.
 
         Raises:
             ValueError: if pixels or texts are needed and not given, or if clips are to be masked.
@@ -201,17 +200,23 @@ class COTSForPreTraining(PreTrainingModel):
                 raise ValueError(
                     f"{type(self).__name__} needs {name}: {feature} can only replace it if nothing is masked"
                 )
-        encoder = self.momentum_encoder
-        if encoder is None:
+        if not self.config.uses_keys:
             shape, full_precision = (batch_size(batch), self.config.projection_dim), self.full_precision
             zeros = torch.zeros(shape, dtype=full_precision, device=self.device)
             return features | {"image_keys": zeros, "text_keys": zeros}
-        image = self._image_features(encoder, batch | {"features": features})
-        text = features["text_features"] if "text_features" in features else self._text_features(encoder, batch)
-        return features | {
-            "image_keys": l2_normalize(encoder.visual_projection(image)),
-            "text_keys": l2_normalize(encoder.text_projection(text)),
-        }
+        if share and {"image_features", "text_features"} <= features.keys():
+            with torch.enable_grad():
+                embeds = self.embed(features["image_features"], features["text_features"])
+            keys = {"image_keys": embeds["image_embeds"].detach(), "text_keys": embeds["text_embeds"].detach()}
+            return features | keys | {"embeds": embeds}
+        encoder = self.momentum_encoder or self.cots
+        with nullcontext() if encoder is self.momentum_encoder else without_dropout(encoder):
+            image = self._image_features(encoder, batch | {"features": features})
+            text = features["text_features"] if "text_features" in features else self._text_features(encoder, batch)
+            return features | {
+                "image_keys": l2_normalize(encoder.visual_projection(image)),
+                "text_keys": l2_normalize(encoder.text_projection(text)),
+            }
 
     def _with_own_features(self, batch: Batch, share: bool) -> Batch:
         """Add the features of towers that are their own momentum encoders to the batch, so that one pass serves both
@@ -227,7 +232,7 @@ class COTSForPreTraining(PreTrainingModel):
             features["frame_features"] = self.cots.encode_frames(clips, batch.get("frame_mask"))
         if "text_features" in missing and texts is not None and is_frozen(text):
             features["text_features"] = self._text_features(self.cots, batch)
-        if share and self._keys_are_online():
+        if share:
             with torch.enable_grad():
                 if images is not None and "image_features" not in features and is_same_in_training(vision):
                     features["image_features"] = self._image_features(self.cots, batch).to(self.dtype)
@@ -236,8 +241,8 @@ class COTSForPreTraining(PreTrainingModel):
         return batch | {"features": features}
 
     def _keys_are_online(self) -> bool:
-        """Whether the momentum encoder equals the online one, in a step whose passes see what its keys do."""
-        if self.config.momentum > 0 or not self.training or not self.ema_pairs:
+        """Whether the keys come from the online encoder, in a step whose passes see what its keys do."""
+        if not self.config.uses_keys or self.config.uses_momentum_encoder or not self.training:
             return False
         masked = self.config.single_pass and self.masks_in(self.host_steps() + 1)
         sharded = isinstance(self, FSDPModule)  # gathers its shards for its own forward
@@ -314,7 +319,8 @@ class COTSForPreTraining(PreTrainingModel):
         batch = self.with_masks(batch, step)
         image, text = self.tower_outputs(batch, step)
         image_features, text_features = image.pooler_output, text.pooler_output  # (n, hidden) g^I, g^T
-        contrasted = self.embed(image_features, text_features) | self.contrast_parameters()  # (n, D) f^I, f^T
+        embeds = step.embeds or self.embed(image_features, text_features)  # (n, D) f^I, f^T
+        contrasted = embeds | self.contrast_parameters()
 
         terms: dict[str, torch.Tensor] = {}
         if step.cached is not None:
@@ -351,13 +357,8 @@ class COTSForPreTraining(PreTrainingModel):
         return image, text
 
     def _masks_pass(self, level: str, frozen_features: torch.Tensor | None) -> bool:
-        """Whether the one pass of a stream is that of its masked inputs; a frozen tower has features of the unmasked
-        ones already.
-
-        Args:
-            level: `"mvm"` for images, `"mlm"` for texts.
-            frozen_features: the stream's in the step.
-        """
+        """Whether the one pass of a stream (`"mvm"`: of images, `"mlm"`: of texts) is that of its masked inputs; a
+        frozen tower has features of the unmasked ones already."""
         masked = self.config.single_pass and self.masks_now and self.config.loss_weights[level] > 0
         return masked and frozen_features is None
 
@@ -371,11 +372,8 @@ class COTSForPreTraining(PreTrainingModel):
     # ------------------------------------------------------------------ instance and task level
 
     def contrast_terms(self, contrasted: dict[str, torch.Tensor], step: Step) -> dict[str, torch.Tensor]:
-        """Instance and task term, scalars, of this rank's pairs against the queue or the batches of all ranks.
-
-        Args:
-            contrasted: of [`contrast_embeds`] and [`contrast_parameters`].
-        """
+        """Instance and task term, scalars, of this rank's pairs against the queue or the batches of all ranks. Takes
+        what [`contrast_embeds`] and [`contrast_parameters`] give."""
         images, texts = contrasted["image_embeds"], contrasted["text_embeds"]
         temperature = contrasted.get("temperature", self.config.temperature)
         rows = self._compare(images, texts, step, temperature)
@@ -513,7 +511,7 @@ class COTSForPreTraining(PreTrainingModel):
             hidden: (n, 1 + patches, hidden) last hidden state of the masked images.
             masked: (n, patches) bool.
             text_features: (n, [`feature_size`]) global features of the texts before projection.
-            positions: [`true_positions`] of `masked`, if they are known.
+            positions: [`true_positions`] of `masked`, if known.
         """
         positions = true_positions(masked) if positions is None else positions
         patches, rows = take_masked(hidden[:, -masked.shape[1] :], positions)  # patches come last

@@ -49,6 +49,7 @@ class Step:
         kept: (n,) bool, which pairs the adaptive momentum filter keeps.
         image_features, text_features: (n, hidden) global features of towers that are not trained; with their graph,
             also of trained ones whose pass serves the keys.
+        embeds: `image_embeds` and `text_embeds` (n, D) with their graph, if the keys were made of them.
         frame_features: (n, frames, hidden) the same of the frames of clips.
         momentum_image_states: (n, 1 + patches, hidden) states of SIMLA's momentum image encoder.
         cached: with gradient caching, the contrast of the whole step.
@@ -63,6 +64,7 @@ class Step:
     kept: torch.Tensor | None = None
     image_features: torch.Tensor | None = None
     text_features: torch.Tensor | None = None
+    embeds: dict[str, torch.Tensor] | None = None
     frame_features: torch.Tensor | None = None
     momentum_image_states: torch.Tensor | None = None
     cached: CachedGradients | None = None

@@ -224,6 +224,21 @@ def is_same_in_training(tower: PreTrainedModel) -> bool:
     return not any(isinstance(m, norm) or (isinstance(m, dropout) and m.p > 0) for m in tower.modules())
 
 
+@contextlib.contextmanager
+def without_dropout(module: nn.Module) -> Iterator[None]:
+    """A context in which all of a module computes what it does in evaluation. It is for passes without gradient."""
+    switched = [part for part in module.modules() if part.training]
+    try:
+        for part in switched:
+            part.training = False
+        yield
+    finally:
+        for part in switched:
+            part.training = True
+        if switched:  # else autocast, in PyTorch 2.8, gives no gradient to weights that it has converted here
+            torch.clear_autocast_cache()
+
+
 def is_frozen(tower: nn.Module) -> bool:
     """Whether no parameter of a tower is trained."""
     return not any(parameter.requires_grad for parameter in every_parameter(tower))
