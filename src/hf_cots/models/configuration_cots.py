@@ -53,7 +53,8 @@ class COTSConfig(TwoTowerConfig):
         Instance level
         contrast (`"momentum"`, `"in_batch"` or `"sigmoid"`, default `"momentum"` [P]): momentum contrast with queues;
             symmetric InfoNCE over the batches of all ranks (CLIP); or the sigmoid loss over them (SigLIP).
-        momentum (`float`, defaults to 0.99 [M]): weight of the old value in the momentum update.
+        momentum (`float`, defaults to 0.99 [M]): weight of the old value in the momentum update. With 0 there is no
+            momentum encoder, and the keys come from the online one.
         momentum_warmup_steps (`int`, defaults to 0 [D]): optimizer steps over which that weight rises from 0.
         temperature (`float`, defaults to 0.05 [M]); learn_temperature (`bool`, defaults to `False` [M]);
         min_temperature, max_temperature (`float`, default 0.01 and 0.5 [D]): bounds of a learned temperature.
