@@ -37,8 +37,15 @@ SOURCES = {
     "model_cards/cots-scratch/README.md": (*ABLATION, *of_card("cots-scratch", "recipe.yaml")),
     "model_cards/cots-warm/README.md": (*ABLATION, *of_card("cots-warm", "recipe.yaml")),
     "model_cards/cots-video/README.md": of_card("cots-video", "results.json", "demo.json", "recipe.yaml"),
-    "model_cards/e5-multilingual/README.md": of_card("e5-multilingual", "emoji.yaml", "icons.yaml", "icons.json"),
-    "model_cards/minilm-multilingual/README.md": of_card("minilm-multilingual", "recipe.yaml"),
+    "model_cards/e5-multilingual/README.md": (
+        *(
+            "benchmarks/results/e5_multilingual.json",
+            *of_card("e5-multilingual", "emoji.yaml", "icons.yaml", "icons.json"),
+        ),
+    ),
+    "model_cards/minilm-multilingual/README.md": (
+        *("benchmarks/results/multilingual.json", *of_card("minilm-multilingual", "recipe.yaml")),
+    ),
     "model_cards/simla-emoji/README.md": (
         *("benchmarks/results/simla_rerank.json", *of_card("simla-emoji", "recipe.yaml")),
     ),
