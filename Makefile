@@ -26,7 +26,7 @@ help:
 	@echo "make icon-ablation  train and compare recipes on 150,000 icons"
 	@echo "make rerank-at-scale  does re-ranking with SIMLA add to the best dual encoder? on icons and skin-toned emoji"
 	@echo "make cots-icons  train a model that searches icons, on a CPU, and measure it"
-	@echo "make multilingual  search emoji in seventeen languages, with a distilled text tower and with E5; after make demo"
+	@echo "make multilingual  search emoji and icons in seventeen languages, with a distilled text tower and with E5; after make demo"
 	@echo "make fine-tuning  what pays in fine-tuning a pretrained model; after make demo and make icons"
 	@echo "make cards   write the figures of the model cards anew from the recorded results"
 	@echo "make check   lint and type-check"

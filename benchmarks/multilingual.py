@@ -1,4 +1,4 @@
-"""Searches emoji by names in seventeen languages, with MiniLM and with towers distilled from it.
+"""Searches emoji and icons by names in seventeen languages, with MiniLM and with towers distilled from it.
 
     python -m benchmarks.multilingual runs/multilingual/seed-0/model --emoji runs/multilingual/emoji/model
     python -m benchmarks.multilingual --emoji runs/multilingual/e5-emoji/model --output runs/e5_multilingual.json

@@ -254,6 +254,32 @@ def test_a_tower_with_dropout_makes_its_keys_in_a_pass_of_its_own():
     assert not step.image_keys.requires_grad
 
 
+@pytest.mark.parametrize("fields", [{"momentum": 0.0}, {"contrast": "in_batch", "filter_lambda": None}], ids=str)
+def test_a_momentum_encoder_that_a_file_lacks_is_a_copy(fields, tmp_path):
+    """Of a pre-training file, which has the counters of the whole; it was left at random values."""
+    saved = make(**fields)
+    saved.save_pretrained(tmp_path)
+    config = copy.deepcopy(saved.config)
+    config.momentum, config.contrast = 0.9, "momentum"
+    model = type(saved).from_pretrained(tmp_path, config=config)
+    trained = dict(model.cots.named_parameters())
+    assert all(torch.equal(p, trained[name]) for name, p in model.momentum_encoder.named_parameters())
+
+
+def test_keys_of_the_online_encoder_are_free_of_dropout():
+    model = make(momentum=0.0, filter_lambda=None, center_keys=False)
+    model.cots.text_model.config.hidden_dropout_prob = 0.5  # the keys have a pass of their own
+    dropouts = [module for module in model.cots.text_model.modules() if isinstance(module, torch.nn.Dropout)]
+    for module in dropouts:
+        module.p = 0.5
+    batch = data(model)
+    (step,) = model.begin_step([batch])
+    assert all(module.training for module in dropouts)
+    features = model.cots.eval().encode_text(batch["input_ids"], batch["attention_mask"]).pooler_output
+    expected = l2_normalize(model.cots.text_projection(features))
+    torch.testing.assert_close(step.text_keys, expected, rtol=1e-9, atol=1e-10)
+
+
 def test_a_single_pass_of_a_frozen_tower_compares_unmasked_texts():
     model = make(single_pass=True, filter_lambda=None)
     model.cots.text_model.requires_grad_(False)

@@ -408,11 +408,17 @@ class PreTrainingModel(COTSPreTrainedModel, ABC):
         elif isinstance(module, PreTrainingModel):
             init.zeros_(module.steps_seen)
             init.zeros_(module.pairs_seen)
-            for momentum_encoder, online in module.ema_pairs:
-                trained = dict(itertools.chain(online.named_parameters(), online.named_buffers()))
-                own = itertools.chain(momentum_encoder.named_parameters(), running_statistics(momentum_encoder))
-                for name, tensor in own:
-                    init.copy_(tensor, trained[name])
+
+    @torch.no_grad()
+    def initialize_weights(self):
+        """What a file lacks of the momentum encoders becomes a copy of the online ones. `_init_weights` cannot do it:
+        transformers does not call it for classes of others whose own buffers were in the file."""
+        super().initialize_weights()
+        for momentum_encoder, online in self.ema_pairs:
+            trained = dict(itertools.chain(online.named_parameters(), online.named_buffers()))
+            own = itertools.chain(momentum_encoder.named_parameters(), running_statistics(momentum_encoder))
+            for name, tensor in own:
+                init.copy_(tensor, trained[name])
 
     def train(self, mode: bool = True) -> Any:
         """Keeps momentum encoders and image tokenizer frozen and free of dropout (`from_pretrained` unfreezes them); a
